@@ -1,0 +1,101 @@
+"""Strict settings: YAML in, pydantic models out, and one sentence that names file, key and remedy when it is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from grafalign.errors import GrafalignError
+
+
+class Settings(BaseModel):
+    """Base of every settings model: unknown keys are errors and values do not change."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+
+Model = TypeVar('Model', bound=Settings)
+
+
+def load_settings(path: Path, model: type[Model], changes: Iterable[str] = ()) -> Model:
+    """Read a YAML file into a settings model.
+
+    Args:
+        path: the YAML file; relative paths inside it are relative to the current folder, as on a command line.
+        model: the settings class.
+        changes: `dotted.key=value` settings that override the file, values in YAML.
+
+    Raises:
+        GrafalignError: the file is missing, is not YAML, or a key is unknown, missing or has a wrong value.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise GrafalignError(f'There is no file {path}; give the path of a YAML file.') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GrafalignError(f'{path} cannot be read ({error}); give the path of a YAML file.') from None
+    except yaml.YAMLError as error:
+        raise GrafalignError(f'{path} is not valid YAML: {" ".join(str(error).split())}. Mend that line.') from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise GrafalignError(f'{path} holds no settings; write one `key: value` a line.')
+    for change in changes:
+        apply_change(content, change)
+    return parse_settings(content, model, str(path))
+
+
+def parse_settings(content: dict[str, Any], model: type[Model], name: str) -> Model:
+    """Check a dictionary of settings; `name` is the file to name in errors."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise GrafalignError(_sentence(error, model, name)) from None
+
+
+def apply_change(content: dict[str, Any], change: str) -> None:
+    """Apply one `dotted.key=value` override in place."""
+    key, equals, value = change.partition('=')
+    if not equals or not key:
+        raise GrafalignError(f'--set {change} is not understood; write --set key.subkey=value.')
+    *path, last = key.split('.')
+    for part in path:
+        content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise GrafalignError(f'--set {change} is not understood: {part} holds no keys.')
+    content[last] = yaml.safe_load(value)
+
+
+def _sentence(error: ValidationError, model: type[BaseModel], name: str) -> str:
+    first = error.errors()[0]
+    key = '.'.join(str(part) for part in first['loc'])
+    more = f' ({error.error_count() - 1} more like this)' if error.error_count() > 1 else ''
+    if first['type'] == 'extra_forbidden':
+        known = _known_keys(model, first['loc'][:-1])
+        near = difflib.get_close_matches(str(first['loc'][-1]), known, 1)
+        remedy = f'did you mean {near[0]!r}?' if near else f'known keys here: {", ".join(known)}.'
+        return f'{name}: unknown key {key!r}; {remedy}{more}'
+    if first['type'] == 'missing':
+        return f'{name}: the key {key!r} is missing; add it.{more}'
+    problem = first['msg'].removeprefix('Value error, ')
+    where = f'{key!r}: ' if key else ''
+    given = f' (it is {first["input"]!r})' if key and not isinstance(first['input'], dict) else ''
+    return f'{name}: {where}{problem}{given}; mend that value.{more}'
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        kinds = [field.annotation, *getattr(field.annotation, '__args__', ())]
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+    return list(model.model_fields)

@@ -1,0 +1,139 @@
+"""Tile geometry: where a tile lies, which pixel a place falls on, and which block of the Earth it belongs to.
+
+A tile is north-up in the UTM zone of its centre, `size_px` pixels of `gsd_m` metres on a side, with its origin snapped
+to multiples of the GSD, so that a scene on the same grid is read without resampling. Rows count down from the top edge
+and columns right from the left edge, both in pixels and fractional: pixel (0, 0) covers [0, 1) x [0, 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from pyproj import Transformer
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+UTM_SOUTH_LIMIT, UTM_NORTH_LIMIT = -80.0, 84.0
+EARTH_KM_PER_DEGREE = 111.32
+
+
+def utm_epsg(lon: Floats, lat: Floats) -> Ints:
+    """EPSG code of the UTM zone of each place, with the exceptions of Norway (32V) and Svalbard (X).
+
+    Args:
+        lon: degrees, [-180, 180].
+        lat: degrees; UTM is defined from -80 to 84.
+    """
+    lon, lat = np.asarray(lon, dtype=float), np.asarray(lat, dtype=float)
+    zone = np.floor((lon + 180) / 6).astype(np.int64) % 60 + 1
+    zone = np.where((lat >= 56) & (lat < 64) & (lon >= 3) & (lon < 12), 32, zone)
+    for low, high, number in ((0, 9, 31), (9, 21, 33), (21, 33, 35), (33, 42, 37)):
+        zone = np.where((lat >= 72) & (lat <= 84) & (lon >= low) & (lon < high), number, zone)
+    return np.where(lat >= 0, 32600, 32700) + zone
+
+
+@lru_cache(maxsize=256)
+def _transformer(source: str, target: str) -> Transformer:
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
+def project(lon: Floats, lat: Floats, epsg: int) -> tuple[Floats, Floats]:
+    """Longitude and latitude in degrees to easting and northing in metres of one zone."""
+    x, y = _transformer('EPSG:4326', f'EPSG:{epsg}').transform(lon, lat)
+    return np.asarray(x), np.asarray(y)
+
+
+def unproject(x: Floats, y: Floats, epsg: int) -> tuple[Floats, Floats]:
+    """Easting and northing in metres of one zone to longitude and latitude in degrees."""
+    lon, lat = _transformer(f'EPSG:{epsg}', 'EPSG:4326').transform(x, y)
+    return np.asarray(lon), np.asarray(lat)
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """The shape that all tiles of a data set share."""
+
+    size_px: int
+    """Pixels on a side."""
+    gsd_m: float
+    """Metres a pixel."""
+
+    @property
+    def side_m(self) -> float:
+        """Length of a side in metres."""
+        return self.size_px * self.gsd_m
+
+    def corner(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        """Left and top (metres, multiples of the GSD) of the tile centred on a position, to the nearest pixel."""
+        left = np.round((x - self.side_m / 2) / self.gsd_m) * self.gsd_m
+        top = np.round((y + self.side_m / 2) / self.gsd_m) * self.gsd_m
+        return left, top
+
+    def row_col(self, x: Floats, y: Floats, left: Floats, top: Floats) -> tuple[Floats, Floats]:
+        """Fractional row and column of positions in tiles with the given corners."""
+        return (top - y) / self.gsd_m, (x - left) / self.gsd_m
+
+    def holds(self, row: Floats, col: Floats) -> npt.NDArray[np.bool_]:
+        """Whether a row and column fall inside: left and top edges belong to the tile, right and bottom do not."""
+        return (row >= 0) & (row < self.size_px) & (col >= 0) & (col < self.size_px)
+
+    def geobox(self, epsg: int, left: float, top: float) -> GeoBox:
+        """The tile as an odc.geo GeoBox."""
+        transform = Affine(self.gsd_m, 0, left, 0, -self.gsd_m, top)
+        return GeoBox((self.size_px, self.size_px), transform, f'EPSG:{epsg}')
+
+    def tile_id(self, epsg: int, left: float, top: float) -> str:
+        """Name of a place on this grid: the same place always gets the same id."""
+        return f'{epsg}_{_plain(left)}_{_plain(top)}_{_plain(self.gsd_m)}m_{self.size_px}px'
+
+    def bounds_lonlat(self, epsg: int, left: Floats, top: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """West, south, east, north of tiles of one zone, in degrees, from points along all four edges.
+
+        Across the antimeridian `east` exceeds 180.
+        """
+        steps = np.linspace(0, self.side_m, 5)
+        edge = np.concatenate([np.stack([steps, 0 * steps]), np.stack([steps, 0 * steps + self.side_m]),
+                               np.stack([0 * steps, steps]), np.stack([0 * steps + self.side_m, steps])], axis=1)
+        lon, lat = unproject(left[:, None] + edge[0], top[:, None] - edge[1], epsg)
+        wraps = (lon.max(1) - lon.min(1)) > 180
+        lon = np.where(wraps[:, None] & (lon < 0), lon + 360, lon)
+        return lon.min(1), lat.min(1), lon.max(1), lat.max(1)
+
+
+def _plain(value: float) -> str:
+    """A number as short as it can be written, without a point in names."""
+    return f'{value:.10g}'.replace('.', 'p')
+
+
+def blocks_touched(
+    west: Floats, south: Floats, east: Floats, north: Floats, block_km: float
+) -> npt.NDArray[np.int64]:
+    """Blocks of the Earth that boxes touch, as [N, 4] block numbers (repeated where fewer than four).
+
+    Blocks are rows of equal height in latitude, each row cut into as many equal columns as make them about square. The
+    partition is the same everywhere, whatever the UTM zone, so that two tiles that overlap share a block even where
+    zones meet.
+
+    Args:
+        west: degrees, with `south`, `east`, `north` the box of each tile; boxes are smaller than a block.
+        south: degrees.
+        east: degrees, above 180 across the antimeridian.
+        north: degrees.
+        block_km: side of a block in kilometres.
+    """
+    height_deg = block_km / EARTH_KM_PER_DEGREE
+    found = []
+    for lat in (south, north):
+        row = np.floor((lat + 90) / height_deg)
+        middle = np.deg2rad(np.clip((row + 0.5) * height_deg - 90, -89.9, 89.9))
+        columns = np.maximum(1, np.floor(360 * np.cos(middle) / height_deg))
+        for lon in (west, east):
+            column = np.floor((lon + 180) % 360 / 360 * columns)
+            found.append(row.astype(np.int64) * 10_000_000 + column.astype(np.int64))
+    return np.stack(found, axis=1)

@@ -1,0 +1,86 @@
+"""The recipe: everything that decides what a pair store holds."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from grafalign.config import Settings
+from grafalign.geo import TileGrid
+from grafalign.photos import PhotoSource
+from grafalign.scenes import SceneSource
+
+
+class SensorSettings(Settings):
+    """The `sensor:` part: what a tile is."""
+
+    name: str
+    bands: list[str] = Field(min_length=1)
+    """Asset keys, `ASSET:NUMBER`, or band names of the items, in the order wanted."""
+    gsd_m: float = Field(gt=0)
+    """Metres a pixel: 1 for NAIP, 10 for Sentinel-2."""
+    size_px: int = Field(default=224, ge=8)
+    value_range: tuple[float, float]
+    """Physical values, after scale and offset, that become 0 and 1 at the model's input: the same for every tile.
+    [0, 255] for 8-bit pictures; [0, 0.3] for reflectance, as GRAFT's Sentinel-2 tiles (DN / 3000)."""
+
+    @model_validator(mode='after')
+    def _rising(self) -> Self:
+        if self.value_range[1] <= self.value_range[0]:
+            raise ValueError('`value_range` must rise')
+        return self
+
+
+class PlanSettings(Settings):
+    """The `plan:` part: how photos become tiles."""
+
+    max_photos: int = Field(default=25, ge=1)
+    """Photos kept per tile (25 in GRAFT)."""
+    seed: int = 0
+
+
+class SplitSettings(Settings):
+    """The `split:` part: which blocks of the Earth are held out."""
+
+    block_km: float = Field(default=20.0, gt=0)
+    shares: dict[str, float] = {'train': 0.8, 'val': 0.1, 'test': 0.1}
+
+    @model_validator(mode='after')
+    def _sum_to_one(self) -> Self:
+        if set(self.shares) - {'train', 'val', 'test'}:
+            raise ValueError('`shares` knows train, val and test')
+        if abs(sum(self.shares.values()) - 1) > 1e-6 or min(self.shares.values()) < 0:
+            raise ValueError('`shares` must sum to 1')
+        return self
+
+
+class Recipe(Settings):
+    """A pairing recipe."""
+
+    photos: PhotoSource
+    scenes: SceneSource
+    sensor: SensorSettings
+    plan: PlanSettings = PlanSettings()
+    split: SplitSettings = SplitSettings()
+    max_nodata: float = Field(default=0.25, ge=0, le=1)
+    """Largest share of missing pixels in a tile."""
+    shard_tiles: int = Field(default=256, ge=1)
+    """Tiles in a shard; also the unit of work and of resuming."""
+
+    @model_validator(mode='after')
+    def _tile_smaller_than_block(self) -> Self:
+        if self.grid.side_m >= 1000 * self.split.block_km:
+            raise ValueError('split.block_km must be larger than a tile')
+        return self
+
+    @property
+    def grid(self) -> TileGrid:
+        """The tiles' common shape."""
+        return TileGrid(self.sensor.size_px, self.sensor.gsd_m)
+
+    @property
+    def digest(self) -> str:
+        """Digest of all settings."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=16).hexdigest()

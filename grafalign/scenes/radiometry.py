@@ -1,0 +1,111 @@
+"""From stored numbers to physical values: which scale and offset really apply to an asset.
+
+physical = stored * scale + offset. The rules, first match wins:
+
+1. `earthsearch:boa_offset_applied: true`: the offset is already in the pixels, only the scale applies (Earth Search
+   states offset -0.1 all the same).
+2. `raster:bands` of the asset (STAC raster extension 1.x), or `raster:scale`/`raster:offset` in `bands` (2.x).
+3. Sentinel-2 without either: scale 0.0001, and offset -0.1 from processing baseline 04.00 on (ESA's change of
+   2022-01-25; Planetary Computer publishes no `raster:bands`).
+4. Anything else: scale 1, offset 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from grafalign.errors import GrafalignError
+
+
+@dataclass(frozen=True)
+class BandSource:
+    """Where one band of a scene is stored, and what its numbers mean."""
+
+    href: str
+    index: int
+    """Band number inside the file, from 1."""
+    scale: float
+    offset: float
+    nodata: float | None
+    """Value of missing pixels as the item states it; None to trust the file."""
+
+
+def band_sources(item: dict[str, Any], bands: list[str]) -> list[BandSource]:
+    """Find every band of a recipe in an item.
+
+    A band is named by asset key, by `ASSET:NUMBER` (bands of one file counted from 1), or by the name or common name
+    that the item gives it.
+
+    Args:
+        item: the STAC item.
+        bands: names, in the order wanted.
+
+    Raises:
+        GrafalignError: the item has no such band; the sentence lists what it has.
+    """
+    return [_band(item, name) for name in bands]
+
+
+def _band(item: dict[str, Any], name: str) -> BandSource:
+    assets: dict[str, Any] = item.get('assets') or {}
+    if name in assets:
+        return _source(item, assets[name], 1)
+    key, colon, number = name.rpartition(':')
+    if colon and key in assets and number.isdigit():
+        return _source(item, assets[key], int(number))
+    known = list(assets)
+    for asset in assets.values():
+        if not _is_raster(asset):
+            continue
+        for index, band in enumerate(asset.get('eo:bands') or asset.get('bands') or [], start=1):
+            names = [band.get(k) for k in ('name', 'common_name', 'eo:common_name') if band.get(k)]
+            known += names
+            if name.lower() in (str(n).lower() for n in names):
+                return _source(item, asset, index)
+    known = list(dict.fromkeys(str(k) for k in known))
+    raise GrafalignError(
+        f'Item {item.get("id")} has no band {name!r}; set sensor.bands to names it has: {", ".join(known)}.'
+    )
+
+
+def _is_raster(asset: dict[str, Any]) -> bool:
+    roles = asset.get('roles') or []
+    kind = str(asset.get('type') or 'image/tiff')
+    return kind.startswith('image/') and not {'thumbnail', 'overview', 'visual'} & set(roles)
+
+
+def _source(item: dict[str, Any], asset: dict[str, Any], index: int) -> BandSource:
+    properties = item.get('properties') or {}
+    tables: list[Any] = asset.get('raster:bands') or asset.get('bands') or []
+    facts = tables[index - 1] if index <= len(tables) and isinstance(tables[index - 1], dict) else {}
+
+    def get(key: str) -> Any:
+        for place in (facts, asset):
+            for name in (key, f'raster:{key}'):
+                if place.get(name) is not None:
+                    return place[name]
+        return None
+
+    scale, offset, nodata = get('scale'), get('offset'), get('nodata')
+    if scale is None and offset is None and _is_sentinel2(item):
+        scale = 0.0001
+        offset = -0.1 if _baseline(properties) >= (4, 0) else 0.0
+    if properties.get('earthsearch:boa_offset_applied') is True:
+        offset = 0.0
+    return BandSource(
+        str(asset['href']), index, 1.0 if scale is None else float(scale), 0.0 if offset is None else float(offset),
+        float(nodata) if isinstance(nodata, int | float) else None,
+    )
+
+
+def _is_sentinel2(item: dict[str, Any]) -> bool:
+    properties = item.get('properties') or {}
+    return 's2:processing_baseline' in properties or str(item.get('collection') or '').startswith('sentinel-2')
+
+
+def _baseline(properties: dict[str, Any]) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in str(properties.get('s2:processing_baseline', '0')).split('.'))
+    except ValueError:
+        return (0,)

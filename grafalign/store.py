@@ -1,0 +1,238 @@
+"""The pair store: the folder that pairing writes and training reads, and all that either knows of the other.
+
+    dataset.json        schema version, sensor, counts, settings, digests; written last: a store without it is unfinished
+    photos.parquet      one row a photo, sorted by photo_id (GeoParquet)
+    tiles.parquet       one row a tile: geometry, scene facts, split, and where its bytes lie (GeoParquet)
+    pairs.parquet       tile_id, photo_id, row, col, days_apart
+    rejected.parquet    every photo, tile or scene read that was not used, with its reason
+    scenes.parquet      the STAC items that were used (stac-geoparquet)
+    tiles/00000.tar     WebDataset shards: TILE_ID.npy (pixels [C, H, W] as stored) and TILE_ID.json (facts)
+
+Pixels are plain .npy inside plain tar: with the byte offset of tiles.parquet one `pread` fetches a tile and no decoder
+runs, every WebDataset tool streams the same files, and the values are exact for any number of bands and bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from grafalign.errors import GrafalignError
+
+SCHEMA_VERSION = 1
+MARKER = 'dataset.json'
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """What every tile of a store has in common."""
+
+    name: str
+    bands: tuple[str, ...]
+    gsd_m: float
+    size_px: int
+    value_range: tuple[float, float]
+    """Physical values (after scale and offset) that become 0 and 1 at the model's input."""
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard below the store."""
+    return f'tiles/{index:05d}.tar'
+
+
+class ShardWriter:
+    """Writes one shard beside its final name and moves it there in one atomic rename.
+
+    Used as a context: leaving it normally commits the shard, leaving it by an exception removes what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_suffix('.tar.part')
+
+    def __enter__(self) -> ShardWriter:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._part.open('wb')
+        self._tar = tarfile.open(fileobj=self._file, mode='w', format=tarfile.USTAR_FORMAT)
+        return self
+
+    def add(self, tile_id: str, pixels: npt.NDArray[np.generic], facts: dict[str, Any]) -> tuple[int, int]:
+        """Append a tile; return the byte offset and length of its .npy inside the shard."""
+        buffer = io.BytesIO()
+        np.save(buffer, pixels)
+        place = self._member(f'{tile_id}.npy', buffer.getvalue())
+        self._member(f'{tile_id}.json', json.dumps(facts, sort_keys=True).encode())
+        return place
+
+    def _member(self, name: str, content: bytes) -> tuple[int, int]:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)  # every other field keeps its fixed default: equal input gives equal bytes
+        offset = self._tar.offset + tarfile.BLOCKSIZE
+        self._tar.addfile(info, io.BytesIO(content))
+        return offset, len(content)
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._tar.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self._part.replace(self._path)
+        finally:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = path.with_name(path.name + '.part')
+    try:
+        with part.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a Parquet (or GeoParquet) table atomically."""
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b digest of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class PairStore:
+    """Read a finished pair store.
+
+    Args:
+        path: the store's folder.
+
+    Raises:
+        GrafalignError: there is no finished store, or it was written by a newer grafalign.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        marker = self.path / MARKER
+        if not marker.is_file():
+            started = (self.path / 'tiles').is_dir()
+            remedy = 'it is unfinished: run the same `grafalign pair` again' if started else 'make one with `grafalign pair`'
+            raise GrafalignError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
+        try:
+            self.facts: dict[str, Any] = json.loads(marker.read_text(encoding='utf-8'))
+            version = int(self.facts['schema_version'])
+        except (ValueError, KeyError, TypeError) as error:
+            raise GrafalignError(f'{marker} is damaged ({error!r}); pair again into an empty folder.') from None
+        if version > SCHEMA_VERSION:
+            raise GrafalignError(
+                f'{marker}: schema_version is {version}, this grafalign reads up to {SCHEMA_VERSION}; upgrade grafalign.'
+            )
+        sensor = self.facts['sensor']
+        self.sensor = Sensor(
+            sensor['name'], tuple(sensor['bands']), sensor['gsd_m'], sensor['size_px'], tuple(sensor['value_range'])
+        )
+        self._shards: dict[str, int] = {}
+        self._process = os.getpid()
+
+    @cached_property
+    def tiles(self) -> gpd.GeoDataFrame:
+        """Tiles in the order of their numbers."""
+        return self._table('tiles')
+
+    @cached_property
+    def photos(self) -> gpd.GeoDataFrame:
+        """Photos, sorted by `photo_id`; the rows of a ground bank follow them."""
+        return self._table('photos')
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """Pairs with two columns added: `tile` and `photo`, the row numbers in the other two tables."""
+        pairs = self._table('pairs')
+        tile = pd.Index(self.tiles['tile_id']).get_indexer(pairs['tile_id'])
+        photo = pd.Index(self.photos['photo_id']).get_indexer(pairs['photo_id'])
+        return pairs.assign(tile=tile, photo=photo)
+
+    @cached_property
+    def rejected(self) -> pd.DataFrame:
+        """What was not used and why."""
+        return self._table('rejected')
+
+    @property
+    def digest(self) -> str:
+        """One digest for all the content."""
+        return str(self.facts['digest'])
+
+    def _table(self, name: str) -> Any:
+        path = self.path / f'{name}.parquet'
+        try:
+            return gpd.read_parquet(path) if name in ('tiles', 'photos') else pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise GrafalignError(f'{path} cannot be read ({error}); pair again into an empty folder.') from None
+
+    def tiles_of(self, split: str) -> npt.NDArray[np.int64]:
+        """Row numbers of the tiles of a split."""
+        return np.flatnonzero((self.tiles['split'] == split).to_numpy())
+
+    def read_tile(self, index: int) -> npt.NDArray[np.generic]:
+        """Stored pixels [C, H, W] of one tile, by row number.
+
+        Raises:
+            GrafalignError: the shard is missing or shorter than it should be.
+        """
+        shard, offset, nbytes = self._places[0][index], self._places[1][index], self._places[2][index]
+        try:
+            content = os.pread(self._shard(shard), nbytes, offset)
+            return np.asarray(np.load(io.BytesIO(content)))
+        except (OSError, ValueError, EOFError) as error:
+            raise GrafalignError(
+                f'{self.path / shard}: tile {index} cannot be read ({error}); the shard is damaged, '
+                'delete it and dataset.json and run the same `grafalign pair` again.'
+            ) from None
+
+    @cached_property
+    def _places(self) -> tuple[list[str], list[int], list[int]]:
+        return tuple(self.tiles[c].tolist() for c in ('shard', 'byte_offset', 'nbytes'))  # type: ignore[return-value]
+
+    @cached_property
+    def radiometry(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Scale and offset of every tile and band, float32 [T, C] each."""
+        scale, offset = (np.array(self.tiles[c].tolist(), dtype=np.float32) for c in ('scale', 'offset'))
+        return scale, offset
+
+    def _shard(self, name: str) -> int:
+        if self._process != os.getpid():  # a forked data worker: descriptors of the parent are not ours to share
+            self._shards, self._process = {}, os.getpid()
+        if name not in self._shards:
+            self._shards[name] = os.open(self.path / name, os.O_RDONLY)
+        return self._shards[name]
+
+    def close(self) -> None:
+        """Close all shards."""
+        for descriptor in self._shards.values():
+            os.close(descriptor)
+        self._shards.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_shards': {}}
