@@ -17,8 +17,8 @@ from grafalign.sandbox.clip_training import TINY_CLIP_DIR, train_clip
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', type=Path, default=TINY_CLIP_DIR)
-    parser.add_argument('--photos', type=int, default=14000, help='photos in each world')
-    parser.add_argument('--epochs', type=int, default=12)
+    parser.add_argument('--photos', type=int, default=16000, help='photos in each world')
+    parser.add_argument('--epochs', type=int, default=16)
     args = parser.parse_args()
     seeds = (9001, 9002, 9003, 9004)
     result = train_clip(args.out, seeds, args.photos, args.epochs)

@@ -58,8 +58,9 @@ def photos_with_captions(
 ) -> tuple[npt.NDArray[np.uint8], list[str], FloatArray]:
     """Photos [P, 64, 64, 3], their captions, and the share of each class in them [P, classes]."""
     land = make_land(seed, shape)
-    cameras, phones = stand(land, count, seed)
-    images, shares = render(land, build(land), cameras, seed)
+    structures = build(land)
+    cameras, phones = stand(land, structures, count, seed)
+    images, shares = render(land, structures, cameras, seed)
     rng = np.random.default_rng((seed, 2))
     captions = []
     for i, kind in enumerate(phones.kind):
@@ -95,12 +96,12 @@ def train_clip(out: Path, seeds: tuple[int, ...], photos_per_seed: int, epochs: 
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CONFIG['text_cfg']['context_length'])
     worlds = [photos_with_captions(seed, photos_per_seed) for seed in seeds]
     images = torch.from_numpy(np.concatenate([w[0] for w in worlds[:-1]]))
-    tokens = tokenizer([c for w in worlds[:-1] for c in w[1]])
+    tokens, caption_of = torch.unique(tokenizer([c for w in worlds[:-1] for c in w[1]]), dim=0, return_inverse=True)
     batch, total = 256, epochs * (len(images) // 256)
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{'params': decay, 'weight_decay': 0.1}, {'params': plain, 'weight_decay': 0.0}], lr=1e-3, betas=(0.9, 0.98)
+        [{'params': decay, 'weight_decay': 0.1}, {'params': plain, 'weight_decay': 0.0}], lr=1.5e-3, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * s / total))
@@ -111,8 +112,9 @@ def train_clip(out: Path, seeds: tuple[int, ...], photos_per_seed: int, epochs: 
             pixels = normalised(images[rows])
             if torch.rand(()) < 0.5:
                 pixels = pixels.flip(-1)
-            a, b, scale = model(pixels, tokens[rows])
-            logits = scale * a @ b.T
+            said, which = torch.unique(caption_of[rows], return_inverse=True)  # equal captions are encoded once
+            a, b, scale = model(pixels, tokens[said])
+            logits = scale * a @ b[which].T
             target = torch.arange(len(rows))
             loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
             optimizer.zero_grad()

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from grafalign.sandbox.classes import CLASS_ID, VOID
 from grafalign.sandbox.noise import FloatArray, IntArray, cells, hashed, spectral
-from grafalign.sandbox.settlement import MAIN, Town, draw_roads, find_towns
+from grafalign.sandbox.settlement import LANE, MAIN, Town, draw_roads, find_towns
 from grafalign.sandbox.terrain import COARSE, Terrain, make_terrain
 
 GSD_M = 5.0
@@ -248,9 +248,8 @@ def _place_objects(
             around = ndimage.binary_dilation(inside, iterations=2) & ~inside
             classes[window][inside] = CLASS_ID[kind]
             roads[window][inside] = 0
-            if kind != 'roundabout':
-                ring = around & (roads[window] == 0) & ~water[window]
-                roads[window][ring] = 1
+            ring = around & (roads[window] == 0) & ~water[window]
+            roads[window][ring] = LANE
             objects.append(thing)
             wanted -= 1
             if wanted == 0:

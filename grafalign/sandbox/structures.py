@@ -215,7 +215,7 @@ def _roundabout(thing: LandObject, a: FloatArray, b: FloatArray, spot: FloatArra
     kerb = (radius > 0.38) & (radius <= 0.46)
     return _choose(
         a, M.GRASS, (arms & (radius > 0.5), M.ASPHALT, 0.0), (ring, M.ASPHALT, 0.0), (kerb, M.MARKING, 0.3),
-        (radius < 0.2, M.GARDEN, 1.5),
+        (radius < 0.22, M.GARDEN, 2.5),
     )
 
 

@@ -25,7 +25,7 @@ class Terrain:
     """The relief and its water on the coarse grid."""
 
     elevation: FloatArray
-    """Metres above the sea, [h, w]; negative under the sea."""
+    """Metres above the sea, [h, w]: of the ground, or of the water's surface."""
     sea: npt.NDArray[np.bool_]
     lake: npt.NDArray[np.bool_]
     river_width_m: FloatArray
@@ -73,10 +73,10 @@ def make_terrain(shape: tuple[int, int], seed: int) -> Terrain:
     sizes[0] = 0
     largest = np.argsort(sizes)[-max(2, elevation.size // 18_000) :]
     lake = np.isin(labels, largest[sizes[largest] > 12])  # the smaller depressions have silted up
-    elevation = np.where(sea | lake, elevation, filled)
     river = (upstream > 900) & ~sea
     width = np.where(river, np.clip(0.9 * np.sqrt(upstream), 20, 80), 0).astype(np.float32)
-    return Terrain(np.maximum(elevation, np.where(sea, -20.0, 0.3)).astype(np.float32), sea, lake, width)
+    surface = np.where(sea, 0, np.maximum(filled, 0.3)).astype(np.float32)
+    return Terrain(surface, sea, lake, width)
 
 
 def _flood(elevation: FloatArray, sea: npt.NDArray[np.bool_]) -> tuple[FloatArray, list[int], list[int]]:

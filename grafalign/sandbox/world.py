@@ -42,7 +42,7 @@ class SandboxSettings:
     """Settings of a world; two equal settings give equal files."""
 
     seed: int = 0
-    photos: int = 20_000
+    photos: int = 24_000
     rows: int = 3072
     cols: int = 3840
 
@@ -83,7 +83,7 @@ def make_sandbox(out: Path, settings: SandboxSettings | None = None, workers: in
     land = make_land(settings.seed, (settings.rows, settings.cols))
     structures = build(land)
     items = write_catalog(out / 'catalog', land, structures, workers)
-    cameras, phones = stand(land, settings.photos, settings.seed)
+    cameras, phones = stand(land, structures, settings.photos, settings.seed)
     shares = _write_photos(out / 'photos', land, structures, cameras, phones, workers)
     _write_truth(out / 'truth', land, cameras, phones, shares)
     summary: dict[str, object] = {

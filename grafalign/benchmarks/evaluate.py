@@ -1,0 +1,243 @@
+"""Zero-shot evaluation in a sandbox world: every model against the frozen CLIP and a supervised bound.
+
+Classification (top-1 accuracy), dense segmentation (mIoU over chips) and text -> tile retrieval through FAISS (mAP@20),
+all on blocks that no training saw, each with a 95 % bootstrap interval over tiles or chips.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from grafalign import console, engine
+from grafalign.benchmarks.bootstrap import Estimate, bootstrap, confusion, map_at, mean_iou
+from grafalign.benchmarks.sandbox_set import VOID, LabelledTiles, SandboxTruth
+from grafalign.benchmarks.supervised import train_supervised
+from grafalign.config import load_settings
+from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip
+from grafalign.errors import GrafalignError
+from grafalign.retrieval import TileIndex, average_precision_at
+from grafalign.store import PairStore, Sensor
+from grafalign.training import SatelliteModel, TrainSettings, load_satellite
+from grafalign.zeroshot import class_scores, class_vectors, photo_prior, segment
+
+CHIP_PX = 128
+K = 20
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SetSizes:
+    """How large the labelled sets are."""
+
+    train_per_class: int = 150
+    test_per_class: int = 40
+    chips: int = 60
+
+
+@dataclass
+class Evaluation:
+    """Results, and what the report shows of them."""
+
+    results: dict[str, Any]
+    classes: list[str]
+    test: LabelledTiles
+    chips: LabelledTiles
+    guesses: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """Model name to the class of every test tile."""
+    maps: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """Model name to the class of every pixel of the chips."""
+    top: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """Model name to the best test tiles of every class, [K, 20]."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """An encoder with the vectors that stand for classes."""
+
+    encoder: SatelliteEncoder
+    rule: PixelRule
+    classes: Floats
+
+
+def evaluate_sandbox(
+    sandbox: Path, store_path: Path, runs: Mapping[str, Path], sizes: SetSizes | None = None, seed: int = 0
+) -> Evaluation:
+    """Evaluate finished runs on the held-out blocks of a sandbox world.
+
+    Args:
+        sandbox: the world.
+        store_path: the pair store the runs were trained on.
+        runs: names to run folders; the first of each level sets CLIP, length and rate of the supervised bound.
+        sizes: how many labelled tiles and chips.
+        seed: seed of the labelled sets, the bound and the bootstrap.
+
+    Raises:
+        GrafalignError: no run was given, or a run does not belong to the store.
+    """
+    sizes = sizes or SetSizes()
+    if not runs:
+        raise GrafalignError('There is nothing to evaluate; give at least one run.')
+    store = PairStore(store_path)
+    truth = SandboxTruth(sandbox, store)
+    settings = {name: load_settings(path / 'config.yaml', TrainSettings) for name, path in runs.items()}
+    clip = load_clip(next(iter(settings.values())).clip)
+    models: dict[str, SatelliteModel] = {}
+    for name, path in runs.items():
+        models[name] = load_satellite(path, clip)
+        if models[name].facts['store_digest'] != store.digest:
+            raise GrafalignError(f'{path} was trained on another store than {store_path}; give that store.')
+    text = class_vectors(clip, truth.classes)
+    console.log('cutting labelled tiles and chips')
+    test = truth.tiles('test', sizes.test_per_class, seed)
+    chips = truth.chips('test', sizes.chips, CHIP_PX, seed)
+    first = {s.level: (name, s) for name, s in reversed(list(settings.items()))}
+    bounds = _supervised_bounds(clip, store, truth, text, first, models, sizes, seed)
+
+    rule = next(iter(models.values())).rule
+    frozen = _Model(SatelliteEncoder(clip, len(store.sensor.bands), store.sensor.size_px).eval(), rule, text)
+    images = {'frozen_clip': frozen} | {
+        n: _Model(m.encoder, m.rule, text) for n, m in models.items() if settings[n].level == 'image'
+    }
+    patches = {'frozen_clip': frozen} | {
+        n: _Model(m.encoder, m.rule, text) for n, m in models.items() if settings[n].level == 'patch'
+    }
+    if 'image' in bounds:
+        images['supervised'] = _Model(bounds['image'][0], rule, bounds['image'][1])
+    if 'patch' in bounds:
+        patches['supervised'] = _Model(bounds['patch'][0], rule, bounds['patch'][1])
+    done = Evaluation({}, truth.classes, test, chips)
+    bank = load_bank(store, clip=clip)
+    prior = photo_prior(bank.embeddings[bank.valid], text)
+    done.results['classification'] = _classify(images, done, prior, {n: s.tau for n, s in settings.items()})
+    done.results['segmentation'] = _segment(patches, done)
+    done.results['retrieval'] = _retrieve(images, done)
+    done.results['sets'] = {
+        'test_tiles': len(test.labels), 'test_tiles_per_class': np.bincount(
+            test.labels, minlength=len(truth.classes)).tolist(), 'chips': len(chips.labels), 'chip_px': CHIP_PX,
+        'classes': truth.classes, 'chance': 1 / len(truth.classes),
+    }
+    return done
+
+
+def _supervised_bounds(
+    clip: FrozenClip, store: PairStore, truth: SandboxTruth, text: Floats, first: Mapping[str, tuple[str, TrainSettings]],
+    models: Mapping[str, SatelliteModel], sizes: SetSizes, seed: int,
+) -> dict[str, tuple[SatelliteEncoder, Floats]]:
+    """Train the bound of each level, side by side: each in a process with its share of the cores."""
+    jobs = {}
+    for level, (name, settings) in first.items():
+        tiles = truth.tiles('train', sizes.train_per_class, seed) if level == 'image' else _store_tiles(store, truth)
+        steps = int(models[name].facts['steps'])
+        jobs[level] = (clip.settings, store.sensor, tiles, text, steps, settings.model_copy(update={'seed': seed}))
+    console.log(f'training the supervised bound ({", ".join(jobs)})')
+    threads = max(1, engine.default_workers() // len(jobs))
+    context = multiprocessing.get_context('spawn')
+    bounds = {}
+    with ProcessPoolExecutor(len(jobs), mp_context=context) as pool:
+        futures = {level: pool.submit(_bound_job, threads, *job) for level, job in jobs.items()}
+        for level, future in futures.items():
+            state, vectors = future.result()
+            encoder = SatelliteEncoder(clip, len(store.sensor.bands), store.sensor.size_px)
+            encoder.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+            bounds[level] = encoder.eval(), vectors
+    return bounds
+
+
+def _bound_job(
+    threads: int, clip: ClipSettings, sensor: Sensor, tiles: LabelledTiles, text: Floats, steps: int,
+    settings: TrainSettings,
+) -> tuple[dict[str, npt.NDArray[Any]], Floats]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(settings.seed)
+    encoder, vectors = train_supervised(load_clip(clip), sensor, tiles, text, steps, settings.peak_lr, settings)
+    return {k: v.numpy() for k, v in encoder.state_dict().items()}, vectors
+
+
+def _store_tiles(store: PairStore, truth: SandboxTruth) -> LabelledTiles:
+    """The training tiles of the store with a true label for every pixel."""
+    rows = store.tiles_of('train')
+    grid = truth.recipe.grid
+    tiles = store.tiles.iloc[rows]
+    boxes = [grid.geobox(int(e), t[2], t[5]) for e, t in zip(tiles['epsg'], tiles['transform'], strict=True)]
+    pixels = np.stack([store.read_tile(int(i)) for i in rows])
+    scale, offset = store.radiometry
+    lonlat = tiles.geometry.representative_point().get_coordinates().to_numpy()
+    return LabelledTiles(pixels, scale[rows], offset[rows], truth.label_maps(boxes).astype(np.int64), lonlat)
+
+
+def _inputs(model: _Model, tiles: LabelledTiles, rows: slice) -> torch.Tensor:
+    pixels = torch.from_numpy(tiles.pixels[rows].astype(np.float32))
+    out: torch.Tensor = model.rule(pixels, torch.from_numpy(tiles.scale[rows]), torch.from_numpy(tiles.offset[rows]))
+    return out
+
+
+def _embed(model: _Model, tiles: LabelledTiles) -> Floats:
+    with torch.no_grad():
+        parts = [
+            model.encoder(_inputs(model, tiles, slice(i, i + 256))).image for i in range(0, len(tiles.labels), 256)
+        ]
+    return torch.cat(parts).numpy()
+
+
+def _classify(
+    models: Mapping[str, _Model], done: Evaluation, prior: Floats, tau: Mapping[str, float]
+) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    labels = done.test.labels
+    for name, model in models.items():
+        vectors = _embed(model, done.test)
+        variants: dict[str, Floats | None] = {name: None}
+        if name in tau:
+            variants[f'{name}_with_prior'] = prior
+        for variant, log_prior in variants.items():
+            guess = class_scores(vectors, model.classes, log_prior, tau.get(name, 1.0)).argmax(1)
+            done.guesses[variant] = guess
+            right = guess == labels
+            out[variant] = {'accuracy': bootstrap(len(labels), lambda i, r=right: float(r[i].mean()))}
+    return out
+
+
+def _segment(models: Mapping[str, _Model], done: Evaluation) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    classes = len(done.classes)
+    for name, model in models.items():
+        parts = []
+        for start in console.track(range(0, len(done.chips.labels), 4), f'segmenting with {name}'):
+            scores = segment(model.encoder, _inputs(model, done.chips, slice(start, start + 4)), model.classes)
+            parts.append(scores.argmax(1).numpy())
+        guess = np.concatenate(parts)
+        done.maps[name] = guess
+        counts = np.stack([confusion(t, g, classes, VOID) for t, g in zip(done.chips.labels, guess, strict=True)])
+        whole = counts.sum(0)
+        iou = np.diag(whole) / np.maximum(whole.sum(0) + whole.sum(1) - np.diag(whole), 1)
+        out[name] = {
+            'miou': bootstrap(len(counts), lambda i, c=counts: mean_iou(c[i].sum(0))),
+            'pixel_accuracy': float(np.diag(whole).sum() / whole.sum()),
+            'iou': {c: round(float(v), 4) for c, v in zip(done.classes, iou, strict=True)},
+        }
+    return out
+
+
+def _retrieve(models: Mapping[str, _Model], done: Evaluation) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    labels = done.test.labels
+    total = np.bincount(labels, minlength=len(done.classes))
+    for name, model in models.items():
+        vectors = _embed(model, done.test)
+        _, rows = TileIndex(vectors).search(model.classes, K)
+        done.top[name] = rows
+        value = np.nanmean(average_precision_at(labels[rows] == np.arange(len(done.classes))[:, None], total))
+        scores = vectors @ model.classes.T
+        interval = bootstrap(len(labels), lambda i, s=scores: map_at(s[i], labels[i], K), draws=500)
+        out[name] = {f'map_at_{K}': Estimate(value=float(value), low=interval['low'], high=interval['high'])}
+    return out
+

@@ -1,0 +1,195 @@
+"""`report.html` and `report.json`: the chain in pictures, the table of results, and where the time went.
+
+The page is one file that needs no network. Parts for which there is nothing (no labels, no run) are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+
+from grafalign.benchmarks import figures
+from grafalign.benchmarks.evaluate import Evaluation
+from grafalign.store import PairStore, write_atomically
+
+_TASKS = (
+    ('classification', 'accuracy', 'top-1 accuracy'),
+    ('segmentation', 'miou', 'mIoU'),
+    ('retrieval', 'map_at_20', 'mAP@20'),
+)
+_QUERIES = ('marina', 'stadium', 'solar farm', 'old town', 'golf course', 'beach', 'airport runway')
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a few words, and pictures."""
+
+    title: str
+    words: str
+    pictures: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    """A table; the first row is its head."""
+
+
+def pair_counts(store: PairStore) -> dict[str, int]:
+    """The `pairs` part of report.json."""
+    return {k: int(store.facts['summary'][k]) for k in ('photos', 'rejected', 'tiles', 'pairs')}
+
+
+def run_log(run: Path) -> list[dict[str, float]]:
+    """The log of a run."""
+    path = run / 'log.jsonl'
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_report(
+    out: Path, title: str, store: PairStore, runs: Mapping[str, Path], seconds: Mapping[str, float] | None = None,
+    evaluation: Evaluation | None = None, facts: Mapping[str, Any] | None = None, notes: str = '',
+) -> dict[str, Any]:
+    """Write `report.html` and `report.json` into a folder.
+
+    Args:
+        out: the folder.
+        title: heading of the page.
+        store: the pair store.
+        runs: names to run folders.
+        seconds: seconds of each step.
+        evaluation: results against labels, where there are any.
+        facts: settings, seed and command, for the record.
+        notes: a paragraph under the heading.
+
+    Returns:
+        The content of report.json.
+    """
+    content: dict[str, Any] = {'pairs': pair_counts(store)}
+    if evaluation is not None:
+        content |= evaluation.results
+    content['runs'] = {
+        n: json.loads((p / 'model.json').read_text()) for n, p in runs.items() if (p / 'model.json').exists()
+    }
+    content['seconds'] = {k: round(v, 1) for k, v in (seconds or {}).items()}
+    content['facts'] = {
+        **(facts or {}), 'machine': f'{platform.machine()}, {platform.system()}',
+        'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'faiss-cpu', 'rasterio', 'numpy')},
+    }
+    sections = _sections(store, runs, content, evaluation)
+    template = (files('grafalign.benchmarks') / 'report.html').read_text(encoding='utf-8')
+    page = Environment(autoescape=True).from_string(template).render(
+        title=title, notes=notes, cards=_cards(content), sections=sections, facts=json.dumps(content['facts'], indent=2)
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / 'report.html', page.encode())
+    write_atomically(out / 'report.json', (json.dumps(content, indent=2) + '\n').encode())
+    return content
+
+
+def result_rows(content: Mapping[str, Any]) -> list[list[str]]:
+    """The table of results: task, model, value, interval, share of the supervised bound, times the frozen CLIP."""
+    rows = [['task', 'model', 'value', '95 % interval', 'of supervised', 'x frozen CLIP']]
+    for task, key, label in _TASKS:
+        part = content.get(task) or {}
+        bound, floor = (part.get(n, {}).get(key, {}).get('value') for n in ('supervised', 'frozen_clip'))
+        for name, values in part.items():
+            v = values[key]
+            rows.append(
+                [
+                    f'{task} ({label})', name, f'{v["value"]:.3f}', f'{v["low"]:.3f} to {v["high"]:.3f}',
+                    f'{v["value"] / bound:.2f}' if bound else '', f'{v["value"] / floor:.1f}' if floor else '',
+                ]
+            )
+    return rows
+
+
+def _cards(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    pairs = content['pairs']
+    cards = [
+        ('photos', f'{pairs["photos"]:,}', f'{pairs["rejected"]:,} not used'),
+        ('pairs', f'{pairs["pairs"]:,}', f'{pairs["tiles"]:,} tiles'),
+    ]
+    for task, key, label in _TASKS:
+        part = content.get(task) or {}
+        ours = next((n for n in part if n.startswith('grafalign')), None)
+        if ours is not None:
+            others = ', '.join(f'{n} {part[n][key]["value"]:.2f}' for n in ('frozen_clip', 'supervised') if n in part)
+            cards.append((label, f'{part[ours][key]["value"]:.2f}', others.replace('_', ' ')))
+    if content['seconds'].get('total'):
+        cards.append(('seconds', f'{content["seconds"]["total"]:.0f}', 'from nothing to this page'))
+    return cards
+
+
+def _sections(
+    store: PairStore, runs: Mapping[str, Path], content: Mapping[str, Any], evaluation: Evaluation | None
+) -> list[Section]:
+    url = figures.data_url
+    found = []
+    if evaluation is not None:
+        found.append(
+            Section(
+                'Results on places nobody trained on',
+                'The same encoder three ways: frozen CLIP applied to tiles as it is, grafalign trained with photos and not '
+                'one label, and a bound trained with true labels for as many steps. Bars are 95 % bootstrap intervals.',
+                [url(figures.result_bars(content))], result_rows(content),
+            )
+        )
+    found.append(
+        Section(
+            'Where', 'Scenes, tiles by split, and photos. Splits are blocks of land: no tile touches two.',
+            [url(figures.overview_map(store))],
+        )
+    )
+    found.append(
+        Section(
+            'Pairs', 'Tiles with the places of some of their photos, and those photos. A camera looks somewhere: what '
+            'it shows is often not what lies under it.', [url(figures.pair_gallery(store))],
+        )
+    )
+    logs = {n: log for n, p in runs.items() if (log := run_log(p))}
+    if logs:
+        found.append(Section('Training', 'Loss and label-free validation.', [url(figures.loss_curves(logs))]))
+    if evaluation is not None:
+        found += _labelled(store, content, evaluation)
+    reasons = store.facts['summary']['reasons']
+    if reasons:
+        rows = [['reason', 'count'], *[[k, f'{v:,}'] for k, v in reasons.items()]]
+        found.append(Section('Not used', 'Every rejected photo, tile and scene read is in rejected.parquet.', [], rows))
+    if content['seconds']:
+        rows = [['step', 'seconds'], *[[k, f'{v:.1f}'] for k, v in content['seconds'].items()]]
+        found.append(Section('Where the time went', '', [], rows))
+    return found
+
+
+def _labelled(store: PairStore, content: Mapping[str, Any], evaluation: Evaluation) -> list[Section]:
+    url = figures.data_url
+    image = next((n for n in evaluation.top if n.startswith('grafalign')), None)
+    patch = next((n for n in evaluation.maps if n.startswith('grafalign')), None)
+    found = []
+    if patch is not None:
+        models = [m for m in ('frozen_clip', patch, 'supervised') if m in evaluation.maps]
+        iou = {m: content['segmentation'][m]['iou'] for m in models}
+        rows = [['class', *models], *[[c, *[f'{iou[m][c]:.2f}' for m in models]] for c in evaluation.classes]]
+        found.append(
+            Section(
+                'Segmentation', 'Every pixel named by text alone, beside the truth. Roads (white) are not scored: they are '
+                'narrower than a patch.', [url(figures.segmentation_figure(evaluation, store, models))], rows,
+            )
+        )
+    if image is not None:
+        present = np.bincount(evaluation.test.labels, minlength=len(evaluation.classes)) > 0
+        queries = [q for q in _QUERIES if q in evaluation.classes and present[evaluation.classes.index(q)]]
+        if queries:
+            picture = url(figures.retrieval_figure(evaluation, store, image, queries))
+            found.append(
+                Section('Retrieval', 'The best held-out tiles for a text; green where the truth agrees.', [picture])
+            )
+        picture = url(figures.confusion_figure(evaluation, image))
+        found.append(Section('Confusions', 'Which classes are taken for which.', [picture]))
+    return found

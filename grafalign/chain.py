@@ -1,0 +1,207 @@
+"""The whole chain from one file: pair -> embed -> train -> evaluate -> report, each step resuming where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import yaml
+from pydantic import Field, model_validator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from grafalign import console, engine
+from grafalign.benchmarks import Evaluation, SetSizes, evaluate_sandbox, write_report
+from grafalign.config import Settings, load_settings, parse_settings
+from grafalign.encoders import ClipSettings, embed, load_clip
+from grafalign.errors import GrafalignError
+from grafalign.locks import exclusive
+from grafalign.pairing import Recipe, pair
+from grafalign.store import PairStore, write_atomically
+from grafalign.training import TrainSettings
+
+Result = TypeVar('Result')
+_RUN_KEYS = set(TrainSettings.model_fields) - {'store', 'out', 'clip'}
+
+
+class Experiment(Settings):
+    """The file of `grafalign run`."""
+
+    title: str
+    notes: str = ''
+    """A paragraph for the report."""
+    out: Path
+    """Folder for store, runs and report."""
+    pair: Recipe | Path
+    """A recipe, or the path of one."""
+    clip: ClipSettings
+    train: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Run names to training settings, without `store`, `out` and `clip`."""
+    seed: int = 0
+    sandbox: Path | None = None
+    """World whose truth evaluates the runs; without it the report has no labels."""
+    evaluate: Literal['runs', 'nothing'] = 'runs'
+    chips: int = Field(default=60, ge=1)
+    test_per_class: int = Field(default=40, ge=1)
+
+    @model_validator(mode='after')
+    def _known_run_keys(self) -> Experiment:
+        for name, values in self.train.items():
+            unknown = set(values) - _RUN_KEYS
+            if unknown:
+                raise ValueError(f'train.{name}: unknown key {sorted(unknown)[0]!r}, known are {", ".join(sorted(_RUN_KEYS))}')
+        return self
+
+    @property
+    def recipe(self) -> Recipe:
+        """The pairing recipe."""
+        return self.pair if isinstance(self.pair, Recipe) else load_settings(self.pair, Recipe)
+
+
+class Clock:
+    """Seconds of each step, remembered across restarts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def time(self, step: str, function: Callable[[], Result]) -> Result:
+        """Run a step and add its seconds to what earlier, killed tries of it took."""
+        console.log(f'— {step}')
+        started = time.perf_counter()
+        try:
+            return function()
+        finally:
+            done = f'{step}_done' in self.seconds
+            if not done:
+                self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+            if sys.exc_info()[0] is None:
+                self.seconds[f'{step}_done'] = 1.0
+            write_atomically(self._path, json.dumps(self.seconds).encode())
+
+    def table(self) -> dict[str, float]:
+        """Seconds by step, with their total last."""
+        steps = {k: v for k, v in self.seconds.items() if not k.endswith('_done')}
+        return {**steps, 'total': sum(steps.values())}
+
+
+def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: int | None = None) -> dict[str, Any]:
+    """Run all steps of an experiment; those that are done already return at once.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        GrafalignError: a step failed; the sentence is that step's.
+    """
+    out = experiment.out
+    with exclusive(out):
+        clock = clock or Clock(out / 'seconds.json')
+        store_path = out / 'pairs'
+        clock.time('pair', lambda: pair(experiment.recipe, store_path, workers))
+        store = PairStore(store_path)
+        clock.time('embed', lambda: embed(store, load_clip(experiment.clip), workers=workers))
+        runs = {name: out / name for name in experiment.train}
+        configs = [_run_config(experiment, name, store_path) for name in experiment.train]
+        clock.time('train', lambda: train_side_by_side(configs))
+        evaluation: Evaluation | None = None
+        if experiment.sandbox is not None and experiment.evaluate == 'runs':
+            sizes = SetSizes(test_per_class=experiment.test_per_class, chips=experiment.chips)
+            sandbox = experiment.sandbox
+            evaluation = clock.time(
+                'evaluate', lambda: evaluate_sandbox(sandbox, store_path, runs, sizes, experiment.seed)
+            )
+        facts = {
+            'settings': experiment.model_dump(mode='json'), 'seed': experiment.seed, 'cores': engine.default_workers(),
+            'command': ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
+        return write_report(out, experiment.title, store, runs, clock.table(), evaluation, facts, experiment.notes)
+
+
+def _run_config(experiment: Experiment, name: str, store: Path) -> Path:
+    """Write a run's settings where `grafalign train` finds them; return the file."""
+    content = {
+        'seed': experiment.seed, **experiment.train[name], 'store': str(store), 'out': str(experiment.out / name),
+        'clip': experiment.clip.model_dump(),
+    }
+    settings = parse_settings(content, TrainSettings, f'train.{name}')
+    path = experiment.out / f'{name}.yaml'
+    write_atomically(path, yaml.safe_dump(settings.facts(), sort_keys=False).encode())
+    return path
+
+
+def train_side_by_side(configs: list[Path]) -> None:
+    """Train several runs: on a GPU one after another, on a CPU as many at a time as there are cores.
+
+    Small models use one core each far better than they share several, so every process gets its own threads.
+
+    Args:
+        configs: files of `TrainSettings`; what a process prints goes to `train.out` in its run folder.
+
+    Raises:
+        GrafalignError: a run failed; the others are stopped.
+    """
+    settings = {path: load_settings(path, TrainSettings) for path in configs}
+    waiting = [p for p in configs if not (settings[p].out / 'model.json').exists()]
+    cores = engine.default_workers()
+    abreast = 1 if torch.cuda.is_available() else max(1, min(len(waiting), cores))
+    threads = max(1, cores // abreast)
+    running: dict[Path, subprocess.Popen[bytes]] = {}
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('left'),
+               TimeRemainingColumn(), TextColumn('{task.fields[note]}'))
+    with Progress(*columns, console=console.err, disable=not console.err.is_terminal) as bars:
+        tasks = {p: bars.add_task(f'train {settings[p].out.name}', total=settings[p].steps, note='') for p in waiting}
+        try:
+            while waiting or running:
+                while waiting and len(running) < abreast:
+                    path = waiting.pop(0)
+                    running[path] = _start(path, settings[path].out, threads)
+                time.sleep(0.25)
+                for path, process in list(running.items()):
+                    last = _last_entry(settings[path].out)
+                    if last:
+                        note = f'loss {last["loss"]:.3f}  {last["tiles_per_s"]:.0f} tiles/s'
+                        bars.update(tasks[path], completed=int(last['step']), note=note)
+                    if process.poll() is None:
+                        continue
+                    del running[path]
+                    if process.returncode:
+                        raise GrafalignError(_last_line(settings[path].out / 'train.out', process.returncode))
+                    if last:
+                        console.log(f'{settings[path].out.name}: step {last["step"]}  {note}')
+        finally:
+            for process in running.values():
+                process.send_signal(signal.SIGTERM)
+            for process in running.values():
+                process.wait()
+
+
+def _start(config: Path, out: Path, threads: int) -> subprocess.Popen[bytes]:
+    out.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'NO_COLOR': '1', 'COLUMNS': '200'}
+    with (out / 'train.out').open('ab') as sink:
+        return subprocess.Popen(
+            [sys.executable, '-m', 'grafalign', 'train', str(config)], stdout=sink, stderr=sink, env=environment
+        )
+
+
+def _last_entry(out: Path) -> dict[str, float] | None:
+    try:
+        lines = (out / 'log.jsonl').read_text().splitlines()
+        entry: dict[str, float] = json.loads(lines[-1])
+        return entry
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _last_line(path: Path, code: int) -> str:
+    lines = [line.strip() for line in path.read_text(errors='replace').splitlines() if line.strip()]
+    last = lines[-1].removeprefix('Error: ') if lines else 'it printed nothing'
+    return f'Training stopped with exit code {code}: {last} (all of it is in {path})'
