@@ -99,7 +99,7 @@ def evaluate_sandbox(
     console.log('cutting labelled tiles and chips')
     test = truth.tiles('test', sizes.test_per_class, seed)
     chips = truth.chips('test', sizes.chips, CHIP_PX, seed)
-    first = {s.level: (name, s) for name, s in reversed(list(settings.items()))}
+    first: dict[str, tuple[str, TrainSettings]] = {s.level: (name, s) for name, s in reversed(list(settings.items()))}
     bounds = _supervised_bounds(clip, store, truth, text, first, models, sizes, seed)
 
     rule = next(iter(models.values())).rule
@@ -121,16 +121,25 @@ def evaluate_sandbox(
     done.results['segmentation'] = _segment(patches, done)
     done.results['retrieval'] = _retrieve(images, done)
     done.results['sets'] = {
-        'test_tiles': len(test.labels), 'test_tiles_per_class': np.bincount(
-            test.labels, minlength=len(truth.classes)).tolist(), 'chips': len(chips.labels), 'chip_px': CHIP_PX,
-        'classes': truth.classes, 'chance': 1 / len(truth.classes),
+        'test_tiles': len(test.labels),
+        'test_tiles_per_class': np.bincount(test.labels, minlength=len(truth.classes)).tolist(),
+        'chips': len(chips.labels),
+        'chip_px': CHIP_PX,
+        'classes': truth.classes,
+        'chance': 1 / len(truth.classes),
     }
     return done
 
 
 def _supervised_bounds(
-    clip: FrozenClip, store: PairStore, truth: SandboxTruth, text: Floats, first: Mapping[str, tuple[str, TrainSettings]],
-    models: Mapping[str, SatelliteModel], sizes: SetSizes, seed: int,
+    clip: FrozenClip,
+    store: PairStore,
+    truth: SandboxTruth,
+    text: Floats,
+    first: Mapping[str, tuple[str, TrainSettings]],
+    models: Mapping[str, SatelliteModel],
+    sizes: SetSizes,
+    seed: int,
 ) -> dict[str, tuple[SatelliteEncoder, Floats]]:
     """Train the bound of each level, side by side: each in a process with its share of the cores."""
     jobs = {}
@@ -153,7 +162,12 @@ def _supervised_bounds(
 
 
 def _bound_job(
-    threads: int, clip: ClipSettings, sensor: Sensor, tiles: LabelledTiles, text: Floats, steps: int,
+    threads: int,
+    clip: ClipSettings,
+    sensor: Sensor,
+    tiles: LabelledTiles,
+    text: Floats,
+    steps: int,
     settings: TrainSettings,
 ) -> tuple[dict[str, npt.NDArray[Any]], Floats]:
     torch.set_num_threads(threads)
@@ -201,8 +215,7 @@ def _classify(
         for variant, log_prior in variants.items():
             guess = class_scores(vectors, model.classes, log_prior, tau.get(name, 1.0)).argmax(1)
             done.guesses[variant] = guess
-            right = guess == labels
-            out[variant] = {'accuracy': bootstrap(len(labels), lambda i, r=right: float(r[i].mean()))}
+            out[variant] = {'accuracy': _interval_of_mean(guess == labels)}
     return out
 
 
@@ -220,7 +233,7 @@ def _segment(models: Mapping[str, _Model], done: Evaluation) -> dict[str, Any]:
         whole = counts.sum(0)
         iou = np.diag(whole) / np.maximum(whole.sum(0) + whole.sum(1) - np.diag(whole), 1)
         out[name] = {
-            'miou': bootstrap(len(counts), lambda i, c=counts: mean_iou(c[i].sum(0))),
+            'miou': _interval_of_iou(counts),
             'pixel_accuracy': float(np.diag(whole).sum() / whole.sum()),
             'iou': {c: round(float(v), 4) for c, v in zip(done.classes, iou, strict=True)},
         }
@@ -236,8 +249,18 @@ def _retrieve(models: Mapping[str, _Model], done: Evaluation) -> dict[str, Any]:
         _, rows = TileIndex(vectors).search(model.classes, K)
         done.top[name] = rows
         value = np.nanmean(average_precision_at(labels[rows] == np.arange(len(done.classes))[:, None], total))
-        scores = vectors @ model.classes.T
-        interval = bootstrap(len(labels), lambda i, s=scores: map_at(s[i], labels[i], K), draws=500)
+        interval = _interval_of_map(vectors @ model.classes.T, labels)
         out[name] = {f'map_at_{K}': Estimate(value=float(value), low=interval['low'], high=interval['high'])}
     return out
 
+
+def _interval_of_mean(right: npt.NDArray[np.bool_]) -> Estimate:
+    return bootstrap(len(right), lambda i: float(right[i].mean()))
+
+
+def _interval_of_iou(counts: npt.NDArray[np.int64]) -> Estimate:
+    return bootstrap(len(counts), lambda i: mean_iou(counts[i].sum(0)))
+
+
+def _interval_of_map(scores: Floats, labels: npt.NDArray[np.int64]) -> Estimate:
+    return bootstrap(len(labels), lambda i: map_at(scores[i], labels[i], K), draws=500)

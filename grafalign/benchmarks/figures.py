@@ -26,6 +26,7 @@ from grafalign.store import PairStore
 
 SPLIT_COLOURS = {'train': '#2f6fb0', 'val': '#e0a030', 'test': '#c8453b'}
 MODEL_COLOURS = {'frozen_clip': '#9aa3ab', 'supervised': '#5f6b73'}
+_TEN = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 _GREEN, _RED = '#2e9e5b', '#c8453b'
 
 
@@ -36,7 +37,9 @@ def data_url(figure: Figure, dpi: int = 110) -> str:
     return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
-def to_rgb(pixels: npt.NDArray[Any], scale: npt.NDArray[Any], offset: npt.NDArray[Any], store: PairStore) -> npt.NDArray[Any]:
+def to_rgb(
+    pixels: npt.NDArray[Any], scale: npt.NDArray[Any], offset: npt.NDArray[Any], store: PairStore
+) -> npt.NDArray[Any]:
     """Stored pixels [C, H, W] to a picture [H, W, 3] in [0, 1] by the sensor's own fixed range, slightly brightened."""
     low, high = store.sensor.value_range
     physical = pixels.astype(float) * np.reshape(scale, (-1, 1, 1)) + np.reshape(offset, (-1, 1, 1))
@@ -84,14 +87,17 @@ def pair_gallery(store: PairStore, count: int = 6, photos: int = 4, seed: int = 
     figure = Figure(figsize=(6.2 * columns, 2.35 * rows))
     grid = figure.subplots(rows, columns * (photos + 1), squeeze=False, width_ratios=([1.9] + [1] * photos) * columns)
     scale, offset = store.radiometry
-    marks = matplotlib.colormaps['tab10'].colors
+    marks = _TEN
     for ax in grid.flat:
         ax.axis('off')
     for number, tile in enumerate(chosen):
         row, start = divmod(number, columns)
         axes = grid[row, start * (photos + 1) : (start + 1) * (photos + 1)]
-        axes[0].imshow(to_rgb(store.read_tile(int(tile)), scale[tile], offset[tile], store), interpolation='nearest',
-                       extent=(0, store.sensor.size_px, store.sensor.size_px, 0))
+        axes[0].imshow(
+            to_rgb(store.read_tile(int(tile)), scale[tile], offset[tile], store),
+            interpolation='nearest',
+            extent=(0, store.sensor.size_px, store.sensor.size_px, 0),
+        )
         here = pairs[pairs['tile'] == tile].sample(frac=1, random_state=seed).head(photos)
         facts = store.tiles.iloc[tile]
         axes[0].set_title(f'{facts["datetime"]:%d %b %Y}', fontsize=8)
@@ -122,15 +128,27 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Loss by step, and photo <-> tile recall on the val blocks, of every run."""
     figure = Figure(figsize=(10, 3.6))
     left, right = figure.subplots(1, 2)
-    colours = matplotlib.colormaps['tab10'].colors
+    colours = _TEN
     for i, (name, log) in enumerate(logs.items()):
         left.plot([e['step'] for e in log], [e['loss'] for e in log], label=name, color=colours[i])
         known = [e for e in log if 'tile_photo@10' in e]
         if known:
-            right.plot([e['step'] for e in known], [e['tile_photo@10'] for e in known], 'o-', ms=3, color=colours[i],
-                       label=f'{name}, tile to photo')
-            right.plot([e['step'] for e in known], [e['photo_tile@10'] for e in known], 's--', ms=3, color=colours[i],
-                       label=f'{name}, photo to tile')
+            right.plot(
+                [e['step'] for e in known],
+                [e['tile_photo@10'] for e in known],
+                'o-',
+                ms=3,
+                color=colours[i],
+                label=f'{name}, tile to photo',
+            )
+            right.plot(
+                [e['step'] for e in known],
+                [e['photo_tile@10'] for e in known],
+                's--',
+                ms=3,
+                color=colours[i],
+                label=f'{name}, photo to tile',
+            )
     left.set(xlabel='step', ylabel='loss', title='training loss')
     right.set(xlabel='step', ylabel='recall@10', title='held-out photo and tile recall (no labels)', ylim=(0, None))
     left.legend(fontsize=7)
@@ -145,8 +163,11 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
 
 def result_bars(results: Mapping[str, Any]) -> Figure:
     """The three tasks as bars with their 95 % intervals."""
-    tasks = [('classification', 'accuracy', 'top-1 accuracy'), ('segmentation', 'miou', 'mIoU'),
-             ('retrieval', 'map_at_20', 'mAP@20')]
+    tasks = [
+        ('classification', 'accuracy', 'top-1 accuracy'),
+        ('segmentation', 'miou', 'mIoU'),
+        ('retrieval', 'map_at_20', 'mAP@20'),
+    ]
     figure = Figure(figsize=(11, 3.4))
     for ax, (task, key, label) in zip(figure.subplots(1, 3), tasks, strict=True):
         names = list(results[task])
@@ -184,8 +205,8 @@ def confusion_figure(evaluation: Evaluation, model: str) -> Figure:
 
 def class_colours(count: int) -> ListedColormap:
     """Distinct colours for classes."""
-    pool = [matplotlib.colormaps[n].colors for n in ('tab20', 'tab20b')]
-    return ListedColormap([*pool[0], *pool[1]][:count])
+    pool = [matplotlib.colormaps[name](i) for name in ('tab20', 'tab20b') for i in range(20)]
+    return ListedColormap(pool[:count])
 
 
 def segmentation_figure(evaluation: Evaluation, store: PairStore, models: Sequence[str], count: int = 5) -> Figure:
@@ -220,7 +241,9 @@ def _picture(tiles: LabelledTiles, index: int, store: PairStore) -> npt.NDArray[
     return to_rgb(tiles.pixels[index], tiles.scale[index], tiles.offset[index], store)
 
 
-def retrieval_figure(evaluation: Evaluation, store: PairStore, model: str, queries: Sequence[str], count: int = 8) -> Figure:
+def retrieval_figure(
+    evaluation: Evaluation, store: PairStore, model: str, queries: Sequence[str], count: int = 8
+) -> Figure:
     """The best tiles for text queries; a green frame means that the truth agrees."""
     figure = Figure(figsize=(1.25 * count + 1.6, 1.38 * len(queries)))
     axes = figure.subplots(len(queries), count, squeeze=False)

@@ -52,8 +52,14 @@ def run_log(run: Path) -> list[dict[str, float]]:
 
 
 def write_report(
-    out: Path, title: str, store: PairStore, runs: Mapping[str, Path], seconds: Mapping[str, float] | None = None,
-    evaluation: Evaluation | None = None, facts: Mapping[str, Any] | None = None, notes: str = '',
+    out: Path,
+    title: str,
+    store: PairStore,
+    runs: Mapping[str, Path],
+    seconds: Mapping[str, float] | None = None,
+    evaluation: Evaluation | None = None,
+    facts: Mapping[str, Any] | None = None,
+    notes: str = '',
 ) -> dict[str, Any]:
     """Write `report.html` and `report.json` into a folder.
 
@@ -78,13 +84,24 @@ def write_report(
     }
     content['seconds'] = {k: round(v, 1) for k, v in (seconds or {}).items()}
     content['facts'] = {
-        **(facts or {}), 'machine': f'{platform.machine()}, {platform.system()}',
-        'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'faiss-cpu', 'rasterio', 'numpy')},
+        **(facts or {}),
+        'machine': f'{platform.machine()}, {platform.system()}',
+        'versions': {
+            n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'faiss-cpu', 'rasterio', 'numpy')
+        },
     }
     sections = _sections(store, runs, content, evaluation)
     template = (files('grafalign.benchmarks') / 'report.html').read_text(encoding='utf-8')
-    page = Environment(autoescape=True).from_string(template).render(
-        title=title, notes=notes, cards=_cards(content), sections=sections, facts=json.dumps(content['facts'], indent=2)
+    page = (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            title=title,
+            notes=notes,
+            cards=_cards(content),
+            sections=sections,
+            facts=json.dumps(content['facts'], indent=2),
+        )
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / 'report.html', page.encode())
@@ -102,8 +119,12 @@ def result_rows(content: Mapping[str, Any]) -> list[list[str]]:
             v = values[key]
             rows.append(
                 [
-                    f'{task} ({label})', name, f'{v["value"]:.3f}', f'{v["low"]:.3f} to {v["high"]:.3f}',
-                    f'{v["value"] / bound:.2f}' if bound else '', f'{v["value"] / floor:.1f}' if floor else '',
+                    f'{task} ({label})',
+                    name,
+                    f'{v["value"]:.3f}',
+                    f'{v["low"]:.3f} to {v["high"]:.3f}',
+                    f'{v["value"] / bound:.2f}' if bound else '',
+                    f'{v["value"] / floor:.1f}' if floor else '',
                 ]
             )
     return rows
@@ -137,19 +158,23 @@ def _sections(
                 'Results on places nobody trained on',
                 'The same encoder three ways: frozen CLIP applied to tiles as it is, grafalign trained with photos and not '
                 'one label, and a bound trained with true labels for as many steps. Bars are 95 % bootstrap intervals.',
-                [url(figures.result_bars(content))], result_rows(content),
+                [url(figures.result_bars(content))],
+                result_rows(content),
             )
         )
     found.append(
         Section(
-            'Where', 'Scenes, tiles by split, and photos. Splits are blocks of land: no tile touches two.',
+            'Where',
+            'Scenes, tiles by split, and photos. Splits are blocks of land: no tile touches two.',
             [url(figures.overview_map(store))],
         )
     )
     found.append(
         Section(
-            'Pairs', 'Tiles with the places of some of their photos, and those photos. A camera looks somewhere: what '
-            'it shows is often not what lies under it.', [url(figures.pair_gallery(store))],
+            'Pairs',
+            'Tiles with the places of some of their photos, and those photos. A camera looks somewhere: what '
+            'it shows is often not what lies under it.',
+            [url(figures.pair_gallery(store))],
         )
     )
     logs = {n: log for n, p in runs.items() if (log := run_log(p))}
@@ -178,8 +203,11 @@ def _labelled(store: PairStore, content: Mapping[str, Any], evaluation: Evaluati
         rows = [['class', *models], *[[c, *[f'{iou[m][c]:.2f}' for m in models]] for c in evaluation.classes]]
         found.append(
             Section(
-                'Segmentation', 'Every pixel named by text alone, beside the truth. Roads (white) are not scored: they are '
-                'narrower than a patch.', [url(figures.segmentation_figure(evaluation, store, models))], rows,
+                'Segmentation',
+                'Every pixel named by text alone, beside the truth. Roads (white) are not scored: they are '
+                'narrower than a patch.',
+                [url(figures.segmentation_figure(evaluation, store, models))],
+                rows,
             )
         )
     if image is not None:

@@ -66,7 +66,9 @@ class SandboxTruth:
     def __init__(self, sandbox: Path, store: PairStore) -> None:
         self.path = sandbox / 'truth' / 'classes.tif'
         if not self.path.is_file():
-            raise GrafalignError(f'{sandbox} is no sandbox world (no truth/classes.tif); make one with `grafalign sandbox`.')
+            raise GrafalignError(
+                f'{sandbox} is no sandbox world (no truth/classes.tif); make one with `grafalign sandbox`.'
+            )
         self.recipe = parse_settings(store.facts['recipe'], Recipe, str(store.path / 'dataset.json'))
         with rasterio.open(self.path) as raster:
             self.classes: list[str] = json.loads(raster.tags()['classes'])
@@ -115,7 +117,11 @@ class SandboxTruth:
         with rasterio.open(self.path) as raster:
             for box in geoboxes:
                 with WarpedVRT(
-                    raster, crs=str(box.crs), transform=box.affine, width=box.shape[1], height=box.shape[0],
+                    raster,
+                    crs=str(box.crs),
+                    transform=box.affine,
+                    width=box.shape[1],
+                    height=box.shape[0],
                     resampling=Resampling.nearest,
                 ) as warped:
                     maps.append(warped.read(1))
@@ -146,7 +152,8 @@ class SandboxTruth:
         labels = np.tile(self.object_class, repeats)[order]
         known = label >= 0
         return (
-            np.concatenate([x[known], places[:, 0]]), np.concatenate([y[known], places[:, 1]]),
+            np.concatenate([x[known], places[:, 0]]),
+            np.concatenate([y[known], places[:, 1]]),
             np.concatenate([label[known], labels]),
         )
 
@@ -162,12 +169,17 @@ class SandboxTruth:
             names = split_of_blocks(
                 blocks_touched(*box, self.recipe.split.block_km), self.recipe.split.shares, self.recipe.plan.seed
             )
-            out[here] = np.where((names == names[:, :1]).all(1), names[:, 0], None)
+            agree = (names == names[:, :1]).all(axis=1)
+            out[np.flatnonzero(here)[agree]] = names[agree, 0]
         return out
 
     def _cut(
-        self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], grid: TileGrid,
-        labels: npt.NDArray[np.int64] | None, rng: np.random.Generator,
+        self,
+        x: npt.NDArray[np.float64],
+        y: npt.NDArray[np.float64],
+        grid: TileGrid,
+        labels: npt.NDArray[np.int64] | None,
+        rng: np.random.Generator,
     ) -> LabelledTiles:
         """Read squares around places from random clear scenes that cover them wholly."""
         lon, lat = unproject(x, y, self.epsg)
@@ -201,10 +213,7 @@ class SandboxTruth:
         if not len(rows):
             raise GrafalignError(f'No clear scene covers the labelled places of {self.path.parent.parent}.')
         scale, offset = (np.array([found[i][1][k] for i in rows], dtype=np.float32) for k in (0, 1))
-        if labels is None:
-            labels = self.label_maps([boxes[i] for i in rows]).astype(np.int64)
-        else:
-            labels = labels[rows]
+        kept = self.label_maps([boxes[i] for i in rows]).astype(np.int64) if labels is None else labels[rows]
         return LabelledTiles(
-            np.stack([found[i][0] for i in rows]), scale, offset, labels, np.stack([lon[rows], lat[rows]], axis=1)
+            np.stack([found[i][0] for i in rows]), scale, offset, kept, np.stack([lon[rows], lat[rows]], axis=1)
         )

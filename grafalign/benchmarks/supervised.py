@@ -65,8 +65,10 @@ class LabelSteps(Dataset[LabelBatch]):
         gain = 1 + self.gain * (rng.normal(size=(len(rows), 1)) + 0.5 * rng.normal(size=(len(rows), bands)))
         return LabelBatch(
             pixels=torch.from_numpy(self.tiles.pixels[rows].astype(np.float32)),
-            scale=torch.from_numpy(self.tiles.scale[rows]), offset=torch.from_numpy(self.tiles.offset[rows]),
-            symmetry=torch.from_numpy(rng.integers(0, 8, len(rows))), gain=torch.from_numpy(gain.astype(np.float32)),
+            scale=torch.from_numpy(self.tiles.scale[rows]),
+            offset=torch.from_numpy(self.tiles.offset[rows]),
+            symmetry=torch.from_numpy(rng.integers(0, 8, len(rows))),
+            gain=torch.from_numpy(gain.astype(np.float32)),
             target=torch.from_numpy(self.targets[rows]),
         )
 
@@ -95,7 +97,12 @@ class SupervisedTask(nn.Module):
 
 
 def train_supervised(
-    clip: FrozenClip, sensor: Sensor, tiles: LabelledTiles, start: npt.NDArray[np.float32], steps: int, peak_lr: float,
+    clip: FrozenClip,
+    sensor: Sensor,
+    tiles: LabelledTiles,
+    start: npt.NDArray[np.float32],
+    steps: int,
+    peak_lr: float,
     settings: LoopSettings,
 ) -> tuple[SatelliteEncoder, npt.NDArray[np.float32]]:
     """Train with labels.

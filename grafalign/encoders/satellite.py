@@ -1,5 +1,4 @@
-"""The satellite encoder: CLIP's own vision transformer, started from CLIP's weights, giving an image embedding and one
-embedding per patch.
+"""The satellite encoder: CLIP's own vision transformer with an image embedding and one embedding per patch.
 
 Image embedding: CLIP's class token through its final norm and projection. Patch embeddings, as in GRAFT's released
 checkpoints: LayerNorm and a bias-free Linear on the patch tokens of the last block, started from CLIP's own final norm

@@ -24,6 +24,7 @@ import shapely
 
 from grafalign import console, engine
 from grafalign.errors import GrafalignError
+from grafalign.locks import LOCK
 from grafalign.pairing.cut import cut_tile
 from grafalign.pairing.plan import Plan, make_plan
 from grafalign.pairing.recipe import Recipe
@@ -32,7 +33,15 @@ from grafalign.photos.table import REJECTED_COLUMNS
 from grafalign.scenes import Scene, SceneReader, load_scenes, rank_scenes
 from grafalign.scenes.items import scene_of
 from grafalign.store import (
-    MARKER, SCHEMA_VERSION, PairStore, Sensor, ShardWriter, file_digest, shard_name, write_atomically, write_table,
+    MARKER,
+    SCHEMA_VERSION,
+    PairStore,
+    Sensor,
+    ShardWriter,
+    file_digest,
+    shard_name,
+    write_atomically,
+    write_table,
 )
 
 _WORK = '_work'
@@ -91,7 +100,7 @@ def _pair(recipe: Recipe, out: Path, workers: int | None) -> PairSummary:
         shutil.rmtree(work, ignore_errors=True)
         console.log(f'{out} is already complete.')
         return PairSummary(**store.facts['summary'])
-    if out.exists() and any(out.iterdir()) and not work.is_dir():
+    if out.exists() and any(p.name != LOCK for p in out.iterdir()) and not work.is_dir():
         raise GrafalignError(f'{out} is not empty and holds no pair store; give a new or an empty folder.')
     work.mkdir(parents=True, exist_ok=True)
     begun = work / 'recipe.txt'

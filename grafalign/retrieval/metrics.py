@@ -9,8 +9,12 @@ Floats = npt.NDArray[np.floating]
 
 
 def recall_at(
-    queries: Floats, gallery: Floats, query_of_pair: npt.NDArray[np.int64], item_of_pair: npt.NDArray[np.int64],
-    ks: tuple[int, ...] = (1, 5, 10), chunk: int = 1024,
+    queries: Floats,
+    gallery: Floats,
+    query_of_pair: npt.NDArray[np.int64],
+    item_of_pair: npt.NDArray[np.int64],
+    ks: tuple[int, ...] = (1, 5, 10),
+    chunk: int = 1024,
 ) -> dict[int, float]:
     """Share of queries with a positive among their k nearest, for queries that have positives.
 

@@ -1,0 +1,1 @@
+"""A small procedural world: the offline default and the test bench."""

@@ -8,6 +8,7 @@ photo shows therefore follows from what stands before that camera, and is often 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,15 @@ _PLANTS[[M.GRASS, M.LEAF, M.FRUIT_TREE, M.VINE, M.REED, M.GARDEN]] = (0.55, 0.85
 _WINTER = np.array([0.50, 0.43, 0.33], dtype=np.float32)
 _CONTRAST = np.full(len(Material), 0.10, dtype=np.float32)
 _CONTRAST[[M.LEAF, M.NEEDLE, M.FRUIT_TREE, M.VINE, M.REED, M.GRAVEL, M.ROCK, M.CROP, M.GARDEN]] = (
-    0.34, 0.38, 0.30, 0.30, 0.34, 0.24, 0.26, 0.22, 0.26,
+    0.34,
+    0.38,
+    0.30,
+    0.30,
+    0.34,
+    0.24,
+    0.26,
+    0.22,
+    0.26,
 )
 _CONTRAST[[M.SAND, M.GRASS, M.PATH, M.WATER]] = (0.12, 0.18, 0.12, 0.10)
 
@@ -59,9 +68,7 @@ class Cameras:
         )
 
 
-def render(
-    land: Land, structures: Structures, cameras: Cameras, seed: int
-) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+def render(land: Land, structures: Structures, cameras: Cameras, seed: int) -> tuple[npt.NDArray[np.uint8], FloatArray]:
     """Take the photos.
 
     Args:
@@ -115,7 +122,7 @@ def _render_batch(
     sky = hit == _STEPS
     hit = np.minimum(hit, _STEPS - 1)
 
-    def pick(field: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def pick(field: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.take_along_axis(field.transpose(0, 2, 1), hit, axis=1)
 
     seen = pick(material)
@@ -123,9 +130,7 @@ def _render_batch(
     upright = tall > 0.75
     slope = np.broadcast_to(sight[:, :, None], hit.shape)
     reach = depth[hit]
-    on_ground = np.clip(
-        (foot - eye[:, None, None]) / np.minimum(slope, -1e-4), depth[np.maximum(hit - 1, 0)], reach
-    )
+    on_ground = np.clip((foot - eye[:, None, None]) / np.minimum(slope, -1e-4), depth[np.maximum(hit - 1, 0)], reach)
     reach = np.where(upright, reach, on_ground).astype(np.float32)
     gx = cameras.col[:, None, None] * GSD_M + east[:, None, :] * reach
     gy = cameras.row[:, None, None] * GSD_M - north[:, None, :] * reach
@@ -157,8 +162,15 @@ def _silhouette(material: npt.NDArray[np.uint8], rise: FloatArray, x: FloatArray
 
 
 def _paint(
-    seen: npt.NDArray[np.generic], upright: npt.NDArray[np.bool_], x: FloatArray, y: FloatArray, z: FloatArray,
-    tall: FloatArray, crop: FloatArray, green: FloatArray, reach: FloatArray,
+    seen: npt.NDArray[np.generic],
+    upright: npt.NDArray[np.bool_],
+    x: FloatArray,
+    y: FloatArray,
+    z: FloatArray,
+    tall: FloatArray,
+    crop: FloatArray,
+    green: FloatArray,
+    reach: FloatArray,
 ) -> FloatArray:
     """Colour every pixel by its material, texture and season; [B, rows, columns] -> [B, rows, columns, 3]."""
     top, side = (np.array([GROUND[m][i] for m in Material], dtype=np.float32) for i in (0, 1))
@@ -222,7 +234,11 @@ def _paint(
 
 
 def _air(
-    rgb: FloatArray, sky: npt.NDArray[np.bool_], reach: FloatArray, slope: FloatArray, overcast: FloatArray,
+    rgb: FloatArray,
+    sky: npt.NDArray[np.bool_],
+    reach: FloatArray,
+    slope: FloatArray,
+    overcast: FloatArray,
     rng: np.random.Generator,
 ) -> FloatArray:
     """Draw the sky and let far things fade into it."""

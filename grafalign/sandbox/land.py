@@ -142,8 +142,13 @@ def _town_distance(shape: tuple[int, int], towns: list[Town]) -> FloatArray:
 
 
 def _land_use(
-    terrain: Terrain, elevation: FloatArray, slope: FloatArray, water: npt.NDArray[np.bool_], town_at: FloatArray,
-    parcels: IntArray, seed: int,
+    terrain: Terrain,
+    elevation: FloatArray,
+    slope: FloatArray,
+    water: npt.NDArray[np.bool_],
+    town_at: FloatArray,
+    parcels: IntArray,
+    seed: int,
 ) -> npt.NDArray[np.uint8]:
     """Give every parcel a use by its height, slope, wetness, distance to town and a regional taste."""
     shape = elevation.shape
@@ -194,8 +199,12 @@ def _enlarge_mask(mask: npt.NDArray[np.bool_], shape: tuple[int, int]) -> npt.ND
 
 
 def _place_objects(
-    classes: npt.NDArray[np.uint8], roads: npt.NDArray[np.uint8], water: npt.NDArray[np.bool_],
-    elevation: FloatArray, town_at: FloatArray, seed: int,
+    classes: npt.NDArray[np.uint8],
+    roads: npt.NDArray[np.uint8],
+    water: npt.NDArray[np.bool_],
+    elevation: FloatArray,
+    town_at: FloatArray,
+    seed: int,
 ) -> list[LandObject]:
     """Find a plausible free site for every object and write it into the class and road rasters."""
     rng = np.random.default_rng(seed + 71)
@@ -210,8 +219,11 @@ def _place_objects(
     farm = np.isin(cls, [CLASS_ID['cropland'], CLASS_ID['meadow']])
     sites = {
         'airport runway': farm & (steep < 0.09) & (town > 1.15) & (dry > 150),
-        'marina': wet & (dry == 0) & (ndimage.distance_transform_edt(wet) * GSD_M * step < 110)
-        & (ndimage.distance_transform_edt(wet) * GSD_M * step > 50) & (ndimage.uniform_filter(wet.astype(float), 31) > 0.35),
+        'marina': wet
+        & (dry == 0)
+        & (ndimage.distance_transform_edt(wet) * GSD_M * step < 110)
+        & (ndimage.distance_transform_edt(wet) * GSD_M * step > 50)
+        & (ndimage.uniform_filter(wet.astype(float), 31) > 0.35),
         'stadium': (town > 0.45) & (town < 1.25) & (dry > 130),
         'oil tanks': (town > 0.8) & (town < 2.2) & (dry > 130) & (steep < 0.12),
         'solar farm': farm & (town > 1.1) & (steep < 0.2) & (dry > 150),
@@ -239,9 +251,10 @@ def _place_objects(
             if taken[block].any():
                 continue
             taken[row - 2 : row + 3, col - 2 : col + 3] = True
-            taken[block] |= np.hypot(*np.ogrid[-reach:reach, -reach:reach])[
-                : taken[block].shape[0], : taken[block].shape[1]
-            ] < reach
+            taken[block] |= (
+                np.hypot(*np.ogrid[-reach:reach, -reach:reach])[: taken[block].shape[0], : taken[block].shape[1]]
+                < reach
+            )
             inside = (np.abs(along) < thing.length_px / 2) & (np.abs(across) < thing.width_px / 2)
             if kind in ('stadium', 'roundabout'):
                 inside = (along / thing.length_px) ** 2 + (across / thing.width_px) ** 2 < 0.25

@@ -43,10 +43,29 @@ class Snapshots:
 
 
 _OFF_ROAD = {
-    'water': 0.012, 'broadleaf forest': 0.01, 'conifer forest': 0.006, 'meadow': 0.015, 'cropland': 0.008,
-    'orchard': 0.015, 'vineyard': 0.015, 'beach': 0.12, 'bare rock': 0.008, 'marsh': 0.01, 'suburb': 0.01,
-    'old town': 0.1, 'tower blocks': 0.02, 'warehouses': 0.03, 'oil tanks': 0.06, 'stadium': 0.15, 'solar farm': 0.06,
-    'airport runway': 0.05, 'marina': 0.5, 'roundabout': 0.1, 'golf course': 0.12, 'quarry': 0.08, 'greenhouses': 0.1,
+    'water': 0.012,
+    'broadleaf forest': 0.01,
+    'conifer forest': 0.006,
+    'meadow': 0.015,
+    'cropland': 0.008,
+    'orchard': 0.015,
+    'vineyard': 0.015,
+    'beach': 0.12,
+    'bare rock': 0.008,
+    'marsh': 0.01,
+    'suburb': 0.01,
+    'old town': 0.1,
+    'tower blocks': 0.02,
+    'warehouses': 0.03,
+    'oil tanks': 0.06,
+    'stadium': 0.15,
+    'solar farm': 0.06,
+    'airport runway': 0.05,
+    'marina': 0.5,
+    'roundabout': 0.1,
+    'golf course': 0.12,
+    'quarry': 0.08,
+    'greenhouses': 0.1,
     'parking lot': 0.2,
 }
 """How often people take photos away from ways, against 0.5 for a street: often on beaches, golf courses, car parks and
@@ -79,7 +98,9 @@ def stand(land: Land, structures: Structures, count: int, seed: int) -> tuple[Ca
     cameras = Cameras(
         np.clip(chosen[:, 0], 0, shape[0] - 1).astype(np.float32),
         np.clip(chosen[:, 1], 0, shape[1] - 1).astype(np.float32),
-        heading.astype(np.float32), day, (rng.random(count) < 0.3).astype(np.float32) * rng.uniform(0.5, 1, count),
+        heading.astype(np.float32),
+        day,
+        np.where(rng.random(count) < 0.3, rng.uniform(0.5, 1, count), 0).astype(np.float32),
     )
     sigma_m = np.where(rng.random(count) < 0.05, 60.0, 5.0 * np.exp(rng.normal(0, 0.5, count)))
     error = rng.normal(0, 1, (2, count)) * sigma_m / np.sqrt(2) / GSD_M
@@ -92,7 +113,8 @@ def stand(land: Land, structures: Structures, count: int, seed: int) -> tuple[Ca
         np.clip(cameras.col + error[1], 0, shape[1] - 1).astype(np.float32),
         np.where(rng.random(count) < 0.6, sigma_m, np.nan).astype(np.float32),
         np.where(rng.random(count) < 0.7, tag_heading, np.nan).astype(np.float32),
-        rng.choice([2020, 2021], count, p=[0.3, 0.7]).astype(np.int32), rng.integers(8, 19, count).astype(np.int32),
+        rng.choice([2020, 2021], count, p=[0.3, 0.7]).astype(np.int32),
+        rng.integers(8, 19, count).astype(np.int32),
     )
 
 

@@ -62,12 +62,16 @@ OVERPASSES = (
 def write_catalog(folder: Path, land: Land, structures: Structures, workers: int | None = None) -> int:
     """Render every overpass and write its scenes and their STAC items; return the number of items."""
     ms = pystac.Collection(
-        'sandbox-ms', 'Multispectral scenes of a made-up land, uint16 with scale and offset, one file a band.',
-        extent=_extent(land, [o for o in OVERPASSES if not o.aerial]), license='Apache-2.0',
+        'sandbox-ms',
+        'Multispectral scenes of a made-up land, uint16 with scale and offset, one file a band.',
+        extent=_extent(land, [o for o in OVERPASSES if not o.aerial]),
+        license='Apache-2.0',
     )
     aerial = pystac.Collection(
-        'sandbox-aerial', 'Aerial photographs of a made-up land, uint8, four bands in one file.',
-        extent=_extent(land, [o for o in OVERPASSES if o.aerial]), license='Apache-2.0',
+        'sandbox-aerial',
+        'Aerial photographs of a made-up land, uint8, four bands in one file.',
+        extent=_extent(land, [o for o in OVERPASSES if o.aerial]),
+        license='Apache-2.0',
     )
 
     def fly(overpass: Overpass) -> list[pystac.Item]:
@@ -95,7 +99,7 @@ def _fly(folder: Path, land: Land, structures: Structures, overpass: Overpass) -
     counts = to_bytes(surface) if overpass.aerial else to_counts(surface, SCALE, OFFSET)
     del surface
     whole = land.geobox
-    height, width = whole.shape
+    width = whole.shape[1]
     west = slice(0, int(width * _WEST_SHARE) // 16 * 16)
     east = slice(int(width * (1 - _EAST_SHARE)) // 16 * 16, width)
     items = []
@@ -122,20 +126,35 @@ def _zone_grid(source: GeoBox) -> GeoBox:
 def _warp(pixels: npt.NDArray[np.generic], source: GeoBox, grid: GeoBox) -> npt.NDArray[np.generic]:
     out = np.zeros((len(pixels), *grid.shape), dtype=pixels.dtype)
     reproject(
-        pixels, out, src_transform=source.affine, src_crs=str(source.crs), src_nodata=0, dst_transform=grid.affine,
-        dst_crs=str(grid.crs), dst_nodata=0, resampling=Resampling.bilinear,
+        pixels,
+        out,
+        src_transform=source.affine,
+        src_crs=str(source.crs),
+        src_nodata=0,
+        dst_transform=grid.affine,
+        dst_crs=str(grid.crs),
+        dst_nodata=0,
+        resampling=Resampling.bilinear,
     )
     return out
 
 
 def _write_scene(
-    folder: Path, name: str, overpass: Overpass, pixels: npt.NDArray[np.generic], grid: GeoBox, seen: GeoBox,
+    folder: Path,
+    name: str,
+    overpass: Overpass,
+    pixels: npt.NDArray[np.generic],
+    grid: GeoBox,
+    seen: GeoBox,
     cloud_percent: float,
 ) -> pystac.Item:
     footprint = seen.extent.to_crs('EPSG:4326', resolution=500)
     box = footprint.boundingbox
     item = pystac.Item(
-        name, footprint.json, [box.left, box.bottom, box.right, box.top], overpass.when,
+        name,
+        footprint.json,
+        [box.left, box.bottom, box.right, box.top],
+        overpass.when,
         {'gsd': GSD_M, 'proj:code': str(grid.crs), 'proj:shape': list(grid.shape), 'proj:transform': list(grid.affine)},
         stac_extensions=[_PROJECTION, _RASTER, _EO],
     )
@@ -151,14 +170,26 @@ def _write_scene(
     for key, (bands, names) in assets.items():
         path = place / f'{name}_{key}.tif'
         profile = {
-            'driver': 'COG', 'dtype': pixels.dtype, 'count': len(bands), 'height': grid.shape[0],
-            'width': grid.shape[1], 'crs': str(grid.crs), 'transform': grid.affine, 'nodata': 0, 'blocksize': 512,
-            'compress': 'deflate', 'level': 1, 'predictor': 'yes', 'overview_resampling': 'average',
+            'driver': 'COG',
+            'dtype': pixels.dtype,
+            'count': len(bands),
+            'height': grid.shape[0],
+            'width': grid.shape[1],
+            'crs': str(grid.crs),
+            'transform': grid.affine,
+            'nodata': 0,
+            'blocksize': 512,
+            'compress': 'deflate',
+            'level': 1,
+            'predictor': 'yes',
+            'overview_resampling': 'average',
         }
         with rasterio.open(path, 'w', **profile) as raster:
             raster.write(bands)
         extra = {'raster:bands': [raster_band] * len(bands), 'eo:bands': names}
-        item.add_asset(key, pystac.Asset(str(path), media_type=pystac.MediaType.COG, roles=['data'], extra_fields=extra))
+        item.add_asset(
+            key, pystac.Asset(str(path), media_type=pystac.MediaType.COG, roles=['data'], extra_fields=extra)
+        )
     return item
 
 

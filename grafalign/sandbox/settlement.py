@@ -60,8 +60,13 @@ def find_towns(terrain: Terrain, seed: int, per_km2: float = 0.075) -> list[Town
 
 
 def draw_roads(
-    shape: tuple[int, int], terrain: Terrain, towns: list[Town], lanes: npt.NDArray[np.bool_], town_at: FloatArray,
-    water: npt.NDArray[np.bool_], seed: int,
+    shape: tuple[int, int],
+    terrain: Terrain,
+    towns: list[Town],
+    lanes: npt.NDArray[np.bool_],
+    town_at: FloatArray,
+    water: npt.NDArray[np.bool_],
+    seed: int,
 ) -> npt.NDArray[np.uint8]:
     """Draw every way on the fine grid.
 
@@ -93,15 +98,13 @@ def draw_roads(
     return np.array(canvas)
 
 
-def roads_in_town(
-    roads: npt.NDArray[np.uint8], town: Town, water: npt.NDArray[np.bool_], town_at: FloatArray
-) -> None:
+def roads_in_town(roads: npt.NDArray[np.uint8], town: Town, water: npt.NDArray[np.bool_], town_at: FloatArray) -> None:
     """Draw a town's street grid in place."""
     reach = int(town.radius_px * 1.25)
     top, left = max(0, int(town.row) - reach), max(0, int(town.col) - reach)
-    window = (slice(top, int(town.row) + reach), slice(left, int(town.col) + reach))
+    bottom, right = min(roads.shape[0], int(town.row) + reach), min(roads.shape[1], int(town.col) + reach)
+    window = (slice(top, bottom), slice(left, right))
     rows, cols = np.mgrid[window]
-    rows, cols = rows[: roads.shape[0] - top, : roads.shape[1] - left], cols[: roads.shape[0] - top, : roads.shape[1] - left]
     u = (cols - town.col) * np.cos(town.bearing_rad) + (rows - town.row) * np.sin(town.bearing_rad)
     v = -(cols - town.col) * np.sin(town.bearing_rad) + (rows - town.row) * np.cos(town.bearing_rad)
     r = np.hypot(u, v) / town.radius_px
@@ -132,8 +135,7 @@ def _main_roads(terrain: Terrain, towns: list[Town]) -> list[list[tuple[int, int
     between = distance[:, cells]
     tree = csgraph.minimum_spanning_tree(between).toarray() > 0
     nearest = np.argsort(between, axis=1)[:, 1:3]
-    for a, row in enumerate(nearest):
-        tree[a, row[-1]] = True
+    tree[np.arange(len(towns)), nearest[:, -1]] = True
     paths = []
     for a, b in zip(*np.nonzero(tree), strict=True):
         cell, path = cells[b], []

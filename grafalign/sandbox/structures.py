@@ -81,7 +81,9 @@ Area = Callable[[FloatArray, FloatArray, FloatArray, FloatArray], Layout]
 Plan = Callable[[LandObject, FloatArray, FloatArray, FloatArray], Layout]
 
 
-def _choose(like: FloatArray, ground: Material, *layers: tuple[npt.NDArray[np.bool_], Material, FloatArray | float]) -> Layout:
+def _choose(
+    like: FloatArray, ground: Material, *layers: tuple[npt.NDArray[np.bool_], Material, FloatArray | float]
+) -> Layout:
     """Paint layers, the last on top, over a flat ground."""
     stuff = np.full(like.shape, ground, dtype=np.uint8)
     tall = np.zeros(like.shape, dtype=np.float32)
@@ -214,7 +216,11 @@ def _roundabout(thing: LandObject, a: FloatArray, b: FloatArray, spot: FloatArra
     ring = (radius > 0.46) & (radius < 0.84)
     kerb = (radius > 0.38) & (radius <= 0.46)
     return _choose(
-        a, M.GRASS, (arms & (radius > 0.5), M.ASPHALT, 0.0), (ring, M.ASPHALT, 0.0), (kerb, M.MARKING, 0.3),
+        a,
+        M.GRASS,
+        (arms & (radius > 0.5), M.ASPHALT, 0.0),
+        (ring, M.ASPHALT, 0.0),
+        (kerb, M.MARKING, 0.3),
         (radius < 0.22, M.GARDEN, 2.5),
     )
 

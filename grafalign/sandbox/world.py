@@ -1,9 +1,9 @@
 """Write a whole sandbox world to a folder, as the formats real data come in.
 
-    OUT/photos/00/000000.jpg ...      JPEGs with EXIF position, heading and time
-    OUT/catalog/catalog.json ...      static STAC catalog; COGs of two sensors
-    OUT/truth/classes.tif, objects.geojson, photos.parquet      read by evaluation only
-    OUT/sandbox.json                  settings and counts; written last
+OUT/photos/00/000000.jpg ...      JPEGs with EXIF position, heading and time
+OUT/catalog/catalog.json ...      static STAC catalog; COGs of two sensors
+OUT/truth/classes.tif, objects.geojson, photos.parquet      read by evaluation only
+OUT/sandbox.json                  settings and counts; written last
 """
 
 from __future__ import annotations
@@ -169,8 +169,16 @@ def _exif(lon: float, lat: float, accuracy_m: float, heading_deg: float, when: d
 def _write_truth(folder: Path, land: Land, cameras: Cameras, phones: Snapshots, shares: np.ndarray) -> None:
     height, width = land.classes.shape
     profile = {
-        'driver': 'COG', 'dtype': 'uint8', 'count': 1, 'height': height, 'width': width, 'crs': str(land.geobox.crs),
-        'transform': land.geobox.affine, 'nodata': VOID, 'compress': 'deflate', 'resampling': 'mode',
+        'driver': 'COG',
+        'dtype': 'uint8',
+        'count': 1,
+        'height': height,
+        'width': width,
+        'crs': str(land.geobox.crs),
+        'transform': land.geobox.affine,
+        'nodata': VOID,
+        'compress': 'deflate',
+        'resampling': 'mode',
     }
     with rasterio.open(folder / 'classes.tif', 'w', **profile) as raster:
         raster.write(land.classes, 1)
@@ -191,7 +199,9 @@ def _write_truth(folder: Path, land: Land, cameras: Cameras, phones: Snapshots, 
         {
             'photo_id': [photo_path(i) for i in range(len(cameras))],
             'kind': np.array(['outdoor', 'indoor', 'junk'])[phones.kind],
-            'x': x, 'y': y, 'heading_deg': cameras.heading_deg,
+            'x': x,
+            'y': y,
+            'heading_deg': cameras.heading_deg,
             'main_class': np.array(CLASS_NAMES)[shares.argmax(1)],
             'main_share': shares.max(1),
         }

@@ -1,10 +1,10 @@
 """Train a satellite encoder on a pair store: settings in, run folder out.
 
-    RUN/config.yaml            the settings
-    RUN/model.safetensors      the encoder's weights
-    RUN/model.json             what is needed to use them: CLIP, sensor, level; written last
-    RUN/log.jsonl, RUN/grafalign/   loss and recall by step; TensorBoard events
-    RUN/checkpoints/           the newest checkpoint, for resuming
+RUN/config.yaml            the settings
+RUN/model.safetensors      the encoder's weights
+RUN/model.json             what is needed to use them: CLIP, sensor, level; written last
+RUN/log.jsonl, RUN/grafalign/   loss and recall by step; TensorBoard events
+RUN/checkpoints/           the newest checkpoint, for resuming
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def segment(
-    encoder: SatelliteEncoder, images: Tensor, classes: npt.NDArray[np.floating], stride_px: int | None = None,
+    encoder: SatelliteEncoder,
+    images: Tensor,
+    classes: npt.NDArray[np.floating],
+    stride_px: int | None = None,
     batch: int = 256,
 ) -> Tensor:
     """Score every pixel for every class.
@@ -44,7 +47,7 @@ def segment(
     size = encoder.size_px
     height, width = images.shape[-2:]
     if min(height, width) < size:
-        raise GrafalignError(f'Images of {height} x {width} px are smaller than the encoder\'s {size} px; pad them.')
+        raise GrafalignError(f"Images of {height} x {width} px are smaller than the encoder's {size} px; pad them.")
     stride = stride_px or max(1, encoder.patch_px * 3 // 2)
     vectors = torch.as_tensor(classes, dtype=torch.float32, device=images.device)
     ramp = 1 - (torch.linspace(-1, 1, size + 2, device=images.device)[1:-1]).abs()

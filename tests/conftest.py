@@ -1,0 +1,72 @@
+"""Shared fixtures: one small sandbox world, its pair store and ground bank, made once a session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from grafalign.config import load_settings
+from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, embed, load_clip
+from grafalign.pairing import Recipe, pair
+from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox.world import SandboxSettings, make_sandbox
+from grafalign.store import PairStore
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = SandboxSettings(seed=5, photos=480, rows=768, cols=1024)
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sandbox world of 3.8 x 5.1 km with 480 photos."""
+    out = tmp_path_factory.mktemp('world') / 'sandbox'
+    make_sandbox(out, SMALL)
+    return out
+
+
+@pytest.fixture(scope='session')
+def recipe(world: Path) -> Recipe:
+    """The sandbox recipe, pointed at the small world."""
+    return load_settings(
+        REPOSITORY / 'data_recipes' / 'sandbox.yaml', Recipe,
+        [f'photos.folder={world / "photos"}', f'scenes.catalog={world / "catalog" / "catalog.json"}',
+         'split.block_km=1', 'shard_tiles=16'],
+    )
+
+
+@pytest.fixture(scope='session')
+def store(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> PairStore:
+    """The pair store of the small world; read only."""
+    out = tmp_path_factory.mktemp('store') / 'pairs'
+    pair(recipe, out)
+    return PairStore(out)
+
+
+@pytest.fixture(scope='session')
+def clip() -> FrozenClip:
+    """The tiny CLIP that ships with grafalign."""
+    return load_clip(ClipSettings(model=str(TINY_CLIP_DIR)))
+
+
+@pytest.fixture(scope='session')
+def bank(store: PairStore, clip: FrozenClip) -> GroundBank:
+    """The ground bank of the store; read only."""
+    return embed(store, clip)
+
+
+@pytest.fixture
+def own_store(store: PairStore, bank: GroundBank, tmp_path: Path) -> Path:
+    """A copy of the store and its bank that a test may change."""
+    return Path(shutil.copytree(store.path, tmp_path / 'pairs'))
+
+
+@pytest.fixture(scope='session')
+def realdata() -> Path:
+    """The folder of real files; tests that need it are skipped where there is none."""
+    for candidate in (os.environ.get('GRAFALIGN_REALDATA'), REPOSITORY.parent / 'shared' / 'realdata'):
+        if candidate and Path(candidate).is_dir():
+            return Path(candidate)
+    pytest.skip('no real data: set GRAFALIGN_REALDATA to its folder')
