@@ -21,7 +21,7 @@ from grafalign import console, engine
 from grafalign.benchmarks import Evaluation, SetSizes, evaluate_sandbox, write_report
 from grafalign.config import Settings, load_settings, parse_settings
 from grafalign.encoders import ClipSettings, embed, load_clip
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.locks import exclusive
 from grafalign.pairing import Recipe, pair
 from grafalign.store import PairStore, write_atomically
@@ -102,7 +102,7 @@ def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: 
         GrafalignError: a step failed; the sentence is that step's.
     """
     out = experiment.out
-    with exclusive(out):
+    with exclusive(out), naming_full_disk(out):
         clock = clock or Clock(out / 'seconds.json')
         store_path = out / 'pairs'
         clock.time('pair', lambda: pair(experiment.recipe, store_path, workers))

@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -29,30 +29,28 @@ Set = Annotated[list[str] | None, typer.Option('--set', help='Override a setting
 def main() -> None:
     """Run the command line; errors of the user become one line and exit code 1, Ctrl-C exit code 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # the code of an exit that typer decides: 0 after --help, 130 after Ctrl-C
     except GrafalignError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail('Interrupted; run the same command again to go on where it stopped.', 130)
-    except typer.Abort:
-        _fail('Interrupted; run the same command again to go on where it stopped.', 130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except OSError as error:
+        _fail(_os_sentence(error), 1)
     except Exception as error:
-        from click import ClickException
-        from click.exceptions import Exit
-
-        if isinstance(error, Exit):
-            sys.exit(error.exit_code)
-        if isinstance(error, ClickException):
-            error.show()
-            sys.exit(error.exit_code)
-        if isinstance(error, OSError):
-            _fail(_os_sentence(error), 1)
-        raise
+        if not hasattr(error, 'show'):
+            raise
+        error.show()  # a wrong command line; typer brings its own copy of click's errors, so their type says nothing
+        sys.exit(getattr(error, 'exit_code', 2))
+    if code == 130:
+        _fail('Interrupted; run the same command again to go on where it stopped.', code)
+    sys.exit(code)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f'Error: {message}', file=sys.stderr, flush=True)
-    os._exit(code) if code == 130 else sys.exit(code)  # after Ctrl-C nothing waits for threads that still read
+    if code == 130:
+        os._exit(code)  # after Ctrl-C nothing waits for threads that still read
+    sys.exit(code)
 
 
 def _os_sentence(error: OSError) -> str:

@@ -68,7 +68,10 @@ def apply_change(content: dict[str, Any], change: str) -> None:
         content = content.setdefault(part, {})
         if not isinstance(content, dict):
             raise GrafalignError(f'--set {change} is not understood: {part} holds no keys.')
-    content[last] = yaml.safe_load(value)
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise GrafalignError(f'--set {change} is not understood: {value!r} is not YAML; mend that value.') from None
 
 
 def _sentence(error: ValidationError, model: type[BaseModel], name: str) -> str:

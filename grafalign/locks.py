@@ -32,7 +32,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not os.fstat(file.fileno()).st_nlink:
-                    raise BlockingIOError  # its holder left this moment and took the file with it: others lock a new one
+                    raise BlockingIOError  # its holder left just now and took the file with it: others lock a new one
             except BlockingIOError:
                 raise GrafalignError(f'Another process is writing to {folder}; wait for it or stop it.') from None
         try:

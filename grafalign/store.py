@@ -14,6 +14,7 @@ runs, every WebDataset tool streams the same files, and the values are exact for
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -93,7 +94,8 @@ class ShardWriter:
                 self._file.close()
                 self._part.replace(self._path)
         finally:
-            self._file.close()
+            with contextlib.suppress(OSError):  # on a full disk closing fails too, and the part would stay
+                self._file.close()
             self._part.unlink(missing_ok=True)
 
 
@@ -143,16 +145,17 @@ class PairStore:
         try:
             self.facts: dict[str, Any] = json.loads(marker.read_text(encoding='utf-8'))
             version = int(self.facts['schema_version'])
+            if version > SCHEMA_VERSION:
+                raise GrafalignError(
+                    f'{marker}: schema_version is {version}, this grafalign reads up to {SCHEMA_VERSION}; '
+                    'upgrade grafalign.'
+                )
+            sensor = self.facts['sensor']
+            self.sensor = Sensor(
+                sensor['name'], tuple(sensor['bands']), sensor['gsd_m'], sensor['size_px'], tuple(sensor['value_range'])
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise GrafalignError(f'{marker} is damaged ({error!r}); pair again into an empty folder.') from None
-        if version > SCHEMA_VERSION:
-            raise GrafalignError(
-                f'{marker}: schema_version is {version}, this grafalign reads up to {SCHEMA_VERSION}; upgrade grafalign.'
-            )
-        sensor = self.facts['sensor']
-        self.sensor = Sensor(
-            sensor['name'], tuple(sensor['bands']), sensor['gsd_m'], sensor['size_px'], tuple(sensor['value_range'])
-        )
         self._shards: dict[str, int] = {}
         self._process = os.getpid()
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from grafalign.cli import main
 from grafalign.config import load_settings
 from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, embed, load_clip
 from grafalign.pairing import Recipe, pair
@@ -70,3 +73,16 @@ def realdata() -> Path:
         if candidate and Path(candidate).is_dir():
             return Path(candidate)
     pytest.skip('no real data: set GRAFALIGN_REALDATA to its folder')
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the command line in this process; returns the exit code and what it wrote to standard error."""
+
+    def run(*args: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, 'argv', ['grafalign', *map(str, args)])
+        with pytest.raises(SystemExit) as end:  # anything else would be a traceback
+            main()
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    return run

@@ -125,7 +125,7 @@ def _middle(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
 
 
 def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Loss by step, and photo <-> tile recall on the val blocks, of every run."""
+    """Loss by step, and photo <-> tile recall on the val blocks, of every run; without a val split the loss alone."""
     figure = Figure(figsize=(10, 3.6))
     left, right = figure.subplots(1, 2)
     colours = _TEN
@@ -154,6 +154,8 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     left.legend(fontsize=7)
     if right.lines:
         right.legend(fontsize=6)
+    else:
+        right.set_visible(False)
     for ax in (left, right):
         ax.spines[['top', 'right']].set_visible(False)
         ax.grid(alpha=0.25)

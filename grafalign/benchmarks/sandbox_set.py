@@ -101,7 +101,7 @@ class SandboxTruth:
         rng = np.random.default_rng((seed, len(split), 11))
         grid = TileGrid(size_px, self.recipe.sensor.gsd_m)
         height, width = self.raster.shape
-        x, y = self.transform * (rng.uniform(0, width, 40 * count), rng.uniform(0, height, 40 * count))
+        x, y = self.transform @ (rng.uniform(0, width, 40 * count), rng.uniform(0, height, 40 * count))
         inside = np.flatnonzero(self._split(x, y, grid) == split)
         kept: list[int] = []
         for i in inside.tolist():
@@ -144,7 +144,7 @@ class SandboxTruth:
             if self.raster[r, c] == best and count[best] >= _DOMINANT * count.sum():
                 label[i] = best
         label[np.isin(label, is_object)] = -1  # objects are sampled around their own centres
-        x, y = self.transform * (cols.astype(float), rows.astype(float))
+        x, y = self.transform @ (cols.astype(float), rows.astype(float))
         repeats = max(2, per_class // 8)
         jitter = rng.uniform(-0.15, 0.15, (repeats * len(self.object_xy), 2)) * self.recipe.grid.side_m
         order = rng.permutation(len(jitter))

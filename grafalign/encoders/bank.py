@@ -19,7 +19,8 @@ import torch
 
 from grafalign import console, engine
 from grafalign.encoders.clip import FrozenClip
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.locks import exclusive
 from grafalign.photos import open_photo
 from grafalign.store import PairStore, write_atomically
 
@@ -47,12 +48,20 @@ def embed(store: PairStore, clip: FrozenClip, out: Path | None = None, workers: 
         workers: threads that decode photos.
 
     Raises:
-        GrafalignError: the folder holds the bank of another CLIP or of another store.
+        GrafalignError: the folder holds the bank of another CLIP or of another store, another process is writing to it,
+            or the disk is full.
     """
     out = out or store.path / 'bank'
+    if not (out / 'bank.json').is_file():
+        with exclusive(out), naming_full_disk(out):
+            _embed(store, clip, out, workers)
+    shutil.rmtree(out / 'parts', ignore_errors=True)  # here, as a kill may come right after the marker was written
+    (out / 'begun.json').unlink(missing_ok=True)
+    return load_bank(store, out, clip)
+
+
+def _embed(store: PairStore, clip: FrozenClip, out: Path, workers: int | None) -> None:
     identity = {'clip': clip.digest, 'store': store.digest}
-    if (out / 'bank.json').is_file():
-        return load_bank(store, out, clip)
     begun = out / 'begun.json'
     if begun.is_file() and json.loads(begun.read_text()) != identity:
         raise GrafalignError(f'{out} was begun with another CLIP or store; give another folder or delete it.')
@@ -99,11 +108,8 @@ def embed(store: PairStore, clip: FrozenClip, out: Path | None = None, workers: 
         'unreadable_rows': np.flatnonzero(~valid).tolist(), 'problems': problems,
     }
     write_atomically(out / 'bank.json', (json.dumps(facts, indent=2) + '\n').encode())
-    shutil.rmtree(parts)
-    begun.unlink(missing_ok=True)
     if problems:
         console.log(f'{len(problems)} photos could not be read and are left out (first: {problems[0]})')
-    return load_bank(store, out, clip)
 
 
 def _width(clip: FrozenClip) -> int:
@@ -119,7 +125,13 @@ def load_bank(store: PairStore, path: Path | None = None, clip: FrozenClip | Non
     path = path or store.path / 'bank'
     if not (path / 'bank.json').is_file():
         raise GrafalignError(f'{path} holds no finished ground bank; run `grafalign embed {store.path}` first.')
-    facts = json.loads((path / 'bank.json').read_text())
+    try:
+        facts = json.loads((path / 'bank.json').read_text())
+        embeddings = np.load(path / 'embeddings.npy', mmap_mode='r')
+        if len(embeddings) != facts['photos']:
+            raise ValueError(f'{len(embeddings)} rows for {facts["photos"]} photos')
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GrafalignError(f'{path} is damaged ({error}); delete it and run `grafalign embed` again.') from None
     if facts['store'] != store.digest:
         raise GrafalignError(f'{path} is the bank of another pair store; delete it and run `grafalign embed` again.')
     if clip is not None and facts['clip'] != clip.digest:
@@ -130,4 +142,4 @@ def load_bank(store: PairStore, path: Path | None = None, clip: FrozenClip | Non
         )
     valid = np.ones(facts['photos'], dtype=bool)
     valid[facts['unreadable_rows']] = False
-    return GroundBank(np.load(path / 'embeddings.npy', mmap_mode='r'), valid, facts['clip'])
+    return GroundBank(embeddings, valid, facts['clip'])

@@ -89,7 +89,7 @@ def make_plan(
         west, south, east, north = grid.bounds_lonlat(int(zone), left[here], top[here])
         names = split_of_blocks(blocks_touched(west, south, east, north, block_km), shares, seed)
         agree = (names == names[:, :1]).all(axis=1)
-        split[here] = np.where(agree, names[:, 0], None)
+        split[np.flatnonzero(here)[agree]] = names[agree, 0]
         boxes[here] = _polygons(int(zone), left[here], top[here], grid)
     usable = np.array([s is not None for s in split], dtype=bool)
     number = np.cumsum(usable) - 1
@@ -128,9 +128,9 @@ def _zones_within_reach(lon: Floats, lat: Floats, grid: TileGrid) -> dict[int, _
             for value in np.unique(zone):
                 members[int(value)].append(np.flatnonzero(zone == value))
     zones = {}
-    for zone in sorted(members):
-        rows = np.unique(np.concatenate(members[zone]))
-        zones[zone] = _ZonePhotos(rows, *project(lon[rows], lat[rows], zone))
+    for epsg in sorted(members):
+        rows = np.unique(np.concatenate(members[epsg]))
+        zones[epsg] = _ZonePhotos(rows, *project(lon[rows], lat[rows], epsg))
     return zones
 
 
@@ -150,8 +150,7 @@ def _seed_tiles(
         if any(_held(buckets, zone, x, y, side) for zone, x, y in places[photo]):
             continue
         zone, x, y = next(place for place in places[photo] if place[0] == own[photo])
-        corner = grid.corner(np.float64(x), np.float64(y))
-        left, top = float(corner[0]), float(corner[1])
+        left, top = (float(v) for v in grid.corner(np.asarray(x), np.asarray(y)))
         buckets[zone, int(left // side), int(top // side)].append((left, top))
         tiles.append((zone, left, top))
     epsg, left_all, top_all = zip(*tiles, strict=True)

@@ -7,7 +7,6 @@ finished store is the same, byte for byte, however often the run was killed.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -23,7 +22,7 @@ import pandas as pd
 import shapely
 
 from grafalign import console, engine
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.locks import LOCK
 from grafalign.pairing.cut import cut_tile
 from grafalign.pairing.plan import Plan, make_plan
@@ -80,15 +79,8 @@ def pair(recipe: Recipe, out: Path, workers: int | None = None) -> PairSummary:
     Raises:
         GrafalignError: the input is unusable, `out` holds the store of another recipe, or the disk is full.
     """
-    try:
+    with naming_full_disk(out):
         return _pair(recipe, out, workers)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise GrafalignError(
-                f'{error.filename or out}: the disk is full; free some space and run the same command again '
-                '(finished shards are kept).'
-            ) from None
-        raise
 
 
 def _pair(recipe: Recipe, out: Path, workers: int | None) -> PairSummary:

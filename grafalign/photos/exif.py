@@ -10,7 +10,12 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+# Pillow warns of every crooked EXIF directory; a filter a call would not hold, as filters are shared by all threads
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
 GPS_IFD, EXIF_IFD = 0x8825, 0x8769
+_UNSET_CLOCK = datetime(1970, 1, 1)
+"""What a lost time reads in UTC; in local time up to a day beside it (`1969:12:31 19:00:00` in New England)."""
 MAX_PIXELS = 200_000_000
 """Images that claim more pixels than this are taken for decompression bombs and are not decoded."""
 
@@ -39,22 +44,20 @@ def open_photo(path: Path, smallest_px: int | None = None) -> Image.Image:
         ValueError: the file is no image, is truncated, or is too large to be decoded; the text is the reason.
         OSError: the file cannot be read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        try:
-            with Image.open(path) as image:
-                _check_size(image)
-                if smallest_px is not None:
-                    image.draft('RGB', (smallest_px, smallest_px))
-                return image.convert('RGB')
-        except UnidentifiedImageError:
-            raise ValueError('not an image') from None
-        except Image.DecompressionBombError:
-            raise ValueError('too many pixels (decompression bomb?)') from None
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except (OSError, SyntaxError, EOFError) as error:
-            raise ValueError('truncated image' if 'truncated' in str(error) else 'damaged image') from None
+    try:
+        with Image.open(path) as image:
+            _check_size(image)
+            if smallest_px is not None:
+                image.draft('RGB', (smallest_px, smallest_px))
+            return image.convert('RGB')
+    except UnidentifiedImageError:
+        raise ValueError('not an image') from None
+    except Image.DecompressionBombError:
+        raise ValueError('too many pixels (decompression bomb?)') from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError('truncated image' if 'truncated' in str(error) else 'damaged image') from None
 
 
 def read_facts(path: Path, verify: bool = True) -> PhotoFacts:
@@ -68,14 +71,12 @@ def read_facts(path: Path, verify: bool = True) -> PhotoFacts:
         verify: decode all pixels, so that truncated files are found now and not in the middle of a training.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            with Image.open(path) as image:
-                _check_size(image)
-                exif = image.getexif()
-                gps, detail = exif.get_ifd(GPS_IFD), exif.get_ifd(EXIF_IFD)
-                if verify:
-                    image.load()
+        with Image.open(path) as image:
+            _check_size(image)
+            exif = image.getexif()
+            gps, detail = exif.get_ifd(GPS_IFD), exif.get_ifd(EXIF_IFD)
+            if verify:
+                image.load()
     except UnidentifiedImageError:
         return PhotoFacts(problem='not an image')
     except (Image.DecompressionBombError, ValueError) as error:
@@ -135,6 +136,8 @@ def _camera_time(detail: Any, exif: Any) -> datetime | None:
     try:
         local = datetime.strptime(str(stamp).strip('\x00 '), '%Y:%m:%d %H:%M:%S')
     except ValueError:
+        return None
+    if abs(local - _UNSET_CLOCK) <= timedelta(days=1):
         return None
     offset = str(detail.get(36881) or detail.get(36880) or '+00:00').strip('\x00 ')
     try:

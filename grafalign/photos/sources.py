@@ -114,6 +114,7 @@ def _read_table(source: PhotoSource, path: Path, workers: int | None) -> Photos:
             frame[ours] = raw[theirs]
     if isinstance(raw, gpd.GeoDataFrame) and raw.geometry is not None:
         points = raw.geometry.to_crs(4326) if raw.crs else raw.geometry
+        points = points.where(points.geom_type == 'Point')  # anything else is no place to stand: its row is rejected
         frame['lon'], frame['lat'] = points.x.to_numpy(), points.y.to_numpy()
     missing = [c for c in ('uri', 'lon', 'lat') if c not in frame]
     if missing:
@@ -125,7 +126,8 @@ def _read_table(source: PhotoSource, path: Path, workers: int | None) -> Photos:
         frame['photo_id'] = frame['uri']
     root = (source.root or path.parent).resolve()
     local = ~frame['uri'].astype('string').str.contains('://', regex=False).fillna(True)
-    frame['problem'] = pd.Series('not a local file', index=frame.index, dtype=object).where(~local, None)
+    remote = ~local & frame['uri'].notna()
+    frame['problem'] = pd.Series(None, index=frame.index, dtype=object).mask(remote, 'not a local file')
     if local.any():
         files = [root / str(u) for u in frame.loc[local, 'uri']]
         facts = _facts(files, source.verify, workers)

@@ -77,7 +77,9 @@ def check_photos(frame: pd.DataFrame, source: str) -> Photos:
         kept[column] = pd.to_numeric(kept[column], errors='coerce').astype('float64')
     for column in ('licence', 'author', 'source'):
         kept[column] = kept[column].astype('string')
-    kept['taken_at'] = pd.to_datetime(kept['taken_at'], utc=True, errors='coerce').astype('datetime64[us, UTC]')
+    # mixed: by default the first row sets the format, and rows with a fraction of a second or a day alone would be lost
+    times = pd.to_datetime(kept['taken_at'], utc=True, errors='coerce', format='mixed')
+    kept['taken_at'] = times.astype('datetime64[us, UTC]')
     table = gpd.GeoDataFrame(kept, geometry=gpd.points_from_xy(lon[~bad], lat[~bad]), crs='EPSG:4326')
     table = table.sort_values('photo_id', ignore_index=True)
     return Photos(table, rejected.sort_values('id', ignore_index=True, kind='stable'))

@@ -78,5 +78,5 @@ def cells(shape: tuple[int, int], cell_px: float, seed: int, warp_px: float = 0.
             second = np.where(nearer, first, np.minimum(second, distance))
             first = np.where(nearer, distance, first)
             ids = np.where(nearer, (r + stride) * 4 * stride + c + stride, ids)
-    _, ids = np.unique(ids, return_inverse=True)
-    return ids.reshape(shape).astype(np.int32), ((second - first) / 2).astype(np.float32)
+    _, numbers = np.unique(ids, return_inverse=True)
+    return numbers.reshape(shape).astype(np.int32), ((second - first) / 2).astype(np.float32)

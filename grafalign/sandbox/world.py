@@ -110,7 +110,7 @@ def _write_photos(
 ) -> np.ndarray:
     """Render and write the photos batch by batch; return the class shares [P, classes]."""
     to_lonlat = Transformer.from_crs(land.geobox.crs, 'EPSG:4326', always_xy=True)
-    x, y = land.geobox.affine * (phones.tag_col.astype(float), phones.tag_row.astype(float))
+    x, y = land.geobox.affine @ (phones.tag_col.astype(float), phones.tag_row.astype(float))
     lon, lat = to_lonlat.transform(x, y)
     shares = np.zeros((len(cameras), len(CLASS_NAMES)), dtype=np.float32)
     for index in range(0, len(cameras), 1000):
@@ -190,11 +190,11 @@ def _write_truth(folder: Path, land: Land, cameras: Cameras, phones: Snapshots, 
         ring = []
         for i, j in corners:
             a, b = i * thing.length_px / 2, j * thing.width_px / 2
-            ring.append(land.geobox.affine * (thing.col + a * c - b * s, thing.row + a * s + b * c))
+            ring.append(land.geobox.affine @ (thing.col + a * c - b * s, thing.row + a * s + b * c))
         shapes.append(Polygon(ring))
     objects = gpd.GeoDataFrame({'class': [o.kind for o in land.objects]}, geometry=shapes, crs=str(land.geobox.crs))
     objects.to_crs(4326).to_file(folder / 'objects.geojson', driver='GeoJSON')
-    x, y = land.geobox.affine * (cameras.col.astype(float), cameras.row.astype(float))
+    x, y = land.geobox.affine @ (cameras.col.astype(float), cameras.row.astype(float))
     table = pd.DataFrame(
         {
             'photo_id': [photo_path(i) for i in range(len(cameras))],

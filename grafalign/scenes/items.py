@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pandas as pd
 import pystac
@@ -98,7 +98,12 @@ def load_scenes(
     total = 0
     for item in raw:
         total += 1
-        scene = scene_of(item)
+        try:
+            scene = scene_of(item)
+        except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as error:
+            raise GrafalignError(
+                f'{source.name}: item {item.get("id")} is malformed ({error}); mend or remove it.'
+            ) from None
         if scene is not None and _wanted(scene, source, region):
             scenes[scene.collection, scene.item_id] = scene
     if not scenes:
@@ -144,8 +149,12 @@ def _absolute(item: dict[str, Any], base: str) -> dict[str, Any]:
     """The item with asset hrefs made absolute against the file or URL it came from."""
     assets = {}
     for key, asset in (item.get('assets') or {}).items():
+        if not isinstance(asset, dict):
+            continue  # a band that is looked for here is then reported as missing
         href = str(asset.get('href', ''))
-        if '://' not in href and not href.startswith('/'):
+        if href.startswith('file://'):
+            href = unquote(urlsplit(href).path)  # GDAL takes the path as it is, escapes and all
+        elif '://' not in href and not href.startswith('/'):
             href = urljoin(base, href) if '://' in base else str((Path(base).parent / href).resolve())
         assets[key] = {**asset, 'href': href}
     return {**item, 'assets': assets}
@@ -181,7 +190,7 @@ def _from_file(path: Path) -> Iterator[dict[str, Any]]:
     except Exception as error:  # JSON, Arrow and encoding errors: the user needs the file's name
         raise GrafalignError(f'{path} cannot be read as STAC items ({error}); check that the file is whole.') from None
     for number, item in enumerate(raw):
-        if not isinstance(item, dict) or 'id' not in item or 'assets' not in item:
+        if not isinstance(item, dict) or 'id' not in item or not isinstance(item.get('assets'), dict):
             raise GrafalignError(f'{path}: entry {number} is not a STAC item (no `id` or `assets`); remove or mend it.')
         yield _absolute(item, str(path.resolve()))
 

@@ -42,9 +42,12 @@ def band_sources(item: dict[str, Any], bands: list[str]) -> list[BandSource]:
         bands: names, in the order wanted.
 
     Raises:
-        GrafalignError: the item has no such band; the sentence lists what it has.
+        GrafalignError: the item has no such band (the sentence lists what it has), or misstates it.
     """
-    return [_band(item, name) for name in bands]
+    try:
+        return [_band(item, name) for name in bands]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise GrafalignError(f'Item {item.get("id")} misstates its bands ({error}); mend or remove it.') from None
 
 
 def _band(item: dict[str, Any], name: str) -> BandSource:

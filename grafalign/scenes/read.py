@@ -109,12 +109,12 @@ class SceneReader:
 def source_window(dataset: DatasetReader, tile: GeoBox) -> Window | None:
     """The window of a raster that is the tile, pixel for pixel; None where reading needs a warp."""
     corners = np.array([(0, 0), (tile.shape[1], 0), (0, tile.shape[0]), tile.shape[::-1]], dtype=float)
-    x, y = tile.affine * corners.T
+    x, y = tile.affine @ corners.T
     if str(dataset.crs) != str(tile.crs):
         # two datums of one projection (NAD 83 and WGS 84 in UTM) may be one grid for all that a pixel can tell
         x, y = Transformer.from_crs(str(tile.crs), dataset.crs.to_wkt(), always_xy=True).transform(x, y)
     to_pixel: Affine = ~dataset.transform
-    col, row = to_pixel * (np.asarray(x), np.asarray(y))
+    col, row = to_pixel @ (np.asarray(x), np.asarray(y))
     left, top = np.round(col[0]), np.round(row[0])
     if np.abs(col - left - corners[:, 0]).max() > _ALIGNED_PX or np.abs(row - top - corners[:, 1]).max() > _ALIGNED_PX:
         return None

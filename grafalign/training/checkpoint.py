@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,44 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
         model: the bare task module.
         optimizer: an AdamW.
         digest: digest of the settings, checked on resuming.
+
+    Raises:
+        GrafalignError: the checkpoint cannot be written; older ones are kept.
     """
     final = folder / f'step_{step:08d}'
     part = folder / f'.{final.name}.part'
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    _save({k: v.contiguous() for k, v in model.state_dict().items()}, part / 'model.safetensors')
-    moments = {}
-    for index, values in optimizer.state_dict()['state'].items():
-        for name, value in values.items():
-            moments[f'{index}.{name}'] = torch.as_tensor(value).contiguous()
-    _save(moments, part / 'optimizer.safetensors')
-    (part / 'state.json').write_text(json.dumps({'step': step, 'digest': digest}))
-    shutil.rmtree(final, ignore_errors=True)
-    part.replace(final)
+    try:
+        save_tensors(model.state_dict(), part / 'model.safetensors')
+        moments = {}
+        for index, values in optimizer.state_dict()['state'].items():
+            for name, value in values.items():
+                moments[f'{index}.{name}'] = torch.as_tensor(value)
+        save_tensors(moments, part / 'optimizer.safetensors')
+        (part / 'state.json').write_text(json.dumps({'step': step, 'digest': digest}))
+        shutil.rmtree(final, ignore_errors=True)
+        part.replace(final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # a full disk should not stay full of what cannot be used
     for old in folder.glob('step_*'):
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    save_file({k: v.detach().cpu() for k, v in tensors.items()}, str(path))
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file through to the disk.
+
+    Raises:
+        GrafalignError: it cannot be written (for which safetensors has a type of its own).
+    """
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path))
+    except SafetensorError as error:
+        raise GrafalignError(
+            f'{path} cannot be written ({error}); free some space and run the same command again '
+            '(the last checkpoint is kept).'
+        ) from None
     with path.open('rb') as file:
         os.fsync(file.fileno())
 

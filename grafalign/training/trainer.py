@@ -23,15 +23,16 @@ import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from grafalign import console
 from grafalign.config import parse_settings
 from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, PixelRule, SatelliteEncoder, load_bank, load_clip
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.retrieval.metrics import recall_at
 from grafalign.store import PairStore, Sensor, write_atomically
+from grafalign.training.checkpoint import save_tensors
 from grafalign.training.data import PairSteps, Share
 from grafalign.training.loop import fit, make_accelerator
 from grafalign.training.settings import TrainSettings
@@ -69,8 +70,14 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         Content of `RUN/model.json`.
 
     Raises:
-        GrafalignError: store, bank or CLIP are missing or do not belong together, or the run folder is another's.
+        GrafalignError: store, bank or CLIP are missing or do not belong together, the run folder is another's, or the
+            disk is full.
     """
+    with naming_full_disk(settings.out):
+        return _train(settings)
+
+
+def _train(settings: TrainSettings) -> dict[str, Any]:
     out = settings.out
     store = PairStore(settings.store)
     clip = load_clip(settings.clip)
@@ -115,9 +122,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         'processes': accelerator.num_processes, 'device': str(accelerator.device),
     }
     if accelerator.is_main_process:
-        weights = {k: v.detach().cpu().contiguous() for k, v in task.encoder.state_dict().items()}
         part = out / 'model.safetensors.part'
-        save_file(weights, str(part))
+        save_tensors(task.encoder.state_dict(), part)
         part.replace(out / 'model.safetensors')
         write_atomically(out / 'model.json', (json.dumps(facts, indent=2) + '\n').encode())
     accelerator.wait_for_everyone()

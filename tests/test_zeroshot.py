@@ -1,0 +1,123 @@
+"""Zero-shot: prompts, the prior, sliding windows, and the labelled sets they are measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from grafalign.benchmarks.sandbox_set import VOID, SandboxTruth
+from grafalign.benchmarks.supervised import patch_shares
+from grafalign.encoders import FrozenClip, SatelliteEncoder
+from grafalign.errors import GrafalignError
+from grafalign.store import PairStore
+from grafalign.zeroshot import class_scores, class_vectors, photo_prior, segment
+from grafalign.zeroshot.segment import window_starts
+
+
+def test_class_vectors_are_the_mean_of_their_prompts(clip: FrozenClip) -> None:
+    """A class is the renormalised mean of the unit embeddings of its prompts."""
+    templates = ('a photo of {}.', 'this is {}.')
+    found = class_vectors(clip, ['water', 'stadium'], templates)
+    texts = clip.encode_text(['a photo of stadium.', 'this is stadium.'])
+    np.testing.assert_allclose(found[1], functional.normalize(texts.mean(0), dim=0).numpy(), atol=1e-6)
+
+
+def test_prompts_without_a_place_for_the_name_are_refused(clip: FrozenClip) -> None:
+    """A template without {} and an empty list of classes are one sentence each."""
+    with pytest.raises(GrafalignError, match='has no {}'):
+        class_vectors(clip, ['water'], ['a photo.'])
+    with pytest.raises(GrafalignError, match='no classes'):
+        class_vectors(clip, [])
+
+
+def test_the_prior_undoes_the_favour_of_rare_classes() -> None:
+    """With scores tau (log p(class | tile) - log p(class)), the corrected argmax is that of p(class | tile)."""
+    rng = np.random.default_rng(0)
+    tau, share = 0.1, np.array([0.7, 0.2, 0.1])
+    posterior = rng.dirichlet([1, 1, 1], 200)
+    pointwise = tau * np.log(posterior / share)
+    corrected = class_scores(pointwise, np.eye(3), np.log(share), tau)
+    assert (corrected.argmax(1) == posterior.argmax(1)).all()
+    assert (class_scores(pointwise, np.eye(3)).argmax(1) != posterior.argmax(1)).any()
+
+
+def test_the_photo_prior_counts_photos() -> None:
+    """Shares follow the nearest class of each photo, and no class has share zero."""
+    photos = np.repeat(np.eye(3), [6, 3, 0], axis=0)
+    np.testing.assert_allclose(np.exp(photo_prior(photos, np.eye(3))), np.array([7, 4, 1]) / 12, rtol=1e-6)
+
+
+@pytest.mark.parametrize(('length', 'window', 'stride'), [(64, 64, 24), (65, 64, 24), (128, 64, 24), (200, 64, 64)])
+def test_windows_cover_every_pixel(length: int, window: int, stride: int) -> None:
+    """Windows start every stride, the last one is flush with the end, and no pixel is left out."""
+    starts = window_starts(length, window, stride)
+    assert starts[0] == 0 and starts[-1] == length - window
+    assert set().union(*(range(s, s + window) for s in starts)) == set(range(length))
+
+
+def test_segmentation_is_the_weighted_mean_of_its_windows(clip: FrozenClip) -> None:
+    """Scores equal a naive loop over windows, one image and one window at a time."""
+    encoder = SatelliteEncoder(clip).eval()
+    images = torch.randn(2, 3, 80, 96, generator=torch.Generator().manual_seed(0))
+    classes = class_vectors(clip, ['water', 'stadium', 'beach'])
+    found = segment(encoder, images, classes, stride_px=24, batch=3)
+    ramp = 1 - np.abs(np.linspace(-1, 1, 66)[1:-1])
+    weight = np.outer(ramp, ramp)
+    for number in range(2):
+        total, mass = np.zeros((3, 80, 96)), np.zeros((80, 96))
+        for r in (0, 16):
+            for c in (0, 24, 32):
+                with torch.no_grad():
+                    patches = encoder(images[number : number + 1, :, r : r + 64, c : c + 64]).patches[0]
+                scores = (patches @ torch.from_numpy(classes).T).permute(2, 0, 1)[None]
+                fine = functional.interpolate(scores, (64, 64), mode='bilinear', align_corners=False)[0].numpy()
+                total[:, r : r + 64, c : c + 64] += fine * weight
+                mass[r : r + 64, c : c + 64] += weight
+        np.testing.assert_allclose(found[number].numpy(), total / mass, atol=1e-4)
+
+
+def test_images_smaller_than_a_window_are_refused(clip: FrozenClip) -> None:
+    """An image that no window fits in is one sentence."""
+    with pytest.raises(GrafalignError, match='smaller than'):
+        segment(SatelliteEncoder(clip), torch.zeros(1, 3, 32, 64), class_vectors(clip, ['water']))
+
+
+def test_labelled_tiles_lie_in_their_split_and_show_their_label(world: Path, store: PairStore) -> None:
+    """Every labelled tile's blocks have its split, and its label is common in the truth around its centre."""
+    truth = SandboxTruth(world, store)
+    tiles = truth.tiles('train', 8)
+    assert len(tiles.labels) > 40 and len(np.unique(tiles.labels)) > 8
+    epsg = truth.epsg
+    from grafalign.geo import project
+
+    x, y = project(tiles.lonlat[:, 0], tiles.lonlat[:, 1], epsg)
+    assert set(truth._split(x, y, truth.recipe.grid)) == {'train'}
+    cols, rows = ~truth.transform @ (x, y)
+    for row, col, label in zip(rows.astype(int), cols.astype(int), tiles.labels, strict=True):
+        window = truth.raster[max(0, row - 32) : row + 32, max(0, col - 32) : col + 32]
+        assert (window == label).mean() > 0.04
+    again = truth.tiles('train', 8)
+    assert (again.pixels == tiles.pixels).all()
+
+
+def test_chips_do_not_overlap_and_have_a_label_for_every_pixel(world: Path, store: PairStore) -> None:
+    """Chips of a split are apart, and their label maps are the truth on their grid."""
+    chips = SandboxTruth(world, store).chips('train', 4, 96)
+    assert chips.labels.shape[1:] == (96, 96) and chips.pixels.shape[2:] == (96, 96)
+    assert ((chips.labels == VOID) | (chips.labels < 24)).all()
+    apart = np.abs(chips.lonlat[:, None] - chips.lonlat[None]) * [111_320 * np.cos(np.pi / 4), 111_320]
+    np.fill_diagonal(apart[..., 0], np.inf)
+    assert (apart.max(-1) > 96 * 5).all()
+
+
+def test_patch_shares_by_hand() -> None:
+    """A patch's target is the share of each class among its labelled pixels, nothing where none is labelled."""
+    labels = np.full((1, 4, 4), VOID)
+    labels[0, :2, :2] = [[0, 0], [1, VOID]]
+    shares = patch_shares(labels, 2, 2)
+    np.testing.assert_allclose(shares[0, :, 0, 0], [2 / 3, 1 / 3])
+    assert shares[0, :, 1, 1].sum() == 0
