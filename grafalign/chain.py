@@ -56,7 +56,9 @@ class Experiment(Settings):
         for name, values in self.train.items():
             unknown = set(values) - _RUN_KEYS
             if unknown:
-                raise ValueError(f'train.{name}: unknown key {sorted(unknown)[0]!r}, known are {", ".join(sorted(_RUN_KEYS))}')
+                raise ValueError(
+                    f'train.{name}: unknown key {sorted(unknown)[0]!r}, known are {", ".join(sorted(_RUN_KEYS))}'
+                )
         return self
 
     @property
@@ -119,7 +121,9 @@ def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: 
                 'evaluate', lambda: evaluate_sandbox(sandbox, store_path, runs, sizes, experiment.seed)
             )
         facts = {
-            'settings': experiment.model_dump(mode='json'), 'seed': experiment.seed, 'cores': engine.default_workers(),
+            'settings': experiment.model_dump(mode='json'),
+            'seed': experiment.seed,
+            'cores': engine.default_workers(),
             'command': ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
         return write_report(out, experiment.title, store, runs, clock.table(), evaluation, facts, experiment.notes)
@@ -128,7 +132,10 @@ def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: 
 def _run_config(experiment: Experiment, name: str, store: Path) -> Path:
     """Write a run's settings where `grafalign train` finds them; return the file."""
     content = {
-        'seed': experiment.seed, **experiment.train[name], 'store': str(store), 'out': str(experiment.out / name),
+        'seed': experiment.seed,
+        **experiment.train[name],
+        'store': str(store),
+        'out': str(experiment.out / name),
         'clip': experiment.clip.model_dump(),
     }
     settings = parse_settings(content, TrainSettings, f'train.{name}')
@@ -154,8 +161,15 @@ def train_side_by_side(configs: list[Path]) -> None:
     abreast = 1 if torch.cuda.is_available() else max(1, min(len(waiting), cores))
     threads = max(1, cores // abreast)
     running: dict[Path, subprocess.Popen[bytes]] = {}
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('left'),
-               TimeRemainingColumn(), TextColumn('{task.fields[note]}'))
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[note]}'),
+    )
     with Progress(*columns, console=console.err, disable=not console.err.is_terminal) as bars:
         tasks = {p: bars.add_task(f'train {settings[p].out.name}', total=settings[p].steps, note='') for p in waiting}
         try:

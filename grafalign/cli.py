@@ -19,7 +19,9 @@ from grafalign.errors import GrafalignError
 
 app = typer.Typer(
     help='Train vision-language models for satellite imagery without a single caption.',
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 Json = Annotated[bool, typer.Option('--json', help='Print the result as JSON on standard output.')]
 Workers = Annotated[int | None, typer.Option(help='Threads; the number of cores by default.', min=1)]
@@ -94,7 +96,9 @@ def sandbox(
     from grafalign.sandbox.world import SandboxSettings, make_sandbox
 
     made = make_sandbox(out, SandboxSettings(seed, photos, rows, cols), workers)
-    _show({k: v for k, v in made.items() if k in ('photos', 'scenes', 'objects', 'towns', 'area_km2')}, str(out), as_json)
+    _show(
+        {k: v for k, v in made.items() if k in ('photos', 'scenes', 'objects', 'towns', 'area_km2')}, str(out), as_json
+    )
 
 
 @app.command()
@@ -216,7 +220,12 @@ def _show(facts: dict[str, Any], title: str, as_json: bool) -> None:
     for key, value in facts.items():
         for name, part in value.items() if isinstance(value, dict) else [(key, value)]:
             label = key if name == key else f'{key}: {name}'
-            rows.append((label, f'{part:,}' if isinstance(part, int) else f'{part:.4g}' if isinstance(part, float) else str(part)))
+            rows.append(
+                (
+                    label,
+                    f'{part:,}' if isinstance(part, int) else f'{part:.4g}' if isinstance(part, float) else str(part),
+                )
+            )
     console.table(title, ('', ''), rows)
 
 

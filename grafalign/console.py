@@ -44,8 +44,14 @@ def track(items: Iterable[Item], label: str, total: int | None = None, step: int
         total = len(items) * step
     started, count = time.perf_counter(), 0
     columns = (
-        SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), _Rate(),
-        TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(),
+        SpinnerColumn(),
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(label, total=total)

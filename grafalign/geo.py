@@ -98,8 +98,15 @@ class TileGrid:
         Across the antimeridian `east` exceeds 180.
         """
         steps = np.linspace(0, self.side_m, 5)
-        edge = np.concatenate([np.stack([steps, 0 * steps]), np.stack([steps, 0 * steps + self.side_m]),
-                               np.stack([0 * steps, steps]), np.stack([0 * steps + self.side_m, steps])], axis=1)
+        edge = np.concatenate(
+            [
+                np.stack([steps, 0 * steps]),
+                np.stack([steps, 0 * steps + self.side_m]),
+                np.stack([0 * steps, steps]),
+                np.stack([0 * steps + self.side_m, steps]),
+            ],
+            axis=1,
+        )
         lon, lat = unproject(left[:, None] + edge[0], top[:, None] - edge[1], epsg)
         wraps = (lon.max(1) - lon.min(1)) > 180
         lon = np.where(wraps[:, None] & (lon < 0), lon + 360, lon)
@@ -111,9 +118,7 @@ def _plain(value: float) -> str:
     return f'{value:.10g}'.replace('.', 'p')
 
 
-def blocks_touched(
-    west: Floats, south: Floats, east: Floats, north: Floats, block_km: float
-) -> npt.NDArray[np.int64]:
+def blocks_touched(west: Floats, south: Floats, east: Floats, north: Floats, block_km: float) -> npt.NDArray[np.int64]:
     """Blocks of the Earth that boxes touch, as [N, 4] block numbers (repeated where fewer than four).
 
     Blocks are rows of equal height in latitude, each row cut into as many equal columns as make them about square. The

@@ -37,7 +37,8 @@ def quickstart_experiment(out: Path, seed: int = 0, photos: int | None = None) -
     """
     world = out / 'sandbox'
     recipe = load_settings(
-        shipped('data_recipes/sandbox.yaml'), Recipe,
+        shipped('data_recipes/sandbox.yaml'),
+        Recipe,
         [f'photos.folder={world / "photos"}', f'scenes.catalog={world / "catalog" / "catalog.json"}'],
     )
     changes = [f'out={out}', f'seed={seed}', f'sandbox={world}', f'clip.model={TINY_CLIP_DIR}']

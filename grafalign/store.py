@@ -85,7 +85,9 @@ class ShardWriter:
         self._tar.addfile(info, io.BytesIO(content))
         return offset, len(content)
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._tar.close()
@@ -140,7 +142,9 @@ class PairStore:
         marker = self.path / MARKER
         if not marker.is_file():
             started = (self.path / 'tiles').is_dir()
-            remedy = 'it is unfinished: run the same `grafalign pair` again' if started else 'make one with `grafalign pair`'
+            remedy = (
+                'it is unfinished: run the same `grafalign pair` again' if started else 'make one with `grafalign pair`'
+            )
             raise GrafalignError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
         try:
             self.facts: dict[str, Any] = json.loads(marker.read_text(encoding='utf-8'))
@@ -211,12 +215,12 @@ class PairStore:
         except (OSError, ValueError, EOFError) as error:
             raise GrafalignError(
                 f'{self.path / shard}: tile {index} cannot be read ({error}); the shard is damaged, '
-                'delete it and dataset.json and run the same `grafalign pair` again.'
+                'pair again into an empty folder.'
             ) from None
 
     @cached_property
     def _places(self) -> tuple[list[str], list[int], list[int]]:
-        return tuple(self.tiles[c].tolist() for c in ('shard', 'byte_offset', 'nbytes'))  # type: ignore[return-value]
+        return self.tiles['shard'].tolist(), self.tiles['byte_offset'].tolist(), self.tiles['nbytes'].tolist()
 
     @cached_property
     def radiometry(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

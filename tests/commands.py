@@ -35,10 +35,16 @@ def write_recipe(path: Path, world: Path, photos: dict[str, Any], **parts: Any) 
     content = {
         'photos': {k: v if isinstance(v, dict | bool) else str(v) for k, v in photos.items()},
         'scenes': {
-            'catalog': str(world / 'catalog' / 'catalog.json'), 'collections': ['sandbox-ms'], 'max_cloud_percent': 10,
+            'catalog': str(world / 'catalog' / 'catalog.json'),
+            'collections': ['sandbox-ms'],
+            'max_cloud_percent': 10,
         },
         'sensor': {
-            'name': 'sandbox-ms', 'bands': ['red', 'green', 'blue'], 'gsd_m': 5, 'size_px': 64, 'value_range': [0, 0.3],
+            'name': 'sandbox-ms',
+            'bands': ['red', 'green', 'blue'],
+            'gsd_m': 5,
+            'size_px': 64,
+            'value_range': [0, 0.3],
         },
         'split': {'shares': {'train': 1.0}},
         'shard_tiles': 4,
@@ -53,8 +59,10 @@ def photo_table(world: Path, count: int) -> pd.DataFrame:
     facts = [read_facts(p, verify=False) for p in paths]
     return pd.DataFrame(
         {
-            'photo_id': [p.name for p in paths], 'uri': [str(p) for p in paths],
-            'lon': [f.lon for f in facts], 'lat': [f.lat for f in facts],
+            'photo_id': [p.name for p in paths],
+            'uri': [str(p) for p in paths],
+            'lon': [f.lon for f in facts],
+            'lat': [f.lat for f in facts],
         }
     )
 

@@ -34,9 +34,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(world: Path) -> Recipe:
     """The sandbox recipe, pointed at the small world."""
     return load_settings(
-        REPOSITORY / 'data_recipes' / 'sandbox.yaml', Recipe,
-        [f'photos.folder={world / "photos"}', f'scenes.catalog={world / "catalog" / "catalog.json"}',
-         'split.block_km=1', 'shard_tiles=16'],
+        REPOSITORY / 'data_recipes' / 'sandbox.yaml',
+        Recipe,
+        [
+            f'photos.folder={world / "photos"}',
+            f'scenes.catalog={world / "catalog" / "catalog.json"}',
+            'split.block_km=1',
+            'shard_tiles=16',
+        ],
     )
 
 

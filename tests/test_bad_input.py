@@ -131,8 +131,13 @@ def test_bad_rows_of_a_table_are_rejected(table: pd.DataFrame, recipe_of, tmp_pa
     assert code == 0, err
     ids = rows['photo_id']
     assert rejected(tmp_path / 'pairs', 'photo') == {
-        ids[0]: 'duplicate photo_id', ids[2]: 'no position', ids[3]: 'position 0, 0', ids[4]: 'impossible coordinates',
-        ids[5]: 'no uri', ids[6]: 'file is missing', ids[7]: 'no position',
+        ids[0]: 'duplicate photo_id',
+        ids[2]: 'no position',
+        ids[3]: 'position 0, 0',
+        ids[4]: 'impossible coordinates',
+        ids[5]: 'no uri',
+        ids[6]: 'file is missing',
+        ids[7]: 'no position',
     }
     assert set(pd.read_parquet(tmp_path / 'pairs' / 'photos.parquet')['photo_id']) == {ids[0], *ids[8:]}
 
@@ -231,7 +236,8 @@ def test_malformed_items_are_named(table: pd.DataFrame, world: Path, recipe_of, 
     source = next((world / 'catalog').glob('sandbox-ms/*/*.json'))
     recipe = recipe_of(table, scenes={'items': str(tmp_path / 'items.json')})
     changes = (
-        {'properties': {'datetime': 'yesterday'}}, {'geometry': {'type': 'Polygon', 'coordinates': [[1, 2]]}},
+        {'properties': {'datetime': 'yesterday'}},
+        {'geometry': {'type': 'Polygon', 'coordinates': [[1, 2]]}},
         {'properties': {'datetime': '2021-07-19T00:00:00Z', 'eo:cloud_cover': 'many'}},
     )
     for change in changes:

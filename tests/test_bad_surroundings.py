@@ -25,8 +25,14 @@ def config_of(tmp_path: Path) -> Callable[..., Path]:
 
     def write(store: Path, **more: object) -> Path:
         content = {
-            'store': str(store), 'out': str(tmp_path / 'run'), 'clip': {'model': str(TINY_CLIP_DIR)}, 'steps': 4,
-            'batch_tiles': 8, 'checkpoint_every': 2, 'log_every': 2, **more,
+            'store': str(store),
+            'out': str(tmp_path / 'run'),
+            'clip': {'model': str(TINY_CLIP_DIR)},
+            'steps': 4,
+            'batch_tiles': 8,
+            'checkpoint_every': 2,
+            'log_every': 2,
+            **more,
         }
         return write_yaml(tmp_path / 'train.yaml', content)
 
@@ -94,7 +100,9 @@ def test_a_store_that_cannot_be_read_is_named(
     before = contents(own_store)
     recipe = write_recipe(tmp_path / 'recipe.yaml', world, {'folder': world / 'photos'})
     for words_of_command in (
-        ('pair', recipe, own_store), ('embed', own_store, '--model', TINY_CLIP_DIR), ('train', config_of(own_store)),
+        ('pair', recipe, own_store),
+        ('embed', own_store, '--model', TINY_CLIP_DIR),
+        ('train', config_of(own_store)),
     ):
         refused(command(*words_of_command), marker, words)
     assert contents(own_store) == before

@@ -30,8 +30,16 @@ def test_the_zone_is_one_that_pyproj_offers(lon: float, lat: float) -> None:
 
 @pytest.mark.parametrize(
     ('lon', 'lat', 'zone'),
-    [(5.3, 60.4, 32632), (2.9, 60.4, 32631), (15.6, 78.2, 32633), (8.9, 78.2, 32631), (25, 78, 32635), (34, 78, 32637),
-     (-180, 10, 32601), (179.99, -10, 32760)],
+    [
+        (5.3, 60.4, 32632),
+        (2.9, 60.4, 32631),
+        (15.6, 78.2, 32633),
+        (8.9, 78.2, 32631),
+        (25, 78, 32635),
+        (34, 78, 32637),
+        (-180, 10, 32601),
+        (179.99, -10, 32760),
+    ],
 )
 def test_zones_with_exceptions(lon: float, lat: float, zone: int) -> None:
     """Bergen lies in zone 32, Svalbard in the odd zones, the antimeridian begins zone 1."""

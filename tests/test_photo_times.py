@@ -14,8 +14,13 @@ from grafalign.photos.table import check_photos
 
 @pytest.mark.parametrize(
     ('stamp', 'known'),
-    [('1969:12:31 19:00:00', False), ('1970:01:01 00:00:00', False), ('1970:01:01 09:00:00', False),
-     ('1969:07:20 20:17:00', True), ('2015:10:24 15:13:50', True)],
+    [
+        ('1969:12:31 19:00:00', False),
+        ('1970:01:01 00:00:00', False),
+        ('1970:01:01 09:00:00', False),
+        ('1969:07:20 20:17:00', True),
+        ('2015:10:24 15:13:50', True),
+    ],
 )
 def test_a_clock_at_the_epoch_was_never_set(tmp_path: Path, stamp: str, known: bool) -> None:
     """EXIF times within a day of 1970 are no time; all others are."""
@@ -28,9 +33,7 @@ def test_a_clock_at_the_epoch_was_never_set(tmp_path: Path, stamp: str, known: b
 def test_every_row_may_spell_its_time_differently() -> None:
     """A table's times are read one by one: fractions of a second and bare days do not lose the rows after the first."""
     spelled = ['2015-10-24T19:13:50Z', '2015-10-24T19:13:50.250Z', '2015-10-24', '2015-10-24 21:13:50+02:00', None]
-    frame = pd.DataFrame(
-        {'photo_id': list('abcde'), 'uri': 'photo.jpg', 'lon': 10.0, 'lat': 50.0, 'taken_at': spelled}
-    )
+    frame = pd.DataFrame({'photo_id': list('abcde'), 'uri': 'photo.jpg', 'lon': 10.0, 'lat': 50.0, 'taken_at': spelled})
     taken = check_photos(frame, 'table').table['taken_at']
     assert taken.isna().tolist() == [False, False, False, False, True]
     assert taken[0] == taken[3] == pd.Timestamp('2015-10-24T19:13:50Z')

@@ -31,7 +31,9 @@ def cluster(centre: tuple[float, float], count: int, seed: int, km: float = 2.0)
     return photos((lon + 180) % 360 - 180, lat)
 
 
-def plan(table: gpd.GeoDataFrame, max_photos: int = 25, block_km: float = 50, shares: dict[str, float] | None = None) -> Plan:
+def plan(
+    table: gpd.GeoDataFrame, max_photos: int = 25, block_km: float = 50, shares: dict[str, float] | None = None
+) -> Plan:
     return make_plan(table, GRID, max_photos, 0, block_km, shares or {'train': 1.0})
 
 
@@ -109,6 +111,10 @@ def test_no_tile_touches_two_splits_and_no_photo_is_on_both_sides() -> None:
     names = split_of_blocks(blocks_touched(west, south, east, north, 1.5), SHARES, 0)
     assert (names == found.tiles['split'].to_numpy()[:, None]).all()
     assert set(found.tiles['split']) == {'train', 'val', 'test'}
-    sides = found.pairs.assign(split=found.tiles['split'].to_numpy()[found.pairs['tile']]).groupby('photo')['split'].nunique()
+    sides = (
+        found.pairs.assign(split=found.tiles['split'].to_numpy()[found.pairs['tile']])
+        .groupby('photo')['split']
+        .nunique()
+    )
     assert sides.max() == 1
     assert (found.dropped['reason'] == 'tile touches two splits').any()

@@ -340,8 +340,10 @@ def weights(prepared: Path) -> Path:
 def test_the_whole_experiment_runs(which: str, prepared: Path, weights: Path, tmp_path: Path) -> None:
     """`grafalign run` pairs, embeds with a ViT-B-32 from a file, trains, reports; a second call has nothing to do."""
     changes = {
-        'out': tmp_path / 'run', 'pair.photos.table': prepared / f'photos_{which}.csv',
-        'pair.scenes.items': prepared / f'items_{which}.json', 'clip.pretrained': weights,
+        'out': tmp_path / 'run',
+        'pair.photos.table': prepared / f'photos_{which}.csv',
+        'pair.scenes.items': prepared / f'items_{which}.json',
+        'clip.pretrained': weights,
     }
     command = [sys.executable, '-m', 'grafalign', 'run', str(EXPERIMENTS / f'real_photos_{which}.yaml'), '--json']
     command += [part for key, value in changes.items() for part in ('--set', f'{key}={value}')]

@@ -110,8 +110,16 @@ def whole_run(store: PairStore, bank: GroundBank, tmp_path_factory: pytest.TempP
     """Settings of a short training, and its run made in one go."""
     folder = tmp_path_factory.mktemp('whole')
     settings = {
-        'store': str(store.path), 'out': str(folder / 'run'), 'clip': {'model': str(TINY_CLIP_DIR)}, 'level': 'patch',
-        'steps': 30, 'batch_tiles': 32, 'checkpoint_every': 5, 'log_every': 5, 'validate_every': 10, 'precision': 'no',
+        'store': str(store.path),
+        'out': str(folder / 'run'),
+        'clip': {'model': str(TINY_CLIP_DIR)},
+        'level': 'patch',
+        'steps': 30,
+        'batch_tiles': 32,
+        'checkpoint_every': 5,
+        'log_every': 5,
+        'validate_every': 10,
+        'precision': 'no',
     }
     config = write_yaml(folder / 'train.yaml', settings)
     uninterrupted('train', config)

@@ -18,6 +18,7 @@ import shapely
 from pystac.validation import JsonSchemaSTACValidator
 from rasterio.shutil import exists
 
+from grafalign.errors import GrafalignError
 from grafalign.pairing import Recipe, pair
 from grafalign.photos.exif import read_facts
 from grafalign.sandbox.classes import CLASS_NAMES, LAND_CLASSES, VOID
@@ -124,7 +125,8 @@ def test_a_camera_sees_what_stands_before_it() -> None:
             (thing.row - reach * np.cos(bearing)).astype(np.float32),
             (thing.col + reach * np.sin(bearing)).astype(np.float32),
             ((np.rad2deg(bearing) + turn) % 360).astype(np.float32),
-            np.full(32, 190, np.int32), np.zeros(32, np.float32),
+            np.full(32, 190, np.int32),
+            np.zeros(32, np.float32),
         )
         _, share = render(land, structures, cameras, 0)
         shares.append(float(share[:, CLASS_NAMES.index('stadium')].mean()))
@@ -143,7 +145,9 @@ def test_there_are_areas_and_objects_enough() -> None:
 def test_equal_settings_give_equal_worlds(world: Path, tmp_path: Path) -> None:
     """The same seed gives the same bytes, with another number of workers too."""
     make_sandbox(tmp_path / 'again', SandboxSettings(seed=5, photos=480, rows=768, cols=1024), workers=1)
-    names = [p.relative_to(world) for p in sorted(world.rglob('*')) if p.is_file() and p.suffix in ('.jpg', '.tif', '.json')]
+    names = [
+        p.relative_to(world) for p in sorted(world.rglob('*')) if p.is_file() and p.suffix in ('.jpg', '.tif', '.json')
+    ]
     assert len(names) > 480
     for name in names:
         assert (world / name).read_bytes() == (tmp_path / 'again' / name).read_bytes(), name
@@ -175,10 +179,21 @@ def test_a_world_of_an_impossible_size_is_one_sentence(tmp_path: Path) -> None:
     """Sizes that cannot be laid out are named with the remedy, and nothing is written."""
     run = subprocess.run(
         [sys.executable, '-m', 'grafalign', 'sandbox', str(tmp_path / 'w'), '--rows', '100'],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 1 and 'multiples of 16' in run.stderr and 'Traceback' not in run.stderr
     assert not (tmp_path / 'w').exists()
+
+
+def test_a_folder_of_photos_is_not_taken_for_a_begun_world(tmp_path: Path) -> None:
+    """A folder that holds somebody's own `photos` is refused and left as it is."""
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'mine.jpg').write_bytes(b'mine')
+    with pytest.raises(GrafalignError, match='not empty'):
+        make_sandbox(tmp_path, SandboxSettings(photos=10, rows=512, cols=512))
+    assert (tmp_path / 'photos' / 'mine.jpg').read_bytes() == b'mine'
 
 
 @pytest.mark.parametrize('seed', [0, 1])

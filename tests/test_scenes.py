@@ -18,8 +18,16 @@ from odc.geo.geobox import GeoBox
 
 from grafalign.errors import GrafalignError
 from grafalign.geo import TileGrid
-from grafalign.scenes import BandSource, Scene, SceneReader, SceneReadError, SceneSource, band_sources, load_scenes
-from grafalign.scenes import rank_scenes
+from grafalign.scenes import (
+    BandSource,
+    Scene,
+    SceneReader,
+    SceneReadError,
+    SceneSource,
+    band_sources,
+    load_scenes,
+    rank_scenes,
+)
 from grafalign.scenes.items import scene_of
 
 ALL = (-31.0, 44.0, -29.0, 46.0)
@@ -86,10 +94,21 @@ def api(world: Path) -> Iterator[tuple[str, list[str]]]:
         def do_GET(self) -> None:
             requests.append(f'GET {self.path}')
             conforms = ['https://api.stacspec.org/v1.0.0/core', 'https://api.stacspec.org/v1.0.0/item-search']
-            links = [{'rel': 'self', 'href': root}, {'rel': 'root', 'href': root},
-                     {'rel': 'search', 'href': f'{root}/search', 'method': 'POST', 'type': 'application/geo+json'}]
-            self.answer({'type': 'Catalog', 'id': 'api', 'stac_version': '1.0.0', 'description': 'test',
-                         'conformsTo': conforms, 'links': links})
+            links = [
+                {'rel': 'self', 'href': root},
+                {'rel': 'root', 'href': root},
+                {'rel': 'search', 'href': f'{root}/search', 'method': 'POST', 'type': 'application/geo+json'},
+            ]
+            self.answer(
+                {
+                    'type': 'Catalog',
+                    'id': 'api',
+                    'stac_version': '1.0.0',
+                    'description': 'test',
+                    'conformsTo': conforms,
+                    'links': links,
+                }
+            )
 
         def do_POST(self) -> None:
             query = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
@@ -98,8 +117,15 @@ def api(world: Path) -> Iterator[tuple[str, list[str]]]:
             start = int(query.get('token', 0))
             page: dict[str, Any] = {'type': 'FeatureCollection', 'features': wanted[start : start + 5], 'links': []}
             if start + 5 < len(wanted):
-                page['links'] = [{'rel': 'next', 'href': f'{root}/search', 'method': 'POST', 'merge': True,
-                                  'body': {'token': str(start + 5)}}]
+                page['links'] = [
+                    {
+                        'rel': 'next',
+                        'href': f'{root}/search',
+                        'method': 'POST',
+                        'merge': True,
+                        'body': {'token': str(start + 5)},
+                    }
+                ]
             self.answer(page)
 
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
@@ -166,8 +192,12 @@ def test_an_unknown_band_lists_those_there_are(realdata: Path) -> None:
 
 def scene(name: str, box: tuple[float, float, float, float], day: int, cloud: float | None = None) -> Scene:
     """A scene over a box on a day of January 2021."""
-    item = {'id': name, 'geometry': shapely.geometry.mapping(shapely.box(*box)), 'assets': {},
-            'properties': {'datetime': f'2021-01-{day:02d}T12:00:00Z', 'eo:cloud_cover': cloud}}
+    item = {
+        'id': name,
+        'geometry': shapely.geometry.mapping(shapely.box(*box)),
+        'assets': {},
+        'properties': {'datetime': f'2021-01-{day:02d}T12:00:00Z', 'eo:cloud_cover': cloud},
+    }
     found = scene_of(item)
     assert found is not None
     return found
@@ -177,8 +207,13 @@ def test_full_coverage_then_days_then_cloud() -> None:
     """A scene that covers the tile beats a nearer date; among those the nearest date wins; then the clearer sky."""
     tile = shapely.box(0, 0, 1, 1)
     whole = (-1, -1, 2, 2)
-    scenes = [scene('half', (-1, -1, 0.5, 2), 10), scene('far', whole, 28), scene('near', whole, 12, 9.0),
-              scene('near clear', whole, 12, 1.0), scene('elsewhere', (5, 5, 6, 6), 10)]
+    scenes = [
+        scene('half', (-1, -1, 0.5, 2), 10),
+        scene('far', whole, 28),
+        scene('near', whole, 12, 9.0),
+        scene('near clear', whole, 12, 1.0),
+        scene('elsewhere', (5, 5, 6, 6), 10),
+    ]
     taken = datetime(2021, 1, 10, 12, tzinfo=timezone.utc).timestamp() / 86400
     ranked = rank_scenes(scenes, np.array([tile]), [np.array([taken, taken + 1, np.nan])], keep=9)[0]
     assert [scenes[i].item_id for i in ranked] == ['near clear', 'near', 'far', 'half']
@@ -186,8 +221,16 @@ def test_full_coverage_then_days_then_cloud() -> None:
 
 def write(path: Path, pixels: np.ndarray, box: GeoBox, nodata: float | None = None) -> str:
     """A GeoTIFF of the pixels [bands, rows, columns]."""
-    profile = {'driver': 'GTiff', 'count': len(pixels), 'dtype': pixels.dtype, 'height': box.shape[0], 'width': box.shape[1],
-               'crs': str(box.crs), 'transform': box.affine, 'nodata': nodata}
+    profile = {
+        'driver': 'GTiff',
+        'count': len(pixels),
+        'dtype': pixels.dtype,
+        'height': box.shape[0],
+        'width': box.shape[1],
+        'crs': str(box.crs),
+        'transform': box.affine,
+        'nodata': nodata,
+    }
     with rasterio.open(path, 'w', **profile) as raster:
         raster.write(pixels)
     return str(path)

@@ -101,7 +101,9 @@ def test_digests_are_those_of_the_files(store: PairStore) -> None:
     """dataset.json names every file of the store with its digest."""
     for name, digest in store.facts['files'].items():
         assert file_digest(store.path / name) == digest
-    assert {p.name for p in (store.path / 'tiles').iterdir()} == {Path(n).name for n in store.facts['files'] if 'tiles/' in n}
+    assert {p.name for p in (store.path / 'tiles').iterdir()} == {
+        Path(n).name for n in store.facts['files'] if 'tiles/' in n
+    }
 
 
 def test_days_apart_are_scene_minus_photo(store: PairStore) -> None:

@@ -25,8 +25,16 @@ from grafalign.training.task import AlignmentTask
 def settings(store: PairStore, clip: FrozenClip, out: Path, **changes: object) -> TrainSettings:
     """A short training on the small store."""
     values = {
-        'store': store.path, 'out': out, 'clip': clip.settings, 'steps': 6, 'batch_tiles': 12, 'photos_per_tile': 4,
-        'lr': 1e-3, 'log_every': 1, 'validate_every': 6, 'checkpoint_every': 3,
+        'store': store.path,
+        'out': out,
+        'clip': clip.settings,
+        'steps': 6,
+        'batch_tiles': 12,
+        'photos_per_tile': 4,
+        'lr': 1e-3,
+        'log_every': 1,
+        'validate_every': 6,
+        'checkpoint_every': 3,
     }
     return TrainSettings.model_validate(values | changes)
 
@@ -119,8 +127,14 @@ def test_two_processes_follow_the_loss_curve_of_one(
     """`accelerate launch`, and two processes over gloo, give the same losses from the same file."""
     # without MPI, accelerate's launcher starts one CPU process only; torch's starts two, which Accelerate then joins
     launchers = {
-        1: ['accelerate.commands.launch', '--cpu', '--num_processes=1', '--num_machines=1', '--mixed_precision=no',
-            '--dynamo_backend=no'],
+        1: [
+            'accelerate.commands.launch',
+            '--cpu',
+            '--num_processes=1',
+            '--num_machines=1',
+            '--mixed_precision=no',
+            '--dynamo_backend=no',
+        ],
         2: ['torch.distributed.run', '--standalone', '--nproc-per-node=2'],
     }
     curves = {}

@@ -125,7 +125,7 @@ def move(photos: pd.DataFrame, footprint: shapely.Geometry, margin_m: float, rng
         The photos with `lon`, `lat` and `moved`.
     """
     middle = footprint.centroid
-    epsg = int(utm_epsg(np.float64(middle.x), np.float64(middle.y)))
+    epsg = int(utm_epsg(np.array([middle.x]), np.array([middle.y]))[0])
     inner = shapely.transform(footprint, lambda c: np.stack(project(c[:, 0], c[:, 1], epsg), axis=1))
     inner = inner.buffer(-margin_m, join_style='mitre')
     if inner.is_empty:
@@ -193,7 +193,12 @@ def coast_item(paths: Sequence[Path]) -> pystac.Item:
 
 
 def _item(
-    name: str, collection: str, day: str, pattern: str, outline: shapely.Polygon, crs: Any,
+    name: str,
+    collection: str,
+    day: str,
+    pattern: str,
+    outline: shapely.Polygon,
+    crs: Any,
     assets: Mapping[str, tuple[Path, list[Band]]],
 ) -> pystac.Item:
     """A STAC item; `outline` is in the raster's CRS and becomes a footprint in degrees."""
@@ -201,10 +206,14 @@ def _item(
     dense = shapely.segmentize(outline, outline.length / 64)  # straight edges in metres are bent in degrees
     footprint = shapely.transform(dense, lambda c: np.stack(degrees.transform(c[:, 0], c[:, 1]), axis=1))
     item = pystac.Item(
-        id=name, geometry=shapely.geometry.mapping(footprint), bbox=list(footprint.bounds),
+        id=name,
+        geometry=shapely.geometry.mapping(footprint),
+        bbox=list(footprint.bounds),
         # a name gives the day alone: noon is at most half a day off
         datetime=datetime.strptime(day, pattern).replace(hour=12, tzinfo=timezone.utc),
-        properties={'proj:code': f'EPSG:{crs.to_epsg()}'}, collection=collection, stac_extensions=EXTENSIONS,
+        properties={'proj:code': f'EPSG:{crs.to_epsg()}'},
+        collection=collection,
+        stac_extensions=EXTENSIONS,
     )
     for key, (path, bands) in assets.items():
         described = [{'name': band.name, 'common_name': band.common_name} for band in bands]
@@ -230,7 +239,9 @@ def main() -> None:
     """Read the command line and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--realdata', type=Path, default=os.environ.get('GRAFALIGN_REALDATA'),
+        '--realdata',
+        type=Path,
+        default=os.environ.get('GRAFALIGN_REALDATA'),
         help='folder of real files; $GRAFALIGN_REALDATA by default',
     )
     parser.add_argument('--out', type=Path, default=Path('runs/real'), help='folder to write to')

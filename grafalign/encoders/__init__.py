@@ -5,6 +5,13 @@ from grafalign.encoders.clip import ClipSettings, FrozenClip, load_clip
 from grafalign.encoders.satellite import Embeddings, PixelRule, SatelliteEncoder
 
 __all__ = [
-    'ClipSettings', 'Embeddings', 'FrozenClip', 'GroundBank', 'PixelRule', 'SatelliteEncoder', 'embed', 'load_bank',
+    'ClipSettings',
+    'Embeddings',
+    'FrozenClip',
+    'GroundBank',
+    'PixelRule',
+    'SatelliteEncoder',
+    'embed',
+    'load_bank',
     'load_clip',
 ]

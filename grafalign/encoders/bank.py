@@ -102,10 +102,15 @@ def _embed(store: PairStore, clip: FrozenClip, out: Path, workers: int | None) -
     valid = np.concatenate([c['valid'] for c in chunks])
     problems = [str(p) for c in chunks for p in c['problems']]
     if not valid.any():
-        raise GrafalignError(f'None of the {len(uris)} photos could be read (first: {problems[0]}); are they still there?')
+        raise GrafalignError(
+            f'None of the {len(uris)} photos could be read (first: {problems[0]}); are they still there?'
+        )
     facts = {
-        **identity, 'clip_settings': clip.settings.model_dump(), 'photos': len(uris),
-        'unreadable_rows': np.flatnonzero(~valid).tolist(), 'problems': problems,
+        **identity,
+        'clip_settings': clip.settings.model_dump(),
+        'photos': len(uris),
+        'unreadable_rows': np.flatnonzero(~valid).tolist(),
+        'problems': problems,
     }
     write_atomically(out / 'bank.json', (json.dumps(facts, indent=2) + '\n').encode())
     if problems:

@@ -108,7 +108,12 @@ def load_clip(settings: ClipSettings, device: str | torch.device = 'cpu') -> Fro
     size: Any = model.visual.image_size
     config = open_clip.get_model_preprocess_cfg(model)
     return FrozenClip(
-        model, preprocess, tokenizer, settings, tuple(config['mean']), tuple(config['std']),
+        model,
+        preprocess,
+        tokenizer,
+        settings,
+        tuple(config['mean']),
+        tuple(config['std']),
         int(size[0] if isinstance(size, tuple) else size),
     )
 

@@ -33,8 +33,14 @@ class CutReport:
 
 
 def cut_tile(
-    reader: SceneReader, grid: TileGrid, tile_id: str, epsg: int, corner: tuple[float, float], scenes: Sequence[Scene],
-    bands: list[str], max_nodata: float,
+    reader: SceneReader,
+    grid: TileGrid,
+    tile_id: str,
+    epsg: int,
+    corner: tuple[float, float],
+    scenes: Sequence[Scene],
+    bands: list[str],
+    max_nodata: float,
 ) -> CutReport:
     """Cut one tile from the first of its scenes that can be read and covers it.
 
@@ -66,9 +72,14 @@ def cut_tile(
             emptiest = max(emptiest, nodata)
             continue
         facts = {
-            'item_id': scene.item_id, 'collection': scene.collection, 'datetime': scene.when.isoformat(),
-            'cloud_cover': scene.cloud_percent, 'processing_baseline': scene.baseline, 'nodata_fraction': nodata,
-            'scale': [s.scale for s in sources], 'offset': [s.offset for s in sources],
+            'item_id': scene.item_id,
+            'collection': scene.collection,
+            'datetime': scene.when.isoformat(),
+            'cloud_cover': scene.cloud_percent,
+            'processing_baseline': scene.baseline,
+            'nodata_fraction': nodata,
+            'scale': [s.scale for s in sources],
+            'offset': [s.offset for s in sources],
         }
         report.tile = CutTile(pixels, facts)
         return report

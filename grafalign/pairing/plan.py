@@ -97,9 +97,13 @@ def make_plan(
     tiles = gpd.GeoDataFrame(
         {
             'tile_id': [grid.tile_id(int(e), x, y) for e, x, y in zip(epsg, left, top, strict=True)],
-            'epsg': epsg, 'left': left, 'top': top, 'split': split,
+            'epsg': epsg,
+            'left': left,
+            'top': top,
+            'split': split,
         },
-        geometry=boxes, crs='EPSG:4326',
+        geometry=boxes,
+        crs='EPSG:4326',
     )[usable].reset_index(drop=True)
     tiles['split'] = tiles['split'].astype('string')
     lost = np.setdiff1d(np.arange(len(photos)), pairs['photo'])

@@ -27,8 +27,8 @@ from grafalign.locks import LOCK
 from grafalign.pairing.cut import cut_tile
 from grafalign.pairing.plan import Plan, make_plan
 from grafalign.pairing.recipe import Recipe
+from grafalign.pairing.tables import make_tables
 from grafalign.photos import Photos, read_photos
-from grafalign.photos.table import REJECTED_COLUMNS
 from grafalign.scenes import Scene, SceneReader, load_scenes, rank_scenes
 from grafalign.scenes.items import scene_of
 from grafalign.store import (
@@ -97,7 +97,10 @@ def _pair(recipe: Recipe, out: Path, workers: int | None) -> PairSummary:
     work.mkdir(parents=True, exist_ok=True)
     begun = work / 'recipe.txt'
     if begun.exists() and begun.read_text() != recipe.digest:
-        raise GrafalignError(f'{out} was begun with another recipe; give another folder or delete it.')
+        if (out / 'tiles').exists():
+            raise GrafalignError(f'{out} was begun with another recipe; give another folder or delete it.')
+        shutil.rmtree(work)  # nothing was cut yet: the recipe was mended after an error, so begin again
+        work.mkdir()
     write_atomically(begun, recipe.digest.encode())
 
     photos = _photos(recipe, work, workers)
@@ -144,7 +147,8 @@ def _scenes(recipe: Recipe, photos: Photos, work: Path) -> list[Scene]:
         if shapely.contains_xy(covered, points.x, points.y).mean() < 0.05:
             _reject_swapped(recipe, points)
         write_atomically(path, '\n'.join(json.dumps(s.item) for s in found).encode())
-    return [scene_of(json.loads(line)) for line in path.read_text(encoding='utf-8').splitlines()]
+    items = (json.loads(line) for line in path.read_text(encoding='utf-8').splitlines())
+    return [scene for item in items if (scene := scene_of(item)) is not None]
 
 
 def _reject_swapped(recipe: Recipe, points: gpd.GeoSeries) -> None:
@@ -186,7 +190,12 @@ def _shards(plan: Plan, ranked: list[list[int]], shard_tiles: int) -> list[np.nd
 
 
 def _cut_all(
-    recipe: Recipe, out: Path, plan: Plan, scenes: list[Scene], ranked: list[list[int]], shards: list[np.ndarray],
+    recipe: Recipe,
+    out: Path,
+    plan: Plan,
+    scenes: list[Scene],
+    ranked: list[list[int]],
+    shards: list[np.ndarray],
     workers: int | None,
 ) -> None:
     """Cut every shard that is not there yet."""
@@ -200,8 +209,14 @@ def _cut_all(
             for number in shards[index].tolist():
                 tile = facts[number]
                 report = cut_tile(
-                    reader, recipe.grid, tile['tile_id'], tile['epsg'], (tile['left'], tile['top']),
-                    [scenes[i] for i in ranked[number]], recipe.sensor.bands, recipe.max_nodata,
+                    reader,
+                    recipe.grid,
+                    tile['tile_id'],
+                    tile['epsg'],
+                    (tile['left'], tile['top']),
+                    [scenes[i] for i in ranked[number]],
+                    recipe.sensor.bands,
+                    recipe.max_nodata,
                 )
                 rejects += report.rejects
                 if report.tile is None:
@@ -210,7 +225,9 @@ def _cut_all(
                 row = {**tile, **report.tile.facts, 'dtype': str(report.tile.pixels.dtype)}
                 inside = {**row, 'photos': len(here), 'bands': recipe.sensor.bands, 'gsd_m': recipe.sensor.gsd_m}
                 offset, nbytes = writer.add(tile['tile_id'], report.tile.pixels, inside)
-                rows.append({**row, 'number': number, 'shard': shard_name(index), 'byte_offset': offset, 'nbytes': nbytes})
+                rows.append(
+                    {**row, 'number': number, 'shard': shard_name(index), 'byte_offset': offset, 'nbytes': nbytes}
+                )
             sidecar = json.dumps({'tiles': rows, 'rejects': rejects}).encode()
             write_atomically(_sidecar(out, index), sidecar)
         return len(shards[index])
@@ -231,85 +248,38 @@ def _finish(
     recipe: Recipe, out: Path, photos: Photos, plan: Plan, scenes: list[Scene], shards: list[np.ndarray]
 ) -> PairSummary:
     """Write the tables from the shards' facts, then the marker."""
-    rows, rejects = [], []
+    cut, rejects = [], []
     for index in range(len(shards)):
         part = json.loads(_sidecar(out, index).read_text())
-        rows += part['tiles']
-        rejects += part['rejects']
-    reasons = [pd.DataFrame(rejects, columns=list(REJECTED_COLUMNS)), photos.rejected]
-    if not rows:
-        counts = reasons[0]['reason'].value_counts()
-        detail = next((d for *_, d in rejects if d), '')
-        raise GrafalignError(
-            f'None of the {len(plan.tiles)} tiles could be cut (most often: {counts.index[0]}; {detail}); '
-            'check the scenes, sensor.bands and max_nodata of the recipe.'
-        )
-    kinds = {r['dtype'] for r in rows}
-    if len(kinds) > 1:
-        raise GrafalignError(
-            f'The scenes store their pixels as {" and ".join(sorted(kinds))}; a store holds one type, so narrow '
-            'scenes.collections to one sensor and pair into another folder.'
-        )
-    tiles = pd.DataFrame(rows).set_index('number')
-    pairs = plan.pairs[plan.pairs['tile'].isin(tiles.index)].sort_values(['tile', 'photo'])
-    used = np.unique(pairs['photo'])
-    lost = plan.dropped.set_index('photo')['reason'].to_dict()
-    unused = np.setdiff1d(np.arange(len(photos.table)), used)
-    ids = photos.table['photo_id'].to_numpy()
-    reasons.append(
-        pd.DataFrame(
-            {
-                'kind': 'photo', 'id': ids[unused],
-                'reason': [lost.get(int(p), 'its tile could not be cut') for p in unused], 'detail': '',
-            },
-            columns=list(REJECTED_COLUMNS),
-        )
-    )
-    rejected = pd.concat([r for r in reasons if len(r)] or reasons[:1], ignore_index=True).astype('string')
-    rejected = rejected.sort_values(['kind', 'id', 'reason', 'detail'], ignore_index=True)
-
-    order = tiles.index.to_numpy()
-    place = np.full(len(plan.tiles), -1)
-    place[order] = np.arange(len(order))
-    when = pd.to_datetime(tiles['datetime'], utc=True, format='ISO8601').astype('datetime64[us, UTC]')
-    taken = photos.table['taken_at'].to_numpy()[pairs['photo']]
-    seen = when.to_numpy()[place[pairs['tile']]]
-    apart = pd.Series(pd.to_datetime(seen, utc=True) - pd.to_datetime(taken, utc=True)).dt.total_seconds() / 86400
-    pair_table = pd.DataFrame(
-        {
-            'tile_id': tiles['tile_id'].to_numpy()[place[pairs['tile']]], 'photo_id': ids[pairs['photo']],
-            'row': pairs['row'].to_numpy(), 'col': pairs['col'].to_numpy(), 'days_apart': apart.to_numpy(),
-        }
-    )
-    gsd = recipe.sensor.gsd_m
-    columns = tiles.drop(columns=['datetime', 'left', 'top', 'dtype']).assign(
-        datetime=when, transform=[[gsd, 0.0, r.left, 0.0, -gsd, r.top] for r in tiles.itertuples()],
-        cloud_cover=tiles['cloud_cover'].astype('float64'),
-        processing_baseline=tiles['processing_baseline'].astype('string'),
-    )
-    tile_table = gpd.GeoDataFrame(columns, geometry=plan.tiles.geometry.to_numpy()[order], crs='EPSG:4326')
-    write_table(photos.table.iloc[used], out / 'photos.parquet')
-    write_table(tile_table, out / 'tiles.parquet')
-    write_table(pair_table, out / 'pairs.parquet')
-    write_table(rejected, out / 'rejected.parquet')
-    wanted = set(zip(tiles['collection'], tiles['item_id'], strict=True))
+        cut += part['tiles']
+        rejects += [tuple(r) for r in part['rejects']]
+    tables = make_tables(recipe, photos, plan, cut, rejects)
+    for name in ('photos', 'tiles', 'pairs', 'rejected'):
+        write_table(getattr(tables, name), out / f'{name}.parquet')
+    wanted = set(zip(tables.tiles['collection'], tables.tiles['item_id'], strict=True))
     _write_items([s.item for s in scenes if (s.collection, s.item_id) in wanted], out / 'scenes.parquet')
-    lost_photos = rejected[rejected['kind'] == 'photo']
     summary = PairSummary(
-        photos=len(photos.table) + len(photos.rejected), rejected=len(lost_photos), tiles=len(tiles), pairs=len(pair_table),
-        splits={k: int(v) for k, v in tiles['split'].value_counts().sort_index().items()},
-        reasons={k: int(v) for k, v in rejected['reason'].value_counts().items()},
+        photos=len(photos.table) + len(photos.rejected),
+        rejected=int((tables.rejected['kind'] == 'photo').sum()),
+        tiles=len(tables.tiles),
+        pairs=len(tables.pairs),
+        splits={str(k): int(v) for k, v in tables.tiles['split'].value_counts().sort_index().items()},
+        reasons={str(k): int(v) for k, v in tables.rejected['reason'].value_counts().items()},
     )
     files = [f'{n}.parquet' for n in ('photos', 'tiles', 'pairs', 'rejected', 'scenes')]
     files += [shard_name(i) for i in range(len(shards))]
     digests = {name: file_digest(out / name) for name in files}
-    sensor = Sensor(
-        recipe.sensor.name, tuple(recipe.sensor.bands), gsd, recipe.sensor.size_px, recipe.sensor.value_range
-    )
+    known = recipe.sensor
+    sensor = Sensor(known.name, tuple(known.bands), known.gsd_m, known.size_px, known.value_range)
     facts = {
-        'schema_version': SCHEMA_VERSION, 'sensor': asdict(sensor), 'dtype': rows[0]['dtype'],
-        'recipe': recipe.model_dump(mode='json'), 'recipe_digest': recipe.digest, 'summary': asdict(summary),
-        'files': digests, 'digest': hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest(),
+        'schema_version': SCHEMA_VERSION,
+        'sensor': asdict(sensor),
+        'dtype': tables.dtype,
+        'recipe': recipe.model_dump(mode='json'),
+        'recipe_digest': recipe.digest,
+        'summary': asdict(summary),
+        'files': digests,
+        'digest': hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest(),
     }
     write_atomically(out / MARKER, (json.dumps(facts, indent=2) + '\n').encode())
     shutil.rmtree(out / _WORK)

@@ -80,7 +80,9 @@ def read_facts(path: Path, verify: bool = True) -> PhotoFacts:
     except UnidentifiedImageError:
         return PhotoFacts(problem='not an image')
     except (Image.DecompressionBombError, ValueError) as error:
-        return PhotoFacts(problem=str(error) if isinstance(error, ValueError) else 'too many pixels (decompression bomb?)')
+        return PhotoFacts(
+            problem=str(error) if isinstance(error, ValueError) else 'too many pixels (decompression bomb?)'
+        )
     except FileNotFoundError:
         return PhotoFacts(problem='file is missing')
     except (OSError, SyntaxError, EOFError) as error:

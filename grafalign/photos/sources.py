@@ -135,7 +135,9 @@ def _read_table(source: PhotoSource, path: Path, workers: int | None) -> Photos:
         frame.loc[local, 'uri'] = [str(f) for f in files]
         if 'taken_at' not in frame:
             frame['taken_at'] = pd.Series(dtype='object', index=frame.index)
-            frame.loc[local, 'taken_at'] = pd.Series([f.taken_at for f in facts], index=frame.index[local], dtype=object)
+            frame.loc[local, 'taken_at'] = pd.Series(
+                [f.taken_at for f in facts], index=frame.index[local], dtype=object
+            )
         if 'heading_deg' not in frame:
             frame.loc[local, 'heading_deg'] = [f.heading_deg for f in facts]
     return check_photos(frame.reset_index(drop=True), str(path))
@@ -143,7 +145,9 @@ def _read_table(source: PhotoSource, path: Path, workers: int | None) -> Photos:
 
 def _load(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise GrafalignError(f'There is no file {path}; set photos.table to a CSV, Parquet, GeoParquet or GeoJSON file.')
+        raise GrafalignError(
+            f'There is no file {path}; set photos.table to a CSV, Parquet, GeoParquet or GeoJSON file.'
+        )
     try:
         match path.suffix.lower():
             case '.csv':
@@ -161,5 +165,7 @@ def _load(path: Path) -> pd.DataFrame:
         raise
     except Exception as error:  # readers raise types of their own: the user needs the file's name
         raise GrafalignError(f'{path} cannot be read as a table ({error}); check that it is whole.') from None
-    raise GrafalignError(f'{path}: {path.suffix or "a file without suffix"} is not a known kind of table; '
-                         'use .csv, .tsv, .parquet, .geoparquet or .geojson.')
+    raise GrafalignError(
+        f'{path}: {path.suffix or "a file without suffix"} is not a known kind of table; '
+        'use .csv, .tsv, .parquet, .geoparquet or .geojson.'
+    )

@@ -24,7 +24,8 @@ from pyproj import Transformer
 from shapely.geometry import Polygon
 
 from grafalign import console, engine
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.locks import LOCK, exclusive
 from grafalign.sandbox.classes import CLASS_NAMES, VOID
 from grafalign.sandbox.ground import Cameras, render
 from grafalign.sandbox.junk import indoor_photo, junk_photo
@@ -32,8 +33,11 @@ from grafalign.sandbox.land import GSD_M, Land, make_land
 from grafalign.sandbox.photographers import INDOOR, OUTDOOR, Snapshots, stand
 from grafalign.sandbox.scenes import write_catalog
 from grafalign.sandbox.structures import Structures, build
+from grafalign.store import write_atomically
 
 _BATCH = 480
+_PARTS = ('photos', 'catalog', 'truth')
+_BEGUN = '.begun'
 GPS_IFD, EXIF_IFD = 0x8825, 0x8769
 
 
@@ -62,11 +66,20 @@ def make_sandbox(out: Path, settings: SandboxSettings | None = None, workers: in
         GrafalignError: `out` holds something else, or the size is not usable.
     """
     settings = settings or SandboxSettings()
+    _check_size(settings)
+    with naming_full_disk(out), exclusive(out):
+        return _make(out, settings, workers)
+
+
+def _check_size(settings: SandboxSettings) -> None:
     if settings.rows % 16 or settings.cols % 16 or min(settings.rows, settings.cols) < 512:
         raise GrafalignError(
             f'A world of {settings.rows} x {settings.cols} cells cannot be laid out; '
             'rows and cols must be multiples of 16 and at least 512.'
         )
+
+
+def _make(out: Path, settings: SandboxSettings, workers: int | None) -> dict[str, object]:
     marker = out / 'sandbox.json'
     if marker.exists():
         made: dict[str, object] = json.loads(marker.read_text())
@@ -74,10 +87,13 @@ def make_sandbox(out: Path, settings: SandboxSettings | None = None, workers: in
             console.log(f'{out} already holds this world.')
             return made
         raise GrafalignError(f'{out} holds another world ({made.get("settings")}); give another folder or delete it.')
-    foreign = [p.name for p in out.iterdir() if p.name not in ('photos', 'catalog', 'truth')] if out.exists() else []
+    begun = out / _BEGUN
+    ours = {LOCK, _BEGUN, *_PARTS} if begun.exists() else {LOCK}  # never remove a `photos` folder that we did not make
+    foreign = [p.name for p in out.iterdir() if p.name not in ours]
     if foreign:
         raise GrafalignError(f'{out} is not empty (it holds {foreign[0]!r}); give a new or an empty folder.')
-    for part in ('photos', 'catalog', 'truth'):
+    begun.touch()
+    for part in _PARTS:
         shutil.rmtree(out / part, ignore_errors=True)
         (out / part).mkdir(parents=True)
     land = make_land(settings.seed, (settings.rows, settings.cols))
@@ -96,7 +112,8 @@ def make_sandbox(out: Path, settings: SandboxSettings | None = None, workers: in
         'area_km2': round(land.classes.size * GSD_M**2 / 1e6, 1),
         'versions': {'grafalign': version('grafalign'), 'numpy': version('numpy'), 'rasterio': rasterio.__version__},
     }
-    marker.write_text(json.dumps(summary, indent=2) + '\n')
+    write_atomically(marker, (json.dumps(summary, indent=2) + '\n').encode())
+    begun.unlink()
     return summary
 
 

@@ -6,5 +6,12 @@ from grafalign.scenes.radiometry import BandSource, band_sources
 from grafalign.scenes.read import SceneReader, SceneReadError
 
 __all__ = [
-    'BandSource', 'Scene', 'SceneReadError', 'SceneReader', 'SceneSource', 'band_sources', 'load_scenes', 'rank_scenes',
+    'BandSource',
+    'Scene',
+    'SceneReadError',
+    'SceneReader',
+    'SceneSource',
+    'band_sources',
+    'load_scenes',
+    'rank_scenes',
 ]

@@ -18,7 +18,10 @@ _FULL = 0.999
 
 
 def rank_scenes(
-    scenes: Sequence[Scene], tile_boxes: npt.NDArray[np.object_], photo_days: Sequence[npt.NDArray[np.float64]], keep: int
+    scenes: Sequence[Scene],
+    tile_boxes: npt.NDArray[np.object_],
+    photo_days: Sequence[npt.NDArray[np.float64]],
+    keep: int,
 ) -> list[list[int]]:
     """Rank the scenes over every tile.
 

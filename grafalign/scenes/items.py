@@ -139,9 +139,13 @@ def scene_of(item: dict[str, Any]) -> Scene | None:
     cloud = properties.get('eo:cloud_cover')
     baseline = properties.get('s2:processing_baseline') or properties.get('processing:version')
     return Scene(
-        str(item['id']), str(item.get('collection') or ''), when.to_pydatetime().astimezone(timezone.utc),
-        None if cloud is None else float(cloud), None if baseline is None else str(baseline),
-        shapely.make_valid(shape(item['geometry'])), item,
+        str(item['id']),
+        str(item.get('collection') or ''),
+        when.to_pydatetime().astimezone(timezone.utc),
+        None if cloud is None else float(cloud),
+        None if baseline is None else str(baseline),
+        shapely.make_valid(shape(item['geometry'])),
+        item,
     )
 
 
@@ -166,16 +170,22 @@ def _from_catalog(path: Path) -> Iterator[dict[str, Any]]:
     try:
         catalog = pystac.Catalog.from_file(str(path))
         for item in catalog.get_items(recursive=True):
-            yield _absolute(item.to_dict(include_self_link=False, transform_hrefs=False), item.get_self_href() or str(path))
+            yield _absolute(
+                item.to_dict(include_self_link=False, transform_hrefs=False), item.get_self_href() or str(path)
+            )
     except GrafalignError:
         raise
     except Exception as error:  # pystac raises many types; all mean that some file of the catalog is unusable
-        raise GrafalignError(f'{path} cannot be read as a STAC catalog ({error}); check it with a STAC validator.') from None
+        raise GrafalignError(
+            f'{path} cannot be read as a STAC catalog ({error}); check it with a STAC validator.'
+        ) from None
 
 
 def _from_file(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise GrafalignError(f'There is no file {path}; set scenes.items to a .json, .ndjson or .parquet file of STAC items.')
+        raise GrafalignError(
+            f'There is no file {path}; set scenes.items to a .json, .ndjson or .parquet file of STAC items.'
+        )
     try:
         if path.suffix.lower() in ('.parquet', '.geoparquet'):
             import pyarrow.parquet

@@ -97,7 +97,10 @@ def _source(item: dict[str, Any], asset: dict[str, Any], index: int) -> BandSour
     if properties.get('earthsearch:boa_offset_applied') is True:
         offset = 0.0
     return BandSource(
-        str(asset['href']), index, 1.0 if scale is None else float(scale), 0.0 if offset is None else float(offset),
+        str(asset['href']),
+        index,
+        1.0 if scale is None else float(scale),
+        0.0 if offset is None else float(offset),
         float(nodata) if isinstance(nodata, int | float) else None,
     )
 

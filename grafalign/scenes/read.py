@@ -52,7 +52,9 @@ class SceneReader:
     def __enter__(self) -> SceneReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -138,8 +140,13 @@ def _read_band(
         return plane, ~inside if nodata is None else ~inside | (plane == nodata)
     holes = {'add_alpha': True} if nodata is None else {'src_nodata': nodata, 'nodata': nodata}
     with WarpedVRT(
-        dataset, crs=str(tile.crs), transform=tile.affine, width=tile.shape[1], height=tile.shape[0],
-        resampling=Resampling.bilinear, **holes,
+        dataset,
+        crs=str(tile.crs),
+        transform=tile.affine,
+        width=tile.shape[1],
+        height=tile.shape[0],
+        resampling=Resampling.bilinear,
+        **holes,
     ) as warped:
         plane = warped.read(band.index)
         seen = warped.dataset_mask() if nodata is None else warped.read_masks(band.index)

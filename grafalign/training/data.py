@@ -74,8 +74,16 @@ class PairSteps(Dataset[Batch]):
     """
 
     def __init__(
-        self, store: PairStore, bank: GroundBank, split: str, batch_tiles: int, photos_per_tile: int, seed: int,
-        augment: bool = True, gain: float = 0.1, share: Share | None = None,
+        self,
+        store: PairStore,
+        bank: GroundBank,
+        split: str,
+        batch_tiles: int,
+        photos_per_tile: int,
+        seed: int,
+        augment: bool = True,
+        gain: float = 0.1,
+        share: Share | None = None,
     ) -> None:
         self.store, self.bank, self.seed = store, bank, seed
         self.batch_tiles, self.photos_per_tile = batch_tiles, photos_per_tile
@@ -132,11 +140,15 @@ class PairSteps(Dataset[Batch]):
         if stacked.dtype == np.uint16:
             stacked = stacked.astype(np.int32)  # torch has few operations on uint16
         return Batch(
-            pixels=torch.from_numpy(stacked), scale=torch.from_numpy(scale[numbers]),
-            offset=torch.from_numpy(offset[numbers]), symmetry=torch.from_numpy(which[mine]),
+            pixels=torch.from_numpy(stacked),
+            scale=torch.from_numpy(scale[numbers]),
+            offset=torch.from_numpy(offset[numbers]),
+            symmetry=torch.from_numpy(which[mine]),
             gain=torch.from_numpy(gain[mine].astype(np.float32)),
             photos=torch.from_numpy(self.bank.embeddings[self._photo[pair]].astype(np.float32)),
-            tile=torch.from_numpy(local[owner[own]]), photo=torch.from_numpy(np.flatnonzero(own)),
-            row=torch.from_numpy(self._position[pair[own], 0]), col=torch.from_numpy(self._position[pair[own], 1]),
+            tile=torch.from_numpy(local[owner[own]]),
+            photo=torch.from_numpy(np.flatnonzero(own)),
+            row=torch.from_numpy(self._position[pair[own], 0]),
+            col=torch.from_numpy(self._position[pair[own], 1]),
             weight=torch.from_numpy(weight[own].astype(np.float32)),
         )

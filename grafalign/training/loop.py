@@ -43,8 +43,16 @@ def rate_at(step: int, total: int, peak: float, warmup: float) -> float:
 
 
 def fit(
-    task: nn.Module, steps: Dataset[Any], total: int, peak_lr: float, settings: LoopSettings, accelerator: Accelerator,
-    out: Path | None = None, digest: str = '', validate: Validate | None = None, validate_every: int = 0,
+    task: nn.Module,
+    steps: Dataset[Any],
+    total: int,
+    peak_lr: float,
+    settings: LoopSettings,
+    accelerator: Accelerator,
+    out: Path | None = None,
+    digest: str = '',
+    validate: Validate | None = None,
+    validate_every: int = 0,
 ) -> list[dict[str, float]]:
     """Train a task for `total` steps, from the newest checkpoint in `out` if there is one.
 
@@ -85,8 +93,12 @@ def fit(
     if out is not None and accelerator.is_main_process:
         _write_log(out / 'log.jsonl', log)
     loader = DataLoader(
-        steps, batch_size=None, sampler=range(first, total), num_workers=settings.workers,
-        prefetch_factor=4 if settings.workers else None, persistent_workers=False,
+        steps,
+        batch_size=None,
+        sampler=range(first, total),
+        num_workers=settings.workers,
+        prefetch_factor=4 if settings.workers else None,
+        persistent_workers=False,
     )
     model.train()
     started = mark = time.perf_counter()
@@ -116,8 +128,11 @@ def fit(
                 )
             seconds = time.perf_counter() - started
             entry = {
-                'step': step, 'loss': mean, 'lr': rate_at(step - 1, total, peak_lr, settings.warmup),
-                'data_ms': 1000 * waited / len(running), 'step_ms': 1000 * seconds / len(running),
+                'step': step,
+                'loss': mean,
+                'lr': rate_at(step - 1, total, peak_lr, settings.warmup),
+                'data_ms': 1000 * waited / len(running),
+                'step_ms': 1000 * seconds / len(running),
                 'tiles_per_s': tiles / seconds,
             }
             running, waited, tiles = [], 0.0, 0.0

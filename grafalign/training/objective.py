@@ -50,14 +50,23 @@ def patch_of(rows: Tensor, cols: Tensor, patch_px: int, side: int) -> tuple[Tens
     return tuple((v / patch_px).floor().long().clamp(0, side - 1) for v in (rows, cols))  # type: ignore[return-value]
 
 
-def image_loss(embeddings: Embeddings, photos: Tensor, tile: Tensor, photo: Tensor, weight: Tensor, tau: float) -> Tensor:
+def image_loss(
+    embeddings: Embeddings, photos: Tensor, tile: Tensor, photo: Tensor, weight: Tensor, tau: float
+) -> Tensor:
     """The image-level loss of pairs (`tile`, `photo`), rows of the embeddings and of `photos`."""
     return alignment_loss(embeddings.image, photos, tile, photo, weight, tau)
 
 
 def patch_loss(
-    embeddings: Embeddings, photos: Tensor, tile: Tensor, photo: Tensor, weight: Tensor, tau: float, rows: Tensor,
-    cols: Tensor, patch_px: int,
+    embeddings: Embeddings,
+    photos: Tensor,
+    tile: Tensor,
+    photo: Tensor,
+    weight: Tensor,
+    tau: float,
+    rows: Tensor,
+    cols: Tensor,
+    patch_px: int,
 ) -> Tensor:
     """The patch-level loss; `rows` and `cols` are the photos' positions in pixels, [N]."""
     side = embeddings.patches.shape[1]

@@ -24,7 +24,9 @@ class AlignmentTask(nn.Module):
         tau: temperature.
     """
 
-    def __init__(self, encoder: SatelliteEncoder, rule: PixelRule, level: Literal['image', 'patch'], tau: float) -> None:
+    def __init__(
+        self, encoder: SatelliteEncoder, rule: PixelRule, level: Literal['image', 'patch'], tau: float
+    ) -> None:
         super().__init__()
         self.encoder, self.rule, self.level, self.tau = encoder, rule, level, tau
         # the head that the other level would train gets no gradient; say so, for the optimizer and for DDP

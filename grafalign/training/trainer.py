@@ -98,8 +98,15 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     accelerator.init_trackers('grafalign')
     share = Share(accelerator.process_index, accelerator.num_processes)
     steps = PairSteps(
-        store, bank, 'train', settings.batch_tiles, settings.photos_per_tile, settings.seed, settings.augment,
-        settings.gain, share,
+        store,
+        bank,
+        'train',
+        settings.batch_tiles,
+        settings.photos_per_tile,
+        settings.seed,
+        settings.augment,
+        settings.gain,
+        share,
     )
     total = settings.steps or max(1, round(settings.epochs * steps.steps_per_epoch))
     task = AlignmentTask.start(clip, store.sensor, settings.level, settings.tau)
@@ -114,12 +121,21 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     )
     accelerator.end_training()
     facts = {
-        'digest': digest, 'level': settings.level, 'tau': settings.tau, 'steps': total,
-        'clip': settings.clip.model_dump(), 'clip_digest': clip.digest, 'store_digest': store.digest,
-        'sensor': {**store.facts['sensor']}, 'seed': settings.seed, 'seconds': round(time.perf_counter() - started, 1),
-        'final': log[-1] if log else {}, 'command': ' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        'digest': digest,
+        'level': settings.level,
+        'tau': settings.tau,
+        'steps': total,
+        'clip': settings.clip.model_dump(),
+        'clip_digest': clip.digest,
+        'store_digest': store.digest,
+        'sensor': {**store.facts['sensor']},
+        'seed': settings.seed,
+        'seconds': round(time.perf_counter() - started, 1),
+        'final': log[-1] if log else {},
+        'command': ' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
         'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'accelerate')},
-        'processes': accelerator.num_processes, 'device': str(accelerator.device),
+        'processes': accelerator.num_processes,
+        'device': str(accelerator.device),
     }
     if accelerator.is_main_process:
         part = out / 'model.safetensors.part'
@@ -151,9 +167,7 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
             f'use {facts["clip"]["model"]} ({facts["clip"]["pretrained"]}).'
         )
     known = facts['sensor']
-    sensor = Sensor(
-        known['name'], tuple(known['bands']), known['gsd_m'], known['size_px'], tuple(known['value_range'])
-    )
+    sensor = Sensor(known['name'], tuple(known['bands']), known['gsd_m'], known['size_px'], tuple(known['value_range']))
     encoder = SatelliteEncoder(clip, len(sensor.bands), sensor.size_px)
     try:
         encoder.load_state_dict(load_file(run / 'model.safetensors'))
@@ -187,7 +201,11 @@ def photo_tile_recall(
 
 
 def embed_store_tiles(
-    encoder: SatelliteEncoder, rule: PixelRule, store: PairStore, tiles: np.ndarray, level: str = 'image',
+    encoder: SatelliteEncoder,
+    rule: PixelRule,
+    store: PairStore,
+    tiles: np.ndarray,
+    level: str = 'image',
     batch: int = 256,
 ) -> np.ndarray:
     """Unit embeddings [len(tiles), D] of stored tiles, by row number; at patch level the mean of the patches."""

@@ -1,0 +1,108 @@
+"""From a plan and the facts of its cut tiles to the four tables of a pair store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+
+from grafalign.errors import GrafalignError
+from grafalign.pairing.plan import Plan
+from grafalign.pairing.recipe import Recipe
+from grafalign.photos import Photos
+from grafalign.photos.table import REJECTED_COLUMNS
+
+Reject = tuple[str, str, str, str]
+"""kind (photo, tile or scene), id, reason, detail."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables; `grafalign.store` says what is in them."""
+
+    photos: gpd.GeoDataFrame
+    tiles: gpd.GeoDataFrame
+    pairs: pd.DataFrame
+    rejected: pd.DataFrame
+    dtype: str
+    """Data type of all pixels."""
+
+
+def make_tables(recipe: Recipe, photos: Photos, plan: Plan, cut: list[dict[str, Any]], rejects: list[Reject]) -> Tables:
+    """Join what was planned with what was cut; whatever is in no pair goes to `rejected` with its reason.
+
+    Args:
+        recipe: the recipe.
+        photos: the photo table and its rejected rows.
+        plan: the plan over those photos.
+        cut: facts of every cut tile, with its row `number` in the plan, in the order of the shards.
+        rejects: tiles that could not be cut and scenes that could not be read.
+
+    Raises:
+        GrafalignError: no tile could be cut, or the scenes store their pixels in several types.
+    """
+    if not cut:
+        counts = pd.Series([reason for _, _, reason, _ in rejects]).value_counts()
+        detail = next((d for *_, d in rejects if d), '')
+        raise GrafalignError(
+            f'None of the {len(plan.tiles)} tiles could be cut (most often: {counts.index[0]}; {detail}); '
+            'check the scenes, sensor.bands and max_nodata of the recipe.'
+        )
+    kinds = {str(r['dtype']) for r in cut}
+    if len(kinds) > 1:
+        raise GrafalignError(
+            f'The scenes store their pixels as {" and ".join(sorted(kinds))}; a store holds one type, so narrow '
+            'scenes.collections to one sensor and pair into another folder.'
+        )
+    tiles = pd.DataFrame(cut).set_index('number')
+    pairs = plan.pairs[plan.pairs['tile'].isin(tiles.index)].sort_values(['tile', 'photo'])
+    used = np.unique(pairs['photo'])
+    when = pd.to_datetime(tiles['datetime'], utc=True, format='ISO8601').astype('datetime64[us, UTC]')
+    return Tables(
+        photos.table.iloc[used],
+        _tile_table(recipe, plan, tiles, when),
+        _pair_table(photos, tiles, pairs, when),
+        _rejected_table(photos, plan, used, rejects),
+        kinds.pop(),
+    )
+
+
+def _tile_table(recipe: Recipe, plan: Plan, tiles: pd.DataFrame, when: pd.Series) -> gpd.GeoDataFrame:
+    gsd = recipe.sensor.gsd_m
+    corners = zip(tiles['left'], tiles['top'], strict=True)
+    columns = tiles.drop(columns=['datetime', 'left', 'top', 'dtype']).assign(
+        datetime=when,
+        transform=pd.Series([[gsd, 0.0, left, 0.0, -gsd, top] for left, top in corners], index=tiles.index),
+        cloud_cover=tiles['cloud_cover'].astype('float64'),
+        processing_baseline=tiles['processing_baseline'].astype('string'),
+    )
+    outlines = plan.tiles.geometry.to_numpy()[tiles.index.to_numpy()]
+    return gpd.GeoDataFrame(columns, geometry=outlines, crs='EPSG:4326')
+
+
+def _pair_table(photos: Photos, tiles: pd.DataFrame, pairs: pd.DataFrame, when: pd.Series) -> pd.DataFrame:
+    taken = pd.to_datetime(photos.table['taken_at'].to_numpy()[pairs['photo']], utc=True)
+    seen = pd.to_datetime(when.loc[pairs['tile']].to_numpy(), utc=True)
+    return pd.DataFrame(
+        {
+            'tile_id': tiles['tile_id'].loc[pairs['tile']].to_numpy(),
+            'photo_id': photos.table['photo_id'].to_numpy()[pairs['photo']],
+            'row': pairs['row'].to_numpy(),
+            'col': pairs['col'].to_numpy(),
+            'days_apart': (pd.Series(seen - taken).dt.total_seconds() / 86400).to_numpy(),
+        }
+    )
+
+
+def _rejected_table(photos: Photos, plan: Plan, used: np.ndarray, rejects: list[Reject]) -> pd.DataFrame:
+    reason = dict(zip(plan.dropped['photo'], plan.dropped['reason'], strict=True))
+    ids = photos.table['photo_id'].to_numpy()
+    unused = np.setdiff1d(np.arange(len(ids)), used).tolist()
+    lost = [('photo', ids[p], reason.get(p, 'its tile could not be cut'), '') for p in unused]
+    ours = pd.DataFrame.from_records([*rejects, *lost], columns=list(REJECTED_COLUMNS)).astype('string')
+    both = [part for part in (ours, photos.rejected.astype('string')) if len(part)] or [ours]
+    order = ['kind', 'id', 'reason', 'detail']
+    return pd.concat(both, ignore_index=True).sort_values(order, ignore_index=True)
