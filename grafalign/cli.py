@@ -83,7 +83,7 @@ def quickstart(
 def sandbox(
     out: Annotated[Path, typer.Argument(help='Folder to write the world to.')],
     seed: Annotated[int, typer.Option(help='Seed of the world.', min=0)] = 0,
-    photos: Annotated[int, typer.Option(help='Number of photos.', min=1)] = 24_000,
+    photos: Annotated[int, typer.Option(help='Number of photos.', min=1)] = 36_000,
     rows: Annotated[int, typer.Option(help='Height in cells of 5 m, a multiple of 16.')] = 3072,
     cols: Annotated[int, typer.Option(help='Width in cells of 5 m, a multiple of 16.')] = 3840,
     workers: Workers = None,

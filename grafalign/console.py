@@ -35,7 +35,7 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         elapsed = task.finished_time if task.finished else task.elapsed
         rate = task.completed / elapsed if elapsed else 0.0
-        return Text(f'{rate:,.0f}/s' if rate >= 10 else f'{rate:.1f}/s', style='cyan')
+        return Text(_per_second(rate), style='cyan')
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None, step: int = 1) -> Iterator[Item]:
@@ -62,7 +62,11 @@ def track(items: Iterable[Item], label: str, total: int | None = None, step: int
     seconds = time.perf_counter() - started
     if seconds > 2:
         count = min(count, total) if total is not None else count
-        log(f'{label}: {count:,} in {seconds:.1f} s ({count / seconds:,.0f}/s)')
+        log(f'{label}: {count:,} in {seconds:.1f} s ({_per_second(count / seconds)})')
+
+
+def _per_second(rate: float) -> str:
+    return f'{rate:,.0f}/s' if rate >= 10 else f'{rate:.1f}/s'
 
 
 def log(line: str) -> None:

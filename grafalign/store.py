@@ -1,6 +1,6 @@
 """The pair store: the folder that pairing writes and training reads, and all that either knows of the other.
 
-    dataset.json        schema version, sensor, counts, settings, digests; written last: a store without it is unfinished
+    dataset.json        schema version, sensor, counts, settings, digests; written last
     photos.parquet      one row a photo, sorted by photo_id (GeoParquet)
     tiles.parquet       one row a tile: geometry, scene facts, split, and where its bytes lie (GeoParquet)
     pairs.parquet       tile_id, photo_id, row, col, days_apart

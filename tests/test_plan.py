@@ -34,6 +34,7 @@ def cluster(centre: tuple[float, float], count: int, seed: int, km: float = 2.0)
 def plan(
     table: gpd.GeoDataFrame, max_photos: int = 25, block_km: float = 50, shares: dict[str, float] | None = None
 ) -> Plan:
+    """The plan of a table on the test grid."""
     return make_plan(table, GRID, max_photos, 0, block_km, shares or {'train': 1.0})
 
 

@@ -135,7 +135,7 @@ def test_a_camera_sees_what_stands_before_it() -> None:
 
 
 def test_there_are_areas_and_objects_enough() -> None:
-    """At least twenty classes, some of them objects, and all of them occur in a land of the default size's geography."""
+    """At least twenty classes, some of them objects, and most of them occur in a quarter of the default land."""
     assert len(LAND_CLASSES) >= 20 and sum(c.is_object for c in LAND_CLASSES) >= 8
     land = make_land(0, (1536, 1920))
     present = set(np.unique(land.classes).tolist()) - {VOID}

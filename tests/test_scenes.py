@@ -267,5 +267,5 @@ def test_bands_of_unlike_types_are_refused(tmp_path: Path) -> None:
     """Bands that are stored in two types are named rather than cast."""
     box = TileGrid(32, 10).geobox(32625, 500_000.0, 5_000_000.0)
     hrefs = [write(tmp_path / f'{t}.tif', np.ones((1, 32, 32), dtype=t), box) for t in ('uint8', 'uint16')]
-    with SceneReader() as reader, pytest.raises(SceneReadError, match='uint16, uint8|uint8, uint16'):
+    with SceneReader() as reader, pytest.raises(SceneReadError, match=r'uint16, uint8|uint8, uint16'):
         reader.read([BandSource(h, 1, 1.0, 0.0, None) for h in hrefs], box)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_stored_pixels_equal_an_independent_read(store: PairStore) -> None:
 
 
 def test_tables_agree_with_each_other(store: PairStore) -> None:
-    """Ids are unique, every pair's tile and photo exist, every tile and photo has a pair, and counts are the summary's."""
+    """Ids are unique, pairs join existing tiles and photos, all of those have a pair, and counts are the summary's."""
     assert store.tiles['tile_id'].is_unique and store.photos['photo_id'].is_unique
     assert (store.pairs['tile'] >= 0).all() and (store.pairs['photo'] >= 0).all()
     assert set(store.pairs['tile']) == set(range(len(store.tiles)))
@@ -86,7 +87,7 @@ def test_no_tile_touches_two_splits(store: PairStore) -> None:
     shapes = {s: shapely.union_all(g.geometry.to_numpy()) for s, g in store.tiles.groupby('split')}
     assert len(shapes) > 1
     names = sorted(shapes)
-    for a, b in zip(names, names[1:], strict=False):
+    for a, b in itertools.pairwise(names):
         assert shapes[a].intersection(shapes[b]).area == 0
 
 

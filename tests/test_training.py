@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -45,7 +46,7 @@ def steps(store: PairStore, bank: GroundBank, share: Share | None = None, batch:
 
 
 def test_an_epoch_visits_every_tile_once(store: PairStore, bank: GroundBank) -> None:
-    """The batches of an epoch hold each training tile exactly once, the last batch being smaller, in a new order each time."""
+    """An epoch holds each training tile exactly once, its last batch being smaller, in a new order each time."""
     data = steps(store, bank)
     orders = []
     for epoch in (0, 1):
@@ -66,7 +67,7 @@ def test_a_step_is_the_same_whenever_it_is_asked_for(store: PairStore, bank: Gro
 def test_shares_of_processes_make_the_whole_batch(
     store: PairStore, bank: GroundBank, clip: FrozenClip, level: str
 ) -> None:
-    """Loss and gradient, averaged over three processes' shares, are those of one process, for the short last batch too."""
+    """Loss and gradient, averaged over three processes, are those of one, for the short last batch too."""
     task = AlignmentTask.start(clip, store.sensor, level, 0.07).train()  # type: ignore[arg-type]
     last = steps(store, bank).steps_per_epoch - 1
     for step in (0, last):
@@ -84,7 +85,7 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
     """Linear warm-up to the peak, then a cosine down to nothing."""
     rates = [rate_at(s, 100, 1.0, 0.1) for s in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[100] == pytest.approx(0)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:])) and rates[100] == pytest.approx(0)
 
 
 def test_training_lowers_the_loss_and_leaves_a_run_that_loads(

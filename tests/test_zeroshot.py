@@ -28,7 +28,7 @@ def test_class_vectors_are_the_mean_of_their_prompts(clip: FrozenClip) -> None:
 
 def test_prompts_without_a_place_for_the_name_are_refused(clip: FrozenClip) -> None:
     """A template without {} and an empty list of classes are one sentence each."""
-    with pytest.raises(GrafalignError, match='has no {}'):
+    with pytest.raises(GrafalignError, match=r'has no \{\}'):
         class_vectors(clip, ['water'], ['a photo.'])
     with pytest.raises(GrafalignError, match='no classes'):
         class_vectors(clip, [])
@@ -40,15 +40,17 @@ def test_the_prior_undoes_the_favour_of_rare_classes() -> None:
     tau, share = 0.1, np.array([0.7, 0.2, 0.1])
     posterior = rng.dirichlet([1, 1, 1], 200)
     pointwise = tau * np.log(posterior / share)
-    corrected = class_scores(pointwise, np.eye(3), np.log(share), tau)
+    corrected = class_scores(pointwise, np.eye(3), tau * np.log(share))
     assert (corrected.argmax(1) == posterior.argmax(1)).all()
     assert (class_scores(pointwise, np.eye(3)).argmax(1) != posterior.argmax(1)).any()
 
 
 def test_the_photo_prior_counts_photos() -> None:
-    """Shares follow the nearest class of each photo, and no class has share zero."""
+    """Shares follow the nearest class of each photo, no class has share zero, and tau and strength scale their log."""
     photos = np.repeat(np.eye(3), [6, 3, 0], axis=0)
-    np.testing.assert_allclose(np.exp(photo_prior(photos, np.eye(3))), np.array([7, 4, 1]) / 12, rtol=1e-6)
+    expected = np.log(np.array([7, 4, 1]) / 12)
+    np.testing.assert_allclose(photo_prior(photos, np.eye(3), 1.0), expected, rtol=1e-6)
+    np.testing.assert_allclose(photo_prior(photos, np.eye(3), 0.2, 0.5), 0.1 * expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(('length', 'window', 'stride'), [(64, 64, 24), (65, 64, 24), (128, 64, 24), (200, 64, 64)])

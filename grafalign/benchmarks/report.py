@@ -156,8 +156,8 @@ def _sections(
         found.append(
             Section(
                 'Results on places nobody trained on',
-                'The same encoder three ways: frozen CLIP applied to tiles as it is, grafalign trained with photos and not '
-                'one label, and a bound trained with true labels for as many steps. Bars are 95 % bootstrap intervals.',
+                'The same encoder three ways: frozen CLIP put on tiles as it is, grafalign trained with photos and no '
+                'label, and a bound trained with true labels for as many steps. Bars are 95 % bootstrap intervals.',
                 [url(figures.result_bars(content))],
                 result_rows(content),
             )

@@ -55,7 +55,8 @@ class SatelliteEncoder(nn.Module):
         self.size_px = size_px or clip.image_px
         if self.size_px % self.patch_px:
             raise GrafalignError(
-                f'Tiles of {self.size_px} px are no multiple of the {self.patch_px}-px patches of {clip.settings.model}; '
+                f'Tiles of {self.size_px} px are no multiple of the {self.patch_px}-px patches of '
+                f'{clip.settings.model}; '
                 f'pair with sensor.size_px {self.size_px // self.patch_px * self.patch_px or self.patch_px}.'
             )
         side = self.size_px // self.patch_px

@@ -46,7 +46,7 @@ class SandboxSettings:
     """Settings of a world; two equal settings give equal files."""
 
     seed: int = 0
-    photos: int = 24_000
+    photos: int = 36_000
     rows: int = 3072
     cols: int = 3840
 

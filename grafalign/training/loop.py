@@ -124,7 +124,7 @@ def fit(
             mean = float(accelerator.reduce(torch.stack(running).mean(), reduction='mean'))
             if not math.isfinite(mean):
                 raise GrafalignError(
-                    f'The loss is {mean} at step {step}; the last checkpoint is kept. Lower `lr` or use another precision.'
+                    f'The loss is {mean} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
                 )
             seconds = time.perf_counter() - started
             entry = {
