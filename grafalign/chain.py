@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -47,7 +47,6 @@ class Experiment(Settings):
     seed: int = 0
     sandbox: Path | None = None
     """World whose truth evaluates the runs; without it the report has no labels."""
-    evaluate: Literal['runs', 'nothing'] = 'runs'
     chips: int = Field(default=60, ge=1)
     test_per_class: int = Field(default=40, ge=1)
 
@@ -114,7 +113,7 @@ def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: 
         configs = [_run_config(experiment, name, store_path) for name in experiment.train]
         clock.time('train', lambda: train_side_by_side(configs))
         evaluation: Evaluation | None = None
-        if experiment.sandbox is not None and experiment.evaluate == 'runs':
+        if experiment.sandbox is not None:
             sizes = SetSizes(test_per_class=experiment.test_per_class, chips=experiment.chips)
             sandbox = experiment.sandbox
             evaluation = clock.time(

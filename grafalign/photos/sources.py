@@ -133,13 +133,10 @@ def _read_table(source: PhotoSource, path: Path, workers: int | None) -> Photos:
         facts = _facts(files, source.verify, workers)
         frame.loc[local, 'problem'] = pd.Series([f.problem for f in facts], index=frame.index[local], dtype=object)
         frame.loc[local, 'uri'] = [str(f) for f in files]
-        if 'taken_at' not in frame:
-            frame['taken_at'] = pd.Series(dtype='object', index=frame.index)
-            frame.loc[local, 'taken_at'] = pd.Series(
-                [f.taken_at for f in facts], index=frame.index[local], dtype=object
-            )
-        if 'heading_deg' not in frame:
-            frame.loc[local, 'heading_deg'] = [f.heading_deg for f in facts]
+        for column in ('taken_at', 'heading_deg', 'accuracy_m'):
+            if column not in frame:  # the table does not speak of it at all, so the files may
+                told = pd.Series([getattr(f, column) for f in facts], index=frame.index[local], dtype=object)
+                frame[column] = told.reindex(frame.index)
     return check_photos(frame.reset_index(drop=True), str(path))
 
 

@@ -77,12 +77,19 @@ def check_photos(frame: pd.DataFrame, source: str) -> Photos:
         kept[column] = pd.to_numeric(kept[column], errors='coerce').astype('float64')
     for column in ('licence', 'author', 'source'):
         kept[column] = kept[column].astype('string')
-    # mixed: by default the first row sets the format, and rows with a fraction of a second or a day alone would be lost
-    times = pd.to_datetime(kept['taken_at'], utc=True, errors='coerce', format='mixed')
-    kept['taken_at'] = times.astype('datetime64[us, UTC]')
+    kept['taken_at'] = _times(kept['taken_at']).astype('datetime64[us, UTC]')
     table = gpd.GeoDataFrame(kept, geometry=gpd.points_from_xy(lon[~bad], lat[~bad]), crs='EPSG:4326')
     table = table.sort_values('photo_id', ignore_index=True)
     return Photos(table, rejected.sort_values('id', ignore_index=True, kind='stable'))
+
+
+def _times(column: pd.Series) -> pd.Series:
+    """UTC times of a column: dates in any spelling, or numbers of seconds or milliseconds since 1970."""
+    if pd.api.types.is_numeric_dtype(column):
+        milliseconds = column.abs().median() > 1e11  # as seconds, that would be the year 5138
+        return pd.to_datetime(column, unit='ms' if milliseconds else 's', utc=True, errors='coerce')
+    # mixed: by default the first row sets the format, and rows with a fraction of a second or a day alone would be lost
+    return pd.to_datetime(column, utc=True, errors='coerce', format='mixed')
 
 
 def reject_swapped(lon: np.ndarray, lat: np.ndarray, source: str) -> None:

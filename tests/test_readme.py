@@ -1,0 +1,46 @@
+"""What the README shows is what runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grafalign.encoders import FrozenClip
+from grafalign.pairing import Recipe
+from tests.conftest import REPOSITORY
+
+
+def test_the_python_example_does_the_whole_chain(
+    world: Path, recipe: Recipe, clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's example, run as it stands beside a recipe and a training file, ends in a report with results."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'sandbox').symlink_to(world)
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(recipe.model_dump(mode='json')))
+    training = {
+        'store': 'store',
+        'out': 'run',
+        'clip': clip.settings.model_dump(),
+        'steps': 4,
+        'batch_tiles': 8,
+        'lr': 1e-3,
+    }
+    (tmp_path / 'train.yaml').write_text(yaml.safe_dump(training))
+    example = re.findall(r'```python\n(.*?)```', (REPOSITORY / 'README.md').read_text(), re.DOTALL)[0]
+    scope: dict[str, object] = {}
+    exec(example, scope)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    assert 'grafalign' in (tmp_path / 'report' / 'report.html').read_text()
+    assert {'frozen_clip', 'mine', 'supervised'} <= set(scope['result'].results['classification'])  # type: ignore[attr-defined]
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    """Each `grafalign COMMAND` of the README is a command."""
+    from grafalign.cli import app
+
+    known = {(c.name or c.callback.__name__) for c in app.registered_commands if c.callback}
+    used = set(re.findall(r'^grafalign (\w+)', (REPOSITORY / 'README.md').read_text(), re.MULTILINE))
+    assert used and used <= known
