@@ -22,7 +22,7 @@ from grafalign.benchmarks import Evaluation, SetSizes, evaluate_sandbox, write_r
 from grafalign.config import Settings, load_settings, parse_settings
 from grafalign.encoders import ClipSettings, embed, load_clip
 from grafalign.errors import GrafalignError, naming_full_disk
-from grafalign.locks import exclusive
+from grafalign.locks import CHILD, exclusive
 from grafalign.pairing import Recipe, pair
 from grafalign.store import PairStore, write_atomically
 from grafalign.training import TrainSettings
@@ -198,10 +198,14 @@ def train_side_by_side(configs: list[Path]) -> None:
 
 def _start(config: Path, out: Path, threads: int) -> subprocess.Popen[bytes]:
     out.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'NO_COLOR': '1', 'COLUMNS': '200'}
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), CHILD: '1', 'NO_COLOR': '1', 'COLUMNS': '200'}
     with (out / 'train.out').open('ab') as sink:
         return subprocess.Popen(
-            [sys.executable, '-m', 'grafalign', 'train', str(config)], stdout=sink, stderr=sink, env=environment
+            [sys.executable, '-m', 'grafalign', 'train', str(config)],
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=sink,
+            env=environment,
         )
 
 

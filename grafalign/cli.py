@@ -156,10 +156,11 @@ def train(
     Example: grafalign train runs/quickstart/grafalign_image.yaml --set tau=0.07 --set out=runs/image
     """
     from grafalign.config import load_settings
-    from grafalign.locks import exclusive
+    from grafalign.locks import end_with_parent, exclusive
     from grafalign.training import TrainSettings
     from grafalign.training import train as run
 
+    end_with_parent()
     settings = load_settings(config, TrainSettings, changes or ())
     if int(os.environ.get('LOCAL_RANK', '0')) > 0:
         run(settings)

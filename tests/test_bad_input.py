@@ -13,9 +13,10 @@ import geopandas as gpd
 import pandas as pd
 import pytest
 import rasterio
-from commands import Command, finish, photo_table, refused, start, write_recipe, write_yaml
 from PIL import Image
 from pyproj import Transformer
+
+from tests.commands import Command, finish, photo_table, refused, start, write_recipe, write_yaml
 
 GPS = 0x8825
 

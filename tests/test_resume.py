@@ -6,19 +6,20 @@ row, so the resumed runs are stopped too.
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import contents, finish, interrupted, photo_table, start, wait_for, write_recipe, write_yaml
 
 from grafalign.config import load_settings
 from grafalign.encoders import GroundBank
 from grafalign.pairing import Recipe, pair
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.store import PairStore
+from tests.commands import contents, finish, interrupted, photo_table, start, wait_for, write_recipe, write_yaml
 
 CTRL_C, KILL_9 = signal.SIGINT, signal.SIGKILL
 SIGNALS = pytest.mark.parametrize('how', [CTRL_C, KILL_9], ids=['ctrl-c', 'kill-9'])
@@ -135,3 +136,20 @@ def test_a_stopped_training_goes_on(whole_run: tuple[Path, Path], tmp_path: Path
     assert (out / 'model.safetensors').read_bytes() == (whole / 'model.safetensors').read_bytes()
     log, whole_log = (pd.read_json(run / 'log.jsonl', lines=True)[['step', 'loss']] for run in (out, whole))
     assert log.equals(whole_log)
+
+
+def test_a_killed_experiment_goes_on_at_once(world: Path, tmp_path: Path) -> None:
+    """After kill -9 of `run` while its trainings run, the same command finishes: no orphan holds the run folders."""
+    recipe = write_recipe(tmp_path / 'recipe.yaml', world, {'folder': world / 'photos'}, shard_tiles=64)
+    run = {'steps': 60, 'batch_tiles': 16, 'log_every': 2, 'checkpoint_every': 10}
+    experiment = {
+        'title': 'killed',
+        'out': str(tmp_path / 'out'),
+        'pair': str(recipe),
+        'clip': {'model': str(TINY_CLIP_DIR)},
+        'train': {'a': {'level': 'image', **run}, 'b': {'level': 'patch', **run}},
+    }
+    config = write_yaml(tmp_path / 'experiment.yaml', experiment)
+    interrupted(tmp_path / 'out', [('a/checkpoints/step_*', KILL_9)], 'run', config)
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert [report['runs'][name]['steps'] for name in ('a', 'b')] == [60, 60]
