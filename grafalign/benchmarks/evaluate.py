@@ -30,8 +30,8 @@ from grafalign.training import SatelliteModel, TrainSettings, load_satellite
 from grafalign.zeroshot import class_scores, class_vectors, photo_prior, segment
 
 CHIP_PX = 128
-MAP_PRIOR = 0.5
-"""Strength of the photo prior on maps of natural land; chosen in world 7, which appears in no result."""
+PRIOR_STRENGTH = 0.5
+"""Strength of the photo prior in the rows that carry it; chosen for maps in world 7, which appears in no result."""
 K = 20
 Floats = npt.NDArray[np.float32]
 
@@ -119,7 +119,7 @@ def evaluate_sandbox(
     done = Evaluation({}, truth.classes, test, chips)
     bank = load_bank(store, clip=clip)
     photos = np.asarray(bank.embeddings[bank.valid])
-    prior = {n: photo_prior(photos, text, s.tau, MAP_PRIOR) for n, s in settings.items()}
+    prior = {n: photo_prior(photos, text, s.tau, PRIOR_STRENGTH) for n, s in settings.items()}
     done.results['classification'] = _classify(images, done, prior)
     done.results['segmentation'] = _segment(patches, done, prior)
     done.results['retrieval'] = _retrieve(images, done)
@@ -205,14 +205,18 @@ def _embed(model: _Model, tiles: LabelledTiles) -> Floats:
     return torch.cat(parts).numpy()
 
 
+def _variants(name: str, prior: Mapping[str, Floats]) -> dict[str, Floats | None]:
+    """A model as it is, and for one that learned from photos also with the photo prior."""
+    return {name: None} | ({f'{name}_with_prior': prior[name]} if name in prior else {})
+
+
 def _classify(models: Mapping[str, _Model], done: Evaluation, prior: Mapping[str, Floats]) -> dict[str, Any]:
-    """Accuracy on the balanced test tiles: without the prior, which is wrong there, and with it for comparison."""
+    """Accuracy on the test tiles, which are balanced by hand: the prior is wrong there and reported all the same."""
     out: dict[str, Any] = {}
     labels = done.test.labels
     for name, model in models.items():
         vectors = _embed(model, done.test)
-        variants = {name: None} | ({f'{name}_with_prior': prior[name]} if name in prior else {})
-        for variant, bias in variants.items():
+        for variant, bias in _variants(name, prior).items():
             guess = class_scores(vectors, model.classes, bias).argmax(1)
             done.guesses[variant] = guess
             out[variant] = {'accuracy': _interval_of_mean(guess == labels)}
@@ -220,10 +224,10 @@ def _classify(models: Mapping[str, _Model], done: Evaluation, prior: Mapping[str
 
 
 def _segment(models: Mapping[str, _Model], done: Evaluation, prior: Mapping[str, Floats]) -> dict[str, Any]:
-    """Mean IoU on chips of natural land, for models that learned from photos with the prior and without."""
+    """Mean IoU on chips of natural land."""
     out: dict[str, Any] = {}
     for name, model in models.items():
-        variants = {name: prior[name], f'{name}_no_prior': None} if name in prior else {name: None}
+        variants = _variants(name, prior)
         parts: dict[str, list[npt.NDArray[np.int64]]] = {v: [] for v in variants}
         starts = range(0, len(done.chips.labels), 4)
         for start in console.track(starts, f'segmenting with {name}', len(done.chips.labels), step=4):
