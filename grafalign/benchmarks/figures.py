@@ -178,9 +178,9 @@ def result_bars(results: Mapping[str, Any]) -> Figure:
         colours = [MODEL_COLOURS.get(n, '#2e9e5b') for n in names]
         ax.barh(names, [v['value'] for v in values], xerr=spread, color=colours, error_kw={'lw': 1.2, 'capsize': 3})
         for i, v in enumerate(values):
-            ax.text(0.01, i, f'{v["value"]:.3f}', va='center', fontsize=8, color='white', fontweight='bold')
+            ax.text(v['high'] + 0.015, i, f'{v["value"]:.3f}', va='center', fontsize=8)
         ax.invert_yaxis()
-        ax.set(title=f'{task}: {label}', xlim=(0, 1))
+        ax.set(title=f'{task}: {label}', xlim=(0, 1.1))
         ax.tick_params(labelsize=7)
         ax.spines[['top', 'right']].set_visible(False)
     figure.tight_layout()
@@ -215,7 +215,7 @@ def segmentation_figure(evaluation: Evaluation, store: PairStore, models: Sequen
     """Chips beside their truth and the maps of several models; roads are white."""
     variety = [-len(np.unique(m[m != VOID])) for m in evaluation.chips.labels]
     chosen = np.argsort(variety, kind='stable')[:count]
-    figure = Figure(figsize=(2.1 * (2 + len(models)), 2.1 * len(chosen) + 1.4))
+    figure = Figure(figsize=(2.1 * (2 + len(models)), 2.1 * len(chosen) + 1.0))
     axes = figure.subplots(len(chosen), 2 + len(models), squeeze=False)
     colours = class_colours(len(evaluation.classes))
     for row, chip in enumerate(chosen):
@@ -229,7 +229,7 @@ def segmentation_figure(evaluation: Evaluation, store: PairStore, models: Sequen
                 ax.set_title(name, fontsize=8)
     handles = [Patch(color=colours(i), label=c) for i, c in enumerate(evaluation.classes)]
     figure.legend(handles=handles, loc='lower center', ncol=6, fontsize=7, frameon=False)
-    figure.tight_layout(rect=(0, 1.2 / (2.1 * len(chosen) + 1.4), 1, 1), pad=0.3)
+    figure.tight_layout(rect=(0, 0.85 / (2.1 * len(chosen) + 1.0), 1, 1), pad=0.3)
     return figure
 
 

@@ -157,7 +157,8 @@ def _sections(
             Section(
                 'Results on places nobody trained on',
                 'The same encoder three ways: frozen CLIP put on tiles as it is, grafalign trained with photos and no '
-                'label, and a bound trained with true labels for as many steps. Bars are 95 % bootstrap intervals.',
+                'label, and a bound trained with true labels for as many steps. Bars are 95 % '
+                'bootstrap intervals; rows with_prior add the photo prior to the same model.',
                 [url(figures.result_bars(content))],
                 result_rows(content),
             )
