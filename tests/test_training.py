@@ -121,6 +121,29 @@ def test_a_run_folder_of_other_settings_is_refused(
         train(settings(store, clip, tmp_path / 'run', steps=2, tau=0.3))
 
 
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(
+    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+) -> None:
+    """A rate that blows up ends in one sentence that names the step, and no checkpoint holds such weights."""
+    with pytest.raises(GrafalignError, match=r'The loss is .* at step \d+'):
+        train(settings(store, clip, tmp_path / 'run', steps=60, lr=1e30, log_every=7, checkpoint_every=2, tau=0.001))
+    for path in (tmp_path / 'run' / 'checkpoints').glob('step_*/model.safetensors'):
+        from safetensors.torch import load_file
+
+        assert all(v.isfinite().all() for v in load_file(path).values())
+
+
+@pytest.mark.parametrize('workers', [2])
+def test_data_workers_change_nothing(
+    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, workers: int
+) -> None:
+    """Batches read by other processes give the weights of batches read here, bit for bit."""
+    for count in (0, workers):
+        train(settings(store, clip, tmp_path / str(count), workers=count))
+    one, two = ((tmp_path / str(c) / 'model.safetensors').read_bytes() for c in (0, workers))
+    assert one == two
+
+
 @pytest.mark.slow
 def test_two_processes_follow_the_loss_curve_of_one(
     store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path

@@ -24,7 +24,8 @@ from grafalign.locks import exclusive
 from grafalign.photos import open_photo
 from grafalign.store import PairStore, write_atomically
 
-_CHUNK = 512
+_CHUNK = 128
+"""Photos decoded together; a few chunks are in memory at a time, 77 MB each at 224 px."""
 
 
 @dataclass(frozen=True)

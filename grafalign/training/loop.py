@@ -122,10 +122,7 @@ def fit(
         last = step == total
         if step % settings.log_every == 0 or last:
             mean = float(accelerator.reduce(torch.stack(running).mean(), reduction='mean'))
-            if not math.isfinite(mean):
-                raise GrafalignError(
-                    f'The loss is {mean} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
-                )
+            _check_finite(mean, step)
             seconds = time.perf_counter() - started
             entry = {
                 'step': step,
@@ -145,12 +142,20 @@ def fit(
             _report(accelerator, entry, total, out)
             started = time.perf_counter()
         if checkpoints is not None and (step % settings.checkpoint_every == 0 or last):
+            _check_finite(float(loss), step)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 save_checkpoint(checkpoints, step, task, optimizer, digest)
         mark = time.perf_counter()
     task.eval()
     return log
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise GrafalignError(
+            f'The loss is {loss} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
+        )
 
 
 def _report(accelerator: Accelerator, entry: dict[str, float], total: int, out: Path | None) -> None:
