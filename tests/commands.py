@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from grafalign.locks import LOCK
 from grafalign.photos.exif import read_facts
 
 REPOSITORY = Path(__file__).parent.parent
@@ -79,8 +80,9 @@ def refused(result: tuple[int, str], *names: object) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder by its relative path."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+    """Every file below a folder by its relative path; a killed process leaves its lock's file, but not its lock."""
+    files = (p for p in sorted(folder.rglob('*')) if p.is_file() and p.name != LOCK)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def start(*args: object, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
