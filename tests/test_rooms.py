@@ -1,0 +1,19 @@
+"""The rooms of the house keep their doors shut."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ('room', 'never'),
+    [('pairing', 'torch'), ('training', 'rasterio'), ('training', 'pystac'), ('sandbox.world', 'torch')],
+)
+def test_a_room_does_not_import_what_it_must_not(room: str, never: str) -> None:
+    """Pairing works without torch, training without rasterio and pystac."""
+    code = f'import sys, grafalign.{room}; print({never!r} in sys.modules)'
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == 'False'
