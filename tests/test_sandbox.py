@@ -26,6 +26,7 @@ from grafalign.sandbox.ground import Cameras, render
 from grafalign.sandbox.land import make_land
 from grafalign.sandbox.structures import build
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
+from grafalign.scenes import SceneSource, load_scenes
 from grafalign.store import PairStore
 
 SMALL_SHAPE = (512, 768)
@@ -185,6 +186,18 @@ def test_a_world_of_an_impossible_size_is_one_sentence(tmp_path: Path) -> None:
     )
     assert run.returncode == 1 and 'multiples of 16' in run.stderr and 'Traceback' not in run.stderr
     assert not (tmp_path / 'w').exists()
+
+
+def test_a_world_at_a_relative_path_has_links_that_lead_to_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every asset of a catalog written to a relative path is found again, by its item's own relative link."""
+    monkeypatch.chdir(tmp_path)
+    make_sandbox(Path('runs/world'), SandboxSettings(photos=10, rows=512, cols=512))
+    catalog = Path('runs/world/catalog/catalog.json')
+    scenes = load_scenes(SceneSource(catalog=catalog), (-31.0, 44.0, -29.0, 46.0))
+    hrefs = [asset['href'] for scene in scenes for asset in scene.item['assets'].values()]
+    assert len(hrefs) > 40 and all(Path(href).is_file() for href in hrefs)
 
 
 def test_a_folder_of_photos_is_not_taken_for_a_begun_world(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ OVERPASSES = (
 
 def write_catalog(folder: Path, land: Land, structures: Structures, workers: int | None = None) -> int:
     """Render every overpass and write its scenes and their STAC items; return the number of items."""
+    folder = folder.resolve()  # pystac makes asset links relative to the item only from absolute paths
     ms = pystac.Collection(
         'sandbox-ms',
         'Multispectral scenes of a made-up land, uint16 with scale and offset, one file a band.',
