@@ -31,4 +31,4 @@ lint: .venv/.dev
 	@touch $@
 
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv .venv-stac runs build dist

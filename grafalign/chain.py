@@ -20,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from grafalign import console, engine
 from grafalign.benchmarks import Evaluation, SetSizes, evaluate_sandbox, write_report
 from grafalign.config import Settings, load_settings, parse_settings
-from grafalign.encoders import ClipSettings, embed, load_clip
+from grafalign.encoders import ClipSettings, ContentFilters, embed, filter_bank, load_clip
 from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.files import write_atomically
 from grafalign.locks import CHILD, exclusive
 from grafalign.pairing import Recipe, pair
-from grafalign.store import PairStore, write_atomically
+from grafalign.store import PairStore
 from grafalign.training import TrainSettings
 
 Result = TypeVar('Result')
@@ -42,6 +43,8 @@ class Experiment(Settings):
     pair: Recipe | Path
     """A recipe, or the path of one."""
     clip: ClipSettings
+    filters: ContentFilters | None = None
+    """Leave out photos that show no place, by CLIP's own judgement; all photos are used without it."""
     train: dict[str, dict[str, Any]] = Field(min_length=1)
     """Run names to training settings, without `store`, `out` and `clip`."""
     seed: int = 0
@@ -109,6 +112,9 @@ def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: 
         clock.time('pair', lambda: pair(experiment.recipe, store_path, workers))
         store = PairStore(store_path)
         clock.time('embed', lambda: embed(store, load_clip(experiment.clip), workers=workers))
+        filters = experiment.filters
+        if filters is not None:
+            clock.time('filter', lambda: filter_bank(store, load_clip(experiment.clip), filters))
         runs = {name: out / name for name in experiment.train}
         configs = [_run_config(experiment, name, store_path) for name in experiment.train]
         clock.time('train', lambda: train_side_by_side(configs))

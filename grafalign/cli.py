@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 Json = Annotated[bool, typer.Option('--json', help='Print the result as JSON on standard output.')]
 Workers = Annotated[int | None, typer.Option(help='Threads; the number of cores by default.', min=1)]
+Pretrained = Annotated[str | None, typer.Option(help='open_clip tag or checkpoint file, e.g. openai.')]
 Set = Annotated[list[str] | None, typer.Option('--set', help='Override a setting of the file: key.subkey=value.')]
 
 
@@ -104,7 +105,10 @@ def sandbox(
 @app.command()
 def pair(
     recipe: Annotated[Path, typer.Argument(help='Recipe (YAML); see data_recipes/.')],
-    store: Annotated[Path, typer.Argument(help='Folder of the pair store.')],
+    store: Annotated[str | None, typer.Argument(help='Folder or URL of the pair store.')] = None,
+    explain: Annotated[bool, typer.Option(help='Say what it would take, and read no pixel.')] = False,
+    map_page: Annotated[Path | None, typer.Option('--map', help='With --explain: write a map page (HTML).')] = None,
+    retry_failed: Annotated[bool, typer.Option(help='Of a finished store, try only the tiles that failed.')] = False,
     changes: Set = None,
     workers: Workers = None,
     as_json: Json = False,
@@ -112,27 +116,84 @@ def pair(
     """Match photos to scenes, cut the tiles and write a pair store.
 
     Example: grafalign pair data_recipes/sandbox.yaml runs/pairs
+
+    Example: grafalign pair data_recipes/sandbox.yaml --explain --map runs/map.html
     """
     from grafalign.config import load_settings
+    from grafalign.files import place
     from grafalign.locks import exclusive
     from grafalign.pairing import Recipe
     from grafalign.pairing import pair as run
 
     settings = load_settings(recipe, Recipe, changes or ())
-    with exclusive(store):
-        summary = run(settings, store, workers)
-    _show(asdict(summary), str(store), as_json)
+    if explain:
+        from grafalign.pairing.explain import explain as estimate
+        from grafalign.pairing.explain import show
+
+        told = estimate(settings, None if store is None else place(store), map_page, workers)
+        print(json.dumps(told)) if as_json else show(told, str(recipe))
+        return
+    if store is None:
+        raise GrafalignError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')
+    out = place(store)
+    with exclusive(out):
+        summary = run(settings, out, workers, retry_failed)
+    _show({k: v for k, v in asdict(summary).items() if as_json or k != 'reasons'}, store, as_json)
+    if summary.reasons and not as_json:
+        from grafalign import console
+
+        console.histogram('rejected', summary.reasons)
+
+
+@app.command()
+def check(
+    store: Annotated[str, typer.Argument(help='Folder or URL of a pair store.')],
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a pair store: digests, counts, bounds, splits, and every tile. Exit code 1 if something is wrong.
+
+    Example: grafalign check runs/pairs
+    """
+    from grafalign.pairing.check import check_store
+    from grafalign.store import PairStore
+
+    findings = check_store(PairStore(store), workers)
+    bad = [f for f in findings if f.problems]
+    if as_json:
+        print(json.dumps({'ok': not bad, 'checks': [asdict(f) for f in findings]}))
+    else:
+        from grafalign import console
+
+        console.table(store, ('check', 'looked at', ''), [_finding_row(f) for f in findings])
+        for finding in bad:
+            for problem in finding.problems[:20]:
+                console.log(f'{finding.check}: {problem}')
+            if len(finding.problems) > 20:
+                console.log(f'{finding.check}: and {len(finding.problems) - 20} more')
+    if bad:
+        raise GrafalignError(
+            f'{store} is damaged ({", ".join(f.check for f in bad)}); pair again into an empty folder, or copy the '
+            'damaged files from where they are whole.'
+        )
+
+
+def _finding_row(finding: Any) -> tuple[str, str, str]:
+    many = len(finding.problems)
+    return finding.check, f'{finding.looked_at:,}', f'{many} problem{"s" * (many > 1)}' if many else 'ok'
 
 
 @app.command()
 def embed(
-    store: Annotated[Path, typer.Argument(help='Pair store.')],
+    store: Annotated[str, typer.Argument(help='Pair store.')],
     model: Annotated[str, typer.Option(help='open_clip name or folder, e.g. ViT-B-16.')],
-    pretrained: Annotated[str | None, typer.Option(help='open_clip tag or checkpoint file, e.g. openai.')] = None,
+    pretrained: Pretrained = None,
+    out: Annotated[Path | None, typer.Option(help="The bank's folder; STORE/bank by default.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help='Try only photos that failed for now.')] = False,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Embed all photos of a store once with the frozen CLIP.
+    """Embed all photos of a store once with the frozen CLIP; those on URLs are fetched, embedded and forgotten.
 
     Example: grafalign embed runs/pairs --model ViT-B-16 --pretrained openai
     """
@@ -140,9 +201,51 @@ def embed(
     from grafalign.encoders import embed as run
     from grafalign.store import PairStore
 
-    bank = run(PairStore(store), load_clip(ClipSettings(model=model, pretrained=pretrained)), workers=workers)
+    clip = load_clip(ClipSettings(model=model, pretrained=pretrained))
+    bank = run(PairStore(store), clip, out, workers, retry_failed=retry_failed)
     rows, width = bank.embeddings.shape
-    _show({'photos': rows, 'unreadable': int((~bank.valid).sum()), 'dimensions': width}, str(store / 'bank'), as_json)
+    failed = int(bank.photos['problem'].notna().sum())
+    _show({'photos': rows, 'unreadable': failed, 'dimensions': width}, str(out or f'{store}/bank'), as_json)
+
+
+@app.command('filter')
+def filter_photos(
+    store: Annotated[str, typer.Argument(help='Pair store with a ground bank.')],
+    model: Annotated[str, typer.Option(help='The CLIP of the bank: open_clip name or folder.')],
+    pretrained: Pretrained = None,
+    filters: Annotated[
+        Path | None, typer.Option(help='Settings (YAML): prompts, threshold, off; see encoders/content.py.')
+    ] = None,
+    bank: Annotated[Path | None, typer.Option(help="The bank's folder; STORE/bank by default.")] = None,
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Leave out photos that show no place (indoor, food, portraits, screens, night, aerial), as CLIP sees them.
+
+    No photo is read again; run it with other prompts or thresholds as often as you like.
+
+    Example: grafalign filter runs/pairs --model ViT-B-16 --pretrained openai --set threshold=0.7
+    """
+    from grafalign import console
+    from grafalign.config import apply_change, load_settings, parse_settings
+    from grafalign.encoders import ClipSettings, ContentFilters, filter_bank, load_clip
+    from grafalign.store import PairStore
+
+    if filters is not None:
+        settings = load_settings(filters, ContentFilters, changes or ())
+    else:
+        content: dict[str, Any] = {}
+        for change in changes or ():
+            apply_change(content, change)
+        settings = parse_settings(content, ContentFilters, '--set')
+    held = PairStore(store)
+    counts = filter_bank(held, load_clip(ClipSettings(model=model, pretrained=pretrained)), settings, bank)
+    if as_json:
+        print(json.dumps({'photos': len(held.photos), 'left_out': counts}))
+    elif counts:
+        console.histogram(f'left out of {len(held.photos):,} photos', counts)
+    else:
+        console.log(f'All {len(held.photos):,} photos are kept.')
 
 
 @app.command()

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
@@ -91,6 +92,40 @@ class TileGrid:
     def tile_id(self, epsg: int, left: float, top: float) -> str:
         """Name of a place on this grid: the same place always gets the same id."""
         return f'{epsg}_{_plain(left)}_{_plain(top)}_{_plain(self.gsd_m)}m_{self.size_px}px'
+
+    def tile_ids(self, epsg: Ints, left: Floats, top: Floats) -> list[str]:
+        """Names of many places."""
+        tail = f'{_plain(self.gsd_m)}m_{self.size_px}px'
+        if float(self.gsd_m).is_integer():  # then corners are whole metres, and writing whole numbers is much faster
+            corners = zip(epsg.tolist(), left.astype(np.int64).tolist(), top.astype(np.int64).tolist(), strict=True)
+            return [f'{e}_{x}_{y}_{tail}' for e, x, y in corners]
+        corners_m = zip(epsg.tolist(), left.tolist(), top.tolist(), strict=True)
+        return [f'{e}_{_plain(x)}_{_plain(y)}_{tail}' for e, x, y in corners_m]
+
+    def polygons(self, epsg: Ints, left: Floats, top: Floats) -> npt.NDArray[np.object_]:
+        """Tile outlines in degrees, with the edges' middles so that they stay true in longitude and latitude.
+
+        Across the antimeridian longitudes exceed 180.
+        """
+        ring = np.array([(0, 0), (0.5, 0), (1, 0), (1, 0.5), (1, 1), (0.5, 1), (0, 1), (0, 0.5), (0, 0)]) * self.side_m
+        outlines = np.empty(len(epsg), dtype=object)
+        for zone in np.unique(epsg):
+            here = np.flatnonzero(epsg == zone)
+            lon, lat = unproject(left[here, None] + ring[:, 0], top[here, None] - ring[:, 1], int(zone))
+            wraps = (lon.max(1) - lon.min(1)) > 180
+            lon = np.where(wraps[:, None] & (lon < 0), lon + 360, lon)
+            outlines[here] = shapely.polygons(np.stack([lon, lat], axis=-1))
+        return outlines
+
+    def box_around(self, epsg: int, left: Floats, top: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """West, south, east, north of a box that surely contains each tile of one zone, in degrees.
+
+        Cheaper than `bounds_lonlat`: the tile's centre and its diagonal on a sphere, a twentieth longer.
+        """
+        lon, lat = unproject(left + self.side_m / 2, top - self.side_m / 2, epsg)
+        reach_lat = 1.05 * self.side_m * np.sqrt(0.5) / 110_000
+        reach_lon = reach_lat / np.maximum(np.cos(np.deg2rad(np.clip(np.abs(lat) + reach_lat, 0, 89.9))), 1e-3)
+        return lon - reach_lon, lat - reach_lat, lon + reach_lon, lat + reach_lat
 
     def bounds_lonlat(self, epsg: int, left: Floats, top: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """West, south, east, north of tiles of one zone, in degrees, from points along all four edges.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grafalign.errors import GrafalignError
+from grafalign.files import Place
 
 try:
     import fcntl
@@ -40,12 +41,17 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Place) -> Iterator[None]:
     """Hold `folder` for this process; the lock goes with the process, also when it is killed.
+
+    A folder on a URL is not locked: object stores have no locks, and there every file is written in one piece anyway.
 
     Raises:
         GrafalignError: another process holds it.
     """
+    if not isinstance(folder, Path):
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     with path.open('a') as file:

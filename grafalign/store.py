@@ -15,11 +15,11 @@ runs, every WebDataset tool streams the same files, and the values are exact for
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from grafalign.errors import GrafalignError
+from grafalign.files import Place, make_folder, place, read_range, stream_digest
 
 SCHEMA_VERSION = 1
 MARKER = 'dataset.json'
@@ -55,18 +56,20 @@ def shard_name(index: int) -> str:
 
 
 class ShardWriter:
-    """Writes one shard beside its final name and moves it there in one atomic rename.
+    """Writes one shard beside its final name and moves it there in one step.
 
-    Used as a context: leaving it normally commits the shard, leaving it by an exception removes what was written.
+    Used as a context: leaving it normally commits the shard (a rename, or one upload), leaving it by an exception
+    removes what was written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._path = path
-        self._part = path.with_suffix('.tar.part')
+        make_folder(path.parent)
+        # a part file has a fixed name, so that what a killed run left is overwritten and not piled up
+        self._part = path.with_suffix('.tar.part') if isinstance(path, Path) else _scratch_file()
 
     def __enter__(self) -> ShardWriter:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._part.open('wb')
+        self._file = self._part.open('w+b')
         self._tar = tarfile.open(fileobj=self._file, mode='w', format=tarfile.USTAR_FORMAT)
         return self
 
@@ -85,62 +88,51 @@ class ShardWriter:
         self._tar.addfile(info, io.BytesIO(content))
         return offset, len(content)
 
+    def seal(self) -> str:
+        """End the shard, on disk but not yet under its name; return its digest."""
+        self._tar.close()  # harmless the second time
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.seek(0)
+        return stream_digest(self._file)
+
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if kind is None:
-                self._tar.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self.seal()
                 self._file.close()
-                self._part.replace(self._path)
+                if isinstance(self._path, Path):
+                    self._part.replace(self._path)
+                else:
+                    self._path.fs.put_file(str(self._part), self._path.path)
         finally:
             with contextlib.suppress(OSError):  # on a full disk closing fails too, and the part would stay
                 self._file.close()
             self._part.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_name(path.name + '.part')
-    try:
-        with part.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a Parquet (or GeoParquet) table atomically."""
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    write_atomically(path, buffer.getvalue())
-
-
-def file_digest(path: Path) -> str:
-    """BLAKE2b digest of a file."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _scratch_file() -> Path:
+    handle, name = tempfile.mkstemp(suffix='.tar', prefix='grafalign-')
+    os.close(handle)
+    return Path(name)
 
 
 class PairStore:
     """Read a finished pair store.
 
     Args:
-        path: the store's folder.
+        path: the store's folder or URL.
 
     Raises:
         GrafalignError: there is no finished store, or it was written by a newer grafalign.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Place | str) -> None:
+        self.path = place(path)
         marker = self.path / MARKER
-        if not marker.is_file():
+        if not marker.exists():
             started = (self.path / 'tiles').is_dir()
             remedy = (
                 'it is unfinished: run the same `grafalign pair` again' if started else 'make one with `grafalign pair`'
@@ -194,7 +186,8 @@ class PairStore:
     def _table(self, name: str) -> Any:
         path = self.path / f'{name}.parquet'
         try:
-            return gpd.read_parquet(path) if name in ('tiles', 'photos') else pd.read_parquet(path)
+            with path.open('rb') as file:
+                return gpd.read_parquet(file) if name in ('tiles', 'photos') else pd.read_parquet(file)
         except (OSError, ValueError) as error:
             raise GrafalignError(f'{path} cannot be read ({error}); pair again into an empty folder.') from None
 
@@ -210,7 +203,10 @@ class PairStore:
         """
         shard, offset, nbytes = self._places[0][index], self._places[1][index], self._places[2][index]
         try:
-            content = os.pread(self._shard(shard), nbytes, offset)
+            if isinstance(self.path, Path):
+                content = os.pread(self._shard(shard), nbytes, offset)
+            else:
+                content = read_range(self.path / shard, offset, nbytes)
             return np.asarray(np.load(io.BytesIO(content)))
         except (OSError, ValueError, EOFError) as error:
             raise GrafalignError(
@@ -232,7 +228,7 @@ class PairStore:
         if self._process != os.getpid():  # a forked data worker: descriptors of the parent are not ours to share
             self._shards, self._process = {}, os.getpid()
         if name not in self._shards:
-            self._shards[name] = os.open(self.path / name, os.O_RDONLY)
+            self._shards[name] = os.open(str(self.path / name), os.O_RDONLY)
         return self._shards[name]
 
     def close(self) -> None:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from grafalign.geo import TileGrid, blocks_touched
-from grafalign.pairing.plan import Plan, make_plan, split_of_blocks, visiting_order
+from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
+from grafalign.pairing.plan import Plan, make_plan, split_of_blocks
+from grafalign.photos.ranks import ranks
 
 GRID = TileGrid(64, 5)
 SHARES = {'train': 0.6, 'val': 0.2, 'test': 0.2}
 CENTRES = [(-30.0, 45.0), (3.0, 60.0), (179.999, 12.0), (-179.999, -33.0), (20.9, 78.0), (15.0, 0.0)]
 
 
-def photos(lon: np.ndarray, lat: np.ndarray) -> gpd.GeoDataFrame:
+def photos(lon: np.ndarray, lat: np.ndarray) -> pd.DataFrame:
     """A photo table at the given places."""
     ids = [f'p{i:05d}' for i in range(len(lon))]
-    return gpd.GeoDataFrame({'photo_id': ids}, geometry=gpd.points_from_xy(lon, lat), crs=4326)
+    return pd.DataFrame({'photo_id': ids, 'lon': lon, 'lat': lat})
 
 
-def cluster(centre: tuple[float, float], count: int, seed: int, km: float = 2.0) -> gpd.GeoDataFrame:
+def cluster(centre: tuple[float, float], count: int, seed: int, km: float = 2.0) -> pd.DataFrame:
     """Photos around a place."""
     rng = np.random.default_rng(seed)
     lat = centre[1] + rng.normal(0, km / 111, count)
@@ -32,10 +34,11 @@ def cluster(centre: tuple[float, float], count: int, seed: int, km: float = 2.0)
 
 
 def plan(
-    table: gpd.GeoDataFrame, max_photos: int = 25, block_km: float = 50, shares: dict[str, float] | None = None
+    table: pd.DataFrame, max_photos: int = 25, block_km: float = 50, shares: dict[str, float] | None = None
 ) -> Plan:
     """The plan of a table on the test grid."""
-    return make_plan(table, GRID, max_photos, 0, block_km, shares or {'train': 1.0})
+    lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
+    return make_plan(table['photo_id'], lon, lat, GRID, max_photos, 0, block_km, shares or {'train': 1.0})
 
 
 @pytest.mark.parametrize('centre', CENTRES)
@@ -46,11 +49,31 @@ def test_every_photo_is_in_a_tile_that_holds_it(centre: tuple[float, float]) -> 
     assert set(found.pairs['photo']) == set(range(len(table)))
     for row in found.pairs.sample(40, random_state=0).itertuples():
         tile = found.tiles.iloc[row.tile]
-        point = table.geometry.iloc[row.photo]
-        x, y = Transformer.from_crs(4326, int(tile['epsg']), always_xy=True).transform(point.x, point.y)
+        point = table.iloc[row.photo]
+        x, y = Transformer.from_crs(4326, int(tile['epsg']), always_xy=True).transform(point['lon'], point['lat'])
         assert row.col == pytest.approx((x - tile['left']) / GRID.gsd_m, abs=1e-6)
         assert row.row == pytest.approx((tile['top'] - y) / GRID.gsd_m, abs=1e-6)
         assert 0 <= row.row < GRID.size_px and 0 <= row.col < GRID.size_px
+
+
+def naive(table: pd.DataFrame, grid: TileGrid) -> tuple[list[str], set[tuple[int, int]]]:
+    """Tile ids and (tile, photo) members by a plain loop over the photos in hash order; no cap and no split."""
+    lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
+    tiles: list[tuple[int, float, float]] = []
+
+    def inside(tile: tuple[int, float, float]) -> np.ndarray:
+        x, y = project(lon, lat, tile[0])
+        return grid.holds(*grid.row_col(x, y, np.array(tile[1]), np.array(tile[2])))
+
+    held = np.zeros(len(table), dtype=bool)
+    for photo in np.argsort(ranks(table['photo_id'].tolist(), 0)).tolist():
+        if not held[photo]:
+            epsg = int(utm_epsg(lon[photo], lat[photo]))
+            left, top = grid.corner(*project(lon[photo], lat[photo], epsg))
+            tiles.append((epsg, float(left), float(top)))
+            held |= inside(tiles[-1])
+    members = {(n, int(photo)) for n, tile in enumerate(tiles) for photo in np.flatnonzero(inside(tile))}
+    return [grid.tile_id(*t) for t in tiles], members
 
 
 @pytest.mark.parametrize('centre', CENTRES)
@@ -58,27 +81,60 @@ def test_the_rule_is_the_greedy_rule(centre: tuple[float, float]) -> None:
     """Tiles and members equal those of a naive loop over the photos in hash order."""
     table = cluster(centre, 60, 2, km=1.0)
     found = plan(table, max_photos=1000)
-    tiles: list[tuple[int, float, float]] = []
-    members: set[tuple[int, int]] = set()
-    rank = visiting_order(table['photo_id'].tolist(), 0)
-
-    def inside(tile: tuple[int, float, float], photo: int) -> bool:
-        move = Transformer.from_crs(4326, tile[0], always_xy=True)
-        x, y = move.transform(table.geometry.iloc[photo].x, table.geometry.iloc[photo].y)
-        return bool(GRID.holds(*GRID.row_col(np.array(x), np.array(y), np.array(tile[1]), np.array(tile[2]))))
-
-    from grafalign.geo import project, utm_epsg
-
-    for photo in np.argsort(rank).tolist():
-        if not any(inside(tile, photo) for tile in tiles):
-            point = table.geometry.iloc[photo]
-            epsg = int(utm_epsg(np.array(point.x), np.array(point.y)))
-            left, top = GRID.corner(*project(np.array(point.x), np.array(point.y), epsg))
-            tiles.append((epsg, float(left), float(top)))
-    for number, tile in enumerate(tiles):
-        members |= {(number, photo) for photo in range(len(table)) if inside(tile, photo)}
-    assert [GRID.tile_id(*t) for t in tiles] == found.tiles['tile_id'].tolist()
+    ids, members = naive(table, GRID)
+    assert ids == found.tiles['tile_id'].tolist()
     assert members == set(zip(found.pairs['tile'], found.pairs['photo'], strict=True))
+
+
+EDGES_LON = [*range(-180, 181, 6), 3, 9, 12, 21, 33, 42]
+"""Borders of zones, those of Norway and Svalbard among them, and the antimeridian."""
+EDGES_LAT = [-80, -79.9999, -56, -0.0001, 0, 0.0001, 45, 56, 64, 72, 83.99, 84]
+"""The limits of UTM, the equator, and the rows where the exceptions begin and end."""
+
+
+@st.composite
+def places(draw: st.DrawFn) -> tuple[TileGrid, pd.DataFrame]:
+    """A grid, and photos about a place anywhere or on a border, some of them on the edges of each other's tiles."""
+    grid = draw(st.sampled_from([GRID, TileGrid(224, 1), TileGrid(224, 10), TileGrid(33, 0.6)]))
+    lon = draw(st.one_of(st.sampled_from(EDGES_LON), st.floats(-180, 180)))
+    lat = draw(st.one_of(st.sampled_from(EDGES_LAT), st.floats(-80, 84)))
+    half = grid.side_m / 2
+    steps = st.one_of(st.sampled_from([0.0, half, -half, 2 * half, grid.gsd_m]), st.floats(-3 * half, 3 * half))
+    offsets = np.array(draw(st.lists(st.tuples(steps, steps), min_size=2, max_size=16)))
+    epsg = int(utm_epsg(np.array(float(lon)), np.array(float(lat))))
+    x, y = project(np.array(float(lon)), np.array(float(lat)), epsg)
+    left, top = grid.corner(x, y)
+    lons, lats = unproject(left + half + offsets[:, 0], top - half + offsets[:, 1], epsg)
+    kept = (lats <= 84) & (lats >= -80)
+    return grid, photos(np.append(lons[kept], float(lon)), np.append(lats[kept], float(lat)))
+
+
+@given(places())
+@settings(max_examples=400, deadline=None)
+def test_the_rule_holds_all_over_the_globe(drawn: tuple[TileGrid, pd.DataFrame]) -> None:
+    """At every kind of border, with photos on tile edges, tiles and members are the naive loop's, and none is lost."""
+    grid, table = drawn
+    lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
+    found = make_plan(table['photo_id'], lon, lat, grid, 1000, 0, 5000, {'train': 1.0})
+    ids, members = naive(table, grid)
+    assert found.tiles['tile_id'].tolist() == ids and len(set(ids)) == len(ids)
+    assert set(zip(found.pairs['tile'], found.pairs['photo'], strict=True)) == members
+    assert set(found.pairs['photo']) == set(range(len(table))) and not len(found.dropped)
+
+
+@given(places())
+@settings(max_examples=200, deadline=None)
+def test_the_quick_box_holds_the_tile(drawn: tuple[TileGrid, pd.DataFrame]) -> None:
+    """`box_around`, which spares most tiles the exact outline, contains that outline everywhere."""
+    grid, table = drawn
+    lon, lat = table['lon'].to_numpy()[:1], table['lat'].to_numpy()[:1]
+    epsg = int(utm_epsg(lon, lat)[0])
+    left, top = grid.corner(*project(lon, lat, epsg))
+    exact, quick = (np.array(f(epsg, left, top))[:, 0] for f in (grid.bounds_lonlat, grid.box_around))
+    turn = 360 * np.round((exact[0] - quick[0]) / 360)  # one may count the degrees around the other way
+    assert (quick[[0, 2]] + turn - exact[[0, 2]] <= [1e-9, np.inf]).all()
+    assert (quick[[0, 2]] + turn - exact[[0, 2]] >= [-np.inf, -1e-9]).all()
+    assert quick[1] <= exact[1] and quick[3] >= exact[3]
 
 
 @given(st.integers(0, 1000))
@@ -88,7 +144,7 @@ def test_the_order_of_rows_does_not_matter(seed: int) -> None:
     table = cluster(CENTRES[0], 150, 3)
     other = table.sample(frac=1, random_state=seed).reset_index(drop=True)
 
-    def content(found: Plan, source: gpd.GeoDataFrame) -> set[tuple[str, str]]:
+    def content(found: Plan, source: pd.DataFrame) -> set[tuple[str, str]]:
         ids = source['photo_id'].to_numpy()[found.pairs['photo']]
         return set(zip(found.tiles['tile_id'].to_numpy()[found.pairs['tile']], ids, strict=True))
 
@@ -108,7 +164,9 @@ def test_no_tile_touches_two_splits_and_no_photo_is_on_both_sides() -> None:
     """All blocks under a tile have its split, and a photo's tiles agree on it."""
     table = cluster(CENTRES[0], 400, 5, km=6)
     found = plan(table, block_km=1.5, shares=SHARES)
-    west, south, east, north = (found.tiles.bounds[c].to_numpy() for c in ('minx', 'miny', 'maxx', 'maxy'))
+    west, south, east, north = shapely.bounds(
+        GRID.polygons(*(found.tiles[c].to_numpy() for c in ('epsg', 'left', 'top')))
+    ).T
     names = split_of_blocks(blocks_touched(west, south, east, north, 1.5), SHARES, 0)
     assert (names == found.tiles['split'].to_numpy()[:, None]).all()
     assert set(found.tiles['split']) == {'train', 'val', 'test'}

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from datetime import datetime, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import rasterio
 import shapely
-from odc.geo.geobox import GeoBox
 
+from grafalign.config import parse_settings
 from grafalign.errors import GrafalignError
-from grafalign.geo import TileGrid
 from grafalign.scenes import (
-    BandSource,
     Scene,
-    SceneReader,
-    SceneReadError,
     SceneSource,
     band_sources,
     load_scenes,
-    rank_scenes,
 )
-from grafalign.scenes.items import scene_of
 
 ALL = (-31.0, 44.0, -29.0, 46.0)
 
@@ -73,83 +62,128 @@ def test_filters_by_collection_cloud_and_period(world: Path) -> None:
         load_scenes(SceneSource(catalog=catalog, period=('1999-01-01', '1999-12-31')), ALL)
 
 
-@pytest.fixture
-def api(world: Path) -> Iterator[tuple[str, list[str]]]:
-    """A STAC API over HTTP that serves the world's items in pages of five; and the requests it got."""
-    items = [s.item for s in load_scenes(SceneSource(catalog=world / 'catalog' / 'catalog.json'), ALL)]
-    requests: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def answer(self, content: dict[str, Any]) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header('Content-Type', 'application/json')
-            self.send_header('Content-Length', str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            requests.append(f'GET {self.path}')
-            conforms = ['https://api.stacspec.org/v1.0.0/core', 'https://api.stacspec.org/v1.0.0/item-search']
-            links = [
-                {'rel': 'self', 'href': root},
-                {'rel': 'root', 'href': root},
-                {'rel': 'search', 'href': f'{root}/search', 'method': 'POST', 'type': 'application/geo+json'},
-            ]
-            self.answer(
-                {
-                    'type': 'Catalog',
-                    'id': 'api',
-                    'stac_version': '1.0.0',
-                    'description': 'test',
-                    'conformsTo': conforms,
-                    'links': links,
-                }
-            )
-
-        def do_POST(self) -> None:
-            query = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-            requests.append(f'POST {json.dumps(query, sort_keys=True)}')
-            wanted = [i for i in items if i['collection'] in query['collections']]
-            start = int(query.get('token', 0))
-            page: dict[str, Any] = {'type': 'FeatureCollection', 'features': wanted[start : start + 5], 'links': []}
-            if start + 5 < len(wanted):
-                page['links'] = [
-                    {
-                        'rel': 'next',
-                        'href': f'{root}/search',
-                        'method': 'POST',
-                        'merge': True,
-                        'body': {'token': str(start + 5)},
-                    }
-                ]
-            self.answer(page)
-
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    root = f'http://127.0.0.1:{server.server_port}'
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield root, requests
-    server.shutdown()
-    server.server_close()
+def item_at(name: str, lon: float, lat: float, **changes: Any) -> dict[str, Any]:
+    """An item of one degree around a place."""
+    return {
+        'type': 'Feature',
+        'stac_version': '1.0.0',
+        'id': name,
+        'collection': 'c',
+        'geometry': shapely.geometry.mapping(shapely.box(lon - 0.5, lat - 0.5, lon + 0.5, lat + 0.5)),
+        'properties': {'datetime': '2021-01-01T00:00:00Z'},
+        'links': [],
+        'assets': {'red': {'href': 'red.tif'}},
+        **changes,
+    }
 
 
-def test_an_api_is_searched_once_and_paged(api: tuple[str, list[str]]) -> None:
-    """One search with the region and the collections, followed through its pages, whatever the number of photos."""
-    root, requests = api
-    found = load_scenes(SceneSource(api=root, collections=['sandbox-ms']), ALL)
-    assert len(found) == 10
-    posts = [json.loads(r.removeprefix('POST ')) for r in requests if r.startswith('POST')]
-    assert len(posts) == 2 and posts[0]['bbox'] == list(ALL) and posts[0]['collections'] == ['sandbox-ms']
+def test_a_bad_item_is_a_row_whatever_the_source(world: Path, tmp_path: Path) -> None:
+    """One bad item in a file or a catalog is rejected with its reason, and the others are used."""
+    bad = item_at('bad', -30, 45, properties={'datetime': 'never'})
+    (tmp_path / 'a.json').write_text(json.dumps([item_at('good', -30, 45), bad, {'no': 'item'}]))
+    (tmp_path / 'a.ndjson').write_text(f'{json.dumps(item_at("good", -30, 45))}\n{{"id":\n{json.dumps(bad)}\n')
+    found = load_scenes(SceneSource(items=tmp_path / 'a.json'), ALL)
+    assert [s.item_id for s in found] == ['good'] and found.counts == {'items': 2, 'scenes': 1, 'rejected': 2}
+    assert sorted(r[:3] for r in found.rejected) == [
+        ('scene', 'bad', "the item's time makes no sense"),
+        ('scene', 'entry 2', 'is not a STAC item'),
+    ]
+    found = load_scenes(SceneSource(items=tmp_path / 'a.ndjson'), ALL)
+    assert [s.item_id for s in found] == ['good'] and {r[1] for r in found.rejected} == {'line 2', 'bad'}
+
+    catalog = shutil.copytree(world / 'catalog', tmp_path / 'catalog')
+    broken = next((catalog / 'sandbox-ms').glob('*_west/*.json'))
+    broken.write_text(broken.read_text()[:100])
+    found = load_scenes(SceneSource(catalog=catalog / 'catalog.json'), ALL)
+    assert len(found) == 11 and [r[:3] for r in found.rejected] == [('scene', str(broken), 'is not a STAC item')]
 
 
-def test_an_api_that_is_not_there_is_one_sentence() -> None:
-    """A connection that fails names the address."""
-    with pytest.raises(GrafalignError, match=r'http://127.0.0.1:9.*did not answer'):
-        load_scenes(SceneSource(api='http://127.0.0.1:9', collections=['x']), ALL)
+def test_escapes_of_relative_addresses_are_undone(tmp_path: Path) -> None:
+    """A relative reference is a URI: `a%20b.tif` is the file `a b.tif`, unless a file of just that name is there."""
+    (tmp_path / 'raw%20name.tif').write_bytes(b'')
+    given = {
+        'escaped': '2018-10-13%2C%20Sentinel-2B%20L1C%2C%20B02.tiff',
+        'plain': '2018-10-13, Sentinel-2B L1C, B02.tiff',
+        'dots': './bands/../a%2Bb.tif',
+        'literal': 'raw%20name.tif',
+        'file': 'file:///data/a%20b.tif',
+        'path': '/data/a%20b.tif',
+        'web': 'https://example.org/a%20b.tif',
+    }
+    item = item_at('a', -30, 45, assets={k: {'href': v} for k, v in given.items()})
+    for name, content in (('a.json', json.dumps([item])), ('a.ndjson', json.dumps(item))):
+        (tmp_path / name).write_text(content)
+        assets = load_scenes(SceneSource(items=tmp_path / name), ALL)[0].item['assets']
+        assert {k: a['href'] for k, a in assets.items()} == {
+            'escaped': str(tmp_path / '2018-10-13, Sentinel-2B L1C, B02.tiff'),
+            'plain': str(tmp_path / '2018-10-13, Sentinel-2B L1C, B02.tiff'),
+            'dots': str(tmp_path / 'a+b.tif'),
+            'literal': str(tmp_path / 'raw%20name.tif'),
+            'file': '/data/a b.tif',
+            'path': '/data/a%20b.tif',
+            'web': 'https://example.org/a%20b.tif',
+        }
+
+
+def test_schemes_limit_what_a_recipe_reads(tmp_path: Path) -> None:
+    """Local items may name files and the usual stores; `schemes` narrows that, and what it excludes has a reason."""
+    hrefs = ('a.tif', 'https://example.org/a.tif', 's3://b/a.tif', 'ftp://example.org/a.tif')
+    items = [item_at(f'i{n}', -30, 45, assets={'red': {'href': h}}) for n, h in enumerate(hrefs)]
+    (tmp_path / 'a.json').write_text(json.dumps(items))
+    assert [s.item_id for s in load_scenes(SceneSource(items=tmp_path / 'a.json'), ALL)] == ['i0', 'i1', 'i2']
+    found = load_scenes(SceneSource(items=tmp_path / 'a.json', schemes=['https']), ALL)
+    assert [s.item_id for s in found] == ['i1']
+    assert {r[2] for r in found.rejected} == {'the address of an asset is not allowed'}
+
+
+def test_conditions_on_local_items(tmp_path: Path) -> None:
+    """`where` filters any source, counts what it leaves out, and names what it cannot compare."""
+    values = [{'gsd': 0.6}, {'gsd': 1}, {'gsd': None}, {}, {'gsd': 'fine'}]
+    items = [
+        item_at(f'i{n}', -30, 45, properties={'datetime': '2021-01-01T00:00:00Z', **v}) for n, v in enumerate(values)
+    ]
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps(items))
+
+    def used(**conditions: Any) -> list[str]:
+        return [s.item_id for s in load_scenes(SceneSource(items=path, where={'gsd': conditions}), ALL)]
+
+    assert used(lte=0.6) == ['i0'] and used(gt=0.1) == ['i0', 'i1'] and used(eq=1.0) == ['i1'] and used(neq=1) == ['i0']
+    assert used(**{'in': [1, 2]}) == ['i1'] and used(startsWith='f') == ['i4']
+    with pytest.raises(GrafalignError, match=r'no item has the property gds.*did you mean gsd'):
+        load_scenes(SceneSource(items=path, where={'gds': {'lt': 1}}), ALL)
+    with pytest.raises(GrafalignError, match=r'none of its 5 items.*5 where.*scenes.where'):
+        load_scenes(SceneSource(items=path, where={'gsd': {'lt': 0}}), ALL)
+    for where, says in (
+        ({'gsd': {'less': 1}}, 'unknown operator'),
+        ({'gsd': {'greater': 1, 'startswith': 'a'}}, 'unknown operator'),
+        ({'gsd': 1}, 'operator: value|write the condition'),
+        ({'gsd': {'in': 1}}, 'a list'),
+        ({'gsd': {'lt': [1]}}, 'a number'),
+        ({'gsd': {'startsWith': 1}}, 'a text'),
+    ):
+        with pytest.raises(GrafalignError, match=rf'recipe.yaml.*where.*({says})'):
+            parse_settings({'items': 'a.json', 'where': where}, SceneSource, 'recipe.yaml')
+
+
+@pytest.mark.parametrize('spelling', ['long way round', 'beyond 180', 'cut'])
+def test_outlines_over_the_antimeridian(tmp_path: Path, spelling: str) -> None:
+    """However an item spells an outline over longitude 180, it covers both sides and nothing else."""
+    rings = {
+        'long way round': [[[179, 0], [-179, 0], [-179, 1], [179, 1], [179, 0]]],
+        'beyond 180': [[[179, 0], [181, 0], [181, 1], [179, 1], [179, 0]]],
+    }
+    geometry = {'type': 'Polygon', 'coordinates': rings.get(spelling)}
+    if spelling == 'cut':
+        parts = [shapely.box(179, 0, 180, 1), shapely.box(-180, 0, -179, 1)]
+        geometry = shapely.geometry.mapping(shapely.MultiPolygon(parts))
+    (tmp_path / 'a.json').write_text(json.dumps(item_at('a', 0, 0, geometry=geometry)))
+    source = SceneSource(items=tmp_path / 'a.json')
+    for box in ((179.2, 0.2, 179.8, 0.8), (-179.8, 0.2, -179.2, 0.8)):
+        scene = load_scenes(source, box)[0]
+        assert scene.footprint.contains(shapely.box(*box)) and scene.footprint.area == pytest.approx(2)
+    with pytest.raises(GrafalignError, match='none of its 1 items'):
+        load_scenes(source, (0, 0, 10, 1))
 
 
 def test_earth_search_offset_is_not_applied_twice(realdata: Path) -> None:
@@ -188,84 +222,3 @@ def test_an_unknown_band_lists_those_there_are(realdata: Path) -> None:
     item = lines(realdata / 'stac' / 'planetarycomputer.microsoft.com__naip.items.ndjson')[0]
     with pytest.raises(GrafalignError, match=r"no band 'thermal'.*image"):
         band_sources(item, ['thermal'])
-
-
-def scene(name: str, box: tuple[float, float, float, float], day: int, cloud: float | None = None) -> Scene:
-    """A scene over a box on a day of January 2021."""
-    item = {
-        'id': name,
-        'geometry': shapely.geometry.mapping(shapely.box(*box)),
-        'assets': {},
-        'properties': {'datetime': f'2021-01-{day:02d}T12:00:00Z', 'eo:cloud_cover': cloud},
-    }
-    found = scene_of(item)
-    assert found is not None
-    return found
-
-
-def test_full_coverage_then_days_then_cloud() -> None:
-    """A scene that covers the tile beats a nearer date; among those the nearest date wins; then the clearer sky."""
-    tile = shapely.box(0, 0, 1, 1)
-    whole = (-1, -1, 2, 2)
-    scenes = [
-        scene('half', (-1, -1, 0.5, 2), 10),
-        scene('far', whole, 28),
-        scene('near', whole, 12, 9.0),
-        scene('near clear', whole, 12, 1.0),
-        scene('elsewhere', (5, 5, 6, 6), 10),
-    ]
-    taken = datetime(2021, 1, 10, 12, tzinfo=timezone.utc).timestamp() / 86400
-    ranked = rank_scenes(scenes, np.array([tile]), [np.array([taken, taken + 1, np.nan])], keep=9)[0]
-    assert [scenes[i].item_id for i in ranked] == ['near clear', 'near', 'far', 'half']
-
-
-def write(path: Path, pixels: np.ndarray, box: GeoBox, nodata: float | None = None) -> str:
-    """A GeoTIFF of the pixels [bands, rows, columns]."""
-    profile = {
-        'driver': 'GTiff',
-        'count': len(pixels),
-        'dtype': pixels.dtype,
-        'height': box.shape[0],
-        'width': box.shape[1],
-        'crs': str(box.crs),
-        'transform': box.affine,
-        'nodata': nodata,
-    }
-    with rasterio.open(path, 'w', **profile) as raster:
-        raster.write(pixels)
-    return str(path)
-
-
-def test_a_tile_on_the_scenes_grid_is_a_copy(tmp_path: Path) -> None:
-    """Aligned tiles are the raster's own pixels; what lies outside it is missing, and nothing is interpolated."""
-    grid = TileGrid(32, 10)
-    box = grid.geobox(32625, 500_000.0, 5_000_000.0).pad(20)
-    pixels = np.random.default_rng(0).integers(1, 60_000, (1, *box.shape)).astype(np.uint16)
-    href = write(tmp_path / 'a.tif', pixels, box, nodata=0)
-    with SceneReader() as reader:
-        source = [BandSource(href, 1, 1.0, 0.0, None)]
-        inside, missing = reader.read(source, grid.geobox(32625, 500_000.0, 5_000_000.0))
-        assert (inside[0] == pixels[0, 20:52, 20:52]).all() and not missing.any()
-        edge, gone = reader.read(source, grid.geobox(32625, 500_000.0 - 300, 5_000_000.0))
-        assert gone[:, :10].all() and not gone[:, 10:].any() and (edge[0, :, 10:] == pixels[0, 20:52, :22]).all()
-
-
-def test_a_tile_off_the_grid_is_bilinear(tmp_path: Path) -> None:
-    """A tile shifted by half a pixel is the mean of its neighbours."""
-    grid = TileGrid(32, 10)
-    box = grid.geobox(32625, 500_000.0, 5_000_000.0).pad(20)
-    pixels = np.random.default_rng(1).integers(1, 255, (1, *box.shape)).astype(np.float32)
-    href = write(tmp_path / 'a.tif', pixels, box)
-    with SceneReader() as reader:
-        found, missing = reader.read([BandSource(href, 1, 1.0, 0.0, None)], grid.geobox(32625, 500_005.0, 5_000_000.0))
-    expected = (pixels[0, 20:52, 20:52] + pixels[0, 20:52, 21:53]) / 2
-    assert not missing.any()
-    np.testing.assert_allclose(found[0], expected, atol=0.2)
-
-
-def test_bands_of_unlike_types_are_refused(tmp_path: Path) -> None:
-    """Bands that are stored in two types are named rather than cast."""
-    box = TileGrid(32, 10).geobox(32625, 500_000.0, 5_000_000.0)
-    hrefs = [write(tmp_path / f'{t}.tif', np.ones((1, 32, 32), dtype=t), box) for t in ('uint8', 'uint16')]
-    with SceneReader() as reader, pytest.raises(SceneReadError, match=r'uint16, uint8|uint8, uint16'):
-        reader.read([BandSource(h, 1, 1.0, 0.0, None) for h in hrefs], box)

@@ -17,7 +17,8 @@ import shapely
 from grafalign.geo import TileGrid, blocks_touched
 from grafalign.pairing import Recipe, pair
 from grafalign.pairing.plan import split_of_blocks
-from grafalign.store import PairStore, ShardWriter, file_digest
+from grafalign.files import file_digest
+from grafalign.store import PairStore, ShardWriter
 
 
 def test_a_tile_is_at_its_byte_offset(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from jinja2 import Environment
 
 from grafalign.benchmarks import figures
 from grafalign.benchmarks.evaluate import Evaluation
-from grafalign.store import PairStore, write_atomically
+from grafalign.files import write_atomically
+from grafalign.store import PairStore
 
 _TASKS = (
     ('classification', 'accuracy', 'top-1 accuracy'),

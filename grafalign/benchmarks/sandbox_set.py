@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from grafalign.errors import GrafalignError
 from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
 from grafalign.pairing import Recipe
 from grafalign.pairing.plan import split_of_blocks
-from grafalign.scenes import Scene, SceneReader, band_sources, load_scenes
+from grafalign.scenes import RangeReader, SceneCutter, SceneTiles, band_sources, load_scenes
 from grafalign.store import PairStore
 
 VOID = 255
@@ -195,20 +196,20 @@ class SandboxTruth:
             if over:
                 jobs.setdefault(int(rng.choice(over)), []).append(i)
         found: dict[int, tuple[Any, Any]] = {}
-
-        def read(job: tuple[Scene, list[int]]) -> dict[int, tuple[Any, Any]]:
-            scene, rows = job
-            sources = band_sources(scene.item, self.recipe.sensor.bands)
-            part = {}
-            with SceneReader() as reader:
-                for row in sorted(rows, key=lambda i: (-boxes[i].affine.f // 2560, boxes[i].affine.c)):
-                    pixels, missing = reader.read(sources, boxes[row])
-                    if missing.mean() < 0.01:
-                        part[row] = pixels, ([s.scale for s in sources], [s.offset for s in sources])
-            return part
-
-        for _, part in engine.run(read, [(self._scenes[j], rows) for j, rows in sorted(jobs.items())]):
-            found |= part
+        wanted = []
+        for number, places in sorted(jobs.items()):
+            in_order = sorted(places, key=lambda i: (-boxes[i].affine.f // 2560, boxes[i].affine.c))
+            sources = band_sources(self._scenes[number].item, self.recipe.sensor.bands)
+            wanted.append((in_order, SceneTiles(sources, [boxes[i] for i in in_order])))
+        workers = engine.default_workers()
+        with ThreadPoolExecutor(workers) as pool:
+            for index, cut in SceneCutter(pool, RangeReader(), 2 * workers).cut([w for _, w in wanted]):
+                if cut.pixels is None or cut.missing is None:
+                    raise GrafalignError(f'{cut.problem}; make the world again with `grafalign sandbox`.')
+                if cut.missing.mean() < 0.01:
+                    in_order, scene = wanted[index]
+                    factors = ([s.scale for s in scene.bands], [s.offset for s in scene.bands])
+                    found[in_order[cut.number]] = cut.pixels, factors
         rows = np.array(sorted(found))
         if not len(rows):
             raise GrafalignError(f'No clear scene covers the labelled places of {self.path.parent.parent}.')

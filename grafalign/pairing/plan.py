@@ -3,46 +3,41 @@
 Photos are visited in a fixed pseudo-random order (a hash of photo id and seed). A photo that no tile holds yet seeds a
 tile centred on it; in the end every photo inside a tile belongs to it, and at most `max_photos` are kept per tile,
 chosen by the same hash. Tiles that touch blocks of two splits are dropped, so that no pixel is on both sides.
+
+The visit is the one step that must be taken photo by photo; all others work on whole columns. Both cost time and memory
+in proportion to the number of photos (`experiments/performance/planning.md`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
-import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import shapely
 
-from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
+from grafalign.geo import TileGrid, blocks_touched, project, utm_epsg
+from grafalign.photos.ranks import ranks
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_VISITED_TOGETHER = 200_000
+"""Photos that are Python numbers at one time."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Tiles and the photos in them."""
 
-    tiles: gpd.GeoDataFrame
-    """tile_id, epsg, left, top (metres), split, geometry (EPSG:4326)."""
+    tiles: pd.DataFrame
+    """tile_id, epsg, left, top (metres), split."""
     pairs: pd.DataFrame
-    """tile, photo (row numbers), row, col (pixels)."""
+    """tile, photo (row numbers), row, col (pixels); sorted by tile."""
     dropped: pd.DataFrame
     """Photos in no tile of the plan: photo (row number), reason."""
-
-
-def visiting_order(photo_ids: list[str], seed: int) -> Ints:
-    """Rank of every photo in the pseudo-random order; depends on the ids and the seed alone."""
-    key = seed.to_bytes(8, 'little', signed=True)
-    hashes = [hashlib.blake2b(i.encode(), digest_size=8, key=key).digest() for i in photo_ids]
-    order = np.lexsort((np.array(photo_ids, dtype=object), np.array(hashes, dtype='S8')))
-    rank = np.empty(len(photo_ids), dtype=np.int64)
-    rank[order] = np.arange(len(photo_ids))
-    return rank
 
 
 def split_of_blocks(blocks: Ints, shares: dict[str, float], seed: int) -> npt.NDArray[np.object_]:
@@ -60,148 +55,208 @@ def split_of_blocks(blocks: Ints, shares: dict[str, float], seed: int) -> npt.ND
 
 
 def make_plan(
-    photos: gpd.GeoDataFrame, grid: TileGrid, max_photos: int, seed: int, block_km: float, shares: dict[str, float]
+    photo_ids: Any,
+    lon: Floats,
+    lat: Floats,
+    grid: TileGrid,
+    max_photos: int,
+    seed: int,
+    block_km: float,
+    shares: dict[str, float],
 ) -> Plan:
     """Plan the tiles for a photo table.
 
     Args:
-        photos: photo table (EPSG:4326) with unique `photo_id`.
+        photo_ids: unique ids of P photos; a column of text, or a list.
+        lon: degrees, [P].
+        lat: degrees, [P]; within the UTM zones.
         grid: shape of the tiles.
         max_photos: photos kept per tile.
         seed: seed of the visiting order and of the splits.
         block_km: side of the split blocks.
         shares: share of each split.
     """
-    lon, lat = photos.geometry.x.to_numpy(dtype=float), photos.geometry.y.to_numpy(dtype=float)
-    rank = visiting_order(photos['photo_id'].tolist(), seed)
-    zones = _zones_within_reach(lon, lat, grid)
-    epsg, left, top = _seed_tiles(lon, lat, rank, zones, grid)
-    photo, tile, row, col = _members(epsg, left, top, zones, grid)
+    rank = ranks(photo_ids, seed)
+    places = _places(lon, lat, grid)
+    epsg, left, top = _seed_tiles(rank, places, grid)
+    split = _splits(epsg, left, top, grid, block_km, shares, seed)
+    photo, tile, row, col = _members(epsg, left, top, places, grid)
     order = np.lexsort((rank[photo], tile))
     photo, tile, row, col = photo[order], tile[order], row[order], col[order]
     first = np.searchsorted(tile, np.arange(len(epsg)))
     kept = np.arange(len(tile)) - first[tile] < max_photos
-
-    split = np.empty(len(epsg), dtype=object)
-    boxes = np.empty(len(epsg), dtype=object)
-    for zone in np.unique(epsg):
-        here = epsg == zone
-        west, south, east, north = grid.bounds_lonlat(int(zone), left[here], top[here])
-        names = split_of_blocks(blocks_touched(west, south, east, north, block_km), shares, seed)
-        agree = (names == names[:, :1]).all(axis=1)
-        split[np.flatnonzero(here)[agree]] = names[agree, 0]
-        boxes[here] = _polygons(int(zone), left[here], top[here], grid)
     usable = np.array([s is not None for s in split], dtype=bool)
     number = np.cumsum(usable) - 1
-    pairs = pd.DataFrame({'tile': number[tile], 'photo': photo, 'row': row, 'col': col})[usable[tile] & kept]
-    tiles = gpd.GeoDataFrame(
+    paired = usable[tile] & kept
+    pairs = pd.DataFrame({'tile': number[tile[paired]], 'photo': photo[paired], 'row': row[paired], 'col': col[paired]})
+    rows = np.flatnonzero(usable)
+    tiles = pd.DataFrame(
         {
-            'tile_id': [grid.tile_id(int(e), x, y) for e, x, y in zip(epsg, left, top, strict=True)],
-            'epsg': epsg,
-            'left': left,
-            'top': top,
-            'split': split,
-        },
-        geometry=boxes,
-        crs='EPSG:4326',
-    )[usable].reset_index(drop=True)
-    tiles['split'] = tiles['split'].astype('string')
-    lost = np.setdiff1d(np.arange(len(photos)), pairs['photo'])
-    crowded = np.isin(lost, photo[usable[tile]])
-    reason = np.where(crowded, f'tile already has {max_photos} photos', 'tile touches two splits')
-    return Plan(tiles, pairs.reset_index(drop=True), pd.DataFrame({'photo': lost, 'reason': reason}))
+            'tile_id': grid.tile_ids(epsg[rows], left[rows], top[rows]),
+            'epsg': epsg[rows],
+            'left': left[rows],
+            'top': top[rows],
+            'split': pd.Series(split[rows], dtype='str'),
+        }
+    )
+    held, crowded = np.zeros((2, len(lon)), dtype=bool)
+    held[pairs['photo']] = True
+    crowded[photo[usable[tile]]] = True
+    lost = np.flatnonzero(~held)
+    reason = pd.Series(np.where(crowded[lost], f'tile already has {max_photos} photos', 'tile touches two splits'))
+    return Plan(tiles, pairs, pd.DataFrame({'photo': lost, 'reason': reason.astype('category')}))
 
 
 @dataclass(frozen=True)
-class _ZonePhotos:
-    """The photos that a tile of one zone could hold, in that zone's metres."""
+class _Places:
+    """Where photos lie in metres: once in their own zone, and once more in any zone whose tiles could hold them."""
 
-    rows: Ints
+    photo: Ints
+    zone: Ints
+    """EPSG codes; rows of one zone stand together."""
     x: Floats
     y: Floats
+    own: npt.NDArray[np.bool_]
+    """Whether the zone is the photo's own, where it may seed a tile."""
 
 
-def _zones_within_reach(lon: Floats, lat: Floats, grid: TileGrid) -> dict[int, _ZonePhotos]:
-    """Photos by zone; a photo near a border is listed in both zones, as tiles of either may hold it."""
+def _places(lon: Floats, lat: Floats, grid: TileGrid) -> _Places:
+    own = utm_epsg(lon, lat)
     reach_lat = 1.5 * grid.side_m / 110_000
     reach_lon = reach_lat / np.maximum(np.cos(np.deg2rad(np.clip(np.abs(lat) + reach_lat, 0, 89))), 0.01)
-    members: dict[int, list[Ints]] = defaultdict(list)
+    photos, zones = [np.arange(len(lon))], [own]
     for dx in (-1, 0, 1):
         for dy in (-1, 0, 1):
             zone = utm_epsg((lon + dx * reach_lon + 180) % 360 - 180, np.clip(lat + dy * reach_lat, -90, 90))
-            for value in np.unique(zone):
-                members[int(value)].append(np.flatnonzero(zone == value))
-    zones = {}
-    for epsg in sorted(members):
-        rows = np.unique(np.concatenate(members[epsg]))
-        zones[epsg] = _ZonePhotos(rows, *project(lon[rows], lat[rows], epsg))
-    return zones
+            other = np.flatnonzero(zone != own)
+            photos.append(other)
+            zones.append(zone[other])
+    photo, zone = np.concatenate(photos), np.concatenate(zones)
+    near = np.unique(np.stack([zone[len(lon) :], photo[len(lon) :]]), axis=1)  # a corner is reached from three sides
+    photo, zone = np.concatenate([photo[: len(lon)], near[1]]), np.concatenate([own, near[0]])
+    is_own = np.arange(len(photo)) < len(lon)
+    order = np.argsort(zone, kind='stable')
+    photo, zone, is_own = photo[order], zone[order], is_own[order]
+    x, y = np.empty(len(photo)), np.empty(len(photo))
+    for start, stop in _runs(zone):
+        rows = photo[start:stop]
+        x[start:stop], y[start:stop] = project(lon[rows], lat[rows], int(zone[start]))
+    return _Places(photo, zone, x, y, is_own)
 
 
-def _seed_tiles(
-    lon: Floats, lat: Floats, rank: Ints, zones: dict[int, _ZonePhotos], grid: TileGrid
-) -> tuple[Ints, Floats, Floats]:
-    """Visit the photos by rank; return zone, left and top of the tiles they seed, in that order."""
-    side = grid.side_m
-    places: dict[int, list[tuple[int, float, float]]] = defaultdict(list)  # photo -> (zone, x, y), own zone or not
-    for zone, there in zones.items():
-        for photo, x, y in zip(there.rows.tolist(), there.x.tolist(), there.y.tolist(), strict=True):
-            places[photo].append((zone, x, y))
-    own = utm_epsg(lon, lat).tolist()
-    buckets: dict[tuple[int, int, int], list[tuple[float, float]]] = defaultdict(list)
-    tiles: list[tuple[int, float, float]] = []
-    for photo in np.argsort(rank).tolist():
-        if any(_held(buckets, zone, x, y, side) for zone, x, y in places[photo]):
-            continue
-        zone, x, y = next(place for place in places[photo] if place[0] == own[photo])
-        left, top = (float(v) for v in grid.corner(np.asarray(x), np.asarray(y)))
-        buckets[zone, int(left // side), int(top // side)].append((left, top))
-        tiles.append((zone, left, top))
-    epsg, left_all, top_all = zip(*tiles, strict=True)
-    return np.array(epsg, dtype=np.int64), np.array(left_all), np.array(top_all)
+def _runs(values: Ints) -> list[tuple[int, int]]:
+    """Start and stop of the runs of equal values in a sorted column."""
+    edges = np.flatnonzero(np.diff(values)) + 1
+    return list(zip([0, *edges.tolist()], [*edges.tolist(), len(values)], strict=True)) if len(values) else []
 
 
-def _held(
-    buckets: dict[tuple[int, int, int], list[tuple[float, float]]], zone: int, x: float, y: float, side: float
-) -> bool:
-    """Whether a tile holds the position; a tile is filed under the cell of its top left corner."""
-    i, j = int(x // side), int(y // side)
-    for a in (i - 1, i):
-        for b in (j, j + 1):
-            for left, top in buckets.get((zone, a, b), ()):
-                if left <= x < left + side and top - side < y <= top:
-                    return True
-    return False
+_SPAN = 1 << 24
+"""More cells than a zone has in either direction, so that one number names a cell; the next cell right is 1 more, the
+next one up `_SPAN` more, and the next zone `_SPAN` squared more."""
+
+
+def _cells(zone: Ints, x: Floats, y: Floats, side: float) -> Ints:
+    """Number of the square of one tile's side that holds each position; unique over all zones."""
+    i = np.floor(x / side).astype(np.int64) + _SPAN // 2
+    j = np.floor(y / side).astype(np.int64) + _SPAN // 2
+    return ((zone % 1000) * _SPAN + j) * _SPAN + i
+
+
+def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid) -> tuple[Ints, Floats, Floats]:
+    """Visit the photos by rank; return zone, left and top of the tiles they seed, in that order.
+
+    A tile is filed under the cell of its top left corner, so one that holds a position is filed under the position's
+    own cell, the one to the left, the one above, or the one between those two.
+    """
+    side, gsd, size = grid.side_m, grid.gsd_m, grid.size_px
+    order = np.lexsort((~places.own, rank[places.photo]))  # each photo's own zone first
+    filed: dict[int, list[tuple[float, float]]] = {}
+    seeds: list[int] = []
+    last, held = -1, False
+    pending: tuple[int, int, float, float] | None = None
+
+    def plant(place: tuple[int, int, float, float]) -> None:
+        entry, corner_cell, left, top = place
+        filed.setdefault(corner_cell, []).append((left, top))
+        seeds.append(entry)
+
+    for start in range(0, len(order), _VISITED_TOGETHER):
+        entries = order[start : start + _VISITED_TOGETHER]
+        zone, x, y = places.zone[entries], places.x[entries], places.y[entries]
+        left, top = grid.corner(x, y)
+        columns = (
+            entries,
+            places.photo[entries],
+            _cells(zone, x, y, side),
+            x,
+            y,
+            _cells(zone, left, top, side),
+            left,
+            top,
+        )
+        for entry, photo, cell, px, py, corner_cell, pl, pt in zip(*(c.tolist() for c in columns), strict=True):
+            if photo != last:
+                if pending is not None and not held:
+                    plant(pending)
+                last, held = photo, False
+                pending = (entry, corner_cell, pl, pt)
+            elif held:
+                continue
+            for key in (cell, cell - 1, cell + _SPAN, cell + _SPAN - 1):
+                for tile_left, tile_top in filed.get(key, ()):
+                    # the very arithmetic of `row_col` and `holds`: on an edge another one may round the other way
+                    if 0 <= (tile_top - py) / gsd < size and 0 <= (px - tile_left) / gsd < size:
+                        held = True
+                        break
+                else:
+                    continue
+                break
+    if pending is not None and not held:
+        plant(pending)
+    rows = np.array(seeds, dtype=np.int64)
+    left, top = grid.corner(places.x[rows], places.y[rows])
+    return places.zone[rows], left, top
+
+
+def _splits(
+    epsg: Ints, left: Floats, top: Floats, grid: TileGrid, block_km: float, shares: dict[str, float], seed: int
+) -> npt.NDArray[np.object_]:
+    """The split of every tile, None where its blocks disagree."""
+    split = np.full(len(epsg), None, dtype=object)
+    order = np.argsort(epsg, kind='stable')
+    for start, stop in _runs(epsg[order]):
+        here = order[start:stop]
+        zone = int(epsg[here[0]])
+        blocks = blocks_touched(*grid.box_around(zone, left[here], top[here]), block_km)
+        doubtful = (blocks != blocks[:, :1]).any(axis=1)  # only near a block's edge the exact outline matters
+        if doubtful.any():
+            exact = grid.bounds_lonlat(zone, left[here[doubtful]], top[here[doubtful]])
+            blocks[doubtful] = blocks_touched(*exact, block_km)
+        names = split_of_blocks(blocks, shares, seed)
+        agree = (names == names[:, :1]).all(axis=1)
+        split[here[agree]] = names[agree, 0]
+    return split
 
 
 def _members(
-    epsg: Ints, left: Floats, top: Floats, zones: dict[int, _ZonePhotos], grid: TileGrid
+    epsg: Ints, left: Floats, top: Floats, places: _Places, grid: TileGrid
 ) -> tuple[Ints, Ints, Floats, Floats]:
     """Every photo in every tile: photo and tile numbers, row and column in pixels."""
     side = grid.side_m
+    corner = _cells(epsg, left, top, side)
+    by_cell = np.argsort(corner, kind='stable')
+    corner = corner[by_cell]
     found: list[tuple[npt.NDArray[np.generic], ...]] = []
-    for zone, there in zones.items():
-        tiles = np.flatnonzero(epsg == zone)
-        if not len(tiles):
-            continue
-        cell = pd.DataFrame({'photo': np.arange(len(there.rows)), 'i': there.x // side, 'j': there.y // side})
-        for a in (0, 1):
-            for b in (0, 1):
-                spots = pd.DataFrame({'tile': tiles, 'i': left[tiles] // side + a, 'j': top[tiles] // side - b})
-                both = cell.merge(spots, on=['i', 'j'])
-                photo, tile = both['photo'].to_numpy(), both['tile'].to_numpy()
-                row, col = grid.row_col(there.x[photo], there.y[photo], left[tile], top[tile])
-                inside = grid.holds(row, col)
-                found.append((there.rows[photo][inside], tile[inside], row[inside], col[inside]))
+    for start, stop in _runs(places.zone):  # zone by zone: the candidates of all zones together would fill the memory
+        photo, x, y = places.photo[start:stop], places.x[start:stop], places.y[start:stop]
+        cell = _cells(places.zone[start:stop], x, y, side)
+        for step in (0, -1, _SPAN, _SPAN - 1):
+            low, high = (np.searchsorted(corner, cell + step, side=s) for s in ('left', 'right'))
+            count = high - low
+            at = np.repeat(np.arange(len(photo)), count)
+            tile = by_cell[np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)]
+            row, col = grid.row_col(x[at], y[at], left[tile], top[tile])
+            inside = grid.holds(row, col)
+            found.append((photo[at][inside], tile[inside], row[inside], col[inside]))
     photo, tile, row, col = (np.concatenate(part) for part in zip(*found, strict=True))
     return photo, tile, row, col
-
-
-def _polygons(zone: int, left: Floats, top: Floats, grid: TileGrid) -> npt.NDArray[np.object_]:
-    """Tile outlines in degrees, with the edges' middles so that they stay true in longitude and latitude."""
-    s = grid.side_m
-    ring = np.array([(0, 0), (0.5, 0), (1, 0), (1, 0.5), (1, 1), (0.5, 1), (0, 1), (0, 0.5), (0, 0)]) * s
-    lon, lat = unproject(left[:, None] + ring[:, 0], top[:, None] - ring[:, 1], zone)
-    wraps = (lon.max(1) - lon.min(1)) > 180
-    lon = np.where(wraps[:, None] & (lon < 0), lon + 360, lon)
-    return np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)), dtype=object)

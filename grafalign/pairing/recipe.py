@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from grafalign.config import Settings
+from grafalign.engine import Kind
 from grafalign.geo import TileGrid
 from grafalign.photos import PhotoSource
 from grafalign.scenes import SceneSource
@@ -25,6 +26,9 @@ class SensorSettings(Settings):
     value_range: tuple[float, float]
     """Physical values, after scale and offset, that become 0 and 1 at the model's input: the same for every tile.
     [0, 255] for 8-bit pictures; [0, 0.3] for reflectance, as GRAFT's Sentinel-2 tiles (DN / 3000)."""
+
+    resampling: Literal['nearest', 'bilinear', 'cubic', 'average', 'lanczos'] = 'bilinear'
+    """How tiles are warped that are not on a scene's own grid; on it they are copied."""
 
     @model_validator(mode='after')
     def _rising(self) -> Self:
@@ -56,6 +60,25 @@ class SplitSettings(Settings):
         return self
 
 
+class RunSettings(Settings):
+    """The `run:` part: who does the work. It changes nothing in what comes out, so it is no part of the identity."""
+
+    engine: Kind = 'threads'
+    """`threads`, `processes`, or `dask` for a cluster."""
+    workers: int | None = Field(default=None, ge=1)
+    """Threads, processes or (for a local Dask cluster) workers; the number of cores by default."""
+    threads: int = Field(default=16, ge=1)
+    """Requests and decodings at a time in each process: many, as most of them wait for a server."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler, `tcp://HOST:PORT`; it must see the store at the same path or URL."""
+
+    @model_validator(mode='after')
+    def _scheduler_needs_dask(self) -> Self:
+        if self.scheduler is not None and self.engine != 'dask':
+            raise ValueError('`scheduler` needs `engine: dask`')
+        return self
+
+
 class Recipe(Settings):
     """A pairing recipe."""
 
@@ -66,8 +89,12 @@ class Recipe(Settings):
     split: SplitSettings = SplitSettings()
     max_nodata: float = Field(default=0.25, ge=0, le=1)
     """Largest share of missing pixels in a tile."""
+    max_tile_cloud_percent: float | None = Field(default=None, ge=0, le=100)
+    """Most cloud and cloud shadow inside a tile, by the scene's own classification (`SCL` of Sentinel-2 L2A), where it
+    has one; else the next best scene is tried. None to leave it unread."""
     shard_tiles: int = Field(default=256, ge=1)
-    """Tiles in a shard; also the unit of work and of resuming."""
+    """Tiles in a shard; also the unit of resuming."""
+    run: RunSettings = Field(default=RunSettings(), exclude=True)
 
     @model_validator(mode='after')
     def _tile_smaller_than_block(self) -> Self:
@@ -82,5 +109,6 @@ class Recipe(Settings):
 
     @property
     def digest(self) -> str:
-        """Digest of all settings."""
-        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=16).hexdigest()
+        """Digest of all settings that decide what the store holds."""
+        content = self.model_dump_json(exclude={'photos': {'remote'}})
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

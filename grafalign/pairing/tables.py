@@ -7,6 +7,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from grafalign.errors import GrafalignError
@@ -62,12 +63,18 @@ def make_tables(recipe: Recipe, photos: Photos, plan: Plan, cut: list[dict[str, 
     used = np.unique(pairs['photo'])
     when = pd.to_datetime(tiles['datetime'], utc=True, format='ISO8601').astype('datetime64[us, UTC]')
     return Tables(
-        photos.table.iloc[used],
+        _photo_table(photos, used),
         _tile_table(recipe, plan, tiles, when),
         _pair_table(photos, tiles, pairs, when),
         _rejected_table(photos, plan, used, rejects),
         kinds.pop(),
     )
+
+
+def _photo_table(photos: Photos, used: npt.NDArray[np.int64]) -> gpd.GeoDataFrame:
+    table = photos.table.iloc[used]
+    points = gpd.points_from_xy(table['lon'], table['lat'])
+    return gpd.GeoDataFrame(table.drop(columns=['lon', 'lat']), geometry=points, crs='EPSG:4326')
 
 
 def _tile_table(recipe: Recipe, plan: Plan, tiles: pd.DataFrame, when: pd.Series) -> gpd.GeoDataFrame:
@@ -78,8 +85,10 @@ def _tile_table(recipe: Recipe, plan: Plan, tiles: pd.DataFrame, when: pd.Series
         transform=pd.Series([[gsd, 0.0, left, 0.0, -gsd, top] for left, top in corners], index=tiles.index),
         cloud_cover=tiles['cloud_cover'].astype('float64'),
         processing_baseline=tiles['processing_baseline'].astype('string'),
+        tile_cloud_percent=tiles['tile_cloud_percent'].astype('float64'),
+        days_apart=tiles['days_apart'].astype('float64'),
     )
-    outlines = plan.tiles.geometry.to_numpy()[tiles.index.to_numpy()]
+    outlines = recipe.grid.polygons(*(tiles[c].to_numpy() for c in ('epsg', 'left', 'top')))
     return gpd.GeoDataFrame(columns, geometry=outlines, crs='EPSG:4326')
 
 
@@ -97,12 +106,18 @@ def _pair_table(photos: Photos, tiles: pd.DataFrame, pairs: pd.DataFrame, when: 
     )
 
 
-def _rejected_table(photos: Photos, plan: Plan, used: np.ndarray, rejects: list[Reject]) -> pd.DataFrame:
-    reason = dict(zip(plan.dropped['photo'], plan.dropped['reason'], strict=True))
-    ids = photos.table['photo_id'].to_numpy()
-    unused = np.setdiff1d(np.arange(len(ids)), used).tolist()
-    lost = [('photo', ids[p], reason.get(p, 'its tile could not be cut'), '') for p in unused]
-    ours = pd.DataFrame.from_records([*rejects, *lost], columns=list(REJECTED_COLUMNS)).astype('string')
-    both = [part for part in (ours, photos.rejected.astype('string')) if len(part)] or [ours]
-    order = ['kind', 'id', 'reason', 'detail']
-    return pd.concat(both, ignore_index=True).sort_values(order, ignore_index=True)
+def _rejected_table(photos: Photos, plan: Plan, used: npt.NDArray[np.int64], rejects: list[Reject]) -> pd.DataFrame:
+    reasons = pd.Series('its tile could not be cut', index=np.arange(len(photos.table)), dtype='str')
+    reasons.loc[plan.dropped['photo']] = plan.dropped['reason'].astype('str').to_numpy()
+    unused = np.setdiff1d(np.arange(len(photos.table)), used)
+    lost = pd.DataFrame(
+        {
+            'kind': 'photo',
+            'id': photos.table['photo_id'].to_numpy()[unused],
+            'reason': reasons.to_numpy()[unused],
+            'detail': '',
+        }
+    )
+    ours = pd.DataFrame.from_records(rejects, columns=list(REJECTED_COLUMNS))
+    parts = [part.astype('string') for part in (ours, lost, photos.rejected) if len(part)] or [ours.astype('string')]
+    return pd.concat(parts, ignore_index=True).sort_values(list(REJECTED_COLUMNS), ignore_index=True)

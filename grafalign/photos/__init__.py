@@ -1,7 +1,8 @@
-"""When and where was each photo taken?"""
+"""When and where was each photo taken, and is it wanted?"""
 
 from grafalign.photos.exif import open_photo
+from grafalign.photos.filters import PhotoFilters
 from grafalign.photos.sources import PhotoSource, read_photos
 from grafalign.photos.table import Photos
 
-__all__ = ['PhotoSource', 'Photos', 'open_photo', 'read_photos']
+__all__ = ['PhotoFilters', 'PhotoSource', 'Photos', 'open_photo', 'read_photos']

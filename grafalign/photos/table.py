@@ -2,105 +2,259 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from grafalign.errors import GrafalignError
 from grafalign.geo import UTM_NORTH_LIMIT, UTM_SOUTH_LIMIT
+from grafalign.photos.values import TIME, licence_names, numbers, texts, times
 
-COLUMNS = ('photo_id', 'accuracy_m', 'heading_deg', 'taken_at', 'uri', 'licence', 'author', 'source')
+SCHEMA = pa.schema(
+    {
+        'photo_id': pa.string(),
+        'lon': pa.float64(),
+        'lat': pa.float64(),
+        'accuracy_m': pa.float64(),
+        'heading_deg': pa.float64(),
+        'taken_at': TIME,
+        'uri': pa.string(),
+        'licence': pa.string(),
+        'author': pa.string(),
+        'source': pa.string(),
+        'width': pa.int32(),
+        'height': pa.int32(),
+        'digest': pa.string(),
+        'dhash': pa.uint64(),
+    }
+)
+COLUMNS = tuple(SCHEMA.names)
 REJECTED_COLUMNS = ('kind', 'id', 'reason', 'detail')
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Photos:
     """Usable photos and the rejected ones."""
 
-    table: gpd.GeoDataFrame
-    """EPSG:4326 points with `COLUMNS`, sorted by `photo_id`."""
+    table: pd.DataFrame
+    """`COLUMNS`, sorted by `photo_id`: `lon`, `lat` (degrees), `accuracy_m`, `heading_deg` (clockwise from north) are
+    float64 with NaN for unknown, `taken_at` datetime64[us, UTC], `width`, `height` (pixels) Int32, `digest` the hex
+    digest of the file's bytes, `dhash` UInt64; strings lie in Arrow, not in Python objects."""
     rejected: pd.DataFrame
-    """`REJECTED_COLUMNS`."""
+    """`REJECTED_COLUMNS`, strings, sorted by `id`."""
+
+
+def canonical(columns: dict[str, Any], rows: int) -> Any:
+    """An Arrow table of `SCHEMA`, `problem` and `detail` from columns of any type; what is not given is missing.
+
+    `problem` is the reason why a row cannot be used, or missing. Where a position is no number, `detail` keeps what the
+    table has.
+    """
+    made: dict[str, Any] = {}
+    for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
+        column = columns.get(name)
+        if column is None:
+            made[name] = pa.array(np.full(rows, np.nan)) if kind == pa.float64() else pa.nulls(rows, kind)
+        elif name == 'licence':
+            made[name] = licence_names(column)
+        elif kind == pa.string():
+            made[name] = texts(column)
+        elif kind == TIME:
+            made[name] = times(column)
+        elif name in ('width', 'height'):
+            size = numbers(column)
+            fits = (size >= 1) & (size < 2**31)
+            made[name] = pa.array(np.where(fits, size, 0).astype(np.int32), mask=~fits)
+        elif name == 'dhash':
+            made[name] = _whole_numbers(column)
+        else:
+            made[name] = pa.array(numbers(column))
+    accuracy, heading = (made[n].to_numpy(zero_copy_only=False) for n in ('accuracy_m', 'heading_deg'))
+    made['accuracy_m'] = pa.array(np.where(accuracy >= 0, accuracy, np.nan))
+    made['heading_deg'] = pa.array(np.mod(heading, 360))
+    made['photo_id'] = pc.coalesce(made['photo_id'], made['uri'])
+    made['problem'] = texts(columns['problem']) if 'problem' in columns else pa.nulls(rows, pa.string())
+    made['detail'] = texts(columns['detail']) if 'detail' in columns else _raw_places(columns, made, rows)
+    return pa.table(made)
+
+
+def _whole_numbers(column: Any) -> Any:
+    cells = texts(column)
+    good = pc.match_substring_regex(cells, r'^\d{1,19}$')
+    return pc.cast(pc.if_else(good, cells, None), pa.uint64())
+
+
+def _raw_places(columns: dict[str, Any], made: dict[str, Any], rows: int) -> Any:
+    """What the table has as position, where that is no number."""
+    odd = np.isnan(made['lon'].to_numpy()) | np.isnan(made['lat'].to_numpy())
+    if not odd.any() or not {'lon', 'lat'} <= set(columns):
+        return pa.nulls(rows, pa.string())
+    raw = [pc.fill_null(texts(columns[n]), 'missing') for n in ('lon', 'lat')]
+    place = pc.binary_join_element_wise('lon ', raw[0], ', lat ', raw[1], '')
+    return pc.if_else(pa.array(odd), place, None)
+
+
+@dataclass
+class Marks:
+    """Collects for every row of a table the first reason that rejects it."""
+
+    table: Any
+    code: npt.NDArray[np.int16] = field(init=False)
+    reasons: list[tuple[str, Callable[[Any], Any]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.code = np.full(len(self.table), -1, dtype=np.int16)
+
+    @property
+    def free(self) -> Bools:
+        """Rows that nothing rejects so far."""
+        return self.code < 0
+
+    def mark(self, where: Bools, reason: str, detail: Callable[[Any], Any] | None = None) -> None:
+        """Reject rows that are free; `detail` makes the column of details from a table of the rejected rows."""
+        hit = where & self.free
+        if hit.any():
+            self.code[hit] = len(self.reasons)
+            self.reasons.append((reason, detail or places))
+
+    def split(self) -> tuple[Any, Any]:
+        """The rows that are kept, and a table of `REJECTED_COLUMNS` for the others."""
+        if self.free.all():
+            return self.table, rejects(pa.array([], pa.string()), '', pa.array([], pa.string()))
+        parts = []
+        for number, (reason, detail) in enumerate(self.reasons):
+            rows = self.table.filter(pa.array(self.code == number))
+            parts.append(rejects(rows['photo_id'], reason, detail(rows)))
+        return self.table.filter(pa.array(self.free)), pa.concat_tables(parts)
+
+
+def rejects(ids: Any, reason: str, detail: Any) -> Any:
+    """Rejected photos of one reason as an Arrow table."""
+    count = len(ids)
+    coded = [pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int32)), [t]) for t in ('photo', reason)]
+    flat = [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in (ids, detail)]
+    return pa.table({'kind': coded[0], 'id': pc.fill_null(flat[0], ''), 'reason': coded[1], 'detail': flat[1]})
+
+
+def places(rows: Any) -> Any:
+    """The details of rejected rows where there is nothing better: what a reader told, or else the position."""
+    lon, lat = (pc.fill_null(pc.cast(rows[n], pa.string()), 'missing') for n in ('lon', 'lat'))
+    return pc.coalesce(rows['detail'], pc.binary_join_element_wise('lon ', lon, ', lat ', lat, ''))
+
+
+def mark_unusable(marks: Marks) -> None:
+    """Reject rows without an address or a place that can be true."""
+    table = marks.table
+    if table['problem'].null_count < len(table):
+        for problem in pc.unique(table['problem']).to_pylist():
+            if problem is not None:
+                where = pc.fill_null(pc.equal(table['problem'], problem), False)
+                marks.mark(where.to_numpy(), problem)
+    lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
+    marks.mark(np.isnan(lon) | np.isnan(lat), 'no position')
+    marks.mark((np.abs(lat) > 90) | (np.abs(lon) > 180), 'impossible coordinates')
+    marks.mark((np.abs(lon) < 1e-6) & (np.abs(lat) < 1e-6), 'position 0, 0')
+    marks.mark((lat > UTM_NORTH_LIMIT) | (lat < UTM_SOUTH_LIMIT), 'outside the UTM zones (80 S to 84 N)')
+    marks.mark(pc.is_null(table['uri']).to_numpy(), 'no uri')
+
+
+def mark_same_ids(marks: Marks) -> None:
+    """Keep one row of each `photo_id`: the least by uri, then by the other columns, whatever the order of the rows."""
+    free = np.flatnonzero(marks.free)
+    ids = marks.table['photo_id'].take(pa.array(free)).combine_chunks().dictionary_encode().indices.to_numpy()
+    again = np.bincount(ids, minlength=1)[ids] > 1
+    if not again.any():
+        return
+    rows = free[again]
+    keys = ['photo_id', 'uri', *(n for n in COLUMNS if n not in ('photo_id', 'uri'))]
+    order = _frame(marks.table.take(pa.array(rows)).select(keys)).sort_values(keys, kind='stable')
+    where = np.zeros(len(marks.table), dtype=bool)
+    where[rows[order.index[order.duplicated('photo_id')].to_numpy()]] = True
+    marks.mark(where, 'duplicate photo_id')
+
+
+@dataclass
+class SwapWatch:
+    """Counts latitudes beyond 90 degrees over all batches of a table."""
+
+    source: str
+    usable: int = 0
+    beyond: int = 0
+    fits: int = 0
+
+    def see(self, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64]) -> None:
+        """Count a batch."""
+        usable = ~(np.isnan(lon) | np.isnan(lat))
+        beyond = usable & (np.abs(lat) > 90)
+        self.usable += int(usable.sum())
+        self.beyond += int(beyond.sum())
+        self.fits += int((beyond & (np.abs(lon) <= 90) & (np.abs(lat) <= 180)).sum())
+
+    def check(self) -> None:
+        """Raise if latitude and longitude are exchanged in the table as its values show.
+
+        Raises:
+            GrafalignError: most latitudes lie beyond 90 degrees and would be longitudes.
+        """
+        if self.usable and self.beyond > 0.5 * self.usable and self.fits == self.beyond:
+            raise GrafalignError(
+                f'{self.source}: latitude and longitude look swapped ({self.beyond} of {self.usable} latitudes lie '
+                'beyond 90 degrees and would be longitudes); exchange the `lon` and `lat` columns in the recipe.'
+            )
+
+
+def finished(kept: Any, rejected: Any, source: str) -> Photos:
+    """Sorted tables of pandas.
+
+    Raises:
+        GrafalignError: there is no row at all, or none is usable.
+    """
+    if not len(kept) and not len(rejected):
+        raise GrafalignError(f'{source} holds no photos; give a folder of images or a table with one photo a row.')
+    if not len(kept):
+        counts = pc.value_counts(rejected['reason'].cast(pa.string())).to_pylist()
+        worst = min(counts, key=lambda c: (-c['counts'], c['values']))['values']
+        raise GrafalignError(
+            f'{source}: none of the {len(rejected)} photos can be used (most often: {worst}); '
+            'check that the images carry a position, or name the position columns in the recipe.'
+        )
+    kept = kept.select(list(COLUMNS))
+    kept = kept.take(pc.sort_indices(kept, sort_keys=[('photo_id', 'ascending')]))
+    out = pa.table({n: rejected[n].cast(pa.string()) for n in REJECTED_COLUMNS})
+    keys = [(n, 'ascending') for n in ('id', 'reason', 'detail')]
+    return Photos(_frame(kept), _frame(out.take(pc.sort_indices(out, sort_keys=keys))))
+
+
+def _frame(table: Any) -> pd.DataFrame:
+    kinds = {pa.string(): pd.StringDtype(), pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype()}
+    frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, split_blocks=True, self_destruct=False)
+    return frame
 
 
 def check_photos(frame: pd.DataFrame, source: str) -> Photos:
     """Turn raw rows into a photo table.
 
     Args:
-        frame: `photo_id`, `uri`, `lon`, `lat` (degrees), `problem` (None or the reason a file is unusable) and any of
-            the other `COLUMNS`.
+        frame: `photo_id`, `uri`, `lon`, `lat` (degrees), any of the other `COLUMNS`, and `problem` (None or the reason
+            why a photo is unusable).
         source: file or folder to name in errors.
 
     Raises:
         GrafalignError: no usable photo, or latitude and longitude are swapped in the whole table.
     """
-    if not len(frame):
-        raise GrafalignError(f'{source} holds no photos; give a folder of images or a table with one photo a row.')
-    frame = frame.copy()
-    frame['photo_id'] = frame['photo_id'].astype(str)
-    for column in COLUMNS:
-        if column not in frame:
-            frame[column] = None
-    lon, lat = (pd.to_numeric(frame[c], errors='coerce').to_numpy(dtype=float) for c in ('lon', 'lat'))
-    reject_swapped(lon, lat, source)
-    reason = np.full(len(frame), None, dtype=object)
-
-    def mark(where: np.ndarray, text: str) -> None:
-        reason[where & pd.isna(reason)] = text
-
-    if 'problem' in frame:
-        problem = frame['problem'].to_numpy(dtype=object)
-        known = ~pd.isna(problem)
-        reason[known] = problem[known]
-    mark(np.isnan(lon) | np.isnan(lat), 'no position')
-    mark((np.abs(lat) > 90) | (np.abs(lon) > 180), 'impossible coordinates')
-    mark((np.abs(lon) < 1e-6) & (np.abs(lat) < 1e-6), 'position 0, 0')
-    mark((lat > UTM_NORTH_LIMIT) | (lat < UTM_SOUTH_LIMIT), 'outside the UTM zones (80 S to 84 N)')
-    mark(frame['uri'].isna().to_numpy(), 'no uri')
-    mark(frame.duplicated('photo_id', keep='first').to_numpy(), 'duplicate photo_id')
-    bad = ~pd.isna(reason)
-    detail = [f'lon {x}, lat {y}' for x, y in zip(frame['lon'], frame['lat'], strict=True)]
-    rejected = pd.DataFrame(
-        {'kind': 'photo', 'id': frame['photo_id'], 'reason': reason, 'detail': detail}, columns=list(REJECTED_COLUMNS)
-    )[bad].reset_index(drop=True)
-    if bad.all():
-        worst = rejected['reason'].value_counts().index[0]
-        raise GrafalignError(
-            f'{source}: none of the {len(frame)} photos can be used (most often: {worst}); '
-            'check that the images carry a position, or name the position columns in the recipe.'
-        )
-    kept = frame.loc[~bad, list(COLUMNS)].copy()
-    kept['photo_id'], kept['uri'] = kept['photo_id'].astype('string'), kept['uri'].astype('string')
-    for column in ('accuracy_m', 'heading_deg'):
-        kept[column] = pd.to_numeric(kept[column], errors='coerce').astype('float64')
-    for column in ('licence', 'author', 'source'):
-        kept[column] = kept[column].astype('string')
-    kept['taken_at'] = _times(kept['taken_at']).astype('datetime64[us, UTC]')
-    table = gpd.GeoDataFrame(kept, geometry=gpd.points_from_xy(lon[~bad], lat[~bad]), crs='EPSG:4326')
-    table = table.sort_values('photo_id', ignore_index=True)
-    return Photos(table, rejected.sort_values('id', ignore_index=True, kind='stable'))
-
-
-def _times(column: pd.Series) -> pd.Series:
-    """UTC times of a column: dates in any spelling, or numbers of seconds or milliseconds since 1970."""
-    if pd.api.types.is_numeric_dtype(column):
-        milliseconds = column.abs().median() > 1e11  # as seconds, that would be the year 5138
-        return pd.to_datetime(column, unit='ms' if milliseconds else 's', utc=True, errors='coerce')
-    # mixed: by default the first row sets the format, and rows with a fraction of a second or a day alone would be lost
-    return pd.to_datetime(column, utc=True, errors='coerce', format='mixed')
-
-
-def reject_swapped(lon: np.ndarray, lat: np.ndarray, source: str) -> None:
-    """Raise if latitude and longitude are exchanged in the table as its values show: latitudes beyond 90 degrees."""
-    usable = ~(np.isnan(lon) | np.isnan(lat))
-    if usable.sum() == 0:
-        return
-    beyond = np.abs(lat[usable]) > 90
-    fits = (np.abs(lon[usable]) <= 90) & (np.abs(lat[usable]) <= 180)
-    if beyond.mean() > 0.5 and fits[beyond].all():
-        raise GrafalignError(
-            f'{source}: latitude and longitude look swapped ({beyond.sum()} of {usable.sum()} latitudes lie beyond 90 '
-            'degrees and would be longitudes); exchange the `lon` and `lat` columns in the recipe.'
-        )
+    columns = {str(n): pa.Array.from_pandas(frame[n]) for n in frame}
+    marks = Marks(canonical(columns, len(frame)))
+    watch = SwapWatch(source)
+    watch.see(marks.table['lon'].to_numpy(), marks.table['lat'].to_numpy())
+    watch.check()
+    mark_unusable(marks)
+    mark_same_ids(marks)
+    kept, rejected = marks.split()
+    return finished(kept, rejected, source)

@@ -25,6 +25,7 @@ from shapely.geometry import Polygon
 
 from grafalign import console, engine
 from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.files import write_atomically
 from grafalign.locks import LOCK, exclusive
 from grafalign.sandbox.classes import CLASS_NAMES, VOID
 from grafalign.sandbox.ground import Cameras, render
@@ -33,7 +34,6 @@ from grafalign.sandbox.land import GSD_M, Land, make_land
 from grafalign.sandbox.photographers import INDOOR, OUTDOOR, Snapshots, stand
 from grafalign.sandbox.scenes import write_catalog
 from grafalign.sandbox.structures import Structures, build
-from grafalign.store import write_atomically
 
 _BATCH = 480
 _PARTS = ('photos', 'catalog', 'truth')

@@ -1,17 +1,28 @@
 """Which scenes saw a place, and what did they see?"""
 
-from grafalign.scenes.choice import rank_scenes
-from grafalign.scenes.items import Scene, SceneSource, load_scenes
-from grafalign.scenes.radiometry import BandSource, band_sources
-from grafalign.scenes.read import SceneReader, SceneReadError
+from grafalign.scenes.blocks import Cut, SceneCutter, SceneTiles
+from grafalign.scenes.choice import Choice, choose_scenes
+from grafalign.scenes.items import Found, Scene, load_scenes
+from grafalign.scenes.radiometry import BandSource, band_sources, cloud_mask
+from grafalign.scenes.ranges import RangeReader
+from grafalign.scenes.raster import SceneReadError
+from grafalign.scenes.regions import regions_of
+from grafalign.scenes.source import SceneSource
 
 __all__ = [
     'BandSource',
+    'Choice',
+    'Cut',
+    'Found',
+    'RangeReader',
     'Scene',
+    'SceneCutter',
     'SceneReadError',
-    'SceneReader',
     'SceneSource',
+    'SceneTiles',
     'band_sources',
+    'choose_scenes',
+    'cloud_mask',
     'load_scenes',
-    'rank_scenes',
+    'regions_of',
 ]

@@ -5,224 +5,187 @@ One bulk read or search per run; nothing here is asked again per photo or per ti
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
-from pathlib import Path
-from typing import Any, Self
-from urllib.parse import unquote, urljoin, urlsplit
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
 
-import pandas as pd
-import pystac
+import numpy as np
+import numpy.typing as npt
 import shapely
-from pydantic import Field, model_validator
-from shapely.geometry import shape
-from shapely.geometry.base import BaseGeometry
 
-from grafalign.config import Settings
 from grafalign.errors import GrafalignError
+from grafalign.scenes.hrefs import is_private, refused
+from grafalign.scenes.local import Rejected, from_catalog, from_file
+from grafalign.scenes.regions import Box, as_boxes, regions_of
+from grafalign.scenes.scene import ItemError, Scene, scene_of
+from grafalign.scenes.source import SceneSource, SignSettings
+from grafalign.scenes.where import Conditions
 
-
-class SceneSource(Settings):
-    """The `scenes:` part of a recipe; give one of `catalog`, `items` and `api`."""
-
-    catalog: Path | None = None
-    """Static STAC catalog or collection (JSON)."""
-    items: Path | None = None
-    """Item file: a JSON item, an ItemCollection, NDJSON, or stac-geoparquet."""
-    api: str | None = None
-    """Root URL of a STAC API."""
-    collections: list[str] = []
-    """Only these collections; all where empty. An API needs at least one."""
-    period: tuple[date, date] | None = None
-    """First and last day, both included."""
-    max_cloud_percent: float | None = Field(default=None, ge=0, le=100)
-    """Scenes with more `eo:cloud_cover` than this are not used; scenes that say nothing are."""
-
-    @model_validator(mode='after')
-    def _one_source(self) -> Self:
-        if sum(v is not None for v in (self.catalog, self.items, self.api)) != 1:
-            raise ValueError('give exactly one of `catalog`, `items` and `api`')
-        if self.api is not None and not self.collections:
-            raise ValueError('a STAC API needs `collections`')
-        return self
-
-    @property
-    def name(self) -> str:
-        """What to call the source in messages."""
-        return str(self.catalog or self.items or self.api)
+__all__ = [
+    'Box',
+    'Found',
+    'ItemError',
+    'Rejected',
+    'Scene',
+    'SceneSource',
+    'SignSettings',
+    'load_scenes',
+    'regions_of',
+    'scene_of',
+]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """The facts of one STAC item that pairing needs."""
+class Found(Sequence[Scene]):
+    """What a source holds over some regions; as a sequence, its scenes."""
 
-    item_id: str
-    collection: str
-    when: datetime
-    """UTC; the middle where an item gives a start and an end."""
-    cloud_percent: float | None
-    baseline: str | None
-    """Processing baseline, where the item states one."""
-    footprint: BaseGeometry
-    """In degrees, longitude first."""
-    item: dict[str, Any]
-    """The whole item; asset hrefs are absolute."""
+    scenes: list[Scene]
+    """Sorted by collection, time and id, each once."""
+    rejected: list[Rejected]
+    """Items that cannot be used: `scene`, id, reason, detail. Items that a filter leaves out are only counted."""
+    counts: dict[str, int]
+    """`items` looked at, `scenes` used, `rejected`, and why others were left out: `duplicates`, `of other collections`,
+    `outside the period`, `too cloudy`, `where`, `elsewhere`. For an API also `regions`, `regions from cache`,
+    `requests`, `retries`, `pages`, `repeated pages`, `searches with smaller pages` and `filters refused by the server`.
+    What did not occur is not there."""
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __iter__(self) -> Iterator[Scene]:
+        return iter(self.scenes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.scenes[index]
+
+
+def public_assets_only(source: SceneSource) -> bool:
+    """Whether assets must lie at public addresses: those of an API that is itself public, unless the recipe says so."""
+    if source.api is None or source.private_addresses:
+        return False
+    return not is_private(urlsplit(source.api).hostname or '')
 
 
 def load_scenes(
-    source: SceneSource, bbox: tuple[float, float, float, float], dates: tuple[datetime, datetime] | None = None
-) -> list[Scene]:
-    """Read all scenes of a source that touch a region.
+    source: SceneSource,
+    regions: Iterable[Box] | Box,
+    dates: tuple[datetime, datetime] | None = None,
+    tiles: npt.NDArray[np.object_] | None = None,
+) -> Found:
+    """Read all scenes of a source that touch some regions.
 
     Args:
         source: where to look, and the filters.
-        bbox: west, south, east, north of the photos, in degrees.
+        regions: west, south, east, north in degrees, one box or several, as `regions_of` makes them; an API is searched
+            once for each.
         dates: for an API without a `period`: search no further than this.
-
-    Returns:
-        Scenes sorted by collection, time and id, each once.
+        tiles: polygons in degrees; only scenes that touch one of them are kept. The regions are coarse, so this is what
+            keeps the number of scenes in memory down.
 
     Raises:
-        GrafalignError: the source cannot be read, or holds no scene over the region.
+        GrafalignError: the source cannot be read, or holds no usable scene over the regions.
     """
+    boxes = as_boxes(regions)
+    places = [shapely.box(*b) for b in boxes] if tiles is None else list(tiles)
+    near = shapely.STRtree(places)
+    rejected: list[Rejected] = []
+    counts: Counter[str] = Counter()
     if source.catalog is not None:
-        raw: Iterable[dict[str, Any]] = _from_catalog(source.catalog)
+        raw: Iterable[dict[str, Any]] = from_catalog(source.catalog, rejected)
     elif source.items is not None:
-        raw = _from_file(source.items)
+        raw = from_file(source.items, rejected)
     else:
-        raw = _from_api(source, bbox, dates)
-    region = shapely.box(*bbox)
-    scenes: dict[tuple[str, str], Scene] = {}
-    total = 0
+        from grafalign.scenes.search import search_items
+
+        raw = search_items(source, boxes, dates, near if tiles is not None else None, rejected, counts)
+    conditions = Conditions(source.where)
+    scenes = _usable(source, raw, near, conditions, rejected, counts)
+    counts |= Counter(rejected=len(rejected), scenes=len(scenes))
+    if not scenes:
+        _complain(source, boxes, conditions, rejected, counts)
+    scenes.sort(key=lambda s: (s.collection, s.when, s.item_id))
+    return Found(scenes, rejected, {k: v for k, v in counts.items() if v})
+
+
+def _usable(
+    source: SceneSource,
+    raw: Iterable[dict[str, Any]],
+    near: shapely.STRtree,
+    conditions: Conditions,
+    rejected: list[Rejected],
+    counts: Counter[str],
+) -> list[Scene]:
+    """The scenes that pass all filters, each once; fills `rejected` and `counts`."""
+    public_only = public_assets_only(source)
+    scenes: list[Scene] = []
+    seen: set[tuple[str, str]] = set()
     for item in raw:
-        total += 1
+        counts['items'] += 1
+        name = (str(item.get('collection') or ''), str(item.get('id')))
+        if name in seen:
+            counts['duplicates'] += 1
+            continue
+        seen.add(name)
         try:
             scene = scene_of(item)
-        except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as error:
-            raise GrafalignError(
-                f'{source.name}: item {item.get("id")} is malformed ({error}); mend or remove it.'
-            ) from None
-        if scene is not None and _wanted(scene, source, region):
-            scenes[scene.collection, scene.item_id] = scene
-    if not scenes:
-        raise GrafalignError(
-            f'{source.name}: none of its {total} items lies over the photos '
-            f'({bbox[0]:.4f} to {bbox[2]:.4f} east, {bbox[1]:.4f} to {bbox[3]:.4f} north) and passes the filters; '
-            'check the region, scenes.collections, scenes.period and scenes.max_cloud_percent.'
-        )
-    return sorted(scenes.values(), key=lambda s: (s.collection, s.when, s.item_id))
+            out = _left_out(scene, source, near, conditions)
+            if out is None and (detail := refused(item, source.allowed_schemes, public_only)) is not None:
+                raise ItemError('the address of an asset is not allowed', detail)
+        except ItemError as error:
+            rejected.append(('scene', str(item.get('id')), error.reason, error.detail))
+            continue
+        if out is None:
+            scenes.append(scene)
+        else:
+            counts[out] += 1
+    return scenes
 
 
-def _wanted(scene: Scene, source: SceneSource, region: BaseGeometry) -> bool:
+def _left_out(scene: Scene, source: SceneSource, near: shapely.STRtree, conditions: Conditions) -> str | None:
+    """Which filter leaves a scene out; None where all let it pass."""
     if source.collections and scene.collection not in source.collections:
-        return False
+        return 'of other collections'
+    held = conditions.hold(scene.item.get('properties') or {})  # before the others, so that it knows the properties
     if source.period and not source.period[0] <= scene.when.date() <= source.period[1]:
-        return False
+        return 'outside the period'
     limit = source.max_cloud_percent
     if limit is not None and scene.cloud_percent is not None and scene.cloud_percent > limit:
-        return False
-    return bool(scene.footprint.intersects(region))
+        return 'too cloudy'
+    if not held:
+        return 'where'
+    return None if len(near.query(scene.footprint, predicate='intersects')) else 'elsewhere'
 
 
-def scene_of(item: dict[str, Any]) -> Scene | None:
-    """The facts of an item; None for an item without a geometry or a time."""
-    properties = item.get('properties') or {}
-    start, end = properties.get('start_datetime'), properties.get('end_datetime')
-    stamps = [s for s in ([properties['datetime']] if properties.get('datetime') else [start, end]) if s]
-    if not item.get('geometry') or not stamps:
-        return None
-    times = [pd.Timestamp(s) for s in stamps]
-    times = [t.tz_localize('UTC') if t.tzinfo is None else t.tz_convert('UTC') for t in times]
-    when = times[0] + (times[-1] - times[0]) / 2
-    cloud = properties.get('eo:cloud_cover')
-    baseline = properties.get('s2:processing_baseline') or properties.get('processing:version')
-    return Scene(
-        str(item['id']),
-        str(item.get('collection') or ''),
-        when.to_pydatetime().astimezone(timezone.utc),
-        None if cloud is None else float(cloud),
-        None if baseline is None else str(baseline),
-        shapely.make_valid(shape(item['geometry'])),
-        item,
+def _complain(
+    source: SceneSource, boxes: list[Box], conditions: Conditions, rejected: list[Rejected], counts: Counter[str]
+) -> None:
+    """Say why there is no scene: the most telling reason first."""
+    if rejected and counts['items'] <= sum(r[2] != 'is not a STAC item' for r in rejected):
+        _, name, reason, detail = rejected[0]
+        why = f'{name}: {reason}' + (f': {detail}' if detail else '')
+        raise GrafalignError(
+            f'{source.name}: none of its {len(rejected)} items can be used ({why}); mend or remove such items.'
+        )
+    if source.api is not None and not counts['items'] and source.where:
+        from grafalign.scenes.api import Api
+
+        for item in Api(
+            source, None, Counter()
+        ).sample():  # the server applied `where` and says nothing of misspellings
+            conditions.hold(item.get('properties') or {})
+    conditions.complain(source.name)
+    west, south = min(b[0] for b in boxes), min(b[1] for b in boxes)
+    east, north = max(b[2] for b in boxes), max(b[3] for b in boxes)
+    out = ', '.join(f'{n} {why}' for why in _REASONS if (n := counts[why]))
+    raise GrafalignError(
+        f'{source.name}: none of its {counts["items"]} items lies over the photos '
+        f'({west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north) and passes the filters'
+        f'{" (" + out + ")" if out else ""}; check the region, scenes.collections, scenes.period, '
+        'scenes.max_cloud_percent and scenes.where.'
     )
 
 
-def _absolute(item: dict[str, Any], base: str) -> dict[str, Any]:
-    """The item with asset hrefs made absolute against the file or URL it came from."""
-    assets = {}
-    for key, asset in (item.get('assets') or {}).items():
-        if not isinstance(asset, dict):
-            continue  # a band that is looked for here is then reported as missing
-        href = str(asset.get('href', ''))
-        if href.startswith('file://'):
-            href = unquote(urlsplit(href).path)  # GDAL takes the path as it is, escapes and all
-        elif '://' not in href and not href.startswith('/'):
-            href = urljoin(base, href) if '://' in base else str((Path(base).parent / href).resolve())
-        assets[key] = {**asset, 'href': href}
-    return {**item, 'assets': assets}
-
-
-def _from_catalog(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise GrafalignError(f'There is no file {path}; set scenes.catalog to a catalog.json or collection.json.')
-    try:
-        catalog = pystac.Catalog.from_file(str(path))
-        for item in catalog.get_items(recursive=True):
-            yield _absolute(
-                item.to_dict(include_self_link=False, transform_hrefs=False), item.get_self_href() or str(path)
-            )
-    except GrafalignError:
-        raise
-    except Exception as error:  # pystac raises many types; all mean that some file of the catalog is unusable
-        raise GrafalignError(
-            f'{path} cannot be read as a STAC catalog ({error}); check it with a STAC validator.'
-        ) from None
-
-
-def _from_file(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise GrafalignError(
-            f'There is no file {path}; set scenes.items to a .json, .ndjson or .parquet file of STAC items.'
-        )
-    try:
-        if path.suffix.lower() in ('.parquet', '.geoparquet'):
-            import pyarrow.parquet
-            from stac_geoparquet.arrow import stac_table_to_items
-
-            raw: list[dict[str, Any]] = list(stac_table_to_items(pyarrow.parquet.read_table(path)))
-        elif path.suffix.lower() in ('.ndjson', '.jsonl'):
-            raw = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
-        else:
-            content = json.loads(path.read_text(encoding='utf-8'))
-            raw = content if isinstance(content, list) else content.get('features', [content])
-    except Exception as error:  # JSON, Arrow and encoding errors: the user needs the file's name
-        raise GrafalignError(f'{path} cannot be read as STAC items ({error}); check that the file is whole.') from None
-    for number, item in enumerate(raw):
-        if not isinstance(item, dict) or 'id' not in item or not isinstance(item.get('assets'), dict):
-            raise GrafalignError(f'{path}: entry {number} is not a STAC item (no `id` or `assets`); remove or mend it.')
-        yield _absolute(item, str(path.resolve()))
-
-
-def _from_api(
-    source: SceneSource, bbox: tuple[float, float, float, float], dates: tuple[datetime, datetime] | None
-) -> Iterator[dict[str, Any]]:
-    from pystac_client import Client
-    from pystac_client.exceptions import APIError
-
-    period = None
-    if source.period:
-        period = f'{source.period[0]}T00:00:00Z/{source.period[1]}T23:59:59Z'
-    elif dates:
-        period = f'{dates[0]:%Y-%m-%dT%H:%M:%SZ}/{dates[1]:%Y-%m-%dT%H:%M:%SZ}'
-    try:
-        client = Client.open(str(source.api))
-        search = client.search(collections=source.collections, bbox=bbox, datetime=period, limit=500)
-        for item in search.items_as_dicts():
-            links = {link.get('rel'): link.get('href') for link in item.get('links') or []}
-            yield _absolute(item, links.get('self') or str(source.api))
-    except (APIError, OSError, ValueError, NotImplementedError) as error:
-        raise GrafalignError(
-            f'The STAC API {source.api} did not answer the search ({error}); check scenes.api and try again.'
-        ) from None
+_REASONS = ('elsewhere', 'of other collections', 'outside the period', 'too cloudy', 'where', 'rejected')

@@ -72,6 +72,14 @@ def _band(item: dict[str, Any], name: str) -> BandSource:
     )
 
 
+def cloud_mask(item: dict[str, Any]) -> BandSource | None:
+    """The scene classification of a Sentinel-2 L2A item (`SCL`), or None where it has none."""
+    for key, asset in (item.get('assets') or {}).items():
+        if str(key).upper() == 'SCL' and isinstance(asset, dict) and asset.get('href'):
+            return BandSource(str(asset['href']), 1, 1.0, 0.0, 0.0)
+    return None
+
+
 def _is_raster(asset: dict[str, Any]) -> bool:
     roles = asset.get('roles') or []
     kind = str(asset.get('type') or 'image/tiff')

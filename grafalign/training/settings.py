@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from grafalign.config import Settings
 from grafalign.encoders import ClipSettings
+from grafalign.files import PlaceSetting
 
 _PAPER_LR = {'image': 1e-5, 'patch': 5e-5}
 
@@ -47,8 +48,10 @@ class LoopSettings(Settings):
 class TrainSettings(LoopSettings):
     """The file of `grafalign train`."""
 
-    store: Path
-    """Pair store with a ground bank."""
+    store: PlaceSetting
+    """Pair store, a folder or a URL."""
+    bank: Path | None = None
+    """Folder of its ground bank; STORE/bank by default, needed where the store is on a URL."""
     out: Path
     """Run folder."""
     clip: ClipSettings

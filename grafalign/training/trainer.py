@@ -30,8 +30,9 @@ from grafalign import console
 from grafalign.config import parse_settings
 from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, PixelRule, SatelliteEncoder, load_bank, load_clip
 from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.files import write_atomically
 from grafalign.retrieval.metrics import recall_at
-from grafalign.store import PairStore, Sensor, write_atomically
+from grafalign.store import PairStore, Sensor
 from grafalign.training.checkpoint import save_tensors
 from grafalign.training.data import PairSteps, Share
 from grafalign.training.loop import fit, make_accelerator
@@ -81,7 +82,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     out = settings.out
     store = PairStore(settings.store)
     clip = load_clip(settings.clip)
-    bank = load_bank(store, clip=clip)
+    bank = load_bank(store, settings.bank, clip)
     digest = hashlib.blake2b(f'{settings.digest}{store.digest}{clip.digest}'.encode(), digest_size=16).hexdigest()
     if (out / 'model.json').is_file():
         done: dict[str, Any] = json.loads((out / 'model.json').read_text())

@@ -1,0 +1,99 @@
+"""Files that are there whole or not at all, on disk or on any fsspec URL."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import pandas as pd
+from pydantic import PlainSerializer, PlainValidator
+from upath import UPath
+
+from grafalign.errors import GrafalignError
+
+Place: TypeAlias = Path | UPath
+"""A local path, or a file or folder on a URL that fsspec knows (s3://, gs://, az://, memory://)."""
+
+
+def place(name: Any) -> Place:
+    """The place that a name means: a URL where it holds `://`, else a local path.
+
+    Raises:
+        GrafalignError: no installed package reads such URLs.
+    """
+    if isinstance(name, UPath):
+        return name
+    text = os.fspath(name)
+    if '://' not in text:
+        return Path(text)
+    try:
+        return UPath(text, use_listings_cache=False)  # others write there too: what was listed once may be old
+    except (ImportError, ValueError) as error:
+        raise GrafalignError(
+            f'{text} cannot be used ({error}); install the package for such URLs, for example grafalign[s3].'
+        ) from None
+
+
+PlaceSetting = Annotated[Place, PlainValidator(place), PlainSerializer(str)]
+"""A `Place` in settings."""
+
+
+def make_folder(folder: Place) -> None:
+    """Make a folder where folders are things of their own; object stores have none."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove_folder(folder: Place) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def write_atomically(path: Place, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    if not isinstance(path, Path):
+        path.fs.pipe_file(path.path, content)  # an object appears when its upload is complete
+        return
+    part = path.with_name(path.name + '.part')
+    try:
+        with part.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_table(frame: pd.DataFrame, path: Place) -> None:
+    """Write a Parquet (or GeoParquet) table atomically."""
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_range(path: Place, start: int, length: int) -> bytes:
+    """Bytes `start` to `start + length` of a file."""
+    if isinstance(path, Path):
+        with path.open('rb') as file:
+            return os.pread(file.fileno(), length, start)
+    content: bytes = path.fs.cat_file(path.path, start=start, end=start + length)
+    return content
+
+
+def file_digest(path: Place) -> str:
+    """BLAKE2b digest of a file."""
+    with path.open('rb') as file:
+        return stream_digest(file)
+
+
+def stream_digest(file: Any) -> str:
+    """BLAKE2b digest of an open binary file from where it stands."""
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

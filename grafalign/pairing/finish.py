@@ -1,0 +1,118 @@
+"""The end of pairing: from the facts of all shards to the store's tables, and last of all its marker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from grafalign import engine
+from grafalign.files import Place, file_digest, write_atomically, write_table
+from grafalign.pairing.cut import UNREADABLE
+from grafalign.pairing.jobs import Shard, sidecar_name
+from grafalign.pairing.stages import Stages
+from grafalign.pairing.tables import Reject, make_tables
+from grafalign.scenes.table import items_to_parquet
+from grafalign.store import MARKER, SCHEMA_VERSION, Sensor, shard_name
+
+_TABLES = ('photos', 'tiles', 'pairs', 'rejected')
+
+
+@dataclass(frozen=True)
+class PairSummary:
+    """Counts of a finished store."""
+
+    photos: int
+    """Photos in the source, usable or not."""
+    rejected: int
+    """Photos that are in no pair."""
+    tiles: int
+    pairs: int
+    failed: int
+    """Tiles of which no scene could be read; `--retry-failed` tries them again."""
+    splits: dict[str, int]
+    """Tiles of each split."""
+    reasons: dict[str, int]
+    """Why photos, tiles and scene reads were rejected."""
+
+
+def finish(stages: Stages, out: Place, shards: list[Shard]) -> PairSummary:
+    """Write the tables from the shards' facts, then the marker.
+
+    Args:
+        stages: photos, plan and scenes.
+        out: the store.
+        shards: all shards, in the order of their numbers; of a tile that is in several the last one counts.
+    """
+    recipe = stages.recipe
+    facts = _facts(out, shards)
+    cut, rejects = _latest(shards, facts)
+    photos, plan, scenes = stages.photos, stages.plan, stages.scenes
+    rejects += list(scenes.rejected.itertuples(index=False, name=None))
+    tables = make_tables(recipe, photos, plan, cut, rejects)
+    for name in _TABLES:
+        write_table(getattr(tables, name), out / f'{name}.parquet')
+    wanted = set(zip(tables.tiles['collection'], tables.tiles['item_id'], strict=True))
+    used = [s.item for s in scenes.scenes if (s.collection, s.item_id) in wanted]
+    write_atomically(out / 'scenes.parquet', items_to_parquet(used))
+    rejected = tables.rejected
+    summary = PairSummary(
+        photos=len(photos.table) + int(photos.rejected['id'].nunique()),
+        rejected=int((rejected['kind'] == 'photo').sum()),
+        tiles=len(tables.tiles),
+        pairs=len(tables.pairs),
+        failed=int((rejected['reason'] == UNREADABLE).sum()),
+        splits={str(k): int(v) for k, v in tables.tiles['split'].value_counts().sort_index().items()},
+        reasons={str(k): int(v) for k, v in rejected['reason'].value_counts().items()},
+    )
+    digests = {f'{n}.parquet': file_digest(out / f'{n}.parquet') for n in (*_TABLES, 'scenes')}
+    digests |= {shard_name(s.index): f['digest'] for s, f in zip(shards, facts, strict=True)}
+    known = recipe.sensor
+    sensor = Sensor(known.name, tuple(known.bands), known.gsd_m, known.size_px, known.value_range)
+    content = {
+        'schema_version': SCHEMA_VERSION,
+        'sensor': asdict(sensor),
+        'dtype': tables.dtype,
+        'recipe': recipe.model_dump(mode='json'),
+        'recipe_digest': recipe.digest,
+        'summary': asdict(summary),
+        'files': digests,
+        'digest': hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest(),
+    }
+    write_atomically(out / MARKER, (json.dumps(content, indent=2) + '\n').encode())
+    return summary
+
+
+def failed_tiles(out: Place, shards: list[Shard]) -> list[int]:
+    """Rows of the plan's tiles whose last try failed."""
+    last = _last_shard(shards)
+    return sorted(
+        number
+        for shard, facts in zip(shards, _facts(out, shards), strict=True)
+        for number in facts['failed']
+        if last[number] == shard.index
+    )
+
+
+def _facts(out: Place, shards: Iterable[Shard]) -> list[dict[str, Any]]:
+    """What was written beside each shard."""
+    wanted = [out / sidecar_name(s.index) for s in shards]
+    read = dict(engine.run(lambda path: json.loads(path.read_text()), wanted, 8))
+    return [read[i] for i in range(len(wanted))]
+
+
+def _last_shard(shards: list[Shard]) -> dict[int, int]:
+    return {number: shard.index for shard in shards for number in shard.tiles.tolist()}
+
+
+def _latest(shards: list[Shard], facts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Reject]]:
+    """Facts of the tiles that were cut, and the rejects of every tile's last try."""
+    last = _last_shard(shards)
+    cut: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    for shard, part in zip(shards, facts, strict=True):
+        cut += [row for row in part['tiles'] if last[row['number']] == shard.index]
+        rejects += [tuple(r) for number, *r in part['rejects'] if last[number] == shard.index]
+    return cut, rejects

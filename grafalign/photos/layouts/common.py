@@ -1,0 +1,87 @@
+"""What the readers of published layouts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from grafalign.errors import GrafalignError
+from grafalign.photos.opening import name_of
+from grafalign.photos.values import Floats, numbers
+
+FLICKR_LEVEL_M = 1_565_430.3
+"""Ten pixels of a 256-pixel web map of the whole Earth, in metres at the equator."""
+
+
+def choose_from(path: str, layout: str, needed: Sequence[str], wanted: Sequence[str] = ()) -> Callable[..., list[str]]:
+    """A chooser of columns for `read_batches`: all that are needed, and those of the others that are there.
+
+    Raises (when called):
+        GrafalignError: a needed column is not there.
+    """
+
+    def choose(names: list[str]) -> list[str]:
+        missing = [n for n in needed if n not in names]
+        if missing:
+            raise GrafalignError(
+                f'{path} has no column {" and ".join(missing)}, so it is not in the layout {layout}; check '
+                f'photos.layout. Its columns are {", ".join(names[:40])}.'
+            )
+        return [*needed, *(n for n in wanted if n in names and n not in needed)]
+
+    return choose
+
+
+def column_or_none(table: Any, name: str) -> Any:
+    """A column, or strings that are all missing where the table has none of that name."""
+    return table[name] if name in table.column_names else pa.nulls(len(table), pa.string())
+
+
+def flickr_accuracy_m(levels: Any) -> Any:
+    """Metres for Flickr's accuracy levels, which are zoom levels: World 1, Country 3, Region 6, City 11, Street 16.
+
+    Flickr publishes no metres. We take ten pixels of the map at that zoom, for how well people place a pin: 24 m at
+    level 16, 764 m at level 11, 24 km at level 6. Level 0 and missing ones are unknown. Source:
+    https://www.flickr.com/services/api/flickr.photos.geo.photosForLocation.html, argument `accuracy`.
+    """
+    level = numbers(levels)
+    return pa.array(np.where((level >= 1) & (level <= 16), FLICKR_LEVEL_M / 2.0**level, np.nan))
+
+
+def where_true(rows: Any, reason: str) -> Any:
+    """A column `problem` that holds the reason in the rows that are true."""
+    return pc.if_else(pa.array(np.asarray(rows, dtype=bool)), reason, pa.scalar(None, pa.string()))
+
+
+def nan_to_missing(values: Floats) -> Any:
+    """Floats as Arrow, NaN kept as NaN."""
+    return pa.array(np.asarray(values, dtype=float))
+
+
+def pick_file(files: Sequence[str], part: str, needed_for: str | None = None) -> str | None:
+    """The file of a dump whose name begins with `part`, among those given or beside the first of them.
+
+    Raises:
+        GrafalignError: it is needed and not there.
+    """
+    for file in files:
+        if name_of(file).lower().startswith(part):
+            return file
+    first = files[0]
+    _, dot, suffix = name_of(first).partition('.')
+    if len(files) == 1 and '://' not in first:
+        folder = Path(first).parent
+        for candidate in (f'{part}{dot}{suffix}', *(f'{part}.{s}' for s in ('csv', 'csv.gz', 'tsv', 'tsv.gz'))):
+            if (folder / candidate).is_file():
+                return str(folder / candidate)
+    if needed_for is not None:
+        raise GrafalignError(
+            f'{first} has no {part}{dot}{suffix} beside it, which the layout {needed_for} needs; give the '
+            'folder of the dump, or a list of its files, as photos.table.'
+        )
+    return None

@@ -1,0 +1,161 @@
+"""Find and open the files of a photo table: local paths, globs and URLs, compressed or not."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+
+from grafalign.errors import GrafalignError
+
+KINDS = {
+    '.csv': 'csv',
+    '.tsv': 'tsv',
+    '.jsonl': 'jsonl',
+    '.ndjson': 'jsonl',
+    '.geojsonl': 'jsonl',
+    '.parquet': 'parquet',
+    '.geoparquet': 'parquet',
+    '.geojson': 'geojson',
+    '.json': 'json',
+}
+COMPRESSIONS = {'.gz': 'gzip', '.bz2': 'bz2', '.zst': 'zstd'}
+TIMEOUT_S = 60
+"""Seconds without a byte after which a web server counts as silent."""
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names a scheme (`https://...`, `s3://...`)."""
+    return '://' in path
+
+
+def name_of(path: str) -> str:
+    """The last part of a path or URL."""
+    return PurePosixPath(path.split('?')[0]).name
+
+
+def kind_of(path: str) -> tuple[str | None, str | None]:
+    """Kind of table (see `KINDS`) and compression that the name's suffixes tell; None where they tell nothing."""
+    suffixes = [s.lower() for s in PurePosixPath(name_of(path)).suffixes]
+    compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    if compression:
+        suffixes = suffixes[:-1]
+    return (KINDS.get(suffixes[-1]) if suffixes else None), compression
+
+
+def files_of(table: str | Path | list[str | Path]) -> list[str]:
+    """The files that a path, a glob, a folder or a list of them stands for, in a fixed order.
+
+    Raises:
+        GrafalignError: one of them stands for no file.
+    """
+    parts = table if isinstance(table, list) else [table]
+    if not parts:
+        raise GrafalignError('photos.table is an empty list; name at least one table.')
+    return [file for part in parts for file in _expand(str(part))]
+
+
+def _expand(part: str) -> list[str]:
+    if is_url(part):
+        if '*' not in part or part.startswith(('http://', 'https://')):
+            return [part]
+        with _naming(part):
+            fs, path = fsspec.core.url_to_fs(part)
+            found = sorted(fs.unstrip_protocol(p) for p in fs.glob(path))
+    elif Path(part).is_dir():
+        found = sorted(str(p) for p in Path(part).iterdir() if p.is_file() and not p.name.startswith(('.', '_')))
+    elif Path(part).exists():
+        return [part]
+    else:
+        found = sorted(f for f in glob.glob(part, recursive=True) if Path(f).is_file())  # noqa: PTH207, absolute globs too
+    if not found:
+        raise GrafalignError(
+            f'There is no file {part}; set photos.table to a CSV, JSONL, Parquet, GeoParquet or GeoJSON file.'
+        )
+    return found
+
+
+@contextmanager
+def open_stream(path: str, compression: str | None = None) -> Iterator[Any]:
+    """A table's bytes from the first to the last, decompressed, as a pyarrow stream.
+
+    Raises:
+        GrafalignError: the file cannot be found or opened.
+    """
+    with _naming(path):
+        raw = _open(path)
+    try:
+        stream = pa.PythonFile(raw, mode='r')
+        yield pa.CompressedInputStream(stream, compression) if compression else stream
+    finally:
+        raw.close()
+
+
+@contextmanager
+def open_seekable(path: str, compression: str | None = None) -> Iterator[IO[bytes]]:
+    """The same as a file that can be read from anywhere; a temporary copy of what is compressed or on the web."""
+    if compression is None and not path.startswith(('http://', 'https://')):
+        with _naming(path):
+            raw = _open(path)
+        try:
+            yield raw
+        finally:
+            raw.close()
+        return
+    with tempfile.TemporaryFile() as copy:
+        with open_stream(path, compression) as stream, _naming(path):
+            while block := stream.read(1 << 22):
+                copy.write(block)
+        copy.seek(0)
+        yield copy
+
+
+@contextmanager
+def local_copy(path: str, compression: str | None = None) -> Iterator[str]:
+    """A path on this machine with a table's content, for readers that take nothing else."""
+    if compression is None and not is_url(path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=PurePosixPath(name_of(path)).suffixes[0]) as copy:
+        with open_seekable(path, compression) as source:
+            shutil.copyfileobj(source, copy, 1 << 22)
+        copy.flush()
+        yield copy.name
+
+
+def _open(path: str) -> IO[bytes]:
+    if path.startswith(('http://', 'https://')):
+        request = urllib.request.Request(path, headers={'User-Agent': 'grafalign'})
+        response: IO[bytes] = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        return response
+    if is_url(path):
+        opened: IO[bytes] = fsspec.open(path, 'rb').open()
+        return opened
+    return Path(path).open('rb')
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Turn the many errors of opening into one sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise GrafalignError(
+            f'There is no file {path}; set photos.table to a CSV, JSONL, Parquet, GeoParquet or GeoJSON file.'
+        ) from None
+    except urllib.error.HTTPError as error:
+        raise GrafalignError(f'{path} cannot be read (HTTP {error.code}); check the address and the rights.') from None
+    except ImportError as error:
+        raise GrafalignError(f'{path} cannot be read ({error}); install that package or copy the table here.') from None
+    except (OSError, ValueError) as error:
+        reason = ' '.join(str(error).split())
+        raise GrafalignError(f'{path} cannot be read ({reason}); check the path, the rights and the network.') from None

@@ -1,0 +1,330 @@
+"""Photos over HTTP: polite to hosts, never talking to private addresses, bounded in time and bytes.
+
+urllib3 keeps the connections (see `guarded.py`). What it has no answer for is here: turns and pauses for a whole host,
+hosts that are gone, redirects that are checked one by one, and content that is counted while it is unpacked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from importlib.metadata import version
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from pydantic import Field
+from urllib3 import exceptions
+
+from grafalign.config import Settings
+from grafalign.guarded import LIMITS, PrivateAddressError, guarded_pools, seconds_left
+from grafalign.photos.exif import PhotoError
+
+MAX_REDIRECTS = 5
+_PIECE = 1 << 16
+_WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
+_LONGEST_PAUSE_S = 120.0
+"""A host that asks for a longer pause than this is left alone; its photo may be fetched another day."""
+_MOST_HOSTS = 4096
+_STRIKES = 20
+"""Tries in a row that a host leaves without an answer until it counts as gone: thousands of its photos must not each
+wait for their time-outs."""
+_GONE_S = 600.0
+"""Seconds until a host that is gone is asked again."""
+
+
+class RemoteSettings(Settings):
+    """The `photos.remote:` part of a recipe: how photos that are not on this machine are fetched."""
+
+    retries: int = Field(default=3, ge=0, le=20)
+    """Further tries after a failure that may pass (429, 5xx, time-outs, broken connections)."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds for one try, from connecting to the last byte."""
+    connections: int = Field(default=32, ge=1, le=1024)
+    """Photos fetched at the same time."""
+    per_host: int = Field(default=8, ge=1)
+    """Simultaneous requests to one host."""
+    per_host_rate: float | None = Field(default=None, gt=0)
+    """Requests a second to one host; no limit by default."""
+    max_bytes: int = Field(default=50_000_000, ge=1)
+    """A remote photo with more bytes, packed or unpacked, is refused."""
+    max_pixels: int = Field(default=100_000_000, ge=1)
+    """A remote photo that claims more pixels is not decoded."""
+    private_addresses: bool = False
+    """Also fetch from loopback, private, link-local and reserved addresses: only for tables whose rows you trust."""
+    user_agent: str = Field(default=f'grafalign/{version("grafalign")}', min_length=1, pattern=r'^[\x20-\x7e]+$')
+    """What hosts are told; some ask for a contact in it."""
+
+
+class _Host:
+    """How one host is to be treated."""
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        self._slots = threading.BoundedSemaphore(settings.per_host)
+        self._gap_s = 1 / settings.per_host_rate if settings.per_host_rate else 0.0
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self._strikes = 0
+        self._gone_until = 0.0
+        self.users = 0
+
+    def answered(self, did: bool) -> None:
+        """Take note whether a try brought an answer, whatever it was."""
+        with self._lock:
+            self._strikes = 0 if did else self._strikes + 1
+            if self._strikes >= _STRIKES:
+                self._gone_until, self._strikes = time.monotonic() + _GONE_S, 0
+
+    def check(self) -> None:
+        """Say at once that a host is gone.
+
+        Raises:
+            PhotoError: it is.
+        """
+        if time.monotonic() < self._gone_until:
+            raise PhotoError('the host does not answer', transient=True)
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody ask this host for a while."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until one more request may be made, and count it while it lasts."""
+        with self._slots:
+            while True:
+                with self._lock:
+                    wait = self._next - time.monotonic()
+                    if wait <= 0:
+                        self._next = max(self._next, time.monotonic()) + self._gap_s
+                        break
+                time.sleep(wait)
+            yield
+
+
+class Web:
+    """Fetches over HTTP; used by any number of threads."""
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        self._settings = settings
+        self._pools = guarded_pools(settings.per_host)
+        self._hosts: OrderedDict[str, _Host] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fetch(self, url: str) -> bytes:
+        """The content at a URL.
+
+        Raises:
+            PhotoError: the reason why there is none.
+        """
+        return self._patiently(url, {}, self._settings.max_bytes)
+
+    def fetch_part(self, url: str, offset: int, size: int) -> bytes:
+        """A part of the content at a URL, shorter where it ends; by a range request (RFC 9110, section 14).
+
+        Raises:
+            PhotoError: the reason why there is none; a server may not know ranges.
+        """
+        return self._patiently(url, {'Range': f'bytes={offset}-{offset + size - 1}'}, size)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pools.clear()
+
+    def _patiently(self, url: str, headers: dict[str, str], most: int) -> bytes:
+        for left in range(self._settings.retries, -1, -1):
+            try:
+                return self._follow(url, headers, most)
+            except _Later as later:
+                tried = self._settings.retries - left
+                pause = later.pause_s if later.pause_s is not None else min(0.5 * 2**tried, 30) * random.uniform(0.5, 1)
+                if not left or pause > _LONGEST_PAUSE_S:
+                    raise PhotoError(str(later), transient=True) from None
+                if later.pause_s is None:
+                    time.sleep(pause)  # a pause that the host asked for holds for all who ask it: see `_Host.turn`
+        raise AssertionError('the loop returns or raises')
+
+    def _follow(self, url: str, headers: dict[str, str], most: int) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = self._once(url, headers, most)
+            if isinstance(answer, bytes):
+                return answer
+            url = urljoin(url, answer)
+        raise PhotoError('too many redirects')
+
+    def _once(self, url: str, headers: dict[str, str], most: int) -> bytes | str:
+        """One request: the content, or where it is said to be."""
+        try:
+            parts = urlsplit(url)
+            name, port = parts.hostname, parts.port
+        except ValueError:
+            raise PhotoError('not a valid address') from None
+        if parts.scheme not in ('http', 'https'):
+            raise PhotoError(f'redirected to {parts.scheme or "nowhere"}:, only http and https are followed')
+        if not name:
+            raise PhotoError('not a valid address')
+        headers = {'User-Agent': self._settings.user_agent, 'Accept-Encoding': 'identity', 'Accept': '*/*', **headers}
+        with self._host(f'{parts.scheme}://{name}:{port}') as host, host.turn(), _reasons(host):
+            host.check()
+            LIMITS.deadline = time.monotonic() + self._settings.timeout_s
+            LIMITS.private = self._settings.private_addresses
+            response = self._pools.urlopen(
+                'GET',
+                url,
+                headers=headers,
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+                timeout=self._settings.timeout_s,
+            )
+            try:
+                return self._answer(response, host, headers, most)
+            except BaseException:
+                response.close()
+                raise
+            finally:
+                response.release_conn()
+
+    def _answer(
+        self, response: urllib3.BaseHTTPResponse, host: _Host, headers: dict[str, str], most: int
+    ) -> bytes | str:
+        status, part = response.status, 'Range' in headers
+        if status in (301, 302, 303, 307, 308) and response.headers.get('Location'):
+            _drain(response)
+            return response.headers['Location']
+        if part and status == 416:  # beyond the end
+            _drain(response)
+            return b''
+        if status in _WORTH_RETRYING:
+            pause = _retry_after(response)
+            if pause is not None and pause <= _LONGEST_PAUSE_S:
+                host.pause(pause)
+            _drain(response)
+            raise _Later(f'HTTP {status}', pause)
+        if part and status == 200:
+            raise PhotoError('the server does not send parts of a file (no range requests)')
+        if status != (206 if part else 200):
+            _drain(response)
+            raise PhotoError(f'HTTP {status}')
+        wanted = headers.get('Range', '').partition('-')[0].replace('=', ' ')  # `bytes 100` of `bytes=100-199`
+        if part and not response.headers.get('Content-Range', '').startswith(f'{wanted}-'):
+            raise PhotoError('the server sends another part of the file than asked for')
+        kind = response.headers.get('Content-Type', '').partition(';')[0].strip().lower()
+        if kind in ('text/html', 'application/xhtml+xml') and not part:
+            raise PhotoError('a web page, not an image')
+        return _body(response, most)
+
+    @contextlib.contextmanager
+    def _host(self, name: str) -> Iterator[_Host]:
+        with self._lock:
+            host = self._hosts.setdefault(name, _Host(self._settings))
+            self._hosts.move_to_end(name)
+            host.users += 1
+            if len(self._hosts) > _MOST_HOSTS:
+                for idle in [n for n, h in self._hosts.items() if not h.users][: _MOST_HOSTS // 4]:
+                    del self._hosts[idle]
+        try:
+            yield host
+        finally:
+            with self._lock:
+                host.users -= 1
+
+
+class _Later(Exception):
+    """A failure that may pass; `pause_s` is how long the host asked us to wait."""
+
+    def __init__(self, reason: str, pause_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause_s = pause_s
+
+
+@contextlib.contextmanager
+def _reasons(host: _Host) -> Iterator[None]:
+    """What urllib3 and the system raise, as reasons; and note whether the host answered."""
+    try:
+        yield
+        host.answered(True)
+    except (PhotoError, _Later):
+        host.answered(True)
+        raise
+    except PrivateAddressError:
+        raise PhotoError('private address') from None
+    except (exceptions.LocationValueError, UnicodeError):
+        raise PhotoError('not a valid address') from None
+    except (exceptions.HTTPError, OSError) as error:
+        host.answered(False)
+        raise _reason(error) from None
+
+
+def _reason(error: Exception) -> PhotoError | _Later:
+    if isinstance(error, exceptions.NameResolutionError):
+        if isinstance(error.__cause__, socket.gaierror) and error.__cause__.errno == socket.EAI_AGAIN:
+            return _Later('host name cannot be looked up')
+        return PhotoError('there is no such host')
+    if isinstance(error, (exceptions.NewConnectionError, ConnectionRefusedError)):  # of urllib3's time-outs, too
+        return _Later('no connection')
+    if isinstance(error, (exceptions.TimeoutError, TimeoutError)) or 'timed out' in str(error):
+        return _Later('timed out')
+    if isinstance(error, (exceptions.SSLError, ssl.SSLError)):
+        if 'CERTIFICATE_VERIFY_FAILED' in str(error):
+            return PhotoError('the certificate of the host is not valid')
+        return _Later('no secure connection')
+    return _Later('connection broken')
+
+
+def _pieces(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """What has come, as it comes."""
+    while piece := response.read1(_PIECE):
+        seconds_left()
+        yield piece
+
+
+def _drain(response: urllib3.BaseHTTPResponse) -> None:
+    """Read what little follows an error or a redirect, so that the connection can be used again."""
+    count = 0
+    for piece in _pieces(response):
+        count += len(piece)
+        if count > _PIECE:
+            response.close()
+            return
+
+
+def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
+    """The body, unpacked; both what comes over the wire and what it unpacks to are counted."""
+    too_many = f'more than {most / 1e6:g} MB'
+    length = response.headers.get('Content-Length', '')
+    if length.isdigit() and int(length) > most:
+        raise PhotoError(too_many)
+    packing = response.headers.get('Content-Encoding', 'identity').strip().lower()
+    if packing not in ('identity', '', 'gzip', 'x-gzip', 'deflate'):
+        raise PhotoError(f'packed as {packing[:20]}, which was not asked for')
+    unpack = None if packing in ('identity', '') else zlib.decompressobj(wbits=47)  # 32 + 15: gzip or zlib, by its head
+    whole, wire = bytearray(), 0
+    for piece in _pieces(response):
+        wire += len(piece)
+        try:
+            whole += piece if unpack is None else unpack.decompress(piece, most + 1 - len(whole))
+        except zlib.error:
+            raise PhotoError('damaged packing') from None
+        if max(len(whole), wire) > most:
+            raise PhotoError(too_many)
+    if unpack is not None and not unpack.eof:
+        raise _Later('connection broken')
+    return bytes(whole)
+
+
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+    """Seconds that the host asks us to wait, by number or date (RFC 9110, section 10.2.3)."""
+    try:
+        value = urllib3.Retry().get_retry_after(response)
+    except exceptions.HTTPError:
+        return None
+    return None if value is None else float(value)

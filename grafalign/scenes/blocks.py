@@ -1,0 +1,302 @@
+"""Cut many tiles of one scene, touching every block of its files once.
+
+A file's pixels lie in blocks that can only be fetched and decoded whole, and a tile of 224 pixels covers parts of one
+to four (or more) of them. Reading tile by tile therefore fetches most blocks several times, and a cache helps only
+while neighbouring tiles happen to be read close together. Here the blocks are planned: all that any tile needs are
+listed once, those that lie side by side in the file are fetched with one request, each is decoded once, its parts are
+copied to all tiles that want them, and it is forgotten. Runs of blocks go in the order of the tiles, so tiles are
+completed in about that order and only a few are open at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+
+from grafalign.scenes.radiometry import BandSource
+from grafalign.scenes.ranges import RangeReader
+from grafalign.scenes.raster import Block, Grid, Raster, SceneReadError
+from grafalign.scenes.tiles import Footprints, TilePart, footprints
+
+_GAP_BYTES = 1024
+"""Blocks that are no further apart in their file are fetched together (COGs have 8 bytes between blocks)."""
+_RUN_BYTES = 32 << 20
+"""Largest single request: what a thread holds at a time."""
+_SCENES_AHEAD = 4
+"""Scenes whose headers are fetched while an earlier one is read."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What became of one tile."""
+
+    number: int
+    pixels: npt.NDArray[np.generic] | None
+    """[C, H, W] as stored (scale and offset not applied, missing pixels 0); None where reading failed."""
+    missing: npt.NDArray[np.bool_] | None
+    """[H, W]: pixels that are missing in any of the files."""
+    problem: str = ''
+
+
+@dataclass
+class _File:
+    """One file of the scene, the bands wanted of it, and where they go in the tile."""
+
+    raster: Raster
+    bands: list[int]
+    places: list[int]
+    nodata: float | None
+    parts: dict[int, TilePart] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Blocks that are fetched together."""
+
+    file: int
+    blocks: list[Block]
+    first: int
+    """Number of the first tile that wants one of them."""
+
+
+def merge_blocks(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Group blocks that lie side by side in their file, in the order of their bytes."""
+    runs: list[list[Block]] = []
+    for block in sorted(blocks, key=lambda b: (b.start, b.band, b.row, b.col)):
+        last = runs[-1] if runs else None
+        if (
+            last
+            and block.nbytes
+            and last[-1].nbytes
+            and block.start - (last[-1].start + last[-1].nbytes) <= _GAP_BYTES
+            and block.start + block.nbytes - last[0].start <= _RUN_BYTES
+        ):
+            last.append(block)
+        else:
+            runs.append([block])
+    return runs
+
+
+@dataclass(frozen=True)
+class SceneTiles:
+    """What is wanted of one scene."""
+
+    bands: Sequence[BandSource]
+    """C bands; all of one data type."""
+    boxes: Sequence[GeoBox]
+    """Tiles of one shape, in reading order."""
+
+
+class SceneCutter:
+    """Cuts tiles of scenes with a pool of threads.
+
+    Args:
+        pool: runs fetching and decoding.
+        reader: fetches bytes of remote files.
+        ahead: runs of blocks in flight at most, which bounds memory.
+        resampling: how tiles are warped that are not on a file's grid.
+    """
+
+    def __init__(
+        self, pool: Executor, reader: RangeReader, ahead: int, resampling: Resampling = Resampling.bilinear
+    ) -> None:
+        self._pool, self._reader, self._ahead, self._resampling = pool, reader, ahead, resampling
+
+    def cut(self, scenes: Sequence[SceneTiles]) -> Iterator[tuple[int, Cut]]:
+        """Cut tiles from several scenes; while one is read, the files of the next ones are opened.
+
+        Args:
+            scenes: what is wanted of each.
+
+        Yields:
+            Number of the scene and one `Cut` for each of its tiles, in the order in which they are complete.
+        """
+        opening: deque[tuple[int, list[Future[_File]]]] = deque()
+        waiting = iter(enumerate(scenes))
+        active: dict[int, _Cutting] = {}
+        pending: dict[Future[None], int] = {}
+        runs: Iterator[tuple[int, Run]] = iter(())
+        try:
+            while True:
+                while len(opening) < _SCENES_AHEAD and (following := next(waiting, None)) is not None:
+                    opening.append((following[0], self._open(following[1])))
+                while len(pending) < self._ahead:
+                    if (run := next(runs, None)) is not None:
+                        pending[self._pool.submit(active[run[0]].read, run[1])] = run[0]
+                    elif opening:
+                        number, files = opening.popleft()
+                        cutting = active[number] = _Cutting(files, scenes[number], self._resampling)
+                        runs = iter([(number, r) for r in cutting.runs])
+                        if following is not None:
+                            break  # open another one before going on
+                    else:
+                        break
+                busy = set(pending.values())
+                for number, cutting in list(active.items()):
+                    yield from ((number, done) for done in cutting.take())
+                    if number not in busy and cutting.finished:
+                        active.pop(number).close()
+                if not pending:
+                    if not opening and not active:
+                        return
+                    continue
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    del pending[future]
+                    future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+            wait(pending)
+            for _, files in opening:
+                wait(files)
+            for cutting in active.values():
+                cutting.close()
+
+    def _open(self, scene: SceneTiles) -> list[Future[_File]]:
+        """Start to open the scene's files, all at once."""
+        by_href: dict[str, list[int]] = defaultdict(list)
+        for place, band in enumerate(scene.bands):
+            by_href[band.href].append(place)
+        gsd_m = abs(scene.boxes[0].affine.a)
+
+        def open_file(href: str, places: list[int]) -> _File:
+            raster = Raster(href, self._reader, gsd_m)
+            wanted = [scene.bands[p].index for p in places]
+            if max(wanted) > raster.count:
+                raise SceneReadError(f'{href}: has {raster.count} bands, no band {max(wanted)}')
+            stated = scene.bands[places[0]].nodata
+            return _File(raster, wanted, places, stated if stated is not None else raster.nodata)
+
+        return [self._pool.submit(open_file, href, places) for href, places in by_href.items()]
+
+
+class _Cutting:
+    """The state of cutting one scene's tiles; blocks arrive from several threads."""
+
+    def __init__(self, opening: list[Future[_File]], scene: SceneTiles, resampling: Resampling) -> None:
+        self._tiles, self._bands = scene.boxes, len(scene.bands)
+        self._lock = threading.Lock()
+        self._planes: dict[int, list[tuple[_File, npt.NDArray[np.generic], npt.NDArray[np.bool_]]]] = defaultdict(list)
+        self._wanting: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
+        self._done: list[Cut] = []
+        self._failed: set[int] = set()
+        self._left = len(scene.boxes)
+        self.runs: list[Run] = []
+        """What to read, in reading order."""
+        self._files, problem = [], ''
+        for future in opening:
+            try:
+                self._files.append(future.result())
+            except SceneReadError as error:
+                problem = problem or str(error)
+        kinds = {file.raster.dtypes[b - 1] for file in self._files for b in file.bands}
+        if not problem and len(kinds) > 1:
+            problem = f'{scene.bands[0].href}: bands are stored as {", ".join(sorted(kinds))}'
+        self._parts_left = dict.fromkeys(range(len(scene.boxes)), len(self._files))
+        if problem:
+            self._fail(set(range(len(scene.boxes))), problem)
+        else:
+            self._plan(resampling)
+
+    def _plan(self, resampling: Resampling) -> None:
+        known: dict[Grid, Footprints] = {}
+        beside = []
+        for index, file in enumerate(self._files):
+            raster = file.raster
+            if raster.grid not in known:
+                known[raster.grid] = footprints(raster.grid, self._tiles, resampling)
+            place = known[raster.grid]
+            columns = (place.aligned.tolist(), map(tuple, place.windows.tolist()), map(tuple, place.scale.tolist()))
+            for number, (aligned, window, scale) in enumerate(zip(*columns, strict=True)):
+                file.parts[number] = TilePart(
+                    raster, self._tiles[number], file.bands, file.nodata, resampling, aligned, window, scale
+                )
+            numbers = [n for n, part in file.parts.items() if not part.empty]
+            beside += [(index, n) for n, part in file.parts.items() if part.empty]
+            windows = [file.parts[n].window for n in numbers]
+            distinct: dict[Block, int] = {}
+            for number, blocks in zip(numbers, raster.blocks(sorted(set(file.bands)), windows), strict=True):
+                file.parts[number].waiting = len(blocks)
+                for block in blocks:
+                    distinct.setdefault(block, number)
+                    self._wanting[index, block.band, block.row, block.col].append(number)
+            self.runs += [Run(index, run, min(distinct[b] for b in run)) for run in merge_blocks(list(distinct))]
+        self.runs.sort(key=lambda r: (r.first, r.file))
+        for index, number in beside:
+            self._finish(index, number)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all tiles were taken."""
+        return not self._left
+
+    def take(self) -> list[Cut]:
+        """Tiles that are complete and were not taken yet."""
+        with self._lock:
+            taken, self._done = self._done, []
+        self._left -= len(taken)
+        return taken
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.raster.close()
+
+    def read(self, run: Run) -> None:
+        """Read one run of blocks and hand its pixels to the tiles that want them."""
+        file = self._files[run.file]
+        wanting: Callable[[Block], list[int]] = lambda b: self._wanting[run.file, b.band, b.row, b.col]  # noqa: E731
+        if all(number in self._failed for block in run.blocks for number in wanting(block)):
+            return
+        try:
+            for block, pixels, valid in file.raster.decode(run.blocks, file.bands):
+                col, row = block.col * file.raster.block_width, block.row * file.raster.block_height
+                for number in wanting(block):
+                    if number in self._failed:
+                        continue
+                    part = file.parts[number]
+                    with self._lock:  # the first block makes the array; copying is quick
+                        part.paste(block.band, col, row, pixels, valid)
+                        part.waiting -= 1
+                        complete = part.waiting == 0
+                    if complete:
+                        self._finish(run.file, number)
+        except SceneReadError as error:
+            self._fail({number for block in run.blocks for number in wanting(block)}, str(error))
+
+    def _finish(self, index: int, number: int) -> None:
+        """One file's share of a tile is complete; with the last share the tile is."""
+        file = self._files[index]
+        pixels, missing = file.parts.pop(number).finish()
+        with self._lock:
+            self._planes[number].append((file, pixels, missing))
+            self._parts_left[number] -= 1
+            if self._parts_left[number] or number in self._failed:
+                return
+            planes = self._planes.pop(number)
+        tile = np.zeros((self._bands, *self._tiles[number].shape), dtype=pixels.dtype)
+        holes = np.zeros(self._tiles[number].shape, dtype=bool)
+        for source, part, part_missing in planes:
+            tile[source.places] = part
+            holes |= part_missing
+        tile[:, holes] = 0
+        with self._lock:
+            self._done.append(Cut(number, tile, holes))
+
+    def _fail(self, numbers: set[int], problem: str) -> None:
+        with self._lock:
+            for number in sorted(numbers - self._failed):
+                if number in self._planes and self._parts_left[number] == 0:
+                    continue
+                self._failed.add(number)
+                self._planes.pop(number, None)
+                self._done.append(Cut(number, None, None, problem))

@@ -1,0 +1,132 @@
+"""What cutting would cost, from the places of the tiles and the layout of a few files: no pixel is read.
+
+The blocks under the tiles follow from a scene's grid (`proj:transform` and `proj:shape` of its item) and the size of
+its blocks; size and bytes of blocks are read from the headers of a few files and taken to hold for their collection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+from rasterio.enums import Resampling
+
+from grafalign.scenes.radiometry import BandSource
+from grafalign.scenes.ranges import RangeReader
+from grafalign.scenes.raster import HEADER_BYTES, Grid, Raster
+from grafalign.scenes.tiles import footprints
+
+_SAMPLED_BLOCKS = 400
+_RUN_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of one band of a collection are laid out."""
+
+    grid: Grid
+    block_width: int
+    block_height: int
+    block_bytes: float
+    """Mean stored bytes of a block."""
+    decoded_bytes: float
+    """Bytes of a block when decoded."""
+    header_seconds: float
+    """Time the header took: about one request."""
+    remote: bool
+
+
+@dataclass(frozen=True)
+class FileCost:
+    """What is needed of one file."""
+
+    requests: int
+    bytes: float
+    blocks: int
+    reads: int
+    """Blocks that tiles would read one by one, each tile on its own."""
+    decoded_bytes: float
+
+
+def read_layout(band: BandSource, reader: RangeReader, gsd_m: float) -> Layout:
+    """Read the header of one file.
+
+    Raises:
+        SceneReadError: the file cannot be opened.
+    """
+    started = time.perf_counter()
+    raster = Raster(band.href, reader, gsd_m)
+    seconds = time.perf_counter() - started
+    grid = raster.grid
+    steps = range(0, grid.width, raster.block_width), range(0, grid.height, raster.block_height)
+    corners = [(col, row) for row in steps[1] for col in steps[0]]
+    picked = corners[:: max(1, len(corners) // _SAMPLED_BLOCKS)]
+    blocks = [b for found in raster.blocks([band.index], [(c, r, 1, 1) for c, r in picked]) for b in found]
+    stored = [b.nbytes for b in blocks if b.nbytes]
+    bands = raster.count if raster.pixel_interleaved else 1
+    decoded = raster.block_width * raster.block_height * np.dtype(raster.dtypes[band.index - 1]).itemsize * bands
+    raster.close()
+    mean = float(np.mean(stored)) if stored else 0.6 * decoded
+    return Layout(grid, raster.block_width, raster.block_height, mean, float(decoded), seconds, '://' in band.href)
+
+
+def item_grid(item: dict[str, Any], layout: Layout) -> Grid:
+    """The grid of a scene by its item, at the layout's resolution; the layout's own where the item says nothing."""
+    properties = item.get('properties') or {}
+    for place in (*(item.get('assets') or {}).values(), properties):
+        if not isinstance(place, dict):
+            continue
+        transform, shape = place.get('proj:transform'), place.get('proj:shape')
+        code = place.get('proj:code') or place.get('proj:epsg') or properties.get('proj:code')
+        code = code or properties.get('proj:epsg')
+        if not (transform and shape and code):
+            continue
+        try:
+            crs = CRS.from_user_input(code)
+            own = Affine(*(float(v) for v in transform[:6]))
+            height, width = (int(v) for v in shape)
+        except (CRSError, TypeError, ValueError):
+            continue
+        factor = abs(layout.grid.transform.a / own.a)  # the band's files, or their overview, may be coarser
+        if abs(factor - round(factor)) > 1e-3 * factor or factor < 0.999:
+            continue
+        name = f'EPSG:{crs.to_epsg()}' if crs.to_epsg() else crs.to_string()
+        scaled = own * Affine.scale(factor)
+        return Grid(name, crs.to_wkt(), scaled, width=round(width / factor), height=round(height / factor))
+    return layout.grid
+
+
+def file_cost(grid: Grid, layout: Layout, boxes: Sequence[GeoBox], resampling: Resampling) -> FileCost:
+    """What tiles need of one file, block by block, with neighbours merged as the cutter does."""
+    windows = footprints(grid, boxes, resampling).windows
+    left, top = np.maximum(windows[:, 0], 0), np.maximum(windows[:, 1], 0)
+    right = np.minimum(windows[:, 0] + windows[:, 2], grid.width)
+    bottom = np.minimum(windows[:, 1] + windows[:, 3], grid.height)
+    inside = (right > left) & (bottom > top)
+    columns = -(-grid.width // layout.block_width)
+    first = np.stack([left // layout.block_width, top // layout.block_height], axis=1)[inside]
+    last = np.stack([(right - 1) // layout.block_width, (bottom - 1) // layout.block_height], axis=1)[inside]
+    size = last - first + 1
+    count = size.prod(axis=1)
+    tile = np.repeat(np.arange(len(count)), count)
+    number = np.arange(len(tile)) - np.repeat(np.cumsum(count) - count, count)
+    row, col = first[tile, 1] + number // size[tile, 0], first[tile, 0] + number % size[tile, 0]
+    blocks: npt.NDArray[np.int64] = np.unique(row * columns + col)
+    run = max(1, int(_RUN_BYTES // max(layout.block_bytes, 1)))
+    edges = np.flatnonzero(np.diff(blocks) > 1)
+    lengths = np.diff(np.concatenate([[-1], edges, [len(blocks) - 1]])) if len(blocks) else np.array([], dtype=int)
+    return FileCost(
+        requests=1 + int((-(-lengths // run)).sum()),
+        bytes=HEADER_BYTES + layout.block_bytes * len(blocks),
+        blocks=len(blocks),
+        reads=len(tile),
+        decoded_bytes=layout.decoded_bytes * len(blocks),
+    )

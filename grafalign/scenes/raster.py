@@ -1,0 +1,316 @@
+"""One raster file: its grid, the byte ranges of its blocks, and handles that decode blocks from bytes at hand.
+
+GDAL parses and decodes, but fetches nothing of a remote file by itself: it is given a file object that holds the
+header, read with one request, and the bytes of the blocks about to be decoded. So what is requested follows from the
+plan of blocks (`grafalign.scenes.blocks`), not from the order in which windows happen to be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import io
+import itertools
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from affine import Affine
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from grafalign.scenes.ranges import RangeError, RangeReader
+
+HEADER_BYTES = 32_768
+"""First request for a file: the directories of a COG of 10,980 x 10,980 pixels with its overviews take 10 to 20 kB."""
+_ON_DEMAND_BYTES = 65_536
+"""Least bytes fetched when GDAL asks for something that was not planned (a mask, a long header)."""
+_MAGIC = {b'II*\0': 'GTiff', b'MM\0*': 'GTiff', b'II+\0': 'GTiff', b'MM\0+': 'GTiff', b'\0\0\0\x0c': 'JP2OpenJPEG'}
+"""First bytes of what a remote file may be, and GDAL's driver for it: a VRT could name any file of this machine."""
+_names = itertools.count()
+_SETTINGS = {'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR', 'GDAL_CACHEMAX': 64}
+"""No listing of folders; a small block cache, as every block is read once."""
+
+
+class SceneReadError(Exception):
+    """An asset could not be opened or read; the text says which and why."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One internal block of a file."""
+
+    band: int
+    """Band number from 1; 0 where a block holds all bands."""
+    row: int
+    col: int
+    start: int
+    nbytes: int
+    """Where its bytes lie; 0 bytes where it is not stored (all nodata) or not known."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a file's pixels lie."""
+
+    crs_name: str
+    """`EPSG:CODE` where there is a code."""
+    crs_wkt: str
+    transform: Affine
+    width: int
+    height: int
+
+
+class Raster:
+    """A raster file at one of its resolutions.
+
+    Args:
+        href: path, or URL that `reader` understands.
+        reader: fetches bytes of remote files.
+        gsd_m: the finest resolution wanted, in metres; the coarsest overview that is no coarser is used. None for the
+            file's own resolution.
+
+    Raises:
+        SceneReadError: the file is missing, damaged or no raster.
+    """
+
+    def __init__(self, href: str, reader: RangeReader, gsd_m: float | None = None) -> None:
+        self.href = href
+        self._reader = reader
+        self._remote = '://' in href
+        self._level: int | None = None
+        self._idle: queue.LifoQueue[_Handle] = queue.LifoQueue()
+        self._header = b''
+        self._lock = threading.Lock()
+        try:
+            self._header = reader.read(href, 0, HEADER_BYTES) if self._remote else b''
+            handle = self._open()
+            if gsd_m is not None and (level := _overview(handle.dataset, gsd_m)) is not None:
+                handle.close()
+                self._level = level
+                handle = self._open()
+        except (RasterioError, OSError, ValueError, SceneReadError) as error:
+            raise SceneReadError(f'{href}: {_reason(error)}') from None
+        self._idle.put(handle)
+        dataset = handle.dataset
+        if dataset.crs is None:
+            raise SceneReadError(f'{href}: has no coordinate reference system')
+        self.grid = Grid(
+            str(dataset.crs), dataset.crs.to_wkt(), dataset.transform, width=dataset.width, height=dataset.height
+        )
+        self.count: int = dataset.count
+        self.nodata: float | None = dataset.nodata
+        self.dtypes: tuple[str, ...] = dataset.dtypes
+        self.block_height, self.block_width = dataset.block_shapes[0]
+        self.pixel_interleaved = dataset.count == 1 or str(dataset.interleaving).lower().endswith('pixel')
+        self.masked = MaskFlags.per_dataset in dataset.mask_flag_enums[0]
+        """Whether a mask or alpha band says which pixels are valid."""
+        self.overview = self._level is not None
+
+    def blocks(self, bands: list[int], windows: Sequence[tuple[int, int, int, int]]) -> list[list[Block]]:
+        """The blocks under each window (col, row, width, height in pixels); every block is one object."""
+        known: dict[tuple[int, int, int], Block] = {}
+        found: list[list[Block]] = []
+        with self.handle() as handle:
+            for col, row, width, height in windows:
+                here = []
+                rows = range(row // self.block_height, (row + height - 1) // self.block_height + 1)
+                cols = range(col // self.block_width, (col + width - 1) // self.block_width + 1)
+                for key in itertools.product([0] if self.pixel_interleaved else bands, rows, cols):
+                    if key not in known:
+                        known[key] = self._block(handle.dataset, *key)
+                    here.append(known[key])
+                found.append(here)
+        return found
+
+    def _block(self, dataset: DatasetReader, band: int, row: int, col: int) -> Block:
+        place = [
+            dataset.get_tag_item(f'BLOCK_{what}_{col}_{row}', 'TIFF', bidx=max(band, 1)) for what in ('OFFSET', 'SIZE')
+        ]
+        start, nbytes = (int(p) for p in place) if all(place) else (0, 0)
+        return Block(band, row, col, start, nbytes)
+
+    def window(self, block: Block) -> Window:
+        """Pixels of a block that lie inside the raster."""
+        col, row = block.col * self.block_width, block.row * self.block_height
+        return Window(
+            col, row, min(self.block_width, self.grid.width - col), min(self.block_height, self.grid.height - row)
+        )
+
+    def decode(
+        self, blocks: list[Block], bands: list[int]
+    ) -> Iterator[tuple[Block, npt.NDArray[np.generic], npt.NDArray[np.bool_] | None]]:
+        """Fetch blocks that lie side by side with one request and decode them one by one.
+
+        Args:
+            blocks: in the order of their bytes, without gaps worth skipping.
+            bands: band numbers wanted.
+
+        Yields:
+            The block, its pixels [bands, h, w] (one band where blocks hold one), and where the file masks them valid
+            [h, w] (None without a mask).
+
+        Raises:
+            SceneReadError: the bytes could not be had or decoded.
+        """
+        try:
+            stored = [b for b in blocks if b.nbytes]
+            content, start = b'', 0
+            if self._remote and stored:
+                start = stored[0].start
+                content = self._reader.read(self.href, start, stored[-1].start + stored[-1].nbytes - start)
+            with self.handle() as handle:
+                dataset, file = handle.dataset, handle.file
+                file.hold(start, content)
+                for block in blocks:
+                    window = self.window(block)
+                    pixels = dataset.read(bands if block.band == 0 else [block.band], window=window)
+                    valid = dataset.read_masks(1, window=window) != 0 if self.masked else None
+                    if file.problem is not None:
+                        raise file.problem
+                    yield block, pixels, valid
+        except (RasterioError, OSError, ValueError) as error:
+            raise SceneReadError(f'{self.href}: {_reason(error)}') from None
+
+    @contextlib.contextmanager
+    def handle(self) -> Iterator[_Handle]:
+        """An open dataset that nobody else uses meanwhile."""
+        try:
+            handle = self._idle.get_nowait()
+        except queue.Empty:
+            handle = self._open()
+        try:
+            yield handle
+        except BaseException:
+            handle.close()
+            raise
+        handle.file.hold(0, b'')
+        self._idle.put(handle)
+
+    def close(self) -> None:
+        """Close all idle handles."""
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except queue.Empty:
+                return
+
+    def _open(self) -> _Handle:
+        options: dict[str, Any] = {} if self._level is None else {'overview_level': self._level}
+        file = _Bytes(self.href, self._reader, self._header)
+        with rasterio.Env(**_SETTINGS):
+            if not self._remote:
+                return _Handle(rasterio.open(self.href, **options), file, contextvars.copy_context())
+            driver = _MAGIC.get(self._header[:4])
+            if driver is None:
+                raise SceneReadError('is neither TIFF nor JPEG 2000')
+            name = f'/{next(_names)}/asset.tif'  # rasterio keeps openers by folder: one of its own for every handle
+
+            def opener(path: str, mode: str = 'r') -> _Bytes:
+                if path != name:  # GDAL looks for side-car files; a STAC asset has none
+                    raise FileNotFoundError(path)
+                return file
+
+            context = contextvars.copy_context()
+            try:
+                with self._lock:
+                    dataset = context.run(rasterio.open, name, opener=opener, driver=driver, **options)
+                return _Handle(dataset, file, context)
+            except RasterioError:
+                raise file.problem or SceneReadError('is damaged') from None
+
+
+@dataclass(frozen=True)
+class _Handle:
+    """An open dataset, the file under it, and the context that it was opened in.
+
+    rasterio notes a file's opener in context variables, which are a thread's own; so the context goes with the dataset
+    from thread to thread.
+    """
+
+    dataset: DatasetReader
+    file: _Bytes
+    context: contextvars.Context
+
+    def close(self) -> None:
+        """Close the dataset."""
+        self.context.run(self.dataset.close)
+
+
+class _Bytes(io.RawIOBase):
+    """A remote file of which the header and one stretch are at hand; anything else is fetched when asked for."""
+
+    def __init__(self, href: str, reader: RangeReader, header: bytes) -> None:
+        self._href, self._reader = href, reader
+        self._header, self._held, self._extra = (0, header), (0, b''), (0, b'')
+        self._at = 0
+        self.problem: RangeError | None = None
+        """Why reading failed; GDAL can only be told that it did."""
+
+    def hold(self, start: int, content: bytes) -> None:
+        """Have these bytes at hand, and no longer those of the last call."""
+        self._held, self.problem = (start, content), None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            try:
+                offset += self._reader.size(self._href)
+            except RangeError as error:
+                self.problem = error
+        self._at = offset + (self._at if whence == io.SEEK_CUR else 0)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            size = max(0, self._reader.size(self._href) - self._at)
+        for start, content in (self._held, self._header, self._extra):
+            if start <= self._at and self._at + size <= start + len(content):
+                found = content[self._at - start : self._at - start + size]
+                break
+        else:
+            try:
+                content = self._reader.read(self._href, self._at, max(size, _ON_DEMAND_BYTES))
+            except RangeError as error:
+                self.problem = error
+                return b''
+            self._extra = (self._at, content)
+            found = content[:size]
+        self._at += len(found)
+        return found
+
+    def close(self) -> None:
+        """Nothing to close: GDAL opens and closes a file several times while it recognises it."""
+
+
+def _overview(dataset: DatasetReader, gsd_m: float) -> int | None:
+    """Index of the coarsest overview whose pixels are no larger than `gsd_m`; None for the full resolution."""
+    own = abs(dataset.transform.a)
+    if dataset.crs is None:
+        return None
+    if dataset.crs.is_geographic:
+        own *= 111_320
+    best = None
+    for index, factor in enumerate(dataset.overviews(1)):
+        if own * factor <= gsd_m * 1.001:
+            best = index
+    return best
+
+
+def _reason(error: Exception) -> str:
+    return str(error.__cause__ or error)

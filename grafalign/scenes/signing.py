@@ -1,0 +1,152 @@
+"""Short-lived tokens for assets on Azure Blob Storage, as the Planetary Computer gives them out.
+
+`GET {tokens}/ACCOUNT/CONTAINER` answers `{"msft:expiry": "2024-05-01T12:34:56Z", "token": "st=...&sig=..."}`, and
+`HREF?token` may be read until then. Source: planetary_computer/sas.py and utils.py of
+https://github.com/microsoft/planetary-computer-sdk-for-python, which also fetches a token anew in its last minute.
+Tokens are never written to disk: scenes and stores hold the unsigned addresses.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import pandas as pd
+import urllib3
+
+from grafalign.errors import GrafalignError
+from grafalign.scenes.retry import FOR_THE_MOMENT, CappedRetry
+from grafalign.scenes.source import SignSettings
+
+_MARGIN_S = 60.0
+"""A token is fetched anew when it is valid for less than this, or than a fifth of its life where that is shorter."""
+_MIN_LIFE_S = 0.05
+
+
+@dataclass(frozen=True)
+class _Token:
+    query: str
+    until: float
+    """Seconds of the monotonic clock."""
+
+
+class Signer:
+    """Signs the addresses of assets; one signer serves all threads.
+
+    Args:
+        settings: token service and the hosts it is for.
+        timeout_s: seconds to wait for the token service.
+        retries: how often a request for a token that failed for the moment is made again.
+    """
+
+    def __init__(self, settings: SignSettings, timeout_s: float = 30.0, retries: int = 5) -> None:
+        self._tokens_url = settings.tokens.rstrip('/')
+        self._hosts = settings.blob_hosts.lower()
+        self._tokens: dict[tuple[str, str], _Token] = {}
+        self._locks: dict[tuple[str, str], threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._pool = urllib3.PoolManager(
+            timeout=timeout_s,
+            retries=CappedRetry(
+                total=retries,
+                connect=min(2, retries),
+                status_forcelist=FOR_THE_MOMENT,
+                backoff_factor=0.5,
+                raise_on_status=False,
+            ),
+        )
+
+    def sign(self, href: str) -> str:
+        """An address that can be read now; addresses of other hosts come back as they are.
+
+        Raises:
+            GrafalignError: the token service does not answer, or gives no token.
+        """
+        place = self._place(href)
+        if place is None:
+            return href
+        return f'{href}{"&" if "?" in href else "?"}{self._token(place).query}'
+
+    def refresh(self, href: str, failed: str) -> str:
+        """Sign an address again after the host refused it (403).
+
+        However many threads are refused with one token, it is fetched anew once.
+
+        Args:
+            href: the unsigned address.
+            failed: the signed address that was refused.
+
+        Raises:
+            GrafalignError: as `sign`.
+        """
+        place = self._place(href)
+        if place is None:
+            return href
+        with self._lock_of(place):
+            token = self._tokens.get(place)
+            if token is not None and failed.endswith(token.query):
+                del self._tokens[place]
+        return self.sign(href)
+
+    def _place(self, href: str) -> tuple[str, str] | None:
+        """Account and container of an address; None where it needs no token."""
+        parts = urlsplit(href)
+        host, path = parts.netloc.lower(), [p for p in parts.path.split('/') if p]
+        if host == self._hosts and parts.scheme in ('http', 'https'):
+            return (path[0], path[1]) if len(path) > 2 else None
+        if parts.scheme == 'https' and self._hosts.startswith('.') and host.endswith(self._hosts) and len(path) > 1:
+            return host.removesuffix(self._hosts).partition('.')[0], path[0]
+        return None
+
+    def _lock_of(self, place: tuple[str, str]) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(place, threading.Lock())
+
+    def _token(self, place: tuple[str, str]) -> _Token:
+        token = self._tokens.get(place)
+        if token is None or time.monotonic() >= token.until:
+            with self._lock_of(place):
+                token = self._tokens.get(place)  # another thread may have fetched it while this one waited
+                if token is None or time.monotonic() >= token.until:
+                    token = self._tokens[place] = self._fetch(place)
+        return token
+
+    def _fetch(self, place: tuple[str, str]) -> _Token:
+        url = f'{self._tokens_url}/{place[0]}/{place[1]}'
+        asked = time.monotonic()
+        try:
+            response = self._pool.request('GET', url)
+            if response.status != 200:
+                raise ValueError(f'it answered {response.status}')
+            answer: dict[str, Any] = response.json()
+            query, expiry = answer['token'], pd.Timestamp(answer['msft:expiry'])
+            if not isinstance(query, str) or not query:
+                raise ValueError('its token is empty')
+            expiry = expiry.tz_localize('UTC') if expiry.tzinfo is None else expiry
+            life_s = (expiry - _server_time(response.headers.get('Date'))).total_seconds()
+        except (urllib3.exceptions.HTTPError, ValueError, TypeError, KeyError, AttributeError) as error:
+            text = ' '.join(str(error).split())[:200]
+            raise GrafalignError(
+                f'The token service {url} gave no token ({type(error).__name__}: {text}); check scenes.sign and the '
+                'addresses of the assets, and try again.'
+            ) from None
+        # from when it was asked for, and at least for a moment: an expired token is the host's to refuse
+        return _Token(query.lstrip('?'), asked + max(life_s - min(_MARGIN_S, life_s / 5), _MIN_LIFE_S))
+
+
+def _server_time(date: str | None) -> datetime:
+    """What time it is for the token service, so that a wrong clock here does not matter.
+
+    A Date header is cut to whole seconds, so it is taken to be the end of its second.
+    """
+    now = datetime.now(timezone.utc)
+    try:
+        server = parsedate_to_datetime(date or '')
+    except ValueError:
+        return now
+    return now if abs((now - server).total_seconds()) < 2 else server + timedelta(seconds=1)

@@ -1,0 +1,94 @@
+"""Which scene is taken for a tile."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import numpy as np
+import shapely
+
+from grafalign.scenes import Choice, Scene, choose_scenes
+from grafalign.scenes.items import scene_of
+
+WHOLE = (-1.0, -1.0, 2.0, 2.0)
+TAKEN = datetime(2021, 1, 10, 12, tzinfo=timezone.utc).timestamp() / 86400
+
+
+def scene(name: str, box: tuple[float, float, float, float], day: int, cloud: float | None = None) -> Scene:
+    """A scene over a box on a day of January 2021."""
+    return scene_of(
+        {
+            'id': name,
+            'geometry': shapely.geometry.mapping(shapely.box(*box)),
+            'assets': {},
+            'properties': {'datetime': f'2021-01-{day:02d}T12:00:00Z', 'eo:cloud_cover': cloud},
+        }
+    )
+
+
+def choose(scenes: list[Scene], boxes: list[shapely.Polygon], days: list[list[float]], keep: int = 9) -> Choice:
+    """The choice for tiles whose photos have these days."""
+    outlines = np.array(boxes, dtype=object)
+    first = np.concatenate([[0], np.cumsum([len(d) for d in days])])
+    return choose_scenes(scenes, lambda a, b: outlines[a:b], np.concatenate(days), first, keep)
+
+
+def test_full_coverage_then_days_then_cloud() -> None:
+    """A scene that covers the tile beats a nearer date; among those the nearest date wins; then the clearer sky."""
+    scenes = [
+        scene('half', (-1, -1, 0.5, 2), 10),
+        scene('far', WHOLE, 28),
+        scene('near', WHOLE, 12, 9.0),
+        scene('near clear', WHOLE, 12, 1.0),
+        scene('elsewhere', (5, 5, 6, 6), 10),
+    ]
+    found = choose(scenes, [shapely.box(0, 0, 1, 1)], [[TAKEN, TAKEN + 1, np.nan]])
+    assert [scenes[i].item_id for i in found.scene[0, :4]] == ['near clear', 'near', 'far', 'half']
+    assert found.scene[0, 4] == -1 and found.considered[0] == 4
+    np.testing.assert_allclose(found.coverage[0, :4], [1, 1, 1, 0.5])
+    np.testing.assert_allclose(found.days_apart[0, :4], [1.5, 1.5, 17.5, 0.5])
+
+
+def test_a_sliver_more_coverage_is_worth_no_year() -> None:
+    """Two scenes that cover 80 and 81 percent of a tile are told apart by their dates."""
+    scenes = [scene('more', (-1, -1, 0.81, 2), 30), scene('nearer', (-1, -1, 0.80001, 2), 10)]
+    found = choose(scenes, [shapely.box(0, 0, 1, 1)], [[TAKEN]])
+    assert [scenes[i].item_id for i in found.scene[0, :2]] == ['nearer', 'more']
+
+
+def test_photos_without_a_time_get_the_newest_scene() -> None:
+    """No photo of the tile has a time: the last scene is taken, and the days are unknown."""
+    scenes = [scene('old', WHOLE, 2), scene('new', WHOLE, 28)]
+    found = choose(scenes, [shapely.box(0, 0, 1, 1)], [[np.nan]])
+    assert scenes[found.scene[0, 0]].item_id == 'new' and np.isnan(found.days_apart[0, 0])
+
+
+def test_a_tile_across_the_antimeridian_meets_scenes_of_both_sides() -> None:
+    """A tile from 179.5 to 180.5 degrees is half in a scene that ends at 180 and half in one that begins at -180."""
+    scenes = [scene('west', (170, 0, 180, 2), 10), scene('east', (-180, 0, -170, 2), 10)]
+    both = scene_of(
+        {
+            **scene('both', (170, 0, 180, 2), 10).item,
+            'id': 'both',
+            'geometry': shapely.geometry.mapping(shapely.MultiPolygon([s.footprint for s in scenes])),
+        }
+    )
+    found = choose([*scenes, both], [shapely.box(179.5, 0.5, 180.5, 1.5)], [[TAKEN]])
+    assert sorted(found.scene[0, :3]) == [0, 1, 2]
+    np.testing.assert_allclose(found.coverage[0, :3], [1, 0.5, 0.5])
+
+
+def test_the_choice_does_not_depend_on_which_tiles_are_asked_together() -> None:
+    """Many tiles at once get what each gets alone."""
+    rng = np.random.default_rng(0)
+    scenes = []
+    for i in range(30):
+        x, y = rng.uniform(-1, 3, 2)
+        scenes.append(scene(f's{i}', (x, y, x + 2, y + 2), int(rng.integers(1, 28)), float(rng.uniform(0, 20))))
+    boxes = [shapely.box(x, y, x + 0.3, y + 0.3) for x, y in rng.uniform(0, 4, (50, 2))]
+    days = [(TAKEN + rng.uniform(-20, 20, rng.integers(1, 5))).tolist() for _ in boxes]
+    together = choose(scenes, boxes, days, 3)
+    for n, (box, times) in enumerate(zip(boxes, days, strict=True)):
+        alone = choose(scenes, [box], [times], 3)
+        assert (alone.scene[0] == together.scene[n]).all()
+        np.testing.assert_allclose(alone.days_apart[0], together.days_apart[n])
