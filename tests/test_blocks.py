@@ -315,7 +315,7 @@ def test_scenes_are_cut_together_and_told_apart(server: RangeServer, tmp_path: P
 
 
 def test_a_remote_file_cannot_make_us_read_local_ones(server: RangeServer, tmp_path: Path) -> None:
-    """A VRT on a server, which names a file of this machine, is no raster to us; nor is one behind a private address."""
+    """A VRT that names a local file is no raster to us, and private addresses are refused where they must be."""
     secret = write(tmp_path / 'secret.tif', noise(1, 64, 64))
     with rasterio.open(secret) as file:
         vrt = f"""<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:{EPSG}</SRS>

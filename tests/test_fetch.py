@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grafalign import guarded
 from grafalign.config import parse_settings
 from grafalign.errors import GrafalignError
-from grafalign import guarded
+from grafalign.guarded import is_public
 from grafalign.photos import tars, web
 from grafalign.photos.exif import PhotoError
 from grafalign.photos.fetch import Fetcher, RemoteSettings, is_remote
-from grafalign.guarded import is_public
 from grafalign.photos.tars import read_index
 from tests.photo_server import PhotoServer, serving
 from tests.test_exif import encoded, picture

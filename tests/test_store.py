@@ -14,10 +14,10 @@ import pytest
 import rasterio
 import shapely
 
+from grafalign.files import file_digest
 from grafalign.geo import TileGrid, blocks_touched
 from grafalign.pairing import Recipe, pair
 from grafalign.pairing.plan import split_of_blocks
-from grafalign.files import file_digest
 from grafalign.store import PairStore, ShardWriter
 
 

@@ -16,7 +16,7 @@ from grafalign.files import Place
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.run import WORK, begin
 from grafalign.pairing.stages import Stages
-from grafalign.scenes import BandSource, RangeReader, SceneReadError, band_sources
+from grafalign.scenes import BandSource, RangeReader, SceneReadError, band_sources, cloud_mask
 from grafalign.scenes.cost import FileCost, Layout, file_cost, item_grid, read_layout
 from grafalign.scenes.items import public_assets_only
 from grafalign.scenes.signing import Signer
@@ -126,12 +126,15 @@ def _costs(stages: Stages) -> tuple[list[FileCost], list[Layout], list[str]]:
         scene = scenes[number]
         try:
             by_href: dict[str, BandSource] = {s.href: s for s in band_sources(scene.item, recipe.sensor.bands)}
+            files = [(s, Resampling[recipe.sensor.resampling]) for s in by_href.values()]
+            if recipe.max_tile_cloud_percent is not None and (mask := cloud_mask(scene.item)) is not None:
+                files.append((mask, Resampling.nearest))
         except GrafalignError as error:
             problems[str(error)] += 1
             continue
         part = tiles.iloc[rows_of]
         boxes = [recipe.grid.geobox(*place) for place in zip(part['epsg'], part['left'], part['top'], strict=True)]
-        for place, source in enumerate(by_href.values()):
+        for place, (source, resampling) in enumerate(files):
             kind = (scene.collection, str(place))
             if kind not in layouts and tried[kind] < _SAMPLES:
                 tried[kind] += 1
@@ -141,7 +144,7 @@ def _costs(stages: Stages) -> tuple[list[FileCost], list[Layout], list[str]]:
                     problems[str(error)] += 1
             if kind in layouts:
                 grid = item_grid(scene.item, layouts[kind])
-                costs.append(file_cost(grid, layouts[kind], boxes, Resampling[recipe.sensor.resampling]))
+                costs.append(file_cost(grid, layouts[kind], boxes, resampling))
     return costs, list(layouts.values()), [f'{text} ({n} times)' for text, n in problems.most_common(5)]
 
 

@@ -259,13 +259,8 @@ def _micros(day: date) -> int:
     return (midnight - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1)
 
 
-def _is_version(name: str, wanted: str) -> bool:
-    stem, _, version = name.rpartition('-')
-    return stem == wanted and version[:1].isdigit()
-
-
 def _accuracies(rows: Any) -> Any:
-    return pc.binary_join_element_wise('accuracy', pc.cast(rows['accuracy_m'], pa.string()), 'm', ' ')
+    return pc.binary_join_element_wise('accuracy', pc.cast(pc.round(rows['accuracy_m'], 1), pa.string()), 'm', ' ')
 
 
 def _stamps(rows: Any) -> Any:

@@ -210,6 +210,17 @@ class SwapWatch:
             )
 
 
+def _remedy(reason: str) -> str:
+    """What helps where most photos were rejected for one reason."""
+    if reason in ('file is missing', 'uri leaves the root folder', 'no uri', 'unusable uri'):
+        return 'set photos.root to the folder that the uris are relative to, or photos.columns.uri to their column'
+    if reason in ('no position', 'impossible coordinates', 'position 0, 0', 'malformed row'):
+        return 'check that the images carry a position, or name the position columns in the recipe'
+    if reason in ('not an image', 'damaged image', 'truncated image'):
+        return 'check the files'
+    return 'check photos.filters and photos.schemes of the recipe'
+
+
 def finished(kept: Any, rejected: Any, source: str) -> Photos:
     """Sorted tables of pandas.
 
@@ -222,8 +233,7 @@ def finished(kept: Any, rejected: Any, source: str) -> Photos:
         counts = pc.value_counts(rejected['reason'].cast(pa.string())).to_pylist()
         worst = min(counts, key=lambda c: (-c['counts'], c['values']))['values']
         raise GrafalignError(
-            f'{source}: none of the {len(rejected)} photos can be used (most often: {worst}); '
-            'check that the images carry a position, or name the position columns in the recipe.'
+            f'{source}: none of the {len(rejected)} photos can be used (most often: {worst}); {_remedy(worst)}.'
         )
     kept = kept.select(list(COLUMNS))
     kept = kept.take(pc.sort_indices(kept, sort_keys=[('photo_id', 'ascending')]))

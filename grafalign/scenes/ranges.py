@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -21,6 +22,14 @@ _REDIRECTS = urllib3.Retry(total=None, connect=0, read=0, other=0, status=0, red
 
 class RangeError(OSError):
     """A range could not be had; the text says why."""
+
+
+class _Again(Exception):
+    """A failure that may pass; `wait_s` is what the server asked for, below zero for no wait at all."""
+
+    def __init__(self, problem: str, wait_s: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait_s = wait_s
 
 
 @dataclass
@@ -83,44 +92,26 @@ class RangeReader:
         """
         if urlsplit(href).scheme not in ('http', 'https'):
             return self._read_fsspec(href, start, length)
-        wait_s, problem = 0.0, ''
-        for attempt in range(self._tries):
-            if attempt:
-                self.traffic.add(retries=1)
-                time.sleep(wait_s)
-            wait_s = min(0.25 * 2**attempt, 8)
-            url = self._signer.sign(href) if self._signer else href
-            LIMITS.deadline, LIMITS.private = time.monotonic() + self._timeout_s, self._private
-            headers = {'User-Agent': USER_AGENT, 'Range': f'bytes={start}-{start + length - 1}'}
-            try:
-                response = self._pool.request('GET', url, headers=headers, preload_content=False, retries=_REDIRECTS)
-            except PrivateAddressError:
-                raise RangeError('its host has a private address, which an item of an API must not name') from None
-            except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-                self.traffic.add(requests=1)
-                problem = _plain(error)
-                continue
-            try:
-                self.traffic.add(requests=1)
-                if response.status in (200, 206):
-                    content = self._content(href, response, start, length)
-                    self.traffic.add(nbytes=len(content))
-                    return content
-                if response.status == 416:  # the range begins behind the end
-                    return b''
-                problem = f'HTTP {response.status}'
-                if response.status in _STATUS_WORTH_RETRYING:
-                    wait_s = max(wait_s, _retry_after(response.headers.get('Retry-After')))
-                elif response.status in (401, 403) and self._signer and self._signer.refresh(href, url) != url:
-                    wait_s = 0.0
-                else:
-                    raise RangeError(problem)
-            except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-                problem = _plain(error)
-            finally:
-                if not response.closed:  # not read to its end: the connection cannot be used again
-                    response.close()
-        raise RangeError(f'{problem}, {self._tries} times')
+        return next(self._pieces(href, [(start, length)], short=True))
+
+    def stream(self, href: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """Stretches of a file (start, length), in the order of their bytes, with one request for all of them.
+
+        Each is handed on as it arrives. If the connection breaks, what is left is asked for again.
+
+        Raises:
+            RangeError: as `read`, or the file ends before.
+        """
+        if urlsplit(href).scheme in ('http', 'https'):
+            yield from self._pieces(href, pieces, short=False)
+            return
+        first, last = pieces[0], pieces[-1]
+        content = self._read_fsspec(href, first[0], last[0] + last[1] - first[0])
+        for start, length in pieces:
+            piece = content[start - first[0] : start - first[0] + length]
+            if len(piece) < length:
+                raise RangeError('the file is cut off')
+            yield piece
 
     def size(self, href: str) -> int:
         """Length of a file in bytes; known after the first range of it was read over http."""
@@ -133,21 +124,87 @@ class RangeReader:
                 self._sizes[href] = int(fs.size(path))
         return self._sizes[href]
 
-    def _content(self, href: str, response: urllib3.BaseHTTPResponse, start: int, length: int) -> bytes:
+    def _pieces(self, href: str, pieces: Sequence[tuple[int, int]], short: bool) -> Iterator[bytes]:
+        """Pieces of a file over http; `short` allows the last one to end with the file."""
+        end = pieces[-1][0] + pieces[-1][1]
+        done = tries = 0
+        while done < len(pieces):
+            response = None
+            try:
+                at = pieces[done][0]
+                response = self._respond(href, at, end - at)
+                for start, length in pieces[done:]:
+                    piece = self._take(href, response, start - at, length, short)
+                    at = start + length
+                    self.traffic.add(nbytes=len(piece))
+                    done += 1
+                    tries = 0
+                    yield piece
+            except _Again as problem:
+                tries += 1
+                if tries >= self._tries:
+                    raise RangeError(f'{problem}, {tries} times') from None
+                self.traffic.add(retries=1)
+                time.sleep(max(problem.wait_s, min(0.125 * 2**tries, 8)) if problem.wait_s >= 0 else 0)
+            finally:
+                if response is not None and not response.closed:  # not read to its end: it cannot be used again
+                    response.close()
+
+    def _respond(self, href: str, start: int, length: int) -> urllib3.BaseHTTPResponse:
+        """Make one request; return a response whose body begins at `start`."""
+        url = self._signer.sign(href) if self._signer else href
+        headers = {'User-Agent': USER_AGENT, 'Range': f'bytes={start}-{start + length - 1}'}
+        self._start_clock()
+        self.traffic.add(requests=1)
+        try:
+            response = self._pool.request('GET', url, headers=headers, preload_content=False, retries=_REDIRECTS)
+        except PrivateAddressError:
+            raise RangeError('its host has a private address, which an item of an API must not name') from None
+        except (urllib3.exceptions.HTTPError, TimeoutError) as error:
+            raise _Again(_plain(error)) from None
         whole = response.headers.get('Content-Range', '').rpartition('/')[2]
-        if response.status == 206:
-            if whole.isdigit():
-                self._sizes[href] = int(whole)
-            content = response.read(length, decode_content=False)
-            wanted = min(length, self._sizes.get(href, start + length) - start)
-            if len(content) < wanted:
-                raise urllib3.exceptions.ProtocolError(f'{len(content)} of {wanted} bytes arrived')
-            return content
-        if start or int(response.headers.get('Content-Length') or length + 1) > length:
+        if whole.isdigit():
+            self._sizes[href] = int(whole)
+        if response.status in (206, 416):
+            return response
+        if response.status == 200:
+            size = response.headers.get('Content-Length', '')
+            if start == 0 and size.isdigit() and int(size) <= length:
+                self._sizes[href] = int(size)
+                return response
+            response.close()
             raise RangeError('the server sends whole files, not ranges')
-        content = response.read(length, decode_content=False)
-        self._sizes[href] = len(content)
-        return content
+        response.close()
+        if response.status in _STATUS_WORTH_RETRYING:
+            raise _Again(f'HTTP {response.status}', _retry_after(response.headers.get('Retry-After')))
+        if response.status in (401, 403) and self._signer and self._signer.refresh(href, url) != url:
+            raise _Again(f'HTTP {response.status}', -1)
+        raise RangeError(f'HTTP {response.status}')
+
+    def _take(self, href: str, response: urllib3.BaseHTTPResponse, skip: int, length: int, short: bool) -> bytes:
+        """The next bytes of a body, after some that nobody wants."""
+        if response.status == 416:  # the range begins behind the end
+            if short:
+                return b''
+            raise RangeError('the file is cut off')
+        self._start_clock()
+        try:
+            if skip:
+                response.read(skip, decode_content=False)
+            piece = response.read(length, decode_content=False)
+        except (urllib3.exceptions.HTTPError, TimeoutError) as error:
+            raise _Again(_plain(error)) from None
+        if len(piece) < length:
+            said = response.headers.get('Content-Length', '')
+            if short and (not said.isdigit() or int(said) == len(piece)):
+                return piece
+            if int(self._sizes.get(href, 0)) and not short and said.isdigit() and int(said) < skip + length:
+                raise RangeError('the file is cut off')
+            raise _Again(f'{len(piece)} of {length} bytes arrived')
+        return piece
+
+    def _start_clock(self) -> None:
+        LIMITS.deadline, LIMITS.private = time.monotonic() + self._timeout_s, self._private
 
     def _read_fsspec(self, href: str, start: int, length: int) -> bytes:
         try:

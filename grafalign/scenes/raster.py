@@ -14,7 +14,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from grafalign.engine import default_workers
 from grafalign.scenes.ranges import RangeError, RangeReader
 
 HEADER_BYTES = 32_768
@@ -34,6 +35,8 @@ _ON_DEMAND_BYTES = 65_536
 """Least bytes fetched when GDAL asks for something that was not planned (a mask, a long header)."""
 _MAGIC = {b'II*\0': 'GTiff', b'MM\0*': 'GTiff', b'II+\0': 'GTiff', b'MM\0+': 'GTiff', b'\0\0\0\x0c': 'JP2OpenJPEG'}
 """First bytes of what a remote file may be, and GDAL's driver for it: a VRT could name any file of this machine."""
+_DECODING = threading.BoundedSemaphore(default_workers())
+"""Many threads wait for servers, but decoding in more of them than there are cores only wears out the caches."""
 _names = itertools.count()
 _SETTINGS = {'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR', 'GDAL_CACHEMAX': 64}
 """No listing of folders; a small block cache, as every block is read once."""
@@ -154,27 +157,25 @@ class Raster:
             bands: band numbers wanted.
 
         Yields:
-            The block, its pixels [bands, h, w] (one band where blocks hold one), and where the file masks them valid
-            [h, w] (None without a mask).
+            The block, its pixels [bands, h, w] (one band where blocks hold one; valid until the next block), and where
+            the file masks them valid [h, w] (None without a mask).
 
         Raises:
             SceneReadError: the bytes could not be had or decoded.
         """
         try:
-            stored = [b for b in blocks if b.nbytes]
-            content, start = b'', 0
-            if self._remote and stored:
-                start = stored[0].start
-                content = self._reader.read(self.href, start, stored[-1].start + stored[-1].nbytes - start)
-            with self.handle() as handle:
-                dataset, file = handle.dataset, handle.file
-                file.hold(start, content)
-                for block in blocks:
-                    window = self.window(block)
-                    pixels = dataset.read(bands if block.band == 0 else [block.band], window=window)
-                    valid = dataset.read_masks(1, window=window) != 0 if self.masked else None
-                    if file.problem is not None:
-                        raise file.problem
+            stored = [(b.start, b.nbytes) for b in blocks if b.nbytes]
+            arriving = self._reader.stream(self.href, stored) if self._remote and stored else iter(())
+            for block in blocks:
+                content = next(arriving, b'') if block.nbytes else b''
+                window = self.window(block)
+                wanted = bands if block.band == 0 else [block.band]
+                with _DECODING, self.handle() as handle:
+                    handle.file.hold(block.start, content)
+                    pixels = handle.dataset.read(wanted, window=window, out=handle.scratch(wanted, window))
+                    valid = handle.dataset.read_masks(1, window=window) != 0 if self.masked else None
+                    if handle.file.problem is not None:
+                        raise handle.file.problem
                     yield block, pixels, valid
         except (RasterioError, OSError, ValueError) as error:
             raise SceneReadError(f'{self.href}: {_reason(error)}') from None
@@ -238,6 +239,14 @@ class _Handle:
     dataset: DatasetReader
     file: _Bytes
     context: contextvars.Context
+    _scratch: list[npt.NDArray[np.generic]] = field(default_factory=list)
+
+    def scratch(self, bands: list[int], window: Window) -> npt.NDArray[np.generic]:
+        """An array for a block, the same memory each time: fresh pages for every block take as long as its decoding."""
+        count = len(bands) * window.height * window.width
+        if not self._scratch or self._scratch[0].size < count:
+            self._scratch[:] = [np.empty(count, dtype=self.dataset.dtypes[bands[0] - 1])]
+        return self._scratch[0][:count].reshape(len(bands), window.height, window.width)
 
     def close(self) -> None:
         """Close the dataset."""
@@ -281,7 +290,7 @@ class _Bytes(io.RawIOBase):
             size = max(0, self._reader.size(self._href) - self._at)
         for start, content in (self._held, self._header, self._extra):
             if start <= self._at and self._at + size <= start + len(content):
-                found = content[self._at - start : self._at - start + size]
+                found = content[self._at - start : self._at - start + size]  # no copy where it is all of it
                 break
         else:
             try:
