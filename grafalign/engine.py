@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,7 +63,8 @@ def run(
             yield from _with_pool(ThreadPoolExecutor(workers, thread_name_prefix='grafalign'), function, units, workers)
         case 'processes':
             # spawned, not forked: threads and open files of this process stay out of it
-            pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'))
+            spawn = multiprocessing.get_context('spawn')
+            pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with, initargs=(os.getpid(),))
             try:
                 yield from _with_pool(pool, function, units, workers)
             except BrokenProcessPool:
@@ -71,6 +74,17 @@ def run(
                 ) from None
         case 'dask':
             yield from _with_dask(engine, function, units, workers)
+
+
+def _end_with(parent: int) -> None:
+    """In a worker process: end when the process that started it is gone, killed outright."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _with_pool(
@@ -107,7 +121,7 @@ def _with_dask(
     try:
         cluster = None if engine.scheduler else LocalCluster(workers, threads_per_worker=1, dashboard_address=None)
         client = Client(engine.scheduler or cluster, timeout=10)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, ValueError) as error:
         raise GrafalignError(f'No Dask scheduler answers at {engine.scheduler} ({error}); start it first.') from None
     try:
         ahead = 2 * max(workers, len(client.scheduler_info()['workers']))
@@ -128,6 +142,13 @@ def _with_dask(
             yield numbers.pop(future.key), future.result()
             for more in submit():
                 going.add(more)
+    except Exception as error:  # distributed raises types of its own: KilledWorker, CommClosedError
+        if not type(error).__module__.startswith('distributed'):
+            raise
+        raise GrafalignError(
+            f'The Dask cluster failed ({type(error).__name__}: {error}); mend it and run the same command again. What '
+            'is finished is kept.'
+        ) from None
     finally:
         client.close()
         if cluster is not None:

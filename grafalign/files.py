@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 from pydantic import PlainSerializer, PlainValidator
@@ -19,6 +23,9 @@ Place: TypeAlias = Path | UPath
 """A local path, or a file or folder on a URL that fsspec knows (s3://, gs://, az://, memory://)."""
 
 
+_OBJECT_STORES = ('s3', 'gs', 'gcs', 'az', 'abfs', 'abfss', 'memory')
+
+
 def place(name: Any) -> Place:
     """The place that a name means: a URL where it holds `://`, else a local path.
 
@@ -28,8 +35,16 @@ def place(name: Any) -> Place:
     if isinstance(name, UPath):
         return name
     text = os.fspath(name)
+    if text.startswith('file://'):
+        return Path(unquote(urlsplit(text).path))
     if '://' not in text:
         return Path(text)
+    scheme = text.partition('://')[0].lower()
+    if scheme not in _OBJECT_STORES:
+        raise GrafalignError(
+            f'{text} cannot be used: {scheme}:// is no object store, where a file is there whole or not at all; give a '
+            f'local folder or one of {", ".join(_OBJECT_STORES)}.'
+        )
     try:
         return UPath(text, use_listings_cache=False)  # others write there too: what was listed once may be old
     except (ImportError, ValueError) as error:
@@ -40,6 +55,35 @@ def place(name: Any) -> Place:
 
 PlaceSetting = Annotated[Place, PlainValidator(place), PlainSerializer(str)]
 """A `Place` in settings."""
+
+
+@contextlib.contextmanager
+def naming_url(where: Place) -> Iterator[None]:
+    """Say which URL failed: the packages behind fsspec raise errors of their own that name none.
+
+    Raises:
+        GrafalignError: the store cannot be reached, or refuses.
+    """
+    try:
+        yield
+    except GrafalignError:
+        raise
+    except Exception as error:
+        if isinstance(where, Path) or type(error).__module__.partition('.')[0] not in _STORE_PACKAGES:
+            raise
+        raise GrafalignError(
+            f'{where} cannot be used ({error}); check its address and your credentials, and run the same command again.'
+        ) from None
+
+
+_STORE_PACKAGES = ('botocore', 'aiobotocore', 'aiohttp', 's3fs', 'gcsfs', 'google', 'adlfs', 'azure')
+
+
+def remove_parts(folder: Place) -> None:
+    """Remove the part files that killed runs left in a store."""
+    if isinstance(folder, Path):
+        for part in (*folder.glob('*.part'), *folder.glob('*/*.part')):
+            part.unlink(missing_ok=True)
 
 
 def make_folder(folder: Place) -> None:
@@ -56,12 +100,22 @@ def remove_folder(folder: Place) -> None:
         folder.fs.rm(folder.path, recursive=True)
 
 
-def write_atomically(path: Place, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+ME = f'{os.getpid()}-{secrets.token_hex(3)}'
+"""Names this process in part files that several may write at one time."""
+
+
+def write_atomically(path: Place, content: bytes, shared: bool = False) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        shared: several processes may write it at one time, as a worker may live on after it was given up for dead.
+    """
     if not isinstance(path, Path):
         path.fs.pipe_file(path.path, content)  # an object appears when its upload is complete
         return
-    part = path.with_name(path.name + '.part')
+    part = path.with_name(f'{path.name}.{ME}.part' if shared else f'{path.name}.part')
     try:
         with part.open('wb') as file:
             file.write(content)

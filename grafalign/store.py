@@ -32,7 +32,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from grafalign.errors import GrafalignError
-from grafalign.files import Place, make_folder, place, read_range, stream_digest
+from grafalign.files import ME, Place, make_folder, place, read_range, stream_digest
 
 SCHEMA_VERSION = 1
 MARKER = 'dataset.json'
@@ -65,8 +65,8 @@ class ShardWriter:
     def __init__(self, path: Place) -> None:
         self._path = path
         make_folder(path.parent)
-        # a part file has a fixed name, so that what a killed run left is overwritten and not piled up
-        self._part = path.with_suffix('.tar.part') if isinstance(path, Path) else _scratch_file()
+        # named after this process: a worker that was given up for dead may still be writing the same shard
+        self._part = path.with_suffix(f'.{ME}.part') if isinstance(path, Path) else _scratch_file()
 
     def __enter__(self) -> ShardWriter:
         self._file = self._part.open('w+b')

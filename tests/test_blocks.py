@@ -289,6 +289,22 @@ def test_one_lost_block_costs_only_its_tiles(server: RangeServer, tmp_path: Path
     assert far.pixels is None and 'a.tif' in far.problem
 
 
+def test_a_damaged_block_amid_a_run_costs_only_its_tiles(server: RangeServer, tmp_path: Path) -> None:
+    """Of one row of blocks that comes with one request, those before and behind a damaged one are used all the same."""
+    pixels = noise(1, 128, 640)
+    href = write(tmp_path / 'a.tif', pixels, driver='COG', blocksize=128, compress='deflate')
+    with rasterio.open(href) as file:
+        start = int(file.get_tag_item('BLOCK_OFFSET_2_0', 'TIFF', bidx=1))
+    damaged = bytearray(Path(href).read_bytes())
+    damaged[start : start + 200] = b'\0' * 200
+    Path(href).write_bytes(damaged)
+    boxes = [TileGrid(64, 10).geobox(EPSG, LEFT + 10 * col, TOP) for col in (0, 100, 160, 250, 320, 420, 560)]
+    found = cut(bands_of((server.url('a.tif'), 1)), boxes)
+    assert [f.pixels is None for f in found] == [False, False, False, True, True, False, False]
+    for tile, col in zip(found, (0, 100, 160, 250, 320, 420, 560), strict=True):
+        assert tile.pixels is None or (tile.pixels == pixels[:, :64, col : col + 64]).all()
+
+
 def test_a_server_without_ranges_is_named(server: RangeServer, tmp_path: Path) -> None:
     """Whole files are not downloaded for a few tiles."""
     write(tmp_path / 'a.tif', noise(1, 512, 512), driver='COG', blocksize=128)

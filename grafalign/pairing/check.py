@@ -57,6 +57,9 @@ def check_store(store: PairStore, workers: int | None = None) -> list[Finding]:
         ('splits', _splits),
         ('reasons', _reasons),
     ]
+    for key in ('files', 'summary', 'dtype', 'recipe'):
+        if key not in store.facts:
+            raise GrafalignError(f'{store.path / MARKER} has no {key!r}; pair again into an empty folder.')
     findings = [_digests(store, workers), _tiles(store, workers)]
     for name, look in checks:
         try:
@@ -98,8 +101,8 @@ def _tiles(store: PairStore, workers: int | None) -> Finding:
         try:
             with (store.path / name).open('rb') as file:
                 return list(_shard_problems(name, rows, file, shape, store.facts['dtype']))
-        except (OSError, tarfile.TarError, ValueError) as error:
-            return [f'{name} cannot be read ({error})']
+        except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, EOFError) as error:
+            return [f'{name} cannot be read ({error!r})']
 
     found = console.track(engine.run(look, groups, workers), 'checking tiles', len(groups))
     return Finding('tiles', len(store.tiles), tuple(sorted(p for _, part in found for p in part)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,7 @@ def cut_shards(job: CutJob, tell: Callable[[int, int, int], None] | None = None)
         tell: called with the numbers of tiles, of failed and of rejected ones among them, as they are decided.
     """
     out = place(job.out)
-    pool, reader = _tools(os.getpid(), job.threads, job.sign, job.public_only)
+    pool, reader = _tools(job.threads, job.sign, job.public_only)
     shards = [[_Progress(t) for t in shard.tiles] for shard in job.shards]
     told = CutResult(0, 0, 0)
     written = 0
@@ -138,8 +139,16 @@ def _count(shards: list[list[_Progress]]) -> CutResult:
     return CutResult(len(decided), failed, sum(not t.cut for t in decided) - failed)
 
 
+_tools_lock = threading.Lock()
+
+
+def _tools(threads: int, sign: SignSettings | None, public_only: bool) -> tuple[ThreadPoolExecutor, RangeReader]:
+    with _tools_lock:  # a cache alone would let jobs that begin together make several
+        return _make_tools(os.getpid(), threads, sign, public_only)
+
+
 @lru_cache(maxsize=4)
-def _tools(
+def _make_tools(
     _process: int, threads: int, sign: SignSettings | None, public_only: bool
 ) -> tuple[ThreadPoolExecutor, RangeReader]:
     """Threads and connections of this process, shared by all its jobs."""
@@ -282,4 +291,4 @@ def _write(shard: ShardJob, tiles: list[_Progress], job: CutJob, out: Place) -> 
             'digest': writer.seal(),
         }
         # the shard gets its name last: a shard that is there has its facts
-        write_atomically(out / shard.sidecar, json.dumps(content).encode())
+        write_atomically(out / shard.sidecar, json.dumps(content).encode(), shared=True)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rasterio.enums import Resampling
 
 from grafalign import console, engine
 from grafalign.errors import GrafalignError
 from grafalign.files import Place
+from grafalign.locks import exclusive
+from grafalign.pairing.jobs import group_shards, make_shards
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.run import WORK, begin
 from grafalign.pairing.stages import Stages
-from grafalign.scenes import BandSource, RangeReader, SceneReadError, band_sources, cloud_mask
-from grafalign.scenes.cost import FileCost, Layout, file_cost, item_grid, read_layout
+from grafalign.scenes import BandSource, RangeReader, Scene, SceneReadError, band_sources, cloud_mask
+from grafalign.scenes.cost import FileCost, Layout, assumed_layout, file_cost, item_grid, read_layout
 from grafalign.scenes.items import public_assets_only
 from grafalign.scenes.signing import Signer
+from grafalign.store import MARKER
 
 BANDWIDTH = 25e6
 """Bytes a second that the estimate reckons with (200 Mbit/s)."""
@@ -46,18 +52,19 @@ def explain(
     Raises:
         GrafalignError: as `pair`.
     """
-    if out is None:
+    if out is None or (out / MARKER).exists():
         with tempfile.TemporaryDirectory(prefix='grafalign-') as folder:
             return _explain(Stages(recipe, Path(folder), workers), map_page)
-    begin(recipe, out)
-    return _explain(Stages(recipe, out / WORK, workers), map_page)
+    with exclusive(out):
+        begin(recipe, out)
+        return _explain(Stages(recipe, out / WORK, workers), map_page)
 
 
 def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
     recipe, plan, photos = stages.recipe, stages.plan, stages.photos
     scenes, choice = stages.scenes.scenes, stages.choice
     best = choice.scene[:, 0]
-    costs, layouts, problems = _costs(stages)
+    wanted, costs, layouts, problems = _costs(stages)
     total = {k: float(sum(getattr(c, k) for c in costs)) for k in ('requests', 'bytes', 'blocks', 'reads')}
     decoded = float(sum(c.decoded_bytes for c in costs))
     remote = any(layout.remote for layout in layouts)
@@ -78,12 +85,13 @@ def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
         'tiles_without_scene': int((best < 0).sum()),
         'scenes': len(np.unique(best[best >= 0])),
         'scenes_found': len(scenes),
-        'files': len(costs),
+        'search': stages.scenes.counts,
+        'files': len({(f.source.href, f.scene.item_id) for f in wanted}),
         'blocks': int(total['blocks']),
         'requests': int(total['requests']),
         'reads_per_block': round(total['reads'] / max(total['blocks'], 1), 2),
         'bytes': int(total['bytes']),
-        'store_bytes': int(len(plan.tiles) * len(recipe.sensor.bands) * recipe.sensor.size_px**2 * item_bytes),
+        'store_bytes': int((best >= 0).sum() * len(recipe.sensor.bands) * recipe.sensor.size_px**2 * item_bytes),
         'seconds': round(max(seconds.values()), 1),
         'seconds_of': {k: round(v, 1) for k, v in seconds.items()},
         'assumptions': {
@@ -91,7 +99,7 @@ def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
             'bytes_per_s': BANDWIDTH,
             'decoded_bytes_per_s_and_core': DECODING,
             'threads': recipe.run.threads,
-            'headers_read': len(layouts),
+            'headers_read': sum(not layout.assumed for layout in layouts),
             'problems': problems,
         },
     }
@@ -106,46 +114,76 @@ def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
     return told
 
 
-def _costs(stages: Stages) -> tuple[list[FileCost], list[Layout], list[str]]:
-    """The cost of every file of every best scene, the layouts that were read, and what could not be reckoned."""
+@dataclass(frozen=True)
+class _Wanted:
+    """A file of a best scene, and what is wanted of it."""
+
+    kind: tuple[str, int]
+    """Collection, and place among the files of a scene: files of one kind are laid out alike."""
+    scene: Scene
+    source: BandSource
+    resampling: Resampling
+    tiles: npt.NDArray[np.int64]
+    """Rows of the plan."""
+
+
+def _costs(stages: Stages) -> tuple[list[_Wanted], list[FileCost], list[Layout], list[str]]:
+    """Every file of every best scene and its cost, the layouts reckoned with, and what could not be reckoned."""
+    recipe, tiles = stages.recipe, stages.plan.tiles
+    problems: Counter[str] = Counter()
+    wanted = list(_wanted_files(stages, problems))
+    layouts = _layouts(recipe, wanted, problems)
+    costs = []
+    for file in console.track(wanted, 'reckoning'):
+        layout, part = layouts[file.kind], tiles.iloc[file.tiles]
+        boxes = [recipe.grid.geobox(*place) for place in zip(part['epsg'], part['left'], part['top'], strict=True)]
+        grid = item_grid(file.scene.item, file.source.href, layout, boxes, recipe.sensor.gsd_m)
+        costs.append(file_cost(grid, layout, boxes, file.resampling))
+    return wanted, costs, list(layouts.values()), [f'{text} ({n} times)' for text, n in problems.most_common(5)]
+
+
+def _wanted_files(stages: Stages, problems: Counter[str]) -> Iterator[_Wanted]:
+    """Every file as often as it will be opened: once for each job that cuts tiles of its scene."""
     recipe, scenes = stages.recipe, stages.scenes.scenes
     best = stages.choice.scene[:, 0]
-    order = np.argsort(best, kind='stable')
-    tiles = stages.plan.tiles
-    signer = Signer(recipe.scenes.sign) if recipe.scenes.sign else None
-    reader = RangeReader(recipe.run.threads, signer, private=not public_assets_only(recipe.scenes), retries=1)
-    layouts: dict[tuple[str, str], Layout] = {}
-    tried: Counter[tuple[str, str]] = Counter()
-    costs: list[FileCost] = []
-    problems: Counter[str] = Counter()
-    numbers, starts = np.unique(best[order], return_index=True)
-    found = list(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
-    for number, rows_of in console.track(found, 'reckoning'):
-        if number < 0:
-            continue
-        scene = scenes[number]
-        try:
-            by_href: dict[str, BandSource] = {s.href: s for s in band_sources(scene.item, recipe.sensor.bands)}
-            files = [(s, Resampling[recipe.sensor.resampling]) for s in by_href.values()]
+    for group in group_shards(stages, make_shards(stages)):
+        rows = np.concatenate([shard.tiles for shard in group])
+        for number in np.unique(best[rows]).tolist():
+            if number < 0:
+                continue
+            scene = scenes[number]
+            try:
+                by_href = {s.href: s for s in band_sources(scene.item, recipe.sensor.bands)}
+            except GrafalignError as error:
+                problems[str(error)] += 1
+                continue
+            files = [(source, Resampling[recipe.sensor.resampling]) for source in by_href.values()]
             if recipe.max_tile_cloud_percent is not None and (mask := cloud_mask(scene.item)) is not None:
                 files.append((mask, Resampling.nearest))
-        except GrafalignError as error:
-            problems[str(error)] += 1
-            continue
-        part = tiles.iloc[rows_of]
-        boxes = [recipe.grid.geobox(*place) for place in zip(part['epsg'], part['left'], part['top'], strict=True)]
-        for place, (source, resampling) in enumerate(files):
-            kind = (scene.collection, str(place))
-            if kind not in layouts and tried[kind] < _SAMPLES:
-                tried[kind] += 1
-                try:
-                    layouts[kind] = read_layout(source, reader, recipe.sensor.gsd_m)
-                except SceneReadError as error:
-                    problems[str(error)] += 1
-            if kind in layouts:
-                grid = item_grid(scene.item, layouts[kind])
-                costs.append(file_cost(grid, layouts[kind], boxes, resampling))
-    return costs, list(layouts.values()), [f'{text} ({n} times)' for text, n in problems.most_common(5)]
+            for place, (source, resampling) in enumerate(files):
+                yield _Wanted((scene.collection, place), scene, source, resampling, rows[best[rows] == number])
+
+
+def _layouts(recipe: Recipe, wanted: list[_Wanted], problems: Counter[str]) -> dict[tuple[str, int], Layout]:
+    """The layout of each kind of file, from the first header that can be read, or assumed."""
+    signer = Signer(recipe.scenes.sign) if recipe.scenes.sign else None
+    reader = RangeReader(recipe.run.threads, signer, private=not public_assets_only(recipe.scenes), retries=1)
+    samples: dict[tuple[str, int], list[_Wanted]] = defaultdict(list)
+    for file in wanted:
+        if len(samples[file.kind]) < _SAMPLES:
+            samples[file.kind].append(file)
+    layouts: dict[tuple[str, int], Layout] = {}
+    for kind, files in samples.items():
+        for file in files:
+            try:
+                layouts[kind] = read_layout(file.source, reader, recipe.sensor.gsd_m)
+                break
+            except SceneReadError as error:
+                problems[str(error)] += 1
+        else:
+            layouts[kind] = assumed_layout(recipe.sensor.gsd_m)
+            problems[f'no header of {kind[0]} could be read: blocks of 512 px are assumed'] += 1
+    return layouts
 
 
 def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
@@ -167,7 +205,7 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
         ('time, about', f'{duration_text(told["seconds"])}'),
         ('of which', ', '.join(f'{k} {duration_text(v)}' for k, v in of.items()) + ' (side by side)'),
     ]
-    return [*shown, *(('not reckoned', p) for p in told['assumptions']['problems'])]
+    return [*shown, *(('note', p) for p in told['assumptions']['problems'])]
 
 
 def show(told: dict[str, Any], title: str) -> None:

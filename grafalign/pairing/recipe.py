@@ -98,8 +98,9 @@ class Recipe(Settings):
 
     @model_validator(mode='after')
     def _tile_smaller_than_block(self) -> Self:
-        if self.grid.side_m >= 1000 * self.split.block_km:
-            raise ValueError('split.block_km must be larger than a tile')
+        # a tile's corners tell its blocks only where no block fits between them, and columns are narrower than rows
+        if self.grid.side_m > 700 * self.split.block_km:
+            raise ValueError('split.block_km must be larger than a tile, one and a half times at least')
         return self
 
     @property

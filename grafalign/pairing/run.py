@@ -15,17 +15,19 @@ import numpy as np
 
 from grafalign import console, engine
 from grafalign.errors import GrafalignError, naming_full_disk
-from grafalign.files import Place, make_folder, remove_folder, write_atomically
+from grafalign.files import Place, make_folder, naming_url, remove_folder, remove_parts, write_atomically
 from grafalign.locks import LOCK
 from grafalign.pairing.cut import CutJob, CutResult, cut_shards
 from grafalign.pairing.finish import PairSummary, failed_tiles, finish
 from grafalign.pairing.jobs import Shard, group_shards, make_jobs, make_shards, sidecar_name, split_into_shards
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.stages import Stages
+from grafalign.scenes import band_sources
 from grafalign.store import MARKER, PairStore, shard_name
 
 WORK = '_work'
 _RETRIES = 'retries.json'
+_SCENES_CHECKED = 20
 
 
 def pair(recipe: Recipe, out: Place, workers: int | None = None, retry_failed: bool = False) -> PairSummary:
@@ -40,9 +42,10 @@ def pair(recipe: Recipe, out: Place, workers: int | None = None, retry_failed: b
     Raises:
         GrafalignError: the input is unusable, `out` holds the store of another recipe, or the disk is full.
     """
-    if not isinstance(out, Path):
-        return _pair(recipe, out, workers, retry_failed)
-    with naming_full_disk(out):
+    if isinstance(out, Path):
+        with naming_full_disk(out):
+            return _pair(recipe, out, workers, retry_failed)
+    with naming_url(out):
         return _pair(recipe, out, workers, retry_failed)
 
 
@@ -62,12 +65,29 @@ def _pair(recipe: Recipe, out: Place, workers: int | None, retry_failed: bool) -
             return summary
     begin(recipe, out)
     stages = Stages(recipe, work, workers)
+    if not (out / 'tiles').exists():
+        _check_bands(stages)
     shards = _all_shards(stages, out, retry_failed)
     _cut_all(stages, out, shards, workers)
+    remove_parts(out)
     summary = finish(stages, out, shards)
     if not summary.failed:
         remove_folder(work)
     return summary
+
+
+def _check_bands(stages: Stages) -> None:
+    """Raise if the best scenes lack the recipe's bands, before anything is cut, so that the recipe can be mended."""
+    best = np.unique(stages.choice.scene[:, 0])
+    problems = []
+    for number in best[best >= 0][:_SCENES_CHECKED].tolist():
+        try:
+            band_sources(stages.scenes.scenes[number].item, stages.recipe.sensor.bands)
+            return
+        except GrafalignError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
 
 
 def begin(recipe: Recipe, out: Place) -> None:
@@ -80,6 +100,8 @@ def begin(recipe: Recipe, out: Place) -> None:
     if not work.exists() and out.exists() and any(p.name != LOCK for p in out.iterdir()):
         raise GrafalignError(f'{out} is not empty and holds no pair store; give a new or an empty folder.')
     begun = work / 'recipe.txt'
+    if work.exists() and not begun.exists():
+        remove_folder(work)  # a run was killed while it removed it, or before it began
     if begun.exists() and begun.read_text() != recipe.digest:
         if (out / 'tiles').exists():
             raise GrafalignError(f'{out} was begun with another recipe; give another folder or delete it.')
@@ -95,12 +117,11 @@ def _all_shards(stages: Stages, out: Place, retry_failed: bool) -> list[Shard]:
     rounds: list[list[int]] = json.loads(path.read_text()) if path.exists() else []
     for tiles in rounds:
         shards += split_into_shards(stages, np.array(tiles, dtype=np.int64), len(shards))
-    if retry_failed and (out / MARKER).exists():
-        if not _todo(out, shards):  # else a retry was killed before it began: go on with that one
-            failed = failed_tiles(out, shards)
-            write_atomically(path, json.dumps([*rounds, failed]).encode())
-            shards += split_into_shards(stages, np.array(failed, dtype=np.int64), len(shards))
-        (out / MARKER).unlink()  # from here on the store is an unfinished one
+    if retry_failed and not _todo(out, shards):  # else a retry was killed before it began: go on with that one
+        failed = failed_tiles(out, shards)
+        write_atomically(path, json.dumps([*rounds, failed]).encode())
+        shards += split_into_shards(stages, np.array(failed, dtype=np.int64), len(shards))
+    (out / MARKER).unlink(missing_ok=True)  # from here on the store is an unfinished one
     return shards
 
 

@@ -6,6 +6,7 @@ A stage's last file is written last, so a stage is there whole or it is made ane
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from grafalign import console
 from grafalign.errors import GrafalignError
 from grafalign.files import Place, write_atomically, write_table
 from grafalign.pairing.plan import Plan, make_plan
@@ -41,6 +43,8 @@ class Scenes:
     scenes: list[Scene]
     rejected: pd.DataFrame
     """kind, id, reason, detail."""
+    counts: dict[str, int]
+    """What the search met: items, pages, requests, retries, items left out by each filter."""
 
 
 class Stages:
@@ -118,11 +122,15 @@ class Stages:
             if shapely.contains_xy(shapely.union_all([s.footprint for s in found.scenes]), lon, lat).mean() < 0.05:
                 self._reject_swapped(lon, lat)
             rejected = pd.DataFrame(found.rejected, columns=['kind', 'id', 'reason', 'detail'], dtype='str')
+            if source.api is not None:
+                console.log(f'scenes: {", ".join(f"{count:,} {what}" for what, count in found.counts.items())}')
             write_table(rejected, self.work / 'scenes_rejected.parquet')
+            write_atomically(self.work / 'scenes_counts.json', json.dumps(found.counts).encode())
             write_atomically(path, items_to_parquet(s.item for s in found.scenes))
         with _local(path) as local:
             scenes = [scene_of(item) for item in read_items(local)]
-        return Scenes(scenes, self._read('scenes_rejected'))
+        counts = json.loads((self.work / 'scenes_counts.json').read_text())
+        return Scenes(scenes, self._read('scenes_rejected'), counts)
 
     @cached_property
     def choice(self) -> Choice:

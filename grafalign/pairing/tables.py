@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from grafalign.errors import GrafalignError
+from grafalign.pairing.cut import UNREADABLE
 from grafalign.pairing.plan import Plan
 from grafalign.pairing.recipe import Recipe
 from grafalign.photos import Photos
@@ -48,9 +49,10 @@ def make_tables(recipe: Recipe, photos: Photos, plan: Plan, cut: list[dict[str, 
     if not cut:
         counts = pd.Series([reason for _, _, reason, _ in rejects]).value_counts()
         detail = next((d for *_, d in rejects if d), '')
+        again = ' If the scenes were away, run it again with --retry-failed.' if UNREADABLE in counts.index else ''
         raise GrafalignError(
             f'None of the {len(plan.tiles)} tiles could be cut (most often: {counts.index[0]}; {detail}); '
-            'check the scenes, sensor.bands and max_nodata of the recipe.'
+            f'check the scenes, sensor.bands and max_nodata of the recipe.{again}'
         )
     kinds = {str(r['dtype']) for r in cut}
     if len(kinds) > 1:

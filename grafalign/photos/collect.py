@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from grafalign.photos.files import with_facts
 from grafalign.photos.filters import PhotoFilters, RowFilter, mark_groups
+from grafalign.photos.local_images import with_facts
 from grafalign.photos.raw import Raw
 from grafalign.photos.table import Marks, Photos, SwapWatch, canonical, finished, mark_same_ids, mark_unusable, rejects
 from grafalign.photos.uris import is_local, resolve_uris

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
+from pyproj.exceptions import ProjError
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 
 from grafalign.scenes.radiometry import BandSource
 from grafalign.scenes.ranges import RangeReader
-from grafalign.scenes.raster import Block, Grid, Raster, SceneReadError
+from grafalign.scenes.raster import Block, BlockError, Grid, Raster, SceneReadError
 from grafalign.scenes.tiles import Footprints, TilePart, footprints
 
 _GAP_BYTES = 1024
@@ -145,7 +147,9 @@ class SceneCutter:
                     if number not in busy and cutting.finished:
                         active.pop(number).close()
                 if not pending:
-                    if not opening and not active:
+                    if not opening and following is None:
+                        if active:
+                            raise RuntimeError('tiles were left over')  # a tile waits for a block that nobody reads
                         return
                     continue
                 finished, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -157,7 +161,9 @@ class SceneCutter:
                 future.cancel()
             wait(pending)
             for _, files in opening:
-                wait(files)
+                for file in wait(files).done:
+                    if file.exception() is None:
+                        file.result().raster.close()
             for cutting in active.values():
                 cutting.close()
 
@@ -188,7 +194,7 @@ class _Cutting:
         self._planes: dict[int, list[tuple[_File, npt.NDArray[np.generic], npt.NDArray[np.bool_]]]] = defaultdict(list)
         self._wanting: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
         self._done: list[Cut] = []
-        self._failed: set[int] = set()
+        self._problems: dict[int, list[tuple[int, int, int, str]]] = defaultdict(list)
         self._left = len(scene.boxes)
         self.runs: list[Run] = []
         """What to read, in reading order."""
@@ -202,10 +208,14 @@ class _Cutting:
         if not problem and len(kinds) > 1:
             problem = f'{scene.bands[0].href}: bands are stored as {", ".join(sorted(kinds))}'
         self._parts_left = dict.fromkeys(range(len(scene.boxes)), len(self._files))
+        if not problem:
+            try:
+                self._plan(resampling)
+            except (SceneReadError, ProjError, RasterioError, ValueError) as error:
+                problem = f'{scene.bands[0].href}: its grid cannot be used ({error})'
+                self.runs = []
         if problem:
-            self._fail(set(range(len(scene.boxes))), problem)
-        else:
-            self._plan(resampling)
+            self._done = [Cut(number, None, None, problem) for number in range(len(scene.boxes))]
 
     def _plan(self, resampling: Resampling) -> None:
         known: dict[Grid, Footprints] = {}
@@ -253,50 +263,71 @@ class _Cutting:
 
     def read(self, run: Run) -> None:
         """Read one run of blocks and hand its pixels to the tiles that want them."""
-        file = self._files[run.file]
-        wanting: Callable[[Block], list[int]] = lambda b: self._wanting[run.file, b.band, b.row, b.col]  # noqa: E731
-        if all(number in self._failed for block in run.blocks for number in wanting(block)):
-            return
-        try:
-            for block, pixels, valid in file.raster.decode(run.blocks, file.bands):
-                col, row = block.col * file.raster.block_width, block.row * file.raster.block_height
-                for number in wanting(block):
-                    if number in self._failed:
-                        continue
-                    part = file.parts[number]
-                    with self._lock:  # the first block makes the array; copying is quick
-                        part.paste(block.band, col, row, pixels, valid)
-                        part.waiting -= 1
-                        complete = part.waiting == 0
-                    if complete:
-                        self._finish(run.file, number)
-        except SceneReadError as error:
-            self._fail({number for block in run.blocks for number in wanting(block)}, str(error))
+        raster, bands = self._files[run.file].raster, self._files[run.file].bands
+        left = run.blocks
+        while left:
+            try:
+                for block, pixels, valid in raster.decode(left, bands):
+                    self._hand_out(run.file, block, pixels, valid)
+                    left = left[1:]
+            except BlockError as error:  # this one is damaged; those behind it need not be
+                self._hand_out(run.file, left[0], None, None, str(error))
+                left = left[1:]
+            except SceneReadError as error:
+                for block in left:
+                    self._hand_out(run.file, block, None, None, str(error))
+                return
+
+    def _hand_out(
+        self,
+        index: int,
+        block: Block,
+        pixels: npt.NDArray[np.generic] | None,
+        valid: npt.NDArray[np.bool_] | None,
+        problem: str = '',
+    ) -> None:
+        """Copy a block to the tiles that want it, or note why it could not be read."""
+        file = self._files[index]
+        col, row = block.col * file.raster.block_width, block.row * file.raster.block_height
+        for number in self._wanting[index, block.band, block.row, block.col]:
+            part = file.parts[number]
+            with self._lock:  # the first block makes the array; copying is quick
+                if pixels is None:
+                    self._problems[number].append((index, block.row, block.col, problem))
+                else:
+                    part.paste(block.band, col, row, pixels, valid)
+                part.waiting -= 1
+                complete = part.waiting == 0
+            if complete:
+                self._finish(index, number)
 
     def _finish(self, index: int, number: int) -> None:
-        """One file's share of a tile is complete; with the last share the tile is."""
+        """One file's share of a tile is through; with the last share the tile is decided."""
         file = self._files[index]
-        pixels, missing = file.parts.pop(number).finish()
+        part = file.parts.pop(number)
+        plane = None
+        if number not in self._problems:
+            try:
+                plane = part.finish()
+            except (RasterioError, ProjError, ValueError) as error:
+                with self._lock:
+                    self._problems[number].append((index, -1, -1, f'{file.raster.href}: cannot be warped ({error})'))
         with self._lock:
-            self._planes[number].append((file, pixels, missing))
+            if plane is not None:
+                self._planes[number].append((file, *plane))
             self._parts_left[number] -= 1
-            if self._parts_left[number] or number in self._failed:
+            if self._parts_left[number]:
                 return
-            planes = self._planes.pop(number)
-        tile = np.zeros((self._bands, *self._tiles[number].shape), dtype=pixels.dtype)
-        holes = np.zeros(self._tiles[number].shape, dtype=bool)
-        for source, part, part_missing in planes:
-            tile[source.places] = part
-            holes |= part_missing
-        tile[:, holes] = 0
+            planes, problems = self._planes.pop(number, []), self._problems.get(number)
+        if problems:  # whichever thread came first, the same one is told
+            cut = Cut(number, None, None, min(problems)[-1])
+        else:
+            tile = np.zeros((self._bands, *self._tiles[number].shape), dtype=planes[0][1].dtype)
+            holes = np.zeros(self._tiles[number].shape, dtype=bool)
+            for source, pixels, missing in planes:
+                tile[source.places] = pixels
+                holes |= missing
+            tile[:, holes] = 0
+            cut = Cut(number, tile, holes)
         with self._lock:
-            self._done.append(Cut(number, tile, holes))
-
-    def _fail(self, numbers: set[int], problem: str) -> None:
-        with self._lock:
-            for number in sorted(numbers - self._failed):
-                if number in self._planes and self._parts_left[number] == 0:
-                    continue
-                self._failed.add(number)
-                self._planes.pop(number, None)
-                self._done.append(Cut(number, None, None, problem))
+            self._done.append(cut)

@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 
 _FULL = 0.999
 _STEP = 0.05
-_TILES_AT_ONCE = 50_000
+_TILES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)

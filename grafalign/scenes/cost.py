@@ -6,6 +6,7 @@ its blocks; size and bytes of blocks are read from the headers of a few files an
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Layout:
     header_seconds: float
     """Time the header took: about one request."""
     remote: bool
+    assumed: bool = False
+    """No header could be read."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,24 @@ def read_layout(band: BandSource, reader: RangeReader, gsd_m: float) -> Layout:
     return Layout(grid, raster.block_width, raster.block_height, mean, float(decoded), seconds, '://' in band.href)
 
 
-def item_grid(item: dict[str, Any], layout: Layout) -> Grid:
-    """The grid of a scene by its item, at the layout's resolution; the layout's own where the item says nothing."""
+def assumed_layout(gsd_m: float) -> Layout:
+    """A layout for files whose headers cannot be read: blocks of 512 px, 16 bits, packed to 60 percent."""
+    decoded = 2.0 * 512**2
+    grid = Grid('EPSG:32631', CRS.from_epsg(32631).to_wkt(), Affine.scale(gsd_m, -gsd_m), 10_980, 10_980)
+    return Layout(grid, 512, 512, 0.6 * decoded, decoded, 0.1, True, assumed=True)
+
+
+def item_grid(item: dict[str, Any], href: str, layout: Layout, boxes: Sequence[GeoBox], gsd_m: float) -> Grid:
+    """The grid of one file of a scene: as its item states it (`proj:transform`, `proj:shape`), else about the tiles.
+
+    Where the file has finer pixels than wanted, overviews of half the resolution each are taken to be there.
+    """
     properties = item.get('properties') or {}
-    for place in (*(item.get('assets') or {}).values(), properties):
-        if not isinstance(place, dict):
-            continue
+    assets = [a for a in (item.get('assets') or {}).values() if isinstance(a, dict) and a.get('href') == href]
+    for place in (*assets, properties):
         transform, shape = place.get('proj:transform'), place.get('proj:shape')
-        code = place.get('proj:code') or place.get('proj:epsg') or properties.get('proj:code')
-        code = code or properties.get('proj:epsg')
+        codes = [p.get(k) for p in (place, properties) for k in ('proj:code', 'proj:epsg')]
+        code = next((c for c in codes if c), None)
         if not (transform and shape and code):
             continue
         try:
@@ -95,13 +107,16 @@ def item_grid(item: dict[str, Any], layout: Layout) -> Grid:
             height, width = (int(v) for v in shape)
         except (CRSError, TypeError, ValueError):
             continue
-        factor = abs(layout.grid.transform.a / own.a)  # the band's files, or their overview, may be coarser
-        if abs(factor - round(factor)) > 1e-3 * factor or factor < 0.999:
-            continue
+        metres = math.hypot(own.a, own.d) * (111_320 if crs.is_geographic else 1)
+        factor = 2 ** max(0, math.floor(math.log2(1.001 * gsd_m / metres))) if metres else 1
         name = f'EPSG:{crs.to_epsg()}' if crs.to_epsg() else crs.to_string()
-        scaled = own * Affine.scale(factor)
-        return Grid(name, crs.to_wkt(), scaled, width=round(width / factor), height=round(height / factor))
-    return layout.grid
+        return Grid(name, crs.to_wkt(), own * Affine.scale(factor), width=width // factor, height=height // factor)
+    size = abs(layout.grid.transform.a)
+    if layout.grid.crs_name != str(boxes[0].crs):
+        size = gsd_m
+    left, top = min(b.affine.c for b in boxes), max(b.affine.f for b in boxes)
+    wkt = CRS.from_user_input(str(boxes[0].crs)).to_wkt()
+    return Grid(str(boxes[0].crs), wkt, Affine(size, 0, left, 0, -size, top), width=1 << 16, height=1 << 16)
 
 
 def file_cost(grid: Grid, layout: Layout, boxes: Sequence[GeoBox], resampling: Resampling) -> FileCost:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import fsspec
 import urllib3
 
+from grafalign.errors import GrafalignError
 from grafalign.guarded import LIMITS, PrivateAddressError, guarded_pools
 
 _STATUS_WORTH_RETRYING = (408, 425, 429, 500, 502, 503, 504)
@@ -152,7 +153,10 @@ class RangeReader:
 
     def _respond(self, href: str, start: int, length: int) -> urllib3.BaseHTTPResponse:
         """Make one request; return a response whose body begins at `start`."""
-        url = self._signer.sign(href) if self._signer else href
+        try:
+            url = self._signer.sign(href) if self._signer else href
+        except GrafalignError as error:  # one file that cannot be signed is one file that cannot be read
+            raise RangeError(str(error)) from None
         headers = {'User-Agent': USER_AGENT, 'Range': f'bytes={start}-{start + length - 1}'}
         self._start_clock()
         self.traffic.add(requests=1)
@@ -162,9 +166,12 @@ class RangeReader:
             raise RangeError('its host has a private address, which an item of an API must not name') from None
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
             raise _Again(_plain(error)) from None
-        whole = response.headers.get('Content-Range', '').rpartition('/')[2]
+        span, _, whole = response.headers.get('Content-Range', '').rpartition('/')
         if whole.isdigit():
             self._sizes[href] = int(whole)
+        if response.status == 206 and span and not span.startswith(f'bytes {start}-'):
+            response.close()
+            raise RangeError(f'the server sent {span}, not what was asked for')
         if response.status in (206, 416):
             return response
         if response.status == 200:
@@ -177,8 +184,13 @@ class RangeReader:
         response.close()
         if response.status in _STATUS_WORTH_RETRYING:
             raise _Again(f'HTTP {response.status}', _retry_after(response.headers.get('Retry-After')))
-        if response.status in (401, 403) and self._signer and self._signer.refresh(href, url) != url:
-            raise _Again(f'HTTP {response.status}', -1)
+        if response.status in (401, 403) and self._signer:
+            try:
+                fresh = self._signer.refresh(href, url)
+            except GrafalignError as error:
+                raise RangeError(str(error)) from None
+            if fresh != url:
+                raise _Again(f'HTTP {response.status}', -1)
         raise RangeError(f'HTTP {response.status}')
 
     def _take(self, href: str, response: urllib3.BaseHTTPResponse, skip: int, length: int, short: bool) -> bytes:
@@ -210,7 +222,7 @@ class RangeReader:
         try:
             fs, path = fsspec.core.url_to_fs(href)
             content: bytes = fs.cat_file(path, start=start, end=start + length)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # the packages behind fsspec raise types of their own (botocore's are plain ones)
             raise RangeError(str(error) or type(error).__name__) from None
         self.traffic.add(1, len(content))
         return content

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import io
 import itertools
+import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -38,12 +39,20 @@ _MAGIC = {b'II*\0': 'GTiff', b'MM\0*': 'GTiff', b'II+\0': 'GTiff', b'MM\0+': 'GT
 _DECODING = threading.BoundedSemaphore(default_workers())
 """Many threads wait for servers, but decoding in more of them than there are cores only wears out the caches."""
 _names = itertools.count()
-_SETTINGS = {'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR', 'GDAL_CACHEMAX': 64}
-"""No listing of folders; a small block cache, as every block is read once."""
+_SETTINGS = {'GDAL_CACHEMAX': 64}
+"""A small block cache, as every block is read once."""
+_REMOTE_SETTINGS = {**_SETTINGS, 'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'}
+"""An asset elsewhere has no files beside it that would tell more; one on this machine may (.msk, .aux.xml)."""
+_BLOCK_BYTES = 256 << 20
+"""Largest decoded block: a file in one piece would have to be in memory whole, in every thread."""
 
 
 class SceneReadError(Exception):
     """An asset could not be opened or read; the text says which and why."""
+
+
+class BlockError(SceneReadError):
+    """One block of a file is damaged; others may be whole."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,12 @@ class Raster:
         self.pixel_interleaved = dataset.count == 1 or str(dataset.interleaving).lower().endswith('pixel')
         self.masked = MaskFlags.per_dataset in dataset.mask_flag_enums[0]
         """Whether a mask or alpha band says which pixels are valid."""
-        self.overview = self._level is not None
+        bands = dataset.count if self.pixel_interleaved else 1
+        block_bytes = self.block_height * self.block_width * bands * np.dtype(dataset.dtypes[0]).itemsize
+        if block_bytes > _BLOCK_BYTES:
+            raise SceneReadError(
+                f'{href}: one block has {block_bytes >> 20} MB when decoded; make a tiled copy (gdal_translate -of COG)'
+            )
 
     def blocks(self, bands: list[int], windows: Sequence[tuple[int, int, int, int]]) -> list[list[Block]]:
         """The blocks under each window (col, row, width, height in pixels); every block is one object."""
@@ -172,13 +186,23 @@ class Raster:
                 wanted = bands if block.band == 0 else [block.band]
                 with _DECODING, self.handle() as handle:
                     handle.file.hold(block.start, content)
-                    pixels = handle.dataset.read(wanted, window=window, out=handle.scratch(wanted, window))
-                    valid = handle.dataset.read_masks(1, window=window) != 0 if self.masked else None
+                    try:
+                        pixels, valid = handle.context.run(self._read, handle, wanted, window)
+                    except RasterioError as error:
+                        raise handle.file.problem or error from None
                     if handle.file.problem is not None:
                         raise handle.file.problem
                     yield block, pixels, valid
+        except RangeError as error:
+            raise SceneReadError(f'{self.href}: {error}') from None
         except (RasterioError, OSError, ValueError) as error:
-            raise SceneReadError(f'{self.href}: {_reason(error)}') from None
+            raise BlockError(f'{self.href}: {_reason(error)}') from None
+
+    def _read(
+        self, handle: _Handle, bands: list[int], window: Window
+    ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_] | None]:
+        pixels = handle.dataset.read(bands, window=window, out=handle.scratch(bands, window))
+        return pixels, handle.dataset.read_masks(1, window=window) != 0 if self.masked else None
 
     @contextlib.contextmanager
     def handle(self) -> Iterator[_Handle]:
@@ -206,7 +230,7 @@ class Raster:
     def _open(self) -> _Handle:
         options: dict[str, Any] = {} if self._level is None else {'overview_level': self._level}
         file = _Bytes(self.href, self._reader, self._header)
-        with rasterio.Env(**_SETTINGS):
+        with rasterio.Env(**(_REMOTE_SETTINGS if self._remote else _SETTINGS)):
             if not self._remote:
                 return _Handle(rasterio.open(self.href, **options), file, contextvars.copy_context())
             driver = _MAGIC.get(self._header[:4])
@@ -233,7 +257,7 @@ class _Handle:
     """An open dataset, the file under it, and the context that it was opened in.
 
     rasterio notes a file's opener in context variables, which are a thread's own; so the context goes with the dataset
-    from thread to thread.
+    from thread to thread, and whatever may look for files runs in it.
     """
 
     dataset: DatasetReader
@@ -309,7 +333,7 @@ class _Bytes(io.RawIOBase):
 
 def _overview(dataset: DatasetReader, gsd_m: float) -> int | None:
     """Index of the coarsest overview whose pixels are no larger than `gsd_m`; None for the full resolution."""
-    own = abs(dataset.transform.a)
+    own = math.hypot(dataset.transform.a, dataset.transform.d)
     if dataset.crs is None:
         return None
     if dataset.crs.is_geographic:
