@@ -246,6 +246,48 @@ def test_retry_failed_reads_just_what_failed(
     assert not (tmp_path / 'pairs' / '_work').exists()
 
 
+def test_a_store_that_met_nothing_but_an_outage_is_not_stuck(
+    served: tuple[RangeServer, Path], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no tile could be read at all the sentence names `--retry-failed`, and that makes the store afterwards."""
+    monkeypatch.setattr('grafalign.scenes.ranges._STATUS_WORTH_RETRYING', ())
+    server, items = served
+    recipe = remote_recipe(tmp_path, world, items)
+    server.set(faults={'fail_every': 1, 'fail_status': 500})
+    for again in (False, False, True):
+        with pytest.raises(GrafalignError, match=r'cannot be read.*--retry-failed'):
+            pair(recipe, tmp_path / 'pairs', retry_failed=again)
+    server.set(faults={})
+    assert pair(recipe, tmp_path / 'pairs', retry_failed=True).tiles == pair(recipe, tmp_path / 'clean').tiles
+    assert not [f for f in check_store(PairStore(tmp_path / 'pairs')) if f.problems]
+
+
+def test_worker_processes_end_with_the_one_that_started_them(small: tuple[Path, Path], tmp_path: Path) -> None:
+    """After kill -9 of the command none of its workers goes on writing, and the next run makes the same bytes."""
+    recipe, whole = small
+    out = tmp_path / 'pairs'
+    process = start('pair', recipe, out, '--set', 'run.engine=processes', '--workers', 2)
+    wait_for(process, out, 'tiles/*.tar')
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    process.kill()
+    finish(process)
+    deadline = time.monotonic() + 30
+    while any(Path(f'/proc/{c}').exists() for c in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert finish(start('pair', recipe, out))[0] == 0
+    assert contents(out) == contents(whole)
+
+
+def test_a_band_that_no_scene_has_is_told_before_anything_is_cut(world: Path, tmp_path: Path) -> None:
+    """The sentence lists the bands there are, and the recipe can be mended and run into the same folder."""
+    photo_table(world, 60).to_csv(tmp_path / 'photos.csv', index=False)
+    path = write_recipe(tmp_path / 'recipe.yaml', world, {'table': tmp_path / 'photos.csv'})
+    with pytest.raises(GrafalignError, match=r"no band 'rde'.*red"):
+        pair(load_settings(path, Recipe, ['sensor.bands=[rde, green, blue]']), tmp_path / 'pairs')
+    assert pair(load_settings(path, Recipe), tmp_path / 'pairs').tiles
+
+
 def test_explain_foretells_requests_and_bytes(served: tuple[RangeServer, Path], world: Path, tmp_path: Path) -> None:
     """Requests are foretold exactly where grids are known, bytes within a quarter; no pixel is read for it."""
     server, items = served
