@@ -218,6 +218,7 @@ def test_a_second_pairing_waits_outside(world: Path, tmp_path: Path, command: Co
     first = start('pair', recipe, store, '--workers', 1)
     wait_for(first, store, 'tiles/00002.tar')
     first.send_signal(signal.SIGSTOP)
+    os.waitpid(first.pid, os.WUNTRACED)  # until all of its threads stand still
     before = contents(store)
     refused(command('pair', recipe, store), store, 'Another process', 'wait for it')
     assert contents(store) == before
