@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.serving import running
+
 
 class PhotoServer(ThreadingHTTPServer):
     """Serves photos on a free port of 127.0.0.1."""
@@ -208,12 +210,5 @@ def _bomb() -> bytes:
 @contextlib.contextmanager
 def serving(photos: dict[str, bytes], certificate: Path | None = None) -> Iterator[PhotoServer]:
     """A running server."""
-    server = PhotoServer(photos, certificate)
-    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(PhotoServer(photos, certificate)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

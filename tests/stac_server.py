@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import operator
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import shapely
 from shapely.geometry import shape
+
+from tests.serving import running
 
 Item = dict[str, Any]
 Fault = Callable[['Handler'], bool]
@@ -170,14 +171,17 @@ def status(code: int, body: str = '{}', **headers: str) -> Fault:
 
 def reset_in_the_middle(handler: Handler) -> bool:
     """Send half a page and close."""
+    _send_half(handler)
+    return reset_at_once(handler)
+
+
+def _send_half(handler: Handler) -> None:
     body = json.dumps(handler.page()).encode()
     handler.send_response(200)
     handler.send_header('Content-Length', str(len(body)))
     handler.end_headers()
     handler.wfile.write(body[: len(body) // 2])
     handler.wfile.flush()
-    handler.close_connection = True
-    return True
 
 
 def reset_at_once(handler: Handler) -> bool:
@@ -201,12 +205,7 @@ def stall_in_the_middle(seconds: float) -> Fault:
     """Send half a page, then nothing for a while."""
 
     def fault(handler: Handler) -> bool:
-        body = json.dumps(handler.page()).encode()
-        handler.send_response(200)
-        handler.send_header('Content-Length', str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body[: len(body) // 2])
-        handler.wfile.flush()
+        _send_half(handler)
         return silence(seconds)(handler)
 
     return fault
@@ -215,11 +214,5 @@ def stall_in_the_middle(seconds: float) -> Fault:
 @contextmanager
 def stac_server(items: list[Item]) -> Iterator[StacServer]:
     """A running server."""
-    server = StacServer(items)
-    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(StacServer(items)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

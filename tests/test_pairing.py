@@ -100,13 +100,18 @@ def test_a_scheduler_that_is_not_there_is_one_sentence(small: tuple[Path, Path],
         pair(recipe, tmp_path / 'pairs')
 
 
+def amid_pairing_with_processes(recipe: Path, out: Path) -> tuple[subprocess.Popen[str], list[str]]:
+    """A pairing that two worker processes have begun, and the ids of all its children."""
+    process = start('pair', recipe, out, '--set', 'run.engine=processes', '--workers', 2)
+    wait_for(process, out, 'tiles/*.tar')
+    return process, Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+
+
 def test_a_killed_worker_process_is_told_and_the_next_run_finishes(small: tuple[Path, Path], tmp_path: Path) -> None:
     """Without a cluster nobody takes over: the command says so, and run again it makes the same bytes."""
     recipe, whole = small
     out = tmp_path / 'pairs'
-    process = start('pair', recipe, out, '--set', 'run.engine=processes', '--workers', 2)
-    wait_for(process, out, 'tiles/*.tar')
-    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    process, children = amid_pairing_with_processes(recipe, out)
     workers = [c for c in children if b'multiprocessing' in Path(f'/proc/{c}/cmdline').read_bytes()]
     os.kill(int(workers[-1]), signal.SIGKILL)
     code, err = finish(process)
@@ -266,9 +271,7 @@ def test_worker_processes_end_with_the_one_that_started_them(small: tuple[Path, 
     """After kill -9 of the command none of its workers goes on writing, and the next run makes the same bytes."""
     recipe, whole = small
     out = tmp_path / 'pairs'
-    process = start('pair', recipe, out, '--set', 'run.engine=processes', '--workers', 2)
-    wait_for(process, out, 'tiles/*.tar')
-    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    process, children = amid_pairing_with_processes(recipe, out)
     process.kill()
     finish(process)
     deadline = time.monotonic() + 30

@@ -290,13 +290,13 @@ def test_what_is_no_table_is_refused_in_one_sentence(name: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ('uri', 'resolved', 'problem'),
     [
-        ('a.jpg', '/root/a.jpg', None),
-        ('b/../a.jpg', '/root/a.jpg', None),
+        ('a.jpg', '/base/a.jpg', None),
+        ('b/../a.jpg', '/base/a.jpg', None),
         ('../a.jpg', None, 'uri leaves the root folder'),
-        ('b/../../root2/a.jpg', None, 'uri leaves the root folder'),
+        ('b/../../base2/a.jpg', None, 'uri leaves the root folder'),
         ('..', None, 'uri leaves the root folder'),
-        ('a..b/..c.jpg', '/root/a..b/..c.jpg', None),
-        ('2018-10-13 12:30, 5.jpg', '/root/2018-10-13 12:30, 5.jpg', None),
+        ('a..b/..c.jpg', '/base/a..b/..c.jpg', None),
+        ('2018-10-13 12:30, 5.jpg', '/base/2018-10-13 12:30, 5.jpg', None),
         ('/data/a.jpg', '/data/a.jpg', None),
         ('file:///data/a%20b.jpg', '/data/a b.jpg', None),
         ('file:/data/a.jpg', '/data/a.jpg', None),
@@ -316,7 +316,7 @@ def test_what_is_no_table_is_refused_in_one_sentence(name: str, tmp_path: Path) 
 def test_what_a_table_may_name(uri: str | None, resolved: str | None, problem: str | None) -> None:
     """Paths below the root, absolute paths and addresses of the allowed schemes pass; all else has its reason."""
     schemes = ('file', 'http', 'https', 's3', 'gs')
-    found, wrong = resolve_uris(pa.array([uri], pa.string()), '/root', schemes)
+    found, wrong = resolve_uris(pa.array([uri], pa.string()), '/base', schemes)
     assert wrong.to_pylist() == [problem]
     if problem is None:
         assert found.to_pylist() == [resolved]

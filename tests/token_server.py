@@ -11,6 +11,8 @@ from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from tests.serving import running
+
 
 class TokenServer(ThreadingHTTPServer):
     """`/token/ACCOUNT/CONTAINER` gives tokens, `/ACCOUNT/CONTAINER/...?token` gives `b'blob'` to those who have one."""
@@ -88,11 +90,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def token_server() -> Iterator[TokenServer]:
     """A running server."""
-    server = TokenServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(TokenServer()) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -295,15 +295,24 @@ def _gps_time(gps: Any) -> datetime | None:
 
 def _camera_time(detail: Any, exif: Any) -> datetime | None:
     stamp = detail.get(36867) or detail.get(36868) or exif.get(306)
+    return camera_time(str(stamp), str(detail.get(36881) or detail.get(36880) or ''))
+
+
+def camera_time(stamp: str, offset: str) -> datetime | None:
+    """UTC of a camera's clock; None where it was never set or says nothing.
+
+    Args:
+        stamp: `DateTimeOriginal`, as EXIF spells it.
+        offset: `OffsetTimeOriginal`; the clock is taken for UTC where there is none.
+    """
     try:
-        local = datetime.strptime(str(stamp).strip('\x00 '), '%Y:%m:%d %H:%M:%S')
+        local = datetime.strptime(stamp.strip('\x00 '), '%Y:%m:%d %H:%M:%S')
     except ValueError:
         return None
     if abs(local - _UNSET_CLOCK) <= timedelta(days=1):
         return None
-    offset = str(detail.get(36881) or detail.get(36880) or '+00:00').strip('\x00 ')
     try:
-        zone = datetime.strptime(offset, '%z').tzinfo
+        zone = datetime.strptime(offset.strip('\x00 '), '%z').tzinfo
     except ValueError:
         zone = timezone.utc
     try:

@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 
 from grafalign.errors import GrafalignError
 from grafalign.photos.batches import read_batches
+from grafalign.photos.exif import camera_time
 from grafalign.photos.guess import GUESSES, theirs_for_ours
 from grafalign.photos.opening import files_of, is_url, name_of, open_stream
 from grafalign.photos.raw import Raw
@@ -185,17 +186,4 @@ def _time(tags: Mapping[str, str]) -> datetime | None:
         return day + timedelta(hours=clock[0], minutes=clock[1], seconds=clock[2])
     except (KeyError, ValueError, IndexError, OverflowError):
         pass
-    try:
-        local = datetime.strptime(tags.get('EXIF DateTimeOriginal', '').strip(), '%Y:%m:%d %H:%M:%S')
-    except ValueError:
-        return None
-    if abs(local - datetime(1970, 1, 1)) <= timedelta(days=1):  # a clock that was never set
-        return None
-    try:
-        zone = datetime.strptime(tags.get('EXIF OffsetTimeOriginal', '').strip(), '%z').tzinfo
-    except ValueError:
-        zone = timezone.utc
-    try:
-        return local.replace(tzinfo=zone).astimezone(timezone.utc)
-    except (OverflowError, ValueError):
-        return None
+    return camera_time(tags.get('EXIF DateTimeOriginal', ''), tags.get('EXIF OffsetTimeOriginal', ''))
