@@ -23,11 +23,12 @@ from urllib.parse import unquote, urlsplit
 from grafalign.errors import GrafalignError
 from grafalign.photos.exif import PhotoError
 from grafalign.photos.tars import Tars
+from grafalign.photos.uris import KNOWN
 from grafalign.photos.web import RemoteSettings, Web
 
 __all__ = ['Fetcher', 'PhotoError', 'RemoteSettings', 'is_remote']
 Content = TypeVar('Content')
-STORES = frozenset({'s3', 's3a', 'gs', 'gcs', 'az', 'abfs', 'abfss', 'adl', 'oci', 'oss', 'hf', 'hdfs', 'memory'})
+STORES = frozenset(KNOWN) - {'file', 'http', 'https'}
 """Schemes that are left to fsspec: stores with a name and keys of their own. Its other schemes could lead a row of an
 untrusted table to hosts inside (ftp, sftp, webhdfs) or write to disk (simplecache)."""
 MAX_LOCAL_BYTES = 2_000_000_000

@@ -30,7 +30,7 @@ from grafalign.scenes.tiles import Footprints, TilePart, footprints
 
 _GAP_BYTES = 1024
 """Blocks that are no further apart in their file are fetched together (COGs have 8 bytes between blocks)."""
-_RUN_BYTES = 32 << 20
+RUN_BYTES = 32 << 20
 """Largest single request: what a thread holds at a time."""
 _SCENES_AHEAD = 4
 """Scenes whose headers are fetched while an earlier one is read."""
@@ -79,7 +79,7 @@ def merge_blocks(blocks: Sequence[Block]) -> list[list[Block]]:
             and block.nbytes
             and last[-1].nbytes
             and block.start - (last[-1].start + last[-1].nbytes) <= _GAP_BYTES
-            and block.start + block.nbytes - last[0].start <= _RUN_BYTES
+            and block.start + block.nbytes - last[0].start <= RUN_BYTES
         ):
             last.append(block)
         else:

@@ -20,13 +20,13 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 from rasterio.enums import Resampling
 
+from grafalign.scenes.blocks import RUN_BYTES
 from grafalign.scenes.radiometry import BandSource
 from grafalign.scenes.ranges import RangeReader
 from grafalign.scenes.raster import HEADER_BYTES, Grid, Raster
 from grafalign.scenes.tiles import footprints
 
 _SAMPLED_BLOCKS = 400
-_RUN_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def file_cost(grid: Grid, layout: Layout, boxes: Sequence[GeoBox], resampling: R
     number = np.arange(len(tile)) - np.repeat(np.cumsum(count) - count, count)
     row, col = first[tile, 1] + number // size[tile, 0], first[tile, 0] + number % size[tile, 0]
     blocks: npt.NDArray[np.int64] = np.unique(row * columns + col)
-    run = max(1, int(_RUN_BYTES // max(layout.block_bytes, 1)))
+    run = max(1, int(RUN_BYTES // max(layout.block_bytes, 1)))
     edges = np.flatnonzero(np.diff(blocks) > 1)
     lengths = np.diff(np.concatenate([[-1], edges, [len(blocks) - 1]])) if len(blocks) else np.array([], dtype=int)
     return FileCost(

@@ -1,18 +1,19 @@
 """Addresses of assets: made absolute against where their item came from, and refused where they must not be read.
 
 An item of an API is a stranger's text: without a check it could name /etc/passwd or a service of the internal network,
-and the reader would open it. Refusing an address here is no sandbox: a host may answer with a redirect, and a raster of
-some formats may name further files.
+and the reader would open it. Here whole items are refused early, with a reason; what is connected to in the end, also
+after a redirect, is checked by `grafalign.guarded`.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
+
+from grafalign.guarded import is_public
 
 
 def absolute_assets(item: dict[str, Any], base: str, local: bool) -> dict[str, Any]:
@@ -90,9 +91,4 @@ def is_private(host: str) -> bool:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):
         return host.lower() == 'localhost' or host.lower().endswith('.localhost')
-    return any(_not_public(ipaddress.ip_address(address.partition('%')[0])) for address in found)
-
-
-def _not_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    inner = getattr(address, 'ipv4_mapped', None)
-    return not (inner or address).is_global or address.is_multicast
+    return not all(is_public(address) for address in found)
