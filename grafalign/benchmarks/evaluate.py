@@ -7,7 +7,7 @@ all on blocks that no training saw, each with a 95 % bootstrap interval over til
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from grafalign.benchmarks.bootstrap import Estimate, bootstrap, confusion, map_a
 from grafalign.benchmarks.sandbox_set import VOID, LabelledTiles, SandboxTruth
 from grafalign.benchmarks.supervised import train_supervised
 from grafalign.config import load_settings
-from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip
+from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip, select_bands
 from grafalign.errors import GrafalignError
 from grafalign.retrieval import TileIndex, average_precision_at
 from grafalign.store import PairStore, Sensor
@@ -62,12 +62,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """An encoder with the vectors that stand for classes."""
+class ZeroShotModel:
+    """An encoder, how stored pixels become its input, and the vectors [K, D] that stand for classes."""
 
     encoder: SatelliteEncoder
     rule: PixelRule
     classes: Floats
+    bands: Sequence[int]
+    """Bands of the tiles that it takes, by position."""
 
 
 def evaluate_sandbox(
@@ -101,25 +103,27 @@ def evaluate_sandbox(
     console.log('cutting labelled tiles and chips')
     test = truth.tiles('test', sizes.test_per_class, seed)
     chips = truth.chips('test', sizes.chips, CHIP_PX, seed)
-    first: dict[str, tuple[str, TrainSettings]] = {s.level: (name, s) for name, s in reversed(list(settings.items()))}
+    first: dict[str, tuple[str, TrainSettings]] = {}
+    for name, found in settings.items():
+        for level in ('image', 'patch') if found.level == 'both' else (found.level,):
+            first.setdefault(level, (name, found))
     bounds = _supervised_bounds(clip, store, truth, text, first, models, sizes, seed)
 
     rule = next(iter(models.values())).rule
-    frozen = _Model(SatelliteEncoder(clip, len(store.sensor.bands), store.sensor.size_px).eval(), rule, text)
-    images = {'frozen_clip': frozen} | {
-        n: _Model(m.encoder, m.rule, text) for n, m in models.items() if settings[n].level == 'image'
-    }
-    patches = {'frozen_clip': frozen} | {
-        n: _Model(m.encoder, m.rule, text) for n, m in models.items() if settings[n].level == 'patch'
-    }
+    sensor = store.sensor
+    rule, every = PixelRule(sensor, clip), range(len(sensor.bands))
+    frozen = ZeroShotModel(SatelliteEncoder(clip, sensor.bands, sensor.size_px).eval(), rule, text, every)
+    ready = {n: ZeroShotModel(m.encoder, m.rule, text, select_bands(sensor, m.sensor.bands)) for n, m in models.items()}
+    images = {'frozen_clip': frozen} | {n: m for n, m in ready.items() if settings[n].level != 'patch'}
+    patches = {'frozen_clip': frozen} | {n: m for n, m in ready.items() if settings[n].level != 'image'}
     if 'image' in bounds:
-        images['supervised'] = _Model(bounds['image'][0], rule, bounds['image'][1])
+        images['supervised'] = ZeroShotModel(bounds['image'][0], rule, bounds['image'][1], every)
     if 'patch' in bounds:
-        patches['supervised'] = _Model(bounds['patch'][0], rule, bounds['patch'][1])
+        patches['supervised'] = ZeroShotModel(bounds['patch'][0], rule, bounds['patch'][1], every)
     done = Evaluation({}, truth.classes, test, chips)
     bank = load_bank(store, clip=clip)
     photos = np.asarray(bank.embeddings[bank.valid])
-    prior = {n: photo_prior(photos, text, s.tau, PRIOR_STRENGTH) for n, s in settings.items()}
+    prior = {n: photo_prior(photos, text, m.facts['tau'], PRIOR_STRENGTH) for n, m in models.items()}
     done.results['classification'] = _classify(images, done, prior)
     done.results['segmentation'] = _segment(patches, done, prior)
     done.results['retrieval'] = _retrieve(images, done)
@@ -158,7 +162,7 @@ def _supervised_bounds(
         futures = {level: pool.submit(_bound_job, threads, *job) for level, job in jobs.items()}
         for level, future in futures.items():
             state, vectors = future.result()
-            encoder = SatelliteEncoder(clip, len(store.sensor.bands), store.sensor.size_px)
+            encoder = SatelliteEncoder(clip, store.sensor.bands, store.sensor.size_px)
             encoder.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
             bounds[level] = encoder.eval(), vectors
     return bounds
@@ -191,13 +195,14 @@ def _store_tiles(store: PairStore, truth: SandboxTruth) -> LabelledTiles:
     return LabelledTiles(pixels, scale[rows], offset[rows], truth.label_maps(boxes).astype(np.int64), lonlat)
 
 
-def _inputs(model: _Model, tiles: LabelledTiles, rows: slice) -> torch.Tensor:
-    pixels = torch.from_numpy(tiles.pixels[rows].astype(np.float32))
-    out: torch.Tensor = model.rule(pixels, torch.from_numpy(tiles.scale[rows]), torch.from_numpy(tiles.offset[rows]))
+def _inputs(model: ZeroShotModel, tiles: LabelledTiles, rows: slice) -> torch.Tensor:
+    taken = (torch.from_numpy(v[rows][:, model.bands]) for v in (tiles.pixels, tiles.scale, tiles.offset))
+    out: torch.Tensor = model.rule(*taken)
     return out
 
 
-def _embed(model: _Model, tiles: LabelledTiles) -> Floats:
+def embed_tiles(model: ZeroShotModel, tiles: LabelledTiles) -> Floats:
+    """Image embeddings of labelled tiles, [N, D]."""
     with torch.no_grad():
         parts = [
             model.encoder(_inputs(model, tiles, slice(i, i + 256))).image for i in range(0, len(tiles.labels), 256)
@@ -210,37 +215,45 @@ def _variants(name: str, prior: Mapping[str, Floats]) -> dict[str, Floats | None
     return {name: None} | ({f'{name}_with_prior': prior[name]} if name in prior else {})
 
 
-def _classify(models: Mapping[str, _Model], done: Evaluation, prior: Mapping[str, Floats]) -> dict[str, Any]:
+def _classify(models: Mapping[str, ZeroShotModel], done: Evaluation, prior: Mapping[str, Floats]) -> dict[str, Any]:
     """Accuracy on the test tiles, which are balanced by hand: the prior is wrong there and reported all the same."""
     out: dict[str, Any] = {}
     labels = done.test.labels
     for name, model in models.items():
-        vectors = _embed(model, done.test)
+        vectors = embed_tiles(model, done.test)
         for variant, bias in _variants(name, prior).items():
             guess = class_scores(vectors, model.classes, bias).argmax(1)
             done.guesses[variant] = guess
-            out[variant] = {'accuracy': _interval_of_mean(guess == labels)}
+            out[variant] = {'accuracy': interval_of_mean(guess == labels)}
     return out
 
 
-def _segment(models: Mapping[str, _Model], done: Evaluation, prior: Mapping[str, Floats]) -> dict[str, Any]:
+def _segment(models: Mapping[str, ZeroShotModel], done: Evaluation, prior: Mapping[str, Floats]) -> dict[str, Any]:
     """Mean IoU on chips of natural land."""
     out: dict[str, Any] = {}
     for name, model in models.items():
         variants = _variants(name, prior)
-        parts: dict[str, list[npt.NDArray[np.int64]]] = {v: [] for v in variants}
-        starts = range(0, len(done.chips.labels), 4)
-        for start in console.track(starts, f'segmenting with {name}', len(done.chips.labels), step=4):
-            scores = segment(model.encoder, _inputs(model, done.chips, slice(start, start + 4)), model.classes).numpy()
-            for variant, bias in variants.items():
-                parts[variant].append((scores if bias is None else scores + bias[:, None, None]).argmax(1))
-        for variant, guesses in parts.items():
-            done.maps[variant] = np.concatenate(guesses)
-            out[variant] = _map_quality(done.chips.labels, done.maps[variant], done.classes)
+        guesses = segment_chips(model, done.chips, list(variants.values()), f'segmenting with {name}')
+        for variant, guess in zip(variants, guesses, strict=True):
+            done.maps[variant] = guess
+            out[variant] = map_quality(done.chips.labels, done.maps[variant], done.classes)
     return out
 
 
-def _map_quality(truth: npt.NDArray[np.int64], guess: npt.NDArray[np.int64], classes: list[str]) -> dict[str, Any]:
+def segment_chips(
+    model: ZeroShotModel, chips: LabelledTiles, biases: Sequence[Floats | None] = (None,), label: str = 'segmenting'
+) -> list[npt.NDArray[np.int64]]:
+    """Class of every pixel of chips [N, S, S], once for each bias [K] that is added to the class scores."""
+    parts: list[list[npt.NDArray[np.int64]]] = [[] for _ in biases]
+    for start in console.track(range(0, len(chips.labels), 4), label, len(chips.labels), step=4):
+        scores = segment(model.encoder, _inputs(model, chips, slice(start, start + 4)), model.classes).numpy()
+        for part, bias in zip(parts, biases, strict=True):
+            part.append((scores if bias is None else scores + bias[:, None, None]).argmax(1))
+    return [np.concatenate(part) for part in parts]
+
+
+def map_quality(truth: npt.NDArray[np.int64], guess: npt.NDArray[np.int64], classes: list[str]) -> dict[str, Any]:
+    """Mean IoU with its interval over chips, pixel accuracy, and the IoU of every class, of maps [N, S, S]."""
     counts = np.stack([confusion(t, g, len(classes), VOID) for t, g in zip(truth, guess, strict=True)])
     whole = counts.sum(0)
     iou = np.diag(whole) / np.maximum(whole.sum(0) + whole.sum(1) - np.diag(whole), 1)
@@ -251,12 +264,12 @@ def _map_quality(truth: npt.NDArray[np.int64], guess: npt.NDArray[np.int64], cla
     }
 
 
-def _retrieve(models: Mapping[str, _Model], done: Evaluation) -> dict[str, Any]:
+def _retrieve(models: Mapping[str, ZeroShotModel], done: Evaluation) -> dict[str, Any]:
     out: dict[str, Any] = {}
     labels = done.test.labels
     total = np.bincount(labels, minlength=len(done.classes))
     for name, model in models.items():
-        vectors = _embed(model, done.test)
+        vectors = embed_tiles(model, done.test)
         _, rows = TileIndex(vectors).search(model.classes, K)
         done.top[name] = rows
         value = np.nanmean(average_precision_at(labels[rows] == np.arange(len(done.classes))[:, None], total))
@@ -265,7 +278,8 @@ def _retrieve(models: Mapping[str, _Model], done: Evaluation) -> dict[str, Any]:
     return out
 
 
-def _interval_of_mean(right: npt.NDArray[np.bool_]) -> Estimate:
+def interval_of_mean(right: npt.NDArray[np.bool_]) -> Estimate:
+    """Share of what is right, with its interval over units."""
     return bootstrap(len(right), lambda i: float(right[i].mean()))
 
 

@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 from grafalign.benchmarks.sandbox_set import VOID, LabelledTiles
 from grafalign.encoders import FrozenClip, PixelRule, SatelliteEncoder
 from grafalign.store import Sensor
-from grafalign.training.augment import symmetry
 from grafalign.training.loop import fit, make_accelerator
 from grafalign.training.settings import LoopSettings
+from grafalign.training.task import viewed
+from grafalign.training.views import AugmentSettings, draw_views, symmetry
 
 _TAU = 0.07
 
@@ -32,7 +33,7 @@ class LabelBatch(TypedDict):
     pixels: Tensor
     scale: Tensor
     offset: Tensor
-    symmetry: Tensor
+    code: Tensor
     gain: Tensor
     target: Tensor
     """Class shares: [B, K] of tiles, or [B, K, h, w] of patches; all zero where nothing is known."""
@@ -47,7 +48,8 @@ class LabelSteps(Dataset[LabelBatch]):
     """[N, K] or [N, K, h, w]."""
     batch_tiles: int
     seed: int
-    gain: float
+    augment: AugmentSettings
+    """Symmetries and gain only: labels of patches are not resampled."""
 
     def __len__(self) -> int:
         return 2**31 - 1
@@ -61,14 +63,14 @@ class LabelSteps(Dataset[LabelBatch]):
             rows = rng.choice(len(labels), self.batch_tiles, p=share / share.sum())
         else:
             rows = rng.integers(0, len(self.targets), self.batch_tiles)
-        bands = self.tiles.pixels.shape[1]
-        gain = 1 + self.gain * (rng.normal(size=(len(rows), 1)) + 0.5 * rng.normal(size=(len(rows), bands)))
+        _, bands, size, _ = self.tiles.pixels.shape
+        views = draw_views(rng, len(rows), bands, size, self.augment)
         return LabelBatch(
-            pixels=torch.from_numpy(self.tiles.pixels[rows].astype(np.float32)),
+            pixels=torch.from_numpy(self.tiles.pixels[rows]),
             scale=torch.from_numpy(self.tiles.scale[rows]),
             offset=torch.from_numpy(self.tiles.offset[rows]),
-            symmetry=torch.from_numpy(rng.integers(0, 8, len(rows))),
-            gain=torch.from_numpy(gain.astype(np.float32)),
+            code=torch.from_numpy(views.code),
+            gain=torch.from_numpy(views.gain),
             target=torch.from_numpy(self.targets[rows]),
         )
 
@@ -76,21 +78,24 @@ class LabelSteps(Dataset[LabelBatch]):
 class SupervisedTask(nn.Module):
     """Cross-entropy of tiles or patches against learned class vectors."""
 
-    def __init__(self, encoder: SatelliteEncoder, rule: PixelRule, classes: npt.NDArray[np.float32]) -> None:
+    def __init__(
+        self, encoder: SatelliteEncoder, rule: PixelRule, classes: npt.NDArray[np.float32], augment: AugmentSettings
+    ) -> None:
         super().__init__()
-        self.encoder, self.rule = encoder, rule
+        self.encoder, self.rule, self.augment = encoder, rule, augment
         self.vectors = nn.Parameter(torch.from_numpy(classes.copy()))
 
     def forward(self, batch: LabelBatch) -> Tensor:
         """Mean loss over labelled tiles or patches."""
-        images = self.rule(batch['pixels'], batch['scale'] * batch['gain'], batch['offset'] * batch['gain'])
-        found = self.encoder(symmetry(images, batch['symmetry']))
+        found = self.encoder(viewed(self.rule, batch, self.augment))
         target = batch['target']
         if target.ndim == 2:
             embeddings = found.image
         else:
             embeddings = found.patches.flatten(0, 2)
-            target = symmetry(target, batch['symmetry']).permute(0, 2, 3, 1).flatten(0, 2)
+            if self.augment.symmetry:
+                target = symmetry(target, batch['code'])
+            target = target.permute(0, 2, 3, 1).flatten(0, 2)
         logits = embeddings @ functional.normalize(self.vectors, dim=-1).T / _TAU
         known = target.sum(-1)
         return -(target * logits.log_softmax(-1)).sum() / known.sum()
@@ -119,13 +124,14 @@ def train_supervised(
     Returns:
         The encoder and the learned unit class vectors [K, D].
     """
-    encoder = SatelliteEncoder(clip, len(sensor.bands), sensor.size_px)
-    task = SupervisedTask(encoder, PixelRule(sensor, clip), start)
+    encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px)
+    augment = AugmentSettings(symmetry=settings.augment.symmetry, gain=settings.augment.gain)
+    task = SupervisedTask(encoder, PixelRule(sensor, clip), start, augment)
     if tiles.labels.ndim == 1:
         targets = np.eye(len(start), dtype=np.float32)[tiles.labels]
     else:
         targets = patch_shares(tiles.labels, len(start), encoder.patch_px)
-    data = LabelSteps(tiles, targets, settings.batch_tiles, settings.seed, settings.gain)
+    data = LabelSteps(tiles, targets, settings.batch_tiles, settings.seed, augment)
     fit(task, data, steps, peak_lr, settings, make_accelerator(settings.precision))
     return encoder.eval(), functional.normalize(task.vectors.detach(), dim=-1).numpy()
 

@@ -1,9 +1,11 @@
 """Frozen CLIP, ground bank and satellite encoder."""
 
+from grafalign.encoders.bands import select_bands
 from grafalign.encoders.bank import GroundBank, embed, load_bank
 from grafalign.encoders.clip import ClipSettings, FrozenClip, load_clip
 from grafalign.encoders.content import ContentFilters, filter_bank
 from grafalign.encoders.satellite import Embeddings, PixelRule, SatelliteEncoder
+from grafalign.encoders.tuning import LoraSettings, TuneSettings, merge, trainable, tune
 
 __all__ = [
     'ClipSettings',
@@ -11,10 +13,16 @@ __all__ = [
     'Embeddings',
     'FrozenClip',
     'GroundBank',
+    'LoraSettings',
     'PixelRule',
     'SatelliteEncoder',
+    'TuneSettings',
     'embed',
     'filter_bank',
     'load_bank',
     'load_clip',
+    'merge',
+    'select_bands',
+    'trainable',
+    'tune',
 ]

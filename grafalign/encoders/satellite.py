@@ -1,21 +1,24 @@
-"""The satellite encoder: CLIP's own vision transformer with an image embedding and one embedding per patch.
+"""The satellite encoder: CLIP's own image tower with an image embedding and one embedding per patch.
 
-Image embedding: CLIP's class token through its final norm and projection. Patch embeddings, as in GRAFT's released
-checkpoints: LayerNorm and a bias-free Linear on the patch tokens of the last block, started from CLIP's own final norm
-and projection. Both live in CLIP's space and have unit length.
+Image embedding: as CLIP makes it. Patch embeddings, as in GRAFT's released checkpoints: LayerNorm and a bias-free
+Linear on the patch tokens of the last block, started from CLIP's own final norm and projection (`towers.py` says what
+that is for each kind of tower). Both live in CLIP's space and have unit length.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grafalign.encoders.bands import black, colours, inflate, per_band
 from grafalign.encoders.clip import FrozenClip
+from grafalign.encoders.towers import tower_of
 from grafalign.errors import GrafalignError
 from grafalign.store import Sensor
 
@@ -26,7 +29,7 @@ class Embeddings(NamedTuple):
     image: Tensor
     """[B, D]"""
     patches: Tensor
-    """[B, h, w, D]"""
+    """[B, h, w, D]; with patch dropout [B, 1, n, D], the n kept patches in the order they were asked for."""
 
 
 class SatelliteEncoder(nn.Module):
@@ -34,91 +37,156 @@ class SatelliteEncoder(nn.Module):
 
     Args:
         clip: the CLIP to start from; its weights are copied, not shared.
-        bands: bands of the input; extra bands start from the mean of CLIP's colour filters.
-        size_px: side of the input; position embeddings are resampled where it is not CLIP's own.
+        bands: bands of the input, by name or number. A band named red, green or blue takes CLIP's filters of that
+            colour wherever it stands, others start from the mean of the filters (`bands.py`).
+        size_px: side of the input; CLIP's own by default.
+        fit: what happens to another size than CLIP's. `resample`: the position embeddings are resampled. `pad`: the
+            tile lies on black ground of CLIP's size. With GRAFT's released models it lies in the middle (EuroSAT's 64
+            px after 80 of black, BigEarthNet's 120 after 52); ours starts where a patch of CLIP starts, as near the
+            middle as that allows (after 80, and after 48), so that patches of the tile are patches of CLIP.
 
     Raises:
-        GrafalignError: CLIP's image tower is no open_clip vision transformer, or the size is no multiple of its patch.
+        GrafalignError: CLIP's image tower gives no patch tokens, there are no bands, the size is no multiple of its
+            patch (`resample`), or larger than CLIP's (`pad`).
     """
 
-    def __init__(self, clip: FrozenClip, bands: int = 3, size_px: int | None = None) -> None:
-        super().__init__()
-        from open_clip.transformer import VisionTransformer
+    inside: Tensor
+    outside: Tensor
+    black: Tensor
 
-        visual: Any = clip.model.visual
-        if not isinstance(visual, VisionTransformer) or visual.pool_type != 'tok' or visual.proj is None:
-            raise GrafalignError(
-                f'{clip.settings.model} has no plain vision transformer as image tower; use a ViT such as ViT-B-16.'
-            )
-        self.visual: Any = copy.deepcopy(visual).requires_grad_(True)
-        self.patch_px = int(visual.patch_size[0])
+    def __init__(
+        self,
+        clip: FrozenClip,
+        bands: Sequence[str] | int = 3,
+        size_px: int | None = None,
+        fit: Literal['resample', 'pad'] = 'resample',
+    ) -> None:
+        super().__init__()
+        self.visual: Any = copy.deepcopy(clip.model.visual).requires_grad_(True)
+        self.model = clip.settings.model
+        self.tower = tower_of(self.visual, self.model)
+        self.patch_px = self.tower.patch_px
         self.size_px = size_px or clip.image_px
+        self.side = -(-self.size_px // self.patch_px)
+        """Patches along a side of the tile."""
+        self.bands = len(colours(bands))
+        self.grad_checkpointing = False
+        """Whether blocks are computed again in the backward pass instead of kept; see `tuning.py`."""
+        if fit == 'pad' and self.size_px != clip.image_px:
+            self._lay_on_black(clip, bands)
+        else:
+            self.canvas_px = self.size_px
+            self._fit_positions(clip)
+        inflate(self.tower.first_conv(self.visual), bands)
+        norm, start = self.tower.patch_start(self.visual)
+        self.patch_norm = copy.deepcopy(norm).requires_grad_(True)
+        self.patch_proj = nn.Linear(start.shape[1], start.shape[0], bias=False, device=clip.device)
+        with torch.no_grad():
+            self.patch_proj.weight.copy_(start)
+
+    @property
+    def image_head(self) -> list[nn.Parameter]:
+        """What only the image embedding goes through: without gradient where patches alone are trained."""
+        return self.tower.head(self.visual)
+
+    @property
+    def patch_head(self) -> list[nn.Parameter]:
+        """What only the patch embeddings go through: without gradient where the image embedding alone is trained."""
+        return [*self.patch_norm.parameters(), *self.patch_proj.parameters()]
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Embeddings:
+        """Embed normalised tiles [B, C, H, W].
+
+        Args:
+            images: what `PixelRule` makes of tiles of `size_px`.
+            keep: int64 [B, n], patches of the tile that are looked at, counted in reading order from 0 to side * side;
+                the others never enter the blocks (Li et al., "Scaling Language-Image Pre-training via Masking", CVPR
+                2023). Of a padded tile the black patches always do, as without `keep`.
+
+        Raises:
+            GrafalignError: the images have other bands or another size, or this tower has no patch dropout.
+        """
+        self._check(images, keep)
+        padded, entering = self.canvas_px != self.size_px, keep
+        if padded:
+            images = self._canvas(images)
+            if keep is not None:
+                entering = torch.cat([self.inside[keep], self.outside.expand(len(keep), -1)], dim=1)
+        saving = self.grad_checkpointing and torch.is_grad_enabled()
+        image, tokens = self.tower.run(self.visual, images, entering, saving)
+        if padded:
+            tokens = tokens[:, self.inside] if keep is None else tokens[:, : keep.shape[1]]
+        vectors = functional.normalize(self.patch_proj(self.patch_norm(tokens)), dim=-1)
+        patches = rearrange(vectors, 'b (h w) d -> b h w d', h=self.side if keep is None else 1)
+        return Embeddings(functional.normalize(image, dim=-1), patches)
+
+    def _check(self, images: Tensor, keep: Tensor | None) -> None:
+        bands, *size = images.shape[1:]
+        if bands != self.bands:
+            raise GrafalignError(
+                f'The encoder takes {self.bands} bands and the images have {bands}; '
+                'give the bands it was made for (`select_bands` finds them by name).'
+            )
+        if size != [self.size_px, self.size_px]:
+            raise GrafalignError(
+                f'The encoder takes tiles of {self.size_px} x {self.size_px} px and the images are '
+                f'{size[0]} x {size[1]}; cut tiles of that size, or make an encoder with size_px {size[0]}.'
+            )
+        if keep is not None and not self.tower.drops:
+            raise GrafalignError(
+                f'Patch dropout is not available for {self.model}, whose blocks place patches by the whole grid; '
+                'switch it off, or use a ViT such as ViT-B-16 or ViT-B-16-SigLIP.'
+            )
+
+    def _fit_positions(self, clip: FrozenClip) -> None:
         if self.size_px % self.patch_px:
             raise GrafalignError(
-                f'Tiles of {self.size_px} px are no multiple of the {self.patch_px}-px patches of '
-                f'{clip.settings.model}; '
+                f'Tiles of {self.size_px} px are no multiple of the {self.patch_px}-px patches of {self.model}; '
                 f'pair with sensor.size_px {self.size_px // self.patch_px * self.patch_px or self.patch_px}.'
             )
-        side = self.size_px // self.patch_px
         if self.size_px != clip.image_px:
-            self.visual.positional_embedding = nn.Parameter(_resample(visual.positional_embedding.detach(), side))
-            self.visual.grid_size = (side, side)
-            self.visual.image_size = (self.size_px, self.size_px)
-        if bands != 3:
-            self.visual.conv1 = _inflate(self.visual.conv1, bands)
-        width, depth = visual.proj.shape
-        self.patch_norm = copy.deepcopy(visual.ln_post).requires_grad_(True)
-        self.patch_proj = nn.Linear(width, depth, bias=False)
-        with torch.no_grad():
-            self.patch_proj.weight.copy_(visual.proj.T)
+            self.tower.resize(self.visual, self.size_px)
 
-    def forward(self, images: Tensor) -> Embeddings:
-        """Embed normalised tiles [B, C, H, W]."""
-        out = self.visual.forward_intermediates(
-            images, indices=1, normalize_intermediates=False, output_fmt='NLC', output_extra_tokens=False
-        )
-        tokens = self.patch_proj(self.patch_norm(out['image_intermediates'][-1]))
-        side = self.size_px // self.patch_px
-        patches = rearrange(functional.normalize(tokens, dim=-1), 'b (h w) d -> b h w d', h=side, w=side)
-        return Embeddings(functional.normalize(out['image_features'], dim=-1), patches)
+    def _lay_on_black(self, clip: FrozenClip, bands: Sequence[str] | int) -> None:
+        self.canvas_px = clip.image_px
+        grid = clip.image_px // self.patch_px
+        if self.side > grid:
+            raise GrafalignError(
+                f'Tiles of {self.size_px} px are larger than the {grid * self.patch_px} px of {self.model} and cannot '
+                f'be padded; resample the position embeddings, or pair with sensor.size_px {grid * self.patch_px}.'
+            )
+        first = min(int((self.canvas_px - self.size_px) / 2 / self.patch_px + 0.5), grid - self.side)
+        self.start_px = first * self.patch_px
+        is_tile = torch.zeros(grid, grid, dtype=torch.bool)
+        is_tile[first : first + self.side, first : first + self.side] = True
+        self.register_buffer('inside', is_tile.flatten().nonzero()[:, 0], persistent=False)
+        self.register_buffer('outside', (~is_tile.flatten()).nonzero()[:, 0], persistent=False)
+        self.register_buffer('black', black(clip.mean, clip.std, bands), persistent=False)
 
-
-def _resample(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings [1 + g * g, width] of the class token and a grid, for a grid of another size."""
-    old = round((len(positions) - 1) ** 0.5)
-    grid = rearrange(positions[1:], '(h w) d -> 1 d h w', h=old)
-    grid = functional.interpolate(grid, (side, side), mode='bicubic', antialias=True, align_corners=False)
-    return torch.cat([positions[:1], rearrange(grid, '1 d h w -> (h w) d')])
-
-
-def _inflate(conv: nn.Conv2d, bands: int) -> nn.Conv2d:
-    """A patch embedding for any number of bands whose output keeps its scale: RGB filters first, then their mean."""
-    wide = nn.Conv2d(bands, conv.out_channels, conv.kernel_size, conv.stride, bias=conv.bias is not None)  # type: ignore[arg-type]
-    with torch.no_grad():
-        extra = conv.weight.mean(1, keepdim=True).expand(-1, max(0, bands - 3), -1, -1)
-        wide.weight.copy_(torch.cat([conv.weight, extra], dim=1)[:, :bands] * (3 / bands))
-        if conv.bias is not None and wide.bias is not None:
-            wide.bias.copy_(conv.bias)
-    return wide
+    def _canvas(self, images: Tensor) -> Tensor:
+        """Tiles on black ground of CLIP's size."""
+        first, last = self.start_px, self.start_px + self.size_px
+        ground = self.black.to(images.dtype).expand(len(images), -1, self.canvas_px, self.canvas_px).clone()
+        ground[:, :, first:last, first:last] = images
+        return ground
 
 
 class PixelRule(nn.Module):
     """From stored numbers to the encoder's input: one fixed rule per sensor, never a per-tile stretch.
 
     physical = stored * scale + offset; x = (physical - low) / (high - low), clipped to [0, 1]; then CLIP's mean and
-    standard deviation (their averages for bands beyond three).
+    standard deviation, by colour like the encoder's filters (their averages for bands that are no colour).
 
     Args:
-        sensor: gives the value range and the number of bands.
+        sensor: gives the value range and the bands.
         clip: gives mean and standard deviation.
     """
 
     def __init__(self, sensor: Sensor, clip: FrozenClip) -> None:
         super().__init__()
-        bands = len(sensor.bands)
         self.low, self.high = sensor.value_range
         for name, three in (('mean', clip.mean), ('std', clip.std)):
-            values = (list(three) + [sum(three) / 3] * bands)[:bands]
+            values = per_band(three, sensor.bands)
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:

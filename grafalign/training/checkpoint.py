@@ -1,4 +1,8 @@
-"""Checkpoints: safetensors and one small JSON, written beside their final name and moved there in one rename."""
+"""Checkpoints: safetensors and one small JSON, written beside their final name and moved there in one rename.
+
+Weights and moments are whole and named by parameter, also where FSDP shards them: a run may be continued on another
+number of processes.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,70 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from grafalign.errors import GrafalignError
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, digest: str) -> None:
-    """Write `folder/step_XXXXXXXX` and remove older ones.
+class Position(NamedTuple):
+    """The place in a training: two integers."""
+
+    epoch: int
+    step: int
+    """Steps done in this epoch."""
+
+    def steps(self, epoch_steps: int) -> int:
+        """Steps done since the beginning."""
+        return self.epoch * epoch_steps + self.step
+
+
+def save_checkpoint(
+    folder: Path,
+    done: int,
+    position: Position,
+    task: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    mean: Mapping[str, Tensor] | None = None,
+    *,
+    write: bool = True,
+) -> None:
+    """Write `folder/step_XXXXXXXX` and remove older ones. All processes must call it, as a sharded model is gathered.
 
     Args:
         folder: the run's `checkpoints` folder.
-        step: steps done.
-        model: the bare task module.
-        optimizer: an AdamW.
-        digest: digest of the settings, checked on resuming.
+        done: steps done, for the name.
+        position: where the training is.
+        task: what is trained, itself rather than what DDP made of it.
+        optimizer: its AdamW.
+        facts: `digest` of the settings, checked on resuming, and what else resuming needs.
+        mean: a running mean of the weights.
+        write: whether this process writes.
 
     Raises:
         GrafalignError: the checkpoint cannot be written; older ones are kept.
     """
-    final = folder / f'step_{step:08d}'
+    tensors = {
+        'model': full_state(task),
+        'optimizer': {k: full(v) for k, v in _moments(task, optimizer).items()},
+        'mean': {k: full(v) for k, v in (mean or {}).items()},
+    }
+    if not write:
+        return
+    final = folder / f'step_{done:08d}'
     part = folder / f'.{final.name}.part'
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        save_tensors(model.state_dict(), part / 'model.safetensors')
-        moments = {}
-        for index, values in optimizer.state_dict()['state'].items():
-            for name, value in values.items():
-                moments[f'{index}.{name}'] = torch.as_tensor(value)
-        save_tensors(moments, part / 'optimizer.safetensors')
-        (part / 'state.json').write_text(json.dumps({'step': step, 'digest': digest}))
+        for name, values in tensors.items():
+            save_tensors(values, part / f'{name}.safetensors')
+        (part / 'state.json').write_text(json.dumps({**position._asdict(), **facts}))
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
     finally:
@@ -51,7 +84,23 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
             shutil.rmtree(old, ignore_errors=True)
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def full_state(task: nn.Module) -> dict[str, Tensor]:
+    """All weights by name, whole. All processes must call it."""
+    return {k: full(v) for k, v in task.state_dict().items()}
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that FSDP may have sharded over processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _moments(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state by parameter name; rates and decays follow from settings and step."""
+    held = {n: optimizer.state[p] for n, p in task.named_parameters() if p.requires_grad}
+    return {f'{name}.{key}': torch.as_tensor(value) for name, state in held.items() for key, value in state.items()}
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file through to the disk.
 
     Raises:
@@ -74,26 +123,55 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, digest: str) -> int:
-    """Load weights and optimizer state in place; return the number of steps done.
+def checkpoint_facts(path: Path, digest: str) -> dict[str, Any]:
+    """What a checkpoint says of itself.
 
     Raises:
         GrafalignError: the checkpoint was made with other settings or is damaged.
     """
     try:
-        state: dict[str, Any] = json.loads((path / 'state.json').read_text())
-        if state['digest'] != digest:
-            raise GrafalignError(
-                f'{path} was made with other settings, clip or store; give the run another `out` or delete it.'
-            )
-        model.load_state_dict(load_file(path / 'model.safetensors'))
-        moments = load_file(path / 'optimizer.safetensors')
+        facts: dict[str, Any] = json.loads((path / 'state.json').read_text())
+        theirs, _ = facts['digest'], Position(facts['epoch'], facts['step'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from None
+    if theirs != digest:
+        raise GrafalignError(
+            f'{path} was made with other settings, clip or store; give the run another `out` or delete it.'
+        )
+    return facts
+
+
+@torch.no_grad()
+def load_checkpoint(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Load weights and moments in place; return the running mean of the weights, if there is one.
+
+    Raises:
+        GrafalignError: the checkpoint is damaged.
+    """
+    try:
+        weights, moments, mean = (load_file(path / f'{n}.safetensors') for n in ('model', 'optimizer', 'mean'))
+        for name, tensor in task.state_dict().items():
+            tensor.copy_(like(weights.pop(name), tensor))
+        if weights:
+            raise ValueError(f'{next(iter(weights))} is not of this model')
+        for name, parameter in task.named_parameters():
+            if parameter.requires_grad:
+                state = {k: moments[f'{name}.{k}'] for k in ('step', 'exp_avg', 'exp_avg_sq')}
+                on_gpu = parameter.device if optimizer.defaults['fused'] else torch.device('cpu')
+                step = state.pop('step').to(on_gpu)
+                optimizer.state[parameter] = {'step': step, **{k: like(v, parameter) for k, v in state.items()}}
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise GrafalignError(f'{path} is damaged ({error}); delete this folder to begin again.') from None
-    whole = optimizer.state_dict()
-    whole['state'] = {}
-    for key, value in moments.items():
-        index, _, name = key.partition('.')
-        whole['state'].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(whole)
-    return int(state['step'])
+        raise _damaged(path, error) from None
+    return mean
+
+
+def like(value: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor with the device and the sharding of another."""
+    if isinstance(tensor, DTensor):
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    return value.to(tensor.device)
+
+
+def _damaged(path: Path, error: Exception) -> GrafalignError:
+    reason = ' '.join(str(error).split())[:200]
+    return GrafalignError(f'{path} is damaged ({reason}); delete this folder to begin again.')

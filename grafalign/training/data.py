@@ -1,28 +1,37 @@
 """Batches: which tiles and photos each step sees, decided by the step's number alone.
 
-The order of an epoch is a permutation drawn from (seed, epoch), and a step's augmentation from (seed, step), so the
-place in a training is one integer: resuming is exact and immediate. Every process of a distributed run knows the whole
-batch and reads the pixels of its own tiles only; the photos of the *whole* batch come from the memory-mapped bank, so
-all processes see the same negatives without talking to each other.
+The order of an epoch is a keyed shuffle (`training.order`), everything else that is random is drawn from (seed, step),
+so the place in a training is two integers, epoch and step in it: resuming is exact and immediate. Every process of a
+distributed run knows the whole batch, reads the pixels of its own tiles only, and gets the photos of the *whole* batch
+(and whatever else of the bank the step draws) as row numbers: all see the same negatives without talking to each other.
+
+An item of `PairSteps` is what goes through the encoder at a time: a portion of a process's share of a step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from grafalign.encoders import GroundBank
+from grafalign.encoders import GroundBank, select_bands
 from grafalign.errors import GrafalignError
 from grafalign.store import PairStore
+from grafalign.training.order import shuffled
+from grafalign.training.placement import RADIUS_PER_SIGMA
+from grafalign.training.settings import TrainSettings
+from grafalign.training.views import Views, draw_views, move, turn_headings, zoom_of
+
+Integers = npt.NDArray[np.int64]
 
 
 class Batch(TypedDict):
-    """One process's share of a step: b of the batch's B tiles, and all P photos of the batch."""
+    """A portion of b of a step's B tiles, with their n pairs, and all K candidates of the step."""
 
     pixels: Tensor
     """As stored, [b, C, H, W]."""
@@ -30,21 +39,45 @@ class Batch(TypedDict):
     """[b, C]"""
     offset: Tensor
     """[b, C]"""
-    symmetry: Tensor
-    """int64 [b]"""
+    code: Tensor
+    """The view's symmetry, int64 [b]; see `training.views`."""
+    matrix: Tensor
+    """[b, 2, 2]"""
+    shift: Tensor
+    """[b, 2]"""
     gain: Tensor
     """[b, C]"""
-    photos: Tensor
-    """[P, D]"""
+    haze: Tensor
+    """[b]"""
+    band: Tensor
+    """Bands that are not dropped, bool [b, C]."""
+    keep: Tensor
+    """Patches that the encoder sees, int64 [b, m]; none where it sees all."""
+    candidates: Tensor
+    """Rows of the bank: the photos of the whole batch, then the negatives from the bank, int64 [K]."""
     tile: Tensor
-    """Tile (0 to b - 1) of each pair of this share, int64 [N]."""
+    """Tile (0 to b - 1) of each pair, int64 [n]."""
     photo: Tensor
-    """Row of `photos` of each pair, int64 [N]."""
-    row: Tensor
-    """Position in the tile in pixels, [N]."""
-    col: Tensor
+    """Position of its photo among the candidates, int64 [n]."""
     weight: Tensor
-    """1 / (B N_i) times the number of processes, so that the mean over processes is the whole batch's loss, [N]."""
+    """1 / (B N_i) times the number of processes, so that the mean over processes is the whole batch's loss, [n]."""
+    row: Tensor
+    """Place of the photo in the view, in pixels, [n]."""
+    col: Tensor
+    sigma_px: Tensor
+    """Its standard deviation along each axis, in pixels of the view, [n]."""
+    heading: Tensor
+    """Radians clockwise from the top of the view, NaN where unknown, [n]."""
+    zoom: Tensor
+    """Pixels of the view for each pixel of the tile, [n]."""
+    listed: Tensor
+    """Photos of the same tile: tile and candidate, int64 [2, M]; none where they are not masked."""
+    whole: Tensor
+    """Tile (0 to B - 1) and candidate of all pairs of the batch, int64 [2, N]; none without the other direction."""
+    sizes: Tensor
+    """Tiles of the batch in every process, int64 [W]."""
+    bad: Tensor
+    """Rows in the store of tiles that could not be read; they have no pairs, int64 [x]."""
 
 
 @dataclass(frozen=True)
@@ -55,39 +88,56 @@ class Share:
     world: int = 1
 
 
+class _Plan(NamedTuple):
+    """What a step sees."""
+
+    tiles: Integers
+    """Rows in the list of training tiles, [B]."""
+    pair: Integers
+    """Rows in the list of pairs, [N], by tile."""
+    owner: Integers
+    """Tile (0 to B - 1) of each pair, [N]."""
+    row: npt.NDArray[np.float32]
+    """Place of each pair's photo in its view, [N]."""
+    col: npt.NDArray[np.float32]
+    views: Views
+    keep: Integers
+    candidates: Integers
+    position: Integers
+    """Of each pair's photo among the candidates, [N]."""
+
+
 class PairSteps(Dataset[Batch]):
-    """The steps of a training; item k is step k.
+    """The steps of a training; items `step * portions` to `(step + 1) * portions - 1` are the portions of a step.
 
     Args:
         store: the pair store.
         bank: its ground bank.
-        split: tiles of this split.
-        batch_tiles: B.
-        photos_per_tile: at most this many photos of a tile in a step, drawn anew each time.
-        seed: seed of order and augmentation.
-        augment: whether to flip, turn and jitter.
-        gain: standard deviation of the brightness jitter; half as much again per band.
+        settings: bands, batch, negatives, masks, augmentation, seed.
         share: this process's share.
+        micro_batch: tiles in a portion; the whole share by default.
+        split: tiles of this split.
+        side: patches along each side of the encoder's grid, for patch dropout.
 
     Raises:
-        GrafalignError: the split has no tile with a usable photo.
+        GrafalignError: the split has no tile with a usable photo, or a wanted band is missing.
     """
 
     def __init__(
         self,
         store: PairStore,
         bank: GroundBank,
-        split: str,
-        batch_tiles: int,
-        photos_per_tile: int,
-        seed: int,
-        augment: bool = True,
-        gain: float = 0.1,
+        settings: TrainSettings,
         share: Share | None = None,
+        micro_batch: int | None = None,
+        split: str = 'train',
+        side: int = 0,
     ) -> None:
-        self.store, self.bank, self.seed = store, bank, seed
-        self.batch_tiles, self.photos_per_tile = batch_tiles, photos_per_tile
-        self.augment, self.gain, self.share = augment, gain, share or Share()
+        self.store, self.settings, self.share, self.side = store, settings, share or Share(), side
+        most = -(-settings.batch_tiles // self.share.world)
+        self.micro_batch = min(micro_batch or most, most)
+        self.portions = -(-most // self.micro_batch)
+        self.bands = select_bands(store.sensor, settings.bands or store.sensor.bands)
         pairs = store.pairs
         usable = bank.valid[pairs['photo'].to_numpy()] & np.isin(pairs['tile'].to_numpy(), store.tiles_of(split))
         pairs = pairs[usable].sort_values('tile', kind='stable')
@@ -95,60 +145,187 @@ class PairSteps(Dataset[Batch]):
         self._position = pairs[['row', 'col']].to_numpy(dtype=np.float32)
         self.tiles, self._first = np.unique(pairs['tile'].to_numpy(), return_index=True)
         self._last = np.append(self._first[1:], len(pairs))
+        self._photos = np.unique(self._photo)
         if not len(self.tiles):
             raise GrafalignError(
                 f'{store.path} has no {split} tile with a usable photo; check `split.shares` of its recipe.'
             )
+        self._sigma_px = _sigma_px(store, settings.placement.unknown_accuracy_m)
+        self._heading = _headings(store)
+        self._planned: tuple[int, _Plan] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the tiles, the last one perhaps smaller."""
-        return -(-len(self.tiles) // self.batch_tiles)
+        return -(-len(self.tiles) // self.settings.batch_tiles)
+
+    def name_tiles(self, rows: list[int]) -> list[str]:
+        """Tile ids of rows of the store."""
+        return [str(i) for i in self.store.tiles['tile_id'].iloc[rows]]
 
     def __len__(self) -> int:
-        return 2**31 - 1  # steps never run out: epochs follow each other
+        return 2**62  # steps never run out: epochs follow each other
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, item: int) -> Batch:
+        step, portion = divmod(item, self.portions)
+        plan = self._plan(step)
+        sizes = [len(part) for part in np.array_split(plan.tiles, self.share.world)]
+        first = sum(sizes[: self.share.rank]) + portion * self.micro_batch
+        last = min(first + self.micro_batch, sum(sizes[: self.share.rank + 1]))
+        mine = slice(first, max(first, last))  # empty in the last portions of a short batch
+        pixels, bad = self._read(plan.tiles[mine])
+        own = (plan.owner >= mine.start) & (plan.owner < mine.stop)
+        own &= ~np.isin(plan.tiles[plan.owner], bad)
+        weight = self.share.world / (len(plan.tiles) * np.bincount(plan.owner, minlength=1)[plan.owner])
+        owner, pair = plan.owner[own], plan.pair[own]
+        matrix, zoom = plan.views.matrix[owner], zoom_of(plan.views.matrix[owner])
+        numbers = self.tiles[plan.tiles[mine]]
+        scale, offset = (v[numbers][:, self.bands] for v in self.store.radiometry)
+        listed = self._same_tile(plan, mine) if self.settings.masks.same_tile else np.zeros((2, 0), dtype=np.int64)
+        whole = np.stack([plan.owner, plan.position]) if self.settings.photo_to_tile else np.zeros((2, 0), np.int64)
+        arrays = {
+            'scale': scale,
+            'offset': offset,
+            'code': plan.views.code[mine],
+            'matrix': plan.views.matrix[mine],
+            'shift': plan.views.shift[mine],
+            'gain': plan.views.gain[mine],
+            'haze': plan.views.haze[mine],
+            'band': plan.views.band[mine],
+            'keep': plan.keep[mine],
+            'candidates': plan.candidates,
+            'tile': owner - mine.start,
+            'photo': plan.position[own],
+            'weight': weight[own].astype(np.float32),
+            'row': plan.row[own],
+            'col': plan.col[own],
+            'sigma_px': self._sigma_px[self._photo[pair]] * zoom,
+            'heading': turn_headings(self._heading[self._photo[pair]], matrix),
+            'zoom': zoom,
+            'listed': listed,
+            'whole': whole,
+            'sizes': np.array(sizes),
+            'bad': self.tiles[bad],
+        }
+        tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+        return Batch(pixels=torch.from_numpy(pixels), **tensors)  # type: ignore[typeddict-item]
+
+    def _plan(self, step: int) -> _Plan:
+        """Everything that is random about a step; remembered, as a step's portions come one after another."""
+        if self._planned is not None and self._planned[0] == step:
+            return self._planned[1]
+        settings, count = self.settings, len(self.tiles)
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.tiles))
-        chosen = order[place * self.batch_tiles : (place + 1) * self.batch_tiles]
-        rng = np.random.default_rng((self.seed, 1, step))
-        bands = len(self.store.sensor.bands)
-        if self.augment:
-            which = rng.integers(0, 8, len(chosen))
-            gain = 1 + self.gain * (rng.normal(size=(len(chosen), 1)) + 0.5 * rng.normal(size=(len(chosen), bands)))
-        else:
-            which, gain = np.zeros(len(chosen), dtype=np.int64), np.ones((len(chosen), bands))
-        rows, owners = [], []
-        for number, tile in enumerate(chosen):
-            here = np.arange(self._first[tile], self._last[tile])
-            if len(here) > self.photos_per_tile:
-                here = rng.permutation(here)[: self.photos_per_tile]
-            rows.append(here)
-            owners.append(np.full(len(here), number))
-        pair, owner = np.concatenate(rows), np.concatenate(owners)
-        mine = np.arange(self.share.rank, len(chosen), self.share.world)  # a share may be empty in the last batch
-        weight = self.share.world / (len(chosen) * np.bincount(owner)[owner])
-        own = np.isin(owner, mine)
-        local = np.full(len(chosen), -1)
-        local[mine] = np.arange(len(mine))
-        numbers = self.tiles[chosen[mine]]
-        scale, offset = self.store.radiometry
+        start = place * settings.batch_tiles
+        tiles = shuffled(np.arange(start, min(start + settings.batch_tiles, count)), count, (settings.seed, 0, epoch))
+        rng = np.random.default_rng((settings.seed, 1, step))
         size = self.store.sensor.size_px
-        pixels = [self.store.read_tile(int(i)) for i in numbers]
-        stacked = np.stack(pixels) if pixels else np.zeros((0, bands, size, size), dtype=np.uint8)
-        if stacked.dtype == np.uint16:
-            stacked = stacked.astype(np.int32)  # torch has few operations on uint16
-        return Batch(
-            pixels=torch.from_numpy(stacked),
-            scale=torch.from_numpy(scale[numbers]),
-            offset=torch.from_numpy(offset[numbers]),
-            symmetry=torch.from_numpy(which[mine]),
-            gain=torch.from_numpy(gain[mine].astype(np.float32)),
-            photos=torch.from_numpy(self.bank.embeddings[self._photo[pair]].astype(np.float32)),
-            tile=torch.from_numpy(local[owner[own]]),
-            photo=torch.from_numpy(np.flatnonzero(own)),
-            row=torch.from_numpy(self._position[pair[own], 0]),
-            col=torch.from_numpy(self._position[pair[own], 1]),
-            weight=torch.from_numpy(weight[own].astype(np.float32)),
-        )
+        views = draw_views(rng, len(tiles), len(self.bands), size, settings.augment)
+        pair, owner = self._draw_photos(rng, tiles)
+        keep = np.zeros((len(tiles), 0), dtype=np.int64)
+        if settings.patch_dropout:
+            kept = max(1, round(self.side**2 * (1 - settings.patch_dropout)))
+            keep = np.sort(np.argsort(rng.random((len(tiles), self.side**2)), axis=1)[:, :kept], axis=1)
+        views, row, col = self._views_with_photos(views, pair, owner)
+        seen = (row >= 0) & (row < size) & (col >= 0) & (col < size)
+        pair, owner, row, col = pair[seen], owner[seen], row[seen], col[seen]
+        photos, position = np.unique(self._photo[pair], return_inverse=True)
+        candidates = np.concatenate([photos, self._draw_negatives(step, photos)])
+        plan = _Plan(tiles, pair, owner, row, col, views, keep, candidates, position)
+        self._planned = step, plan
+        return plan
+
+    def _draw_photos(self, rng: np.random.Generator, tiles: Integers) -> tuple[Integers, Integers]:
+        """At most `photos_per_tile` of each tile's pairs at random: rows of pairs and their tiles."""
+        count = self._last[tiles] - self._first[tiles]
+        owner = np.repeat(np.arange(len(tiles)), count)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        pair = self._first[tiles][owner] + within
+        order = np.lexsort((rng.random(len(pair)), owner))
+        chosen = order[within < self.settings.photos_per_tile]
+        chosen.sort()
+        return pair[chosen], owner[chosen]
+
+    def _views_with_photos(
+        self, views: Views, pair: Integers, owner: Integers
+    ) -> tuple[Views, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Places of the photos in the views. A view that would show none of its tile's photos is not taken."""
+        size = self.store.sensor.size_px
+        row, col = self._moved(views, pair, owner)
+        seen = (row >= 0) & (row < size) & (col >= 0) & (col < size)
+        empty = np.bincount(owner, seen, minlength=len(views.code)) == 0
+        if not self.settings.augment.resamples or not empty.any():
+            # a symmetry leaves the tile where it is; rounding must not push a photo over its edge
+            top = np.nextafter(np.float32(size), np.float32(0))
+            return (views, row, col) if self.settings.augment.resamples else (views, row.clip(0, top), col.clip(0, top))
+        views = replace(views, matrix=views.matrix.copy(), shift=views.shift.copy())
+        views.matrix[empty], views.shift[empty] = np.eye(2, dtype=np.float32), 0
+        return views, *self._moved(views, pair, owner)
+
+    def _moved(
+        self, views: Views, pair: Integers, owner: Integers
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        at = self._position[pair]
+        return move(at[:, 0], at[:, 1], views.matrix[owner], views.shift[owner], self.store.sensor.size_px)
+
+    def _draw_negatives(self, step: int, own: Integers) -> Integers:
+        """Photos of training tiles that the batch does not hold, as many as the settings say or as there are."""
+        wanted = self.settings.negatives
+        if wanted == 'batch':
+            return np.zeros(0, dtype=np.int64)
+        there = len(self._photos)
+        count = there if wanted.bank == 'all' else min(there, wanted.bank + len(own))
+        drawn = self._photos
+        if count < there:
+            drawn = drawn[shuffled(np.arange(count), there, (self.settings.seed, 2, step))]
+        drawn = drawn[~np.isin(drawn, own)]
+        return drawn if wanted.bank == 'all' else drawn[: wanted.bank]
+
+    def _same_tile(self, plan: _Plan, mine: slice) -> Integers:
+        """Candidates that are photos of a portion's tiles, drawn for this step or not: tile and candidate, [2, M]."""
+        tiles = plan.tiles[mine]
+        count = self._last[tiles] - self._first[tiles]
+        owner = np.repeat(np.arange(len(tiles)), count)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        photos = self._photo[self._first[tiles][owner] + within]
+        order = np.argsort(plan.candidates)
+        at = np.searchsorted(plan.candidates, photos, sorter=order).clip(max=len(order) - 1)
+        there = plan.candidates[order[at]] == photos
+        return np.stack([owner[there], order[at][there]])
+
+    def _read(self, tiles: Integers) -> tuple[npt.NDArray[np.generic], Integers]:
+        """Pixels [b, C, H, W] of training tiles, and those that could not be read, whose pixels are 0."""
+        pixels: list[npt.NDArray[np.generic] | None] = []
+        bad = []
+        size = self.store.sensor.size_px
+        for tile in tiles:
+            try:
+                pixels.append(self.store.read_tile(int(self.tiles[tile]))[self.bands])
+            except GrafalignError:
+                bad.append(int(tile))
+                pixels.append(None)
+        fine = next((p for p in pixels if p is not None), np.zeros((len(self.bands), size, size), dtype=np.uint8))
+        stacked = np.zeros((len(tiles), *fine.shape), dtype=fine.dtype)
+        for place, part in zip(stacked, pixels, strict=True):
+            if part is not None:
+                place[:] = part
+        return stacked, np.array(bad, dtype=np.int64)
+
+
+def _sigma_px(store: PairStore, unknown_m: float) -> npt.NDArray[np.float32]:
+    """Standard deviation of every photo's place along each axis, in pixels of a tile, [P]."""
+    photos = store.photos
+    accuracy = photos['accuracy_m'].to_numpy(dtype=float, na_value=np.nan) if 'accuracy_m' in photos else np.nan
+    accuracy = np.where(accuracy > 0, accuracy, unknown_m) * np.ones(len(photos))
+    return np.asarray(accuracy / RADIUS_PER_SIGMA / store.sensor.gsd_m, dtype=np.float32)
+
+
+def _headings(store: PairStore) -> npt.NDArray[np.float32]:
+    """Heading of every photo in radians clockwise from true north, NaN where unknown, [P].
+
+    Tiles are up along their zone's grid north, which is off by up to 3 degrees: less than a phone's compass.
+    """
+    photos = store.photos
+    if 'heading_deg' not in photos:
+        return np.full(len(photos), np.nan, dtype=np.float32)
+    return np.deg2rad(photos['heading_deg'].to_numpy(dtype=np.float32, na_value=np.nan))

@@ -1,37 +1,62 @@
 """One training loop: AdamW, warm-up and cosine, clipping, logs, checkpoints and exact resume.
 
 The rate is a function of the step and the batches are too (`training.data`), so a checkpoint is weights, moments and
-one integer. The loop knows nothing of losses: it is given a module that turns a batch into a loss.
+the position. The loop knows nothing of losses: it is given a module that turns a portion of a batch into its share of
+the loss. Portions of a step are added up, and gradients cross the wire once, with the last of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from grafalign import console
 from grafalign.errors import GrafalignError
-from grafalign.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from grafalign.training.checkpoint import (
+    Position,
+    checkpoint_facts,
+    full,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from grafalign.training.ema import RunningMean
 from grafalign.training.settings import LoopSettings
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
 
-def make_accelerator(precision: str, out: Path | None = None) -> Accelerator:
-    """An Accelerator for the requested precision; with a run folder it writes TensorBoard events there."""
+def make_accelerator(precision: str, out: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:
+    """An Accelerator for the requested precision; with a run folder it logs to the named trackers.
+
+    Raises:
+        GrafalignError: a tracker is unknown or not installed.
+    """
     if precision == 'auto':
         precision = 'bf16' if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 'no'
-    tracked: dict[str, Any] = {} if out is None else {'log_with': 'tensorboard', 'project_dir': str(out)}
-    return Accelerator(mixed_precision=precision, **tracked)
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    for name in trackers:
+        if name not in known:
+            raise GrafalignError(f'trackers: Accelerate knows no tracker {name!r}; known are {", ".join(known)}.')
+    tracked: dict[str, Any] = {} if out is None else {'log_with': list(trackers) or None, 'project_dir': str(out)}
+    accelerator = Accelerator(mixed_precision=precision, **tracked)
+    missing = set(trackers) - {str(getattr(t, 'value', t)) for t in accelerator.log_with}
+    if out is not None and missing:
+        name = sorted(missing)[0]
+        raise GrafalignError(f'trackers: {name} is not installed; `pip install {name}` or remove it from the list.')
+    return accelerator
 
 
 def rate_at(step: int, total: int, peak: float, warmup: float) -> float:
@@ -42,6 +67,33 @@ def rate_at(step: int, total: int, peak: float, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
+@dataclass
+class _Window:
+    """What happened since the last line of the log."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    tiles: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training keeps what it does."""
+
+    out: Path
+    digest: str
+    """What a checkpoint must have been made with."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Kept in checkpoints besides."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the newest checkpoint."""
+        return self.out / 'checkpoints'
+
+
 def fit(
     task: nn.Module,
     steps: Dataset[Any],
@@ -49,124 +101,216 @@ def fit(
     peak_lr: float,
     settings: LoopSettings,
     accelerator: Accelerator,
-    out: Path | None = None,
-    digest: str = '',
+    run: Run | None = None,
     validate: Validate | None = None,
     validate_every: int = 0,
+    most_bad: int = 0,
 ) -> list[dict[str, float]]:
-    """Train a task for `total` steps, from the newest checkpoint in `out` if there is one.
+    """Train a task for `total` steps, from the newest checkpoint of its run if there is one.
 
     Args:
-        task: module that turns a batch into this process's loss.
-        steps: item k is the batch of step k.
+        task: module that turns a portion of a batch into its share of this process's loss.
+        steps: items `step * portions` to `(step + 1) * portions - 1` are the portions of a step; `portions`,
+            `steps_per_epoch` are read where it has them (1 and everything otherwise).
         total: number of steps.
         peak_lr: learning rate after warm-up.
         settings: the rest of the settings.
         accelerator: device, precision and processes.
-        out: run folder for checkpoints and `log.jsonl`; nothing is written without it.
-        digest: what the checkpoint must have been made with.
-        validate: returns named measurements of the bare task.
+        run: where checkpoints and `log.jsonl` go; nothing is written without it.
+        validate: returns named measurements of the prepared task; with a running mean, of that.
         validate_every: steps between them; also after the last step.
+        most_bad: so many tiles may be unreadable.
 
     Returns:
-        The log: one dict a logged step.
+        The log, one dict a logged step. The task ends with the running mean of its weights if there is one.
 
     Raises:
-        GrafalignError: the loss is not finite, or the checkpoint is not usable.
+        GrafalignError: the loss or a gradient is not finite, too many tiles are unreadable, or the checkpoint is not
+            usable.
     """
-    parameters = [p for p in task.parameters() if p.requires_grad]
-    groups = [
-        {'params': [p for p in parameters if p.ndim > 1], 'weight_decay': settings.weight_decay},
-        {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0},  # norms and biases do not decay
-    ]
-    fused = accelerator.device.type == 'cuda'
-    optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=(0.9, 0.98), fused=fused)
+    portions, epoch_steps = getattr(steps, 'portions', 1), getattr(steps, 'steps_per_epoch', total)
+    optimizer = make_optimizer(task, peak_lr, settings.weight_decay, accelerator.device)
     model, prepared = accelerator.prepare(task, optimizer)
-    checkpoints = None if out is None else out / 'checkpoints'
+    mean = RunningMean(task, settings.ema) if settings.ema else None
+    main = accelerator.is_main_process
     first, log = 0, []
-    newest = None if checkpoints is None else latest_checkpoint(checkpoints)
-    if newest is not None and out is not None:
-        first = load_checkpoint(newest, task, optimizer, digest)
-        log = _read_log(out / 'log.jsonl', first)
-        if accelerator.is_main_process:
+    newest = None if run is None else latest_checkpoint(run.checkpoints)
+    if run is not None and newest is not None:
+        facts = checkpoint_facts(newest, run.digest)
+        first = int(facts['epoch']) * epoch_steps + int(facts['step'])
+        kept = load_checkpoint(newest, task, prepared.optimizer)
+        if mean is not None:
+            mean.load(kept)
+        log = _read_log(run.out / 'log.jsonl', first)
+        if main:
             console.log(f'resuming after step {first} of {total}')
-    if out is not None and accelerator.is_main_process:
-        _write_log(out / 'log.jsonl', log)
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(first, total),
-        num_workers=settings.workers,
-        prefetch_factor=4 if settings.workers else None,
-        persistent_workers=False,
+    if run is not None and main:
+        _write_log(run.out / 'log.jsonl', log)
+    bad = _BadTiles(run, most_bad, getattr(steps, 'name_tiles', None))
+    items = iter(
+        DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(first * portions, total * portions),
+            num_workers=settings.workers,
+            prefetch_factor=4 if settings.workers else None,
+            pin_memory=accelerator.device.type == 'cuda',
+        )
     )
+    parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
-    started = mark = time.perf_counter()
-    waited = tiles = 0.0
-    running: list[Tensor] = []
-    step = first
-    for raw in loader:
-        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in raw.items()}
-        waited += time.perf_counter() - mark
+    window = _Window()
+    for step in range(first, total):
+        loss = torch.zeros((), device=accelerator.device)
+        for portion in range(portions):
+            raw = _next(items, window)
+            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in raw.items()}
+            tiles = len(raw['pixels'])
+            bad.note(raw.get('bad'))
+            window.tiles += tiles * accelerator.num_processes
+            last_portion = portion == portions - 1
+            if not tiles and accelerator.num_processes == 1:
+                continue  # the short last batch of an epoch; other processes could be waiting for this one
+            with contextlib.nullcontext() if last_portion else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    part = model(batch)
+                accelerator.backward(part)
+            loss += part.detach()
+        norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
         for group in prepared.param_groups:
             group['lr'] = rate_at(step, total, peak_lr, settings.warmup)
-        with accelerator.autocast():
-            loss = model(batch)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, settings.clip_norm)
         prepared.step()
         prepared.zero_grad()
-        running.append(loss.detach())
-        tiles += len(raw['pixels']) * accelerator.num_processes
-        step += 1
-        last = step == total
-        if step % settings.log_every == 0 or last:
-            mean = float(accelerator.reduce(torch.stack(running).mean(), reduction='mean'))
-            _check_finite(mean, step)
-            seconds = time.perf_counter() - started
-            entry = {
-                'step': step,
-                'loss': mean,
-                'lr': rate_at(step - 1, total, peak_lr, settings.warmup),
-                'data_ms': 1000 * waited / len(running),
-                'step_ms': 1000 * seconds / len(running),
-                'tiles_per_s': tiles / seconds,
-            }
-            running, waited, tiles = [], 0.0, 0.0
-            if validate is not None and (step % validate_every < settings.log_every or last):
-                task.eval()
-                with torch.no_grad():
-                    entry |= validate(task)
-                task.train()
-            log.append(entry)
-            _report(accelerator, entry, total, out)
-            started = time.perf_counter()
-        if checkpoints is not None and (step % settings.checkpoint_every == 0 or last):
-            _check_finite(float(loss), step)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                save_checkpoint(checkpoints, step, task, optimizer, digest)
-        mark = time.perf_counter()
-    task.eval()
+        if mean is not None:
+            mean.update(step)
+        window.losses.append(loss)
+        window.norms.append(full(torch.as_tensor(norm)).detach().to(loss.device))
+        done = step + 1
+        last = done == total
+        keep = run is not None and (done % settings.checkpoint_every == 0 or last)
+        if done % settings.log_every == 0 or keep or last:
+            summed = torch.stack([torch.stack(window.losses).mean(), torch.stack(window.norms).mean()])
+            found = accelerator.reduce(torch.cat([summed, bad.count(summed)]), reduction='mean').tolist()
+            # fp16 skips steps whose scaled gradient overflows: an infinite norm is its daily business
+            _check_finite(found[0], 0.0 if accelerator.mixed_precision == 'fp16' else found[1], done)
+            bad.check(round(found[2] * accelerator.num_processes))
+            if done % settings.log_every == 0 or last:
+                entry = _entry(window, found, done, rate_at(step, total, peak_lr, settings.warmup))
+                entry |= {k: float(v) for k, v in getattr(task, 'noted', {}).items()}
+                if bad.all:
+                    entry['bad_tiles'] = bad.all
+                if validate is not None and (done % validate_every < settings.log_every or last):
+                    model.eval()
+                    with torch.no_grad(), mean.in_place() if mean is not None else contextlib.nullcontext():
+                        entry |= validate(model)
+                    model.train()
+                log.append(entry)
+                if run is not None and main:
+                    _report(accelerator, entry, total, run.out)
+                window = _Window()
+        if keep and run is not None:
+            position = Position(*divmod(done, epoch_steps))
+            facts = {'digest': run.digest, **run.facts}
+            save_checkpoint(
+                run.checkpoints,
+                done,
+                position,
+                task,
+                prepared.optimizer,
+                facts,
+                None if mean is None else mean.mean,
+                write=main,
+            )
+    if mean is not None:
+        mean.into_place()
+    model.eval()
     return log
 
 
-def _check_finite(loss: float, step: int) -> None:
+def make_optimizer(task: nn.Module, lr: float, weight_decay: float, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over what is trained; norms, biases and single numbers do not decay."""
+    parameters = [p for p in task.parameters() if p.requires_grad]
+    groups = [
+        {'params': [p for p in parameters if p.ndim > 1], 'weight_decay': weight_decay},
+        {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g['params']], lr=lr, betas=(0.9, 0.98), fused=device.type == 'cuda')
+
+
+def _next(items: Iterator[Any], window: _Window) -> Any:
+    """The next portion, with the time waited for it."""
+    mark = time.perf_counter()
+    try:
+        return next(items)
+    finally:
+        window.waited += time.perf_counter() - mark
+
+
+def _check_finite(loss: float, norm: float, step: int) -> None:
     if not math.isfinite(loss):
         raise GrafalignError(
             f'The loss is {loss} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
         )
+    if not math.isfinite(norm):
+        raise GrafalignError(
+            f'The gradient is {norm} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
+        )
 
 
-def _report(accelerator: Accelerator, entry: dict[str, float], total: int, out: Path | None) -> None:
-    if not accelerator.is_main_process or out is None:
-        return
+class _BadTiles:
+    """Tiles that this process could not read, and how many there were in all."""
+
+    def __init__(self, run: Run | None, most: int, names: Callable[[list[int]], list[str]] | None) -> None:
+        self._path = None if run is None else run.out / 'bad_tiles.txt'
+        self._most, self._names = most, names
+        self._here: set[int] = set()
+        self.all = 0
+
+    def note(self, rows: Tensor | None) -> None:
+        """Take in rows of the store; new ones are written to `bad_tiles.txt` at once."""
+        new = set() if rows is None else set(rows.tolist()) - self._here
+        if not new:
+            return
+        self._here |= new
+        if self._path is not None and self._names is not None:
+            with self._path.open('a') as file:
+                file.writelines(f'{name}\n' for name in self._names(sorted(new)))
+
+    def count(self, like: Tensor) -> Tensor:
+        """How many this process has met, as a tensor [1] to be added up."""
+        return like.new_tensor([float(len(self._here))])
+
+    def check(self, everywhere: int) -> None:
+        """Stop where too many have been met by all processes."""
+        self.all = everywhere
+        if everywhere > self._most:
+            raise GrafalignError(
+                f'{everywhere} tiles are unreadable, more than max_bad_tiles ({self._most}): {self._path} lists them. '
+                'Run `grafalign check` on the store and mend it, or raise max_bad_tiles.'
+            )
+
+
+def _entry(window: _Window, found: list[float], step: int, rate: float) -> dict[str, float]:
+    seconds, count = time.perf_counter() - window.started, len(window.losses)
+    return {
+        'step': step,
+        'loss': found[0],
+        'grad_norm': found[1],
+        'lr': rate,
+        'data_ms': 1000 * window.waited / count,
+        'step_ms': 1000 * seconds / count,
+        'tiles_per_s': window.tiles / seconds,
+    }
+
+
+def _report(accelerator: Accelerator, entry: dict[str, float], total: int, out: Path) -> None:
     left = (total - entry['step']) * entry['step_ms'] / 1000
     extra = ''.join(f'  {k} {v:.3f}' for k, v in entry.items() if '@' in k)
+    bad = f'  {entry["bad_tiles"]:.0f} unreadable tiles' if 'bad_tiles' in entry else ''
     console.log(
         f'step {entry["step"]:>6}/{total}  loss {entry["loss"]:.4f}  lr {entry["lr"]:.2e}  '
-        f'data {entry["data_ms"]:.1f} ms  step {entry["step_ms"]:.1f} ms  {entry["tiles_per_s"]:.0f} tiles/s  '
-        f'left {int(left // 60)}:{int(left % 60):02d}{extra}'
+        f'data {entry["data_ms"]:.1f} ms ({entry["data_ms"] / entry["step_ms"]:.1%})  step {entry["step_ms"]:.1f} ms  '
+        f'{entry["tiles_per_s"]:.0f} tiles/s  left {int(left // 60)}:{int(left % 60):02d}{bad}{extra}'
     )
     accelerator.log({k.replace('@', '_at_'): v for k, v in entry.items() if k != 'step'}, step=int(entry['step']))
     with (out / 'log.jsonl').open('a') as file:

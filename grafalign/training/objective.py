@@ -1,77 +1,326 @@
-"""GRAFT's objective: satellite anchors against photos, several positives each (Mall et al., ICLR 2024, section 3).
+"""The objective: satellite anchors against photos, several positives each (GRAFT: Mall et al., ICLR 2024, section 3).
 
-    L = 1/B sum_i 1/N_i sum_j -log [ exp(a_ij . g_ij / tau) / sum_{all photos k of the batch} exp(a_ij . g_k / tau) ]
+    L = sum_r sum_j w_rj  -log [ exp(z_r . g_j) / (own_rj + sum_{other photos k} exp(z_r . g_k)) ]
 
-Image level: a_ij is the embedding of tile i. Patch level: the embedding of the patch of tile i that holds photo j.
-Positives are averaged outside the logarithm, the denominator runs over all photos of the batch (an anchor's other
-positives stay in it), and there is no photo -> tile term. The photos are frozen, so an anchor's loss depends on that
-anchor alone: any share of the anchors, against the same photos, gives exactly its share of the loss and its gradient.
+Rows r are anchors, z = anchor / tau; j runs over a row's positives with weights w (1 / (B N_i) in the paper); k over
+all candidates: the batch's photos and any number of rows of the ground bank, each photo once. The paper keeps a row's
+other positives in its denominator. With any of the masks they leave it, together with the photos that a mask names:
+such photos are no negatives of this row ("false negatives").
+
+The photos are frozen, so the loss of a row depends on that row alone: rows may come in any portions, in any process,
+and as long as all see the same candidates their gradients add up to that of the whole batch. For the same reason loss
+and gradient come from one pass over the candidates: the gradient of log-sum-exp is the softmax-weighted mean of the
+photos, which is summed up beside the sum of exponentials, shifted whenever a larger logit appears (the online softmax
+of Milakov & Gimelshein 2018). Logits exist for one small block of rows and candidates at a time, and never again.
+
+The sigmoid form (SigLIP: Zhai et al. 2023) and the photo -> tile direction are ours; GRAFT has neither.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import torch
-from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
-from grafalign.encoders import Embeddings
+_BLOCK = 1 << 21
+"""Logits that exist at a time; 8 MB, which stays in the cache of a core or two."""
+_CANDIDATES = 2048
 
 
-def alignment_loss(
-    anchors: Tensor, photos: Tensor, anchor_of_pair: Tensor, photo_of_pair: Tensor, weight_of_pair: Tensor, tau: float
-) -> Tensor:
-    """Weighted sum over pairs of the negative log softmax of the pair's photo among all photos.
+class Pairs(NamedTuple):
+    """The N positives of R rows."""
+
+    row: Tensor
+    """int64 [N]"""
+    candidate: Tensor
+    """Position of the photo among the candidates, int64 [N]."""
+    weight: Tensor
+    """[N]"""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which candidates are no negatives of a row, besides its own positives."""
+
+    listed: tuple[Tensor, Tensor] | None = None
+    """Rows and candidates, int64 [M] each: photos of the same tile. Costs M writes."""
+    closer_than: float | None = None
+    """Candidates whose cosine with any of the row's positives is larger. Costs one more product, [N, D] x [D, K]."""
+    within: float | None = None
+    """Candidates nearer than this to any of the row's positives, in the unit of `places`. Costs [N, K] distances."""
+    places: Tensor | None = None
+    """Positions of the candidates in space, [K, 3]."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any mask, so that a row's other positives leave its denominator too."""
+        return self.listed is not None or self.closer_than is not None or self.within is not None
+
+
+NO_MASKS = Masks()
+
+
+class Candidates:
+    """All photos that the rows of a batch are held against, looked up in the bank block by block.
 
     Args:
-        anchors: unit satellite embeddings [A, D].
-        photos: unit photo embeddings [P, D]; all of them are in every denominator.
-        anchor_of_pair: row of `anchors` of each of the N pairs, int64 [N].
-        photo_of_pair: row of `photos` of each pair, int64 [N].
-        weight_of_pair: [N]; `pair_weights` gives the paper's 1 / (B N_i).
-        tau: temperature.
+        bank: photo embeddings [P, D], of any float type, on any device.
+        rows: rows of the bank, int64 [K].
+    """
+
+    def __init__(self, bank: Tensor, rows: Tensor) -> None:
+        self.bank, self.rows = bank, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, which: Tensor | slice, like: Tensor) -> Tensor:
+        """Embeddings of some candidates with device and type of `like`."""
+        rows = self.rows[which].to(self.bank.device)
+        return self.bank[rows].to(like.device, like.dtype)
+
+
+def contrastive_loss(scaled: Tensor, candidates: Candidates, pairs: Pairs, masks: Masks = NO_MASKS) -> Tensor:
+    """The softmax form.
+
+    Args:
+        scaled: z, anchors divided by tau, [R, D]; gradients reach anchors and tau through it.
+        candidates: K photos.
+        pairs: the rows' positives and their weights.
+        masks: false negatives.
 
     Returns:
-        The loss, a scalar.
+        The loss, a scalar. Memory beyond a few [R, D] arrays does not depend on K or N.
     """
-    logits = anchors @ photos.T / tau
-    total = torch.logsumexp(logits, dim=1)
-    per_pair = total[anchor_of_pair] - logits[anchor_of_pair, photo_of_pair]
-    return (per_pair * weight_of_pair).sum()
+    return _Contrast.apply(scaled, candidates, pairs, masks, None)
 
 
-def pair_weights(tile_of_pair: Tensor, tiles: int) -> Tensor:
-    """1 / (B N_i) for every pair of tile i, [N]; `tiles` is B, the number of tiles that have photos."""
-    count = torch.bincount(tile_of_pair)
-    return 1.0 / (tiles * count[tile_of_pair])
+def sigmoid_loss(scaled: Tensor, bias: Tensor, candidates: Candidates, pairs: Pairs, masks: Masks = NO_MASKS) -> Tensor:
+    """The sigmoid form: every candidate that is not masked and not a positive of the row is a negative by itself.
+
+        L = sum_r [ sum_j w_rj softplus(-(z_r . g_j + b)) + (sum_j w_rj) sum_{other k} softplus(z_r . g_k + b) ]
+
+    With one photo a tile and weights 1/B this is SigLIP's loss.
+
+    Args:
+        scaled: [R, D]
+        bias: b, a scalar.
+        candidates: K photos.
+        pairs: the rows' positives and their weights.
+        masks: false negatives.
+    """
+    return _Contrast.apply(scaled, candidates, pairs, masks, bias)
 
 
-def patch_of(rows: Tensor, cols: Tensor, patch_px: int, side: int) -> tuple[Tensor, Tensor]:
-    """Patch row and column that hold positions in pixels: floor(row / patch), kept inside the grid."""
-    return tuple((v / patch_px).floor().long().clamp(0, side - 1) for v in (rows, cols))  # type: ignore[return-value]
+class _Contrast(torch.autograd.Function):
+    """Either form; the gradient is computed with the loss and only multiplied in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scaled: Tensor, candidates: Candidates, pairs: Pairs, masks: Masks, bias: Tensor | None
+    ) -> Tensor:
+        z = scaled.detach()
+        order = torch.argsort(pairs.row, stable=True)
+        pairs = Pairs(*(v[order] for v in pairs))
+        weight = pairs.weight.to(z.dtype)
+        of_row = torch.zeros(len(z), dtype=z.dtype, device=z.device).index_add_(0, pairs.row, weight)
+        own_leaves = masks.any or bias is not None
+        others = _others(z, candidates, pairs, masks, own_leaves, bias)
+        gradient = torch.zeros_like(z)
+        bias_gradient = z.new_zeros(())
+        loss = z.new_zeros(())
+        row_weight = torch.zeros_like(of_row) if own_leaves and bias is None else of_row
+        for part in torch.arange(len(pairs.row), device=z.device).split(max(1, _BLOCK // max(1, z.shape[1]))):
+            row, w = pairs.row[part], weight[part]
+            photo = candidates.take(pairs.candidate[part], z)
+            logit = (z[row] * photo).sum(1)
+            if bias is not None:
+                logit = logit + bias.detach()
+                loss += (w * functional.softplus(-logit)).sum()
+                pull = -w * torch.sigmoid(-logit)
+                bias_gradient += pull.sum()
+            elif own_leaves:
+                total = torch.logaddexp(others.value[row], logit)
+                loss += (w * (total - logit)).sum()
+                away = w * torch.exp(others.value[row] - total)
+                row_weight.index_add_(0, row, away)
+                pull = -away
+            else:
+                loss -= (w * logit).sum()
+                pull = -w
+            gradient.index_add_(0, row, pull[:, None] * photo)
+        if bias is not None or not own_leaves:
+            held = of_row > 0
+            loss += (of_row[held] * others.value[held]).sum()
+        gradient.addcmul_(others.mean, row_weight[:, None])
+        bias_gradient += (of_row * others.slope).sum()
+        ctx.save_for_backward(gradient, bias_gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, bias_gradient = ctx.saved_tensors
+        return grads[0] * gradient, None, None, None, grads[0] * bias_gradient if ctx.needs_input_grad[4] else None
 
 
-def image_loss(
-    embeddings: Embeddings, photos: Tensor, tile: Tensor, photo: Tensor, weight: Tensor, tau: float
-) -> Tensor:
-    """The image-level loss of pairs (`tile`, `photo`), rows of the embeddings and of `photos`."""
-    return alignment_loss(embeddings.image, photos, tile, photo, weight, tau)
+class _Others(NamedTuple):
+    """What the candidates of the denominators add up to for every row."""
+
+    value: Tensor
+    """log sum exp, or the sum of softplus, [R]; -inf or 0 for a row without others."""
+    mean: Tensor
+    """Its gradient by z: the softmax mean of the photos, or their sum weighted by sigmoids, [R, D]."""
+    slope: Tensor
+    """Its gradient by the bias, [R]; zero without one."""
 
 
-def patch_loss(
-    embeddings: Embeddings,
+def _others(
+    z: Tensor, candidates: Candidates, pairs: Pairs, masks: Masks, own_leaves: bool, bias: Tensor | None
+) -> _Others:
+    """Go once over all candidates, block by block."""
+    rows, depth = z.shape
+    device = z.device
+    largest = torch.full((rows,), float('-inf'), dtype=z.dtype, device=device)
+    total, slope, mean = (torch.zeros(s, dtype=z.dtype, device=device) for s in ((rows,), (rows,), (rows, depth)))
+    step = min(_CANDIDATES, max(1, len(candidates)))
+    height = max(1, min(rows, _BLOCK // step))
+    hidden = _hidden(pairs, masks, own_leaves, step, height)
+    logits_of = torch.empty(height, step, dtype=z.dtype, device=device)
+    for first in range(0, len(candidates), step):
+        stop = min(first + step, len(candidates))
+        photos = candidates.take(slice(first, stop), z)
+        for top in range(0, rows, height):
+            end = min(top + height, rows)
+            part = slice(top, end)
+            logits = logits_of[: end - top, : stop - first]
+            torch.mm(z[part], photos.T, out=logits)
+            if bias is not None:
+                logits += bias.detach()
+            hide(logits, hidden.get((top // height, first // step)), top, first)
+            if masks.closer_than is not None or masks.within is not None:
+                _hide_alike(logits, candidates, photos, pairs, masks, top, end, first, stop)
+            if bias is not None:
+                total[part] += functional.softplus(logits).sum(1)
+                share = torch.sigmoid_(logits)
+                slope[part] += share.sum(1)
+                mean[part].addmm_(share, photos)
+                continue
+            new = torch.maximum(largest[part], logits.amax(1))
+            shift = new.clamp_min(torch.finfo(z.dtype).min)  # a row that has no candidate yet stays at -inf
+            share = logits.sub_(shift[:, None]).exp_()
+            shrink = torch.exp(largest[part] - shift)
+            total[part] = total[part] * shrink + share.sum(1)
+            if not torch.equal(new, largest[part]):
+                mean[part] *= shrink[:, None]
+            mean[part].addmm_(share, photos)
+            largest[part] = new
+    if bias is not None:
+        return _Others(total, mean, slope)
+    return _Others(largest + total.log(), mean.div_(total.clamp_min(torch.finfo(z.dtype).tiny)[:, None]), slope)
+
+
+def _hidden(
+    pairs: Pairs, masks: Masks, own_leaves: bool, step: int, height: int
+) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """Single masked cells, sorted into the blocks that will meet them."""
+    cells = []
+    if own_leaves:
+        cells.append((pairs.row, pairs.candidate))
+    if masks.listed is not None:
+        cells.append(masks.listed)
+    if not cells:
+        return {}
+    row, candidate = (torch.cat([c[i] for c in cells]) for i in (0, 1))
+    block = torch.stack([row // height, candidate // step], 1)
+    kinds, which = torch.unique(block, dim=0, return_inverse=True)
+    order = torch.argsort(which, stable=True)
+    counts = torch.bincount(which, minlength=len(kinds)).tolist()
+    parts = zip(row[order].split(counts), candidate[order].split(counts), strict=True)
+    return {(int(k[0]), int(k[1])): part for k, part in zip(kinds.tolist(), parts, strict=True)}
+
+
+def hide(logits: Tensor, cells: tuple[Tensor, Tensor] | None, top: int, first: int) -> None:
+    """Take single cells out of a block that starts at (`top`, `first`)."""
+    if cells is not None:
+        logits[cells[0] - top, cells[1] - first] = float('-inf')
+
+
+def _hide_alike(
+    logits: Tensor,
+    candidates: Candidates,
     photos: Tensor,
-    tile: Tensor,
-    photo: Tensor,
-    weight: Tensor,
-    tau: float,
-    rows: Tensor,
-    cols: Tensor,
-    patch_px: int,
-) -> Tensor:
-    """The patch-level loss; `rows` and `cols` are the photos' positions in pixels, [N]."""
-    side = embeddings.patches.shape[1]
-    row, col = patch_of(rows, cols, patch_px, side)
-    # pairs that share a patch share its logits
-    patch, anchor = torch.unique((tile * side + row) * side + col, return_inverse=True)
-    anchors = rearrange(embeddings.patches, 'b h w d -> (b h w) d')[patch]
-    return alignment_loss(anchors, photos, anchor, photo, weight, tau)
+    pairs: Pairs,
+    masks: Masks,
+    top: int,
+    end: int,
+    first: int,
+    stop: int,
+) -> None:
+    """Take out of a block what is too like, or too near, any positive of a row; `pairs` are sorted by row."""
+    bounds = torch.searchsorted(pairs.row, torch.tensor([top, end], device=pairs.row.device)).tolist()
+    step = max(1, _BLOCK // photos.shape[0])
+    for begin in range(bounds[0], bounds[1], step):
+        part = slice(begin, min(begin + step, bounds[1]))
+        alike = torch.zeros(part.stop - begin, stop - first, dtype=torch.bool, device=logits.device)
+        if masks.closer_than is not None:
+            alike |= candidates.take(pairs.candidate[part], photos) @ photos.T > masks.closer_than
+        if masks.within is not None and masks.places is not None:
+            here = masks.places[pairs.candidate[part]]
+            # differences, not the expanded square: metres matter at the distance of the Earth's radius
+            far = torch.cdist(here, masks.places[first:stop], compute_mode='donot_use_mm_for_euclid_dist')
+            alike |= far < masks.within
+        where, column = alike.nonzero(as_tuple=True)
+        logits[pairs.row[part][where] - top, column] = float('-inf')
+
+
+def photo_to_tile_loss(scaled: Tensor, candidates: Candidates, pairs: Pairs, own: slice | None = None) -> Tensor:
+    """The other direction: every photo of the batch must find its tile among all tiles of the batch.
+
+        L = 1/P sum_k 1/T_k sum_{tiles i of k} -log softmax_i(z_i . g_k)
+
+    It needs all tiles of the batch at once, so no portions: `scaled` holds the whole batch.
+
+    Args:
+        scaled: tiles divided by tau, [B, D].
+        candidates: the photos; only those that appear in `pairs` count.
+        pairs: which tile has which photo; weights are not used.
+        own: rows that carry a gradient; all by default.
+    """
+    return _Reverse.apply(scaled, candidates, pairs, own)
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scaled: Tensor, candidates: Candidates, pairs: Pairs, own: slice | None) -> Tensor:
+        z = scaled.detach()
+        order = torch.argsort(pairs.candidate, stable=True)
+        photo, row = pairs.candidate[order], pairs.row[order]
+        present, which, tiles = torch.unique_consecutive(photo, return_inverse=True, return_counts=True)
+        weight = (1.0 / (len(present) * tiles[which])).to(z.dtype)
+        gradient, loss = torch.zeros_like(z), z.new_zeros(())
+        step = max(1, _BLOCK // max(1, len(z)))
+        starts = torch.cat([tiles.new_zeros(1), tiles.cumsum(0)])
+        for first in range(0, len(present), step):
+            part = slice(first, min(first + step, len(present)))
+            mine = slice(int(starts[part.start]), int(starts[part.stop]))
+            photos = candidates.take(present[part], z)
+            logits = photos @ z.T
+            logs = logits.log_softmax(1)
+            at = which[mine] - first
+            loss -= (weight[mine] * logs[at, row[mine]]).sum()
+            push = logs.exp_() / len(present)
+            push.index_put_((at, row[mine]), -weight[mine], accumulate=True)
+            gradient.addmm_(push.T, photos)
+        if own is not None:
+            kept = torch.zeros_like(gradient)
+            kept[own] = gradient[own]
+            gradient = kept
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] * ctx.saved_tensors[0], None, None, None

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from grafalign.encoders import FrozenClip, PixelRule, SatelliteEncoder
+from grafalign.encoders import Embeddings, FrozenClip, PixelRule, SatelliteEncoder, tune
 from grafalign.store import Sensor
-from grafalign.training.augment import move, symmetry
 from grafalign.training.data import Batch
-from grafalign.training.objective import image_loss, patch_loss
+from grafalign.training.objective import (
+    Candidates,
+    Masks,
+    Pairs,
+    contrastive_loss,
+    photo_to_tile_loss,
+    sigmoid_loss,
+)
+from grafalign.training.placement import Where, place
+from grafalign.training.processes import gather_rows
+from grafalign.training.settings import TrainSettings
+from grafalign.training.views import AugmentSettings, footprint, look, symmetry, veil
+
+_LARGEST_SCALE = math.log(100)
+"""CLIP's bound: tau is never learned to be less than 0.01."""
+_SIGMOID_BIAS = -10.0
+"""SigLIP's start: almost all candidates are negatives."""
 
 
 class AlignmentTask(nn.Module):
@@ -20,43 +37,145 @@ class AlignmentTask(nn.Module):
     Args:
         encoder: the satellite encoder.
         rule: how stored pixels become its input.
-        level: `image` or `patch`.
-        tau: temperature.
+        settings: level, form, temperature, masks, placement.
+        bank: photo embeddings [P, D], of any float type, on any device: no part of the module's state.
+        places: where the photos are, metres in space [P, 3]; needed for `masks.within_m` only.
+        gsd_m: ground size of a pixel.
     """
 
     def __init__(
-        self, encoder: SatelliteEncoder, rule: PixelRule, level: Literal['image', 'patch'], tau: float
+        self,
+        encoder: SatelliteEncoder,
+        rule: PixelRule,
+        settings: TrainSettings,
+        bank: Tensor,
+        gsd_m: float,
+        places: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.rule, self.level, self.tau = encoder, rule, level, tau
-        # the head that the other level would train gets no gradient; say so, for the optimizer and for DDP
-        unused = [encoder.patch_norm, encoder.patch_proj] if level == 'image' else [encoder.visual.ln_post]
-        for module in unused:
-            module.requires_grad_(False)
-        if level == 'patch':
-            encoder.visual.proj.requires_grad_(False)
+        self.encoder, self.rule, self.settings, self.gsd_m = encoder, rule, settings, gsd_m
+        self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.tau)), requires_grad=settings.learn_tau)
+        self.bias = nn.Parameter(torch.tensor(_SIGMOID_BIAS), requires_grad=settings.form == 'sigmoid')
+        self.noted: dict[str, Tensor] = {}
+        """What the last batch showed besides its loss, for the log."""
 
     @classmethod
-    def start(cls, clip: FrozenClip, sensor: Sensor, level: Literal['image', 'patch'], tau: float) -> AlignmentTask:
-        """A task whose encoder starts from CLIP's weights."""
-        encoder = SatelliteEncoder(clip, len(sensor.bands), sensor.size_px)
-        return cls(encoder, PixelRule(sensor, clip), level, tau)
+    def start(
+        cls, clip: FrozenClip, sensor: Sensor, settings: TrainSettings, bank: Tensor, places: Tensor | None = None
+    ) -> AlignmentTask:
+        """A task whose encoder starts from CLIP's weights; `sensor` names the bands that are used.
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of one process's share of a batch."""
-        images = augmented(self.rule, batch)
-        embeddings = self.encoder(images)
-        embeddings = type(embeddings)(*(e.float() for e in embeddings))  # the softmax is taken in full precision
-        pairs = batch['photos'], batch['tile'], batch['photo'], batch['weight'], self.tau
-        if self.level == 'image':
-            return image_loss(embeddings, *pairs)
-        which = batch['symmetry'][batch['tile']]
-        rows, cols = move(batch['row'], batch['col'], which, images.shape[-1])
-        return patch_loss(embeddings, *pairs, rows, cols, self.encoder.patch_px)
+        What gets no gradient at this level (the other level's head) is frozen: the optimizer and DDP must know.
+        """
+        encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px, settings.fit)
+        tune(encoder, settings.tune)
+        task = cls(encoder, PixelRule(sensor, clip), settings, bank, sensor.gsd_m, places)
+        for parameter in {'image': encoder.patch_head, 'patch': encoder.image_head, 'both': []}[settings.level]:
+            parameter.requires_grad_(False)
+        return task
+
+    @property
+    def tau(self) -> float:
+        """The temperature now."""
+        return math.exp(-float(self.log_scale.detach().clamp(max=_LARGEST_SCALE)))
+
+    def forward(self, batch: Batch | tuple[Tensor, Tensor, Tensor]) -> Any:
+        """The loss of a portion of a batch; or, given pixels, scale and offset alone, their `Embeddings`.
+
+        Both go through here, as wrappers that shard or compile a module act on its `forward`.
+        """
+        if not isinstance(batch, dict):
+            return self.encoder(self.rule(*batch))
+        settings = self.settings
+        images = viewed(self.rule, batch, settings.augment)
+        found = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
+        found = Embeddings(*(e.float() for e in found))  # the softmax is taken in full precision
+        scale = self.log_scale.clamp(max=_LARGEST_SCALE).exp()
+        candidates = Candidates(self._bank[0], batch['candidates'])
+        losses = []
+        if settings.level != 'patch':
+            pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
+            loss = self._contrast(found.image * scale, candidates, pairs, batch['listed'])
+            if settings.photo_to_tile:
+                loss = loss + settings.photo_to_tile * self._reverse(found.image * scale, candidates, batch)
+            losses.append(loss)
+        if settings.level != 'image':
+            anchors = self._placed(found.patches, batch)
+            rows = torch.arange(len(anchors), device=anchors.device)
+            pairs = Pairs(rows, batch['photo'], batch['weight'])
+            listed = _by_pair(batch['listed'], batch['tile'], len(images)) if settings.masks.same_tile else None
+            losses.append(self._contrast(anchors * scale, candidates, pairs, listed))
+        if len(losses) == 1:
+            return losses[0]
+        return (1 - settings.patch_share) * losses[0] + settings.patch_share * losses[1]
+
+    def _contrast(self, scaled: Tensor, candidates: Candidates, pairs: Pairs, listed: Tensor | None) -> Tensor:
+        wanted = self.settings.masks
+        places = None
+        if wanted.within_m is not None and self._places is not None:
+            places = self._places[candidates.rows.to(self._places.device)].to(scaled.device)
+        masks = Masks(
+            (listed[0], listed[1]) if wanted.same_tile and listed is not None else None,
+            wanted.closer_than,
+            wanted.within_m,
+            places,
+        )
+        if self.settings.form == 'sigmoid':
+            return sigmoid_loss(scaled, self.bias, candidates, pairs, masks)
+        return contrastive_loss(scaled, candidates, pairs, masks)
+
+    def _reverse(self, scaled: Tensor, candidates: Candidates, batch: Batch) -> Tensor:
+        """The photo -> tile loss of the whole batch, computed in every process with gradients for its own tiles.
+
+        The mean over processes of these gradients is 1/W of the batch's, hence the factor.
+        """
+        sizes = batch['sizes'].tolist()
+        everyone, own = gather_rows(scaled, sizes)
+        pairs = Pairs(batch['whole'][0], batch['whole'][1], batch['weight'])
+        loss = photo_to_tile_loss(everyone, candidates, pairs, own)
+        return loss.detach() + (loss - loss.detach()) * len(sizes)
+
+    def _placed(self, patches: Tensor, batch: Batch) -> Tensor:
+        """One anchor for each pair: the mean of its tile's patches under the weights of its photo, [n, D]."""
+        settings, side = self.settings, patches.shape[1]
+        tile = batch['tile']
+        reach = settings.placement.reach_m / self.gsd_m * batch['zoom']
+        where = Where(batch['row'], batch['col'], batch['sigma_px'], batch['heading'], reach)
+        covered = None
+        if settings.augment.resamples:
+            covered = footprint(batch['matrix'], batch['shift'], self.encoder.size_px, self.encoder.patch_px)[tile]
+        weights = place(where, settings.placement, side, self.encoder.patch_px, covered)
+        if len(tile):
+            self.noted['mass_inside'] = weights.mass_inside.mean()
+        # one matrix product a tile: pairs of a tile fill its rows, [b, most, side * side] x [b, side * side, D]
+        count = torch.bincount(tile, minlength=len(patches))
+        slot = torch.arange(len(tile), device=tile.device) - (count.cumsum(0) - count)[tile]
+        table = patches.new_zeros(len(patches), int(count.max()) if len(count) else 0, side * side)
+        table[tile, slot] = weights.patches.flatten(1).to(table.dtype)
+        return torch.bmm(table, rearrange(patches, 'b h w d -> b (h w) d'))[tile, slot]
 
 
-def augmented(rule: PixelRule, batch: Batch) -> Tensor:
-    """Normalised input [b, C, H, W] of a batch with its jitter and symmetries applied."""
+def _by_pair(listed: Tensor, tile: Tensor, tiles: int) -> Tensor:
+    """From candidates listed by tile [2, M] to candidates listed by pair [2, M']."""
+    order = torch.argsort(listed[0], stable=True)
+    count = torch.bincount(listed[0], minlength=tiles)
+    mine = count[tile]
+    pair = torch.repeat_interleave(torch.arange(len(tile), device=tile.device), mine)
+    within = torch.arange(len(pair), device=tile.device) - (mine.cumsum(0) - mine)[pair]
+    first = (count.cumsum(0) - count)[tile]
+    return torch.stack([pair, listed[1][order[first[pair] + within]]])
+
+
+def viewed(rule: PixelRule, batch: Any, augment: AugmentSettings) -> Tensor:
+    """Normalised input [b, C, H, W] of a batch, changed as the batch says."""
     scale, offset = batch['scale'] * batch['gain'], batch['offset'] * batch['gain']
-    images: Tensor = rule(batch['pixels'], scale, offset)
-    return symmetry(images, batch['symmetry']) if bool(torch.any(batch['symmetry'] > 0)) else images
+    images = rule.unit(batch['pixels'], scale, offset)
+    if augment.haze:
+        images = veil(images, batch['haze'])
+    images = (images - rule.get_buffer('mean')) / rule.get_buffer('std')
+    if augment.band_dropout:
+        images = images * batch['band'][:, :, None, None]  # 0 is the mean
+    if augment.resamples:
+        return look(images, batch['matrix'], batch['shift'])
+    return symmetry(images, batch['code']) if augment.symmetry else images

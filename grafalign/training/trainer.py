@@ -13,8 +13,9 @@ import hashlib
 import json
 import sys
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,39 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from grafalign import console
 from grafalign.config import parse_settings
-from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, PixelRule, SatelliteEncoder, load_bank, load_clip
+from grafalign.encoders import (
+    ClipSettings,
+    FrozenClip,
+    GroundBank,
+    PixelRule,
+    SatelliteEncoder,
+    load_bank,
+    load_clip,
+    merge,
+    select_bands,
+    tune,
+)
 from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import write_atomically
-from grafalign.retrieval.metrics import recall_at
 from grafalign.store import PairStore, Sensor
-from grafalign.training.checkpoint import save_tensors
+from grafalign.training.checkpoint import checkpoint_facts, full_state, latest_checkpoint, save_tensors
 from grafalign.training.data import PairSteps, Share
-from grafalign.training.loop import fit, make_accelerator
+from grafalign.training.loop import Run, fit, make_accelerator
+from grafalign.training.memory import largest_micro_batch
+from grafalign.training.processes import bytes_per_step, naming_lost_processes
+from grafalign.training.provenance import data_facts
 from grafalign.training.settings import TrainSettings
 from grafalign.training.task import AlignmentTask
+from grafalign.training.validation import photo_tile_recall
+
+_EARTH_RADIUS_M = 6_371_000.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         GrafalignError: store, bank or CLIP are missing or do not belong together, the run folder is another's, or the
             disk is full.
     """
-    with naming_full_disk(settings.out):
+    with naming_full_disk(settings.out), naming_lost_processes():
         return _train(settings)
 
 
@@ -90,61 +108,143 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
             raise GrafalignError(f'{out} holds a run with other settings, clip or store; give another `out`.')
         console.log(f'{out} is already complete.')
         return done
-    accelerator = make_accelerator(settings.precision, out)
+    accelerator = make_accelerator(settings.precision, out, settings.trackers)
+    main, share = accelerator.is_main_process, Share(accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(settings.seed)
-    if accelerator.is_main_process:
+    if main:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / 'config.yaml', yaml.safe_dump(settings.facts(), sort_keys=False).encode())
+        write_atomically(out / 'data.json', (json.dumps(data_facts(store), indent=2) + '\n').encode())
     accelerator.wait_for_everyone()
     accelerator.init_trackers('grafalign')
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    steps = PairSteps(
-        store,
-        bank,
-        'train',
-        settings.batch_tiles,
-        settings.photos_per_tile,
-        settings.seed,
-        settings.augment,
-        settings.gain,
-        share,
-    )
+    bands = settings.bands or store.sensor.bands
+    sensor = replace(store.sensor, bands=tuple(store.sensor.bands[i] for i in select_bands(store.sensor, bands)))
+    places = None if settings.masks.within_m is None else earth_centred(store)
+    task = AlignmentTask.start(clip, sensor, settings, bank_rows(bank, accelerator.device), places)
+    micro = _micro_batch(settings, store, bank, task, share, accelerator, digest)
+    steps = PairSteps(store, bank, settings, share, micro, side=task.encoder.side)
+    if settings.photo_to_tile and steps.portions > 1:
+        raise GrafalignError(
+            f'`photo_to_tile` needs the whole batch at once, but micro_batch is {micro}: lower batch_tiles, or raise '
+            'micro_batch or the number of processes.'
+        )
+    if settings.compile:
+        task.encoder.compile()
     total = settings.steps or max(1, round(settings.epochs * steps.steps_per_epoch))
-    task = AlignmentTask.start(clip, store.sensor, settings.level, settings.tau)
 
-    def validate(module: nn.Module) -> Mapping[str, float]:
-        assert isinstance(module, AlignmentTask)
-        return photo_tile_recall(module.encoder, module.rule, store, bank, settings.level)
+    def validate(model: nn.Module) -> Mapping[str, float]:
+        return photo_tile_recall(model, store, bank, settings)
 
     started = time.perf_counter()
     log = fit(
-        task, steps, total, settings.peak_lr, settings, accelerator, out, digest, validate, settings.validate_every
+        task,
+        steps,
+        total,
+        settings.peak_lr,
+        settings,
+        accelerator,
+        Run(out, digest, {'micro_batch': micro}),
+        validate,
+        settings.validate_every,
+        settings.max_bad_tiles,
     )
-    accelerator.end_training()
+    whole = full_state(task)
     facts = {
         'digest': digest,
         'level': settings.level,
-        'tau': settings.tau,
+        'tau': task.tau,
         'steps': total,
         'clip': settings.clip.model_dump(),
         'clip_digest': clip.digest,
         'store_digest': store.digest,
-        'sensor': {**store.facts['sensor']},
+        'sensor': {**asdict(sensor), 'bands': list(sensor.bands), 'value_range': list(sensor.value_range)},
+        'fit': settings.fit,
         'seed': settings.seed,
         'seconds': round(time.perf_counter() - started, 1),
         'final': log[-1] if log else {},
         'command': ' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
         'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'accelerate')},
-        'processes': accelerator.num_processes,
+        'processes': share.world,
         'device': str(accelerator.device),
+        'micro_batch': micro,
+        'trained_parameters': sum(p.numel() for p in task.parameters() if p.requires_grad),
+        'wire_bytes_per_step': bytes_per_step(
+            task, settings.batch_tiles, share.world, bank.embeddings.shape[1], settings.photo_to_tile > 0
+        ),
     }
-    if accelerator.is_main_process:
+    if main:
         part = out / 'model.safetensors.part'
-        save_tensors(task.encoder.state_dict(), part)
+        save_tensors(_plain_weights(clip, sensor, settings, whole), part)
         part.replace(out / 'model.safetensors')
         write_atomically(out / 'model.json', (json.dumps(facts, indent=2) + '\n').encode())
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return facts
+
+
+def bank_rows(bank: GroundBank, device: torch.device) -> torch.Tensor:
+    """The bank's embeddings [P, D] as a tensor.
+
+    On a GPU if they take at most a quarter of its free memory. Otherwise nothing is copied: rows are read from the
+    mapped file when they are looked up.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # the array is read-only, and so is what is done with it
+        rows = torch.from_numpy(bank.embeddings)
+    if device.type == 'cuda' and rows.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+        return rows.to(device)
+    return rows
+
+
+def earth_centred(store: PairStore) -> torch.Tensor:
+    """Places of a store's photos on a sphere, metres from the Earth's centre, float32 [P, 3]: good to half a metre."""
+    lonlat = np.deg2rad(store.photos.geometry.get_coordinates().to_numpy())
+    lon, lat = lonlat[:, 0], lonlat[:, 1]
+    unit = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], 1)
+    return torch.from_numpy((unit * _EARTH_RADIUS_M).astype(np.float32))
+
+
+def _micro_batch(
+    settings: TrainSettings,
+    store: PairStore,
+    bank: GroundBank,
+    task: AlignmentTask,
+    share: Share,
+    accelerator: Accelerator,
+    digest: str,
+) -> int:
+    """Tiles in a portion: as the settings say, as the checkpoint had it, or as many as fit in every process."""
+    most = -(-settings.batch_tiles // share.world)
+    if settings.micro_batch != 'auto':
+        return min(settings.micro_batch, most)
+    if settings.photo_to_tile:
+        return most
+    newest = latest_checkpoint(settings.out / 'checkpoints')
+    if newest is not None:  # sums in other portions would differ in their last bits
+        return min(int(checkpoint_facts(newest, digest)['micro_batch']), most)
+
+    def forward(tiles: int) -> torch.Tensor:
+        batch = PairSteps(store, bank, settings, share, tiles, side=task.encoder.side)[0]
+        on_device = {k: v.to(accelerator.device) for k, v in batch.items()}  # type: ignore[attr-defined]
+        with accelerator.autocast():
+            loss: torch.Tensor = task(on_device)
+        return loss
+
+    task.to(accelerator.device).train()
+    found = largest_micro_batch(forward, most, task, accelerator.device)
+    fits = torch.tensor([found], device=accelerator.device)
+    return int(accelerator.gather(fits).min())
+
+
+def _plain_weights(
+    clip: FrozenClip, sensor: Sensor, settings: TrainSettings, whole: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """The encoder's own weights from those of the trained task: adapters folded in, wrappers gone."""
+    encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px, settings.fit)
+    tune(encoder, settings.tune)
+    encoder.load_state_dict({k.removeprefix('encoder.'): v for k, v in whole.items() if k.startswith('encoder.')})
+    merge(encoder)
+    return encoder.state_dict()
 
 
 def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
@@ -169,55 +269,9 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
         )
     known = facts['sensor']
     sensor = Sensor(known['name'], tuple(known['bands']), known['gsd_m'], known['size_px'], tuple(known['value_range']))
-    encoder = SatelliteEncoder(clip, len(sensor.bands), sensor.size_px)
+    encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px, facts.get('fit', 'resample'))
     try:
         encoder.load_state_dict(load_file(run / 'model.safetensors'))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise GrafalignError(f'{run}/model.safetensors is missing or damaged ({error}); train again.') from None
     return SatelliteModel(encoder.eval(), PixelRule(sensor, clip), clip, sensor, facts)
-
-
-def photo_tile_recall(
-    encoder: SatelliteEncoder, rule: PixelRule, store: PairStore, bank: GroundBank, level: str, split: str = 'val'
-) -> dict[str, float]:
-    """Recall at 1, 5, 10 between tiles and photos of a held-out split: validation without a label.
-
-    At patch level a tile counts by the mean of its patch embeddings.
-
-    Returns:
-        `tile_photo@k` and `photo_tile@k`; nothing where the split is empty.
-    """
-    tiles = store.tiles_of(split)
-    pairs = store.pairs
-    mine = np.isin(pairs['tile'].to_numpy(), tiles) & bank.valid[pairs['photo'].to_numpy()]
-    if not mine.any():
-        return {}
-    tile, photo = pairs['tile'].to_numpy()[mine], pairs['photo'].to_numpy()[mine]
-    tiles, t = np.unique(tile, return_inverse=True)
-    photos, p = np.unique(photo, return_inverse=True)
-    vectors = embed_store_tiles(encoder, rule, store, tiles, level)
-    bank_rows = bank.embeddings[photos].astype(np.float32)
-    forth, back = recall_at(vectors, bank_rows, t, p), recall_at(bank_rows, vectors, p, t)
-    return {f'tile_photo@{k}': v for k, v in forth.items()} | {f'photo_tile@{k}': v for k, v in back.items()}
-
-
-def embed_store_tiles(
-    encoder: SatelliteEncoder,
-    rule: PixelRule,
-    store: PairStore,
-    tiles: np.ndarray,
-    level: str = 'image',
-    batch: int = 256,
-) -> np.ndarray:
-    """Unit embeddings [len(tiles), D] of stored tiles, by row number; at patch level the mean of the patches."""
-    device = next(encoder.parameters()).device
-    scale, offset = store.radiometry
-    out = []
-    with torch.no_grad():
-        for part in np.array_split(tiles, max(1, -(-len(tiles) // batch))):
-            pixels = np.stack([store.read_tile(int(i)) for i in part]).astype(np.float32)
-            inputs = [torch.from_numpy(v).to(device) for v in (pixels, scale[part], offset[part])]
-            found = encoder(rule(*inputs))
-            vectors = found.image if level == 'image' else found.patches.mean((1, 2))
-            out.append(nn.functional.normalize(vectors, dim=-1).cpu().numpy())
-    return np.concatenate(out)

@@ -45,6 +45,7 @@ def segment(
         GrafalignError: the images are smaller than a window.
     """
     size = encoder.size_px
+    reach = encoder.side * encoder.patch_px  # the last patches of a padded window reach beyond it
     height, width = images.shape[-2:]
     if min(height, width) < size:
         raise GrafalignError(f"Images of {height} x {width} px are smaller than the encoder's {size} px; pad them.")
@@ -62,8 +63,8 @@ def segment(
             windows = torch.cat([images[..., r : r + size, c : c + size] for r, c in part])
             patches = encoder(windows).patches @ vectors.T
             scores = functional.interpolate(
-                rearrange(patches, 'b h w k -> b k h w'), (size, size), mode='bilinear', align_corners=False
-            )
+                rearrange(patches, 'b h w k -> b k h w'), (reach, reach), mode='bilinear', align_corners=False
+            )[..., :size, :size]
             for (r, c), score in zip(part, scores.split(len(images)), strict=True):
                 total[..., r : r + size, c : c + size] += score * weight
                 mass[r : r + size, c : c + size] += weight

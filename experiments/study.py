@@ -1,0 +1,230 @@
+"""Many short trainings in sandbox worlds, two at a time, each measured in the same way: what the studies share.
+
+A study is a list of cells. Each cell is trained and measured in a process of its own and leaves one JSON; cells that
+have theirs are not done again. Tables and plots are made from those files and from nothing else.
+
+    python -m experiments.study --worlds runs/worlds --seeds 0 1 2      # make worlds, stores and banks (once)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from grafalign import console
+from grafalign.benchmarks.bootstrap import confusion, mean_iou
+from grafalign.benchmarks.evaluate import ZeroShotModel, embed_tiles, interval_of_mean, map_quality, segment_chips
+from grafalign.benchmarks.sandbox_set import VOID, LabelledTiles, SandboxTruth
+from grafalign.encoders import ClipSettings, embed, load_clip
+from grafalign.engine import default_workers
+from grafalign.pairing import pair
+from grafalign.quickstart import quickstart_experiment
+from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox.world import make_sandbox
+from grafalign.store import PairStore
+from grafalign.training import SatelliteModel, TrainSettings, load_satellite, train
+from grafalign.zeroshot import class_scores, class_vectors
+
+CLIP = ClipSettings(model=str(TINY_CLIP_DIR))
+CHIPS, CHIP_PX, TEST_PER_CLASS = 60, 128, 40
+DRAWS = 400
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study."""
+
+    world: int
+    """Seed of world, photos, splits and training."""
+    values: Mapping[str, Any]
+    """What is varied; names the cell."""
+    train: Mapping[str, Any]
+    """Training settings besides store, out, clip and seed."""
+    store: str = 'pairs'
+    """Folder of the pair store below the world."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For the study's own trainer, if it has one."""
+
+    @property
+    def name(self) -> str:
+        """File name of the result."""
+        return '_'.join([*(f'{k}-{v}' for k, v in self.values.items()), f'world-{self.world}']).replace('/', '-')
+
+
+Trainer = Callable[[Cell, Path, TrainSettings], SatelliteModel]
+
+
+def make_world(worlds: Path, seed: int) -> Path:
+    """A sandbox world as the quickstart makes it, its pair store and its bank."""
+    out = worlds / str(seed)
+    out.mkdir(parents=True, exist_ok=True)
+    world, experiment = quickstart_experiment(out, seed)
+    make_sandbox(out / 'sandbox', world)
+    pair(experiment.recipe, out / 'pairs')
+    embed(PairStore(out / 'pairs'), load_clip(CLIP))
+    return out
+
+
+def labelled(world: Path, seed: int) -> tuple[LabelledTiles, LabelledTiles, list[str]]:
+    """Test tiles, test chips and class names of a world: the sets of the quickstart, cut once."""
+    kept = world / 'labelled.npz'
+    truth = SandboxTruth(world / 'sandbox', PairStore(world / 'pairs'))
+    if not kept.exists():
+        sets = truth.tiles('test', TEST_PER_CLASS, seed), truth.chips('test', CHIPS, CHIP_PX, seed)
+        arrays = {f'{n}_{k}': v for n, s in zip(('test', 'chips'), sets, strict=True) for k, v in vars(s).items()}
+        np.savez(kept.with_suffix('.part.npz'), **arrays)
+        kept.with_suffix('.part.npz').replace(kept)
+    with np.load(kept) as arrays:
+        names = ('pixels', 'scale', 'offset', 'labels', 'lonlat')
+        test, chips = (LabelledTiles(*(arrays[f'{n}_{k}'] for k in names)) for n in ('test', 'chips'))
+    return test, chips, truth.classes
+
+
+def measure(model: SatelliteModel, world: Path, seed: int) -> dict[str, Any]:
+    """Zero-shot accuracy over test tiles (image embeddings) and mIoU over chips (patch embeddings).
+
+    Kept besides are draws of both over resampled tiles and chips. All cells of a world draw the same tiles and chips,
+    so differences between cells are paired.
+    """
+    test, chips, classes = labelled(world, seed)
+    every = range(len(model.sensor.bands))
+    ready = ZeroShotModel(model.encoder, model.rule, class_vectors(model.clip, classes), every)
+    right = class_scores(embed_tiles(ready, test), ready.classes).argmax(1) == test.labels
+    maps = segment_chips(ready, chips)[0]
+    quality = map_quality(chips.labels, maps, classes)
+    counts = np.stack([confusion(t, g, len(classes), VOID) for t, g in zip(chips.labels, maps, strict=True)])
+    return {
+        'accuracy': interval_of_mean(right),
+        'miou': quality['miou'],
+        'iou': quality['iou'],
+        'draws': {
+            'accuracy': _draws(len(right), lambda rows: float(right[rows].mean())),
+            'miou': _draws(len(counts), lambda rows: mean_iou(counts[rows].sum(0))),
+        },
+    }
+
+
+def _draws(units: int, metric: Callable[[np.ndarray], float]) -> list[float]:
+    rng = np.random.default_rng(0)
+    return [round(metric(rng.integers(0, units, units)), 4) for _ in range(DRAWS)]
+
+
+def by_settings(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel:
+    """Train as `grafalign train` does."""
+    train(settings)
+    return load_satellite(settings.out)
+
+
+def do_cell(cell: Cell, worlds: Path, results: Path, runs: Path, trainer: Trainer, command: str) -> str:
+    """Train and measure one cell, in a process of its own on one core."""
+    torch.set_num_threads(1)
+    console.err.quiet = True
+    world = worlds / str(cell.world)
+    settings = TrainSettings.model_validate(
+        {
+            'store': world / cell.store,
+            'out': runs / cell.name,
+            'clip': CLIP,
+            'seed': cell.world,
+            'trackers': (),
+            'validate_every': 10**6,
+            'checkpoint_every': 10**6,
+            **cell.train,
+        }
+    )
+    started = time.perf_counter()
+    model = trainer(cell, world, settings)
+    log = [json.loads(line) for line in (settings.out / 'log.jsonl').read_text().splitlines()]
+    measured = measure(model, world, cell.world)
+    outcome = {
+        **measured,
+        'values': dict(cell.values),
+        'world': cell.world,
+        'settings': {k: v for k, v in settings.facts().items() if k not in ('store', 'out', 'clip', 'bank')},
+        'options': dict(cell.options),
+        'final_loss': log[-1]['loss'],
+        'noted': {k: log[-1][k] for k in ('mass_inside',) if k in log[-1]},
+        'step_ms': statistics.median(e['step_ms'] for e in log),
+        'peak_memory_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        'seconds': time.perf_counter() - started,
+        'command': command,
+        'machine': f'{platform.machine()}, {platform.system()}, one of {default_workers()} cores',
+        'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'numpy')},
+    }
+    part = results / f'.{cell.name}.part'
+    draws = outcome.pop('draws')
+    lines = json.dumps(outcome, indent=1)[:-2] + f',\n "draws": {json.dumps(draws)}\n}}\n'  # on one line
+    part.write_text(lines)
+    part.replace(results / f'{cell.name}.json')
+    return cell.name
+
+
+def run_cells(
+    cells: Iterable[Cell], worlds: Path, results: Path, runs: Path, trainer: Trainer = by_settings, abreast: int = 2
+) -> None:
+    """Do what is not done yet, `abreast` at a time."""
+    results.mkdir(parents=True, exist_ok=True)
+    waiting = [c for c in cells if not (results / f'{c.name}.json').exists()]
+    spec = sys.modules['__main__'].__spec__
+    command = ' '.join(['python', *(['-m', spec.name] if spec else [Path(sys.argv[0]).name]), *sys.argv[1:]])
+    for seed in {c.world for c in waiting}:
+        labelled(worlds / str(seed), seed)
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(abreast, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = [pool.submit(do_cell, c, worlds, results, runs, trainer, command) for c in waiting]
+        done = console.track(as_completed(futures), 'cells', len(futures))
+        for number, future in enumerate(done, 1):
+            console.log(f'{number}/{len(futures)} {future.result()}')
+
+
+def load_results(results: Path) -> list[dict[str, Any]]:
+    """All outcomes of a study, by name."""
+    return [json.loads(p.read_text()) for p in sorted(results.glob('*.json'))]
+
+
+def mean_over_worlds(outcomes: list[dict[str, Any]], metric: str) -> tuple[float, float, float]:
+    """Mean over worlds of a metric with a 95 % interval.
+
+    The interval is that of the mean over the worlds at hand: their bootstrap distributions, each known by its own
+    interval, averaged (standard errors add in squares). It speaks of the test places, not of worlds yet unseen.
+    """
+    values = np.array([o[metric]['value'] for o in outcomes])
+    below = np.array([o[metric]['value'] - o[metric]['low'] for o in outcomes])
+    above = np.array([o[metric]['high'] - o[metric]['value'] for o in outcomes])
+    mean, n = values.mean(), len(values)
+    return float(mean), float(mean - np.sqrt((below**2).sum()) / n), float(mean + np.sqrt((above**2).sum()) / n)
+
+
+def paired_difference(
+    ones: list[dict[str, Any]], others: list[dict[str, Any]], metric: str = 'miou'
+) -> tuple[float, float, float]:
+    """Mean over worlds of a difference, with a 95 % interval over the chips or tiles that both were measured on."""
+    pairs = list(zip(ones, others, strict=True))
+    mean = np.mean([one[metric]['value'] - other[metric]['value'] for one, other in pairs])
+    draws = np.mean([np.subtract(one['draws'][metric], other['draws'][metric]) for one, other in pairs], axis=0)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(mean), float(low), float(high)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    args = parser.parse_args()
+    for seed in args.seeds:
+        make_world(args.worlds, seed)

@@ -1,0 +1,138 @@
+"""Export: a satellite encoder as a whole CLIP that other tools load, with its patch head and a model card.
+
+    OUT/ layout of open_clip or transformers (`open_clip_layout.py`, `transformers_layout.py`)
+    OUT/patch_head.safetensors   LayerNorm and projection of the patch embeddings
+    OUT/README.md                the model card
+    OUT/grafalign_export.json    what this is; marks the folder as ours, written last
+
+The folder is written beside its name and takes it by a rename: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from grafalign import __version__
+from grafalign.encoders.exportable import Exportable, save_patch_head
+from grafalign.encoders.model_card import CardFacts, write_card
+from grafalign.encoders.open_clip_layout import builtin_config, write_open_clip
+from grafalign.encoders.transformers_layout import write_transformers
+from grafalign.encoders.usage import (
+    open_clip_by_name,
+    open_clip_code,
+    open_clip_patches,
+    transformers_code,
+    transformers_patches,
+)
+from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.files import file_digest
+from grafalign.locks import exclusive
+
+MARKER = 'grafalign_export.json'
+Format = Literal['open_clip', 'transformers']
+
+
+def check_format(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        GrafalignError: there is none.
+    """
+    for known in get_args(Format):
+        if name == known:
+            return known
+    raise GrafalignError(f'There is no export format {name!r}; give --format {" or ".join(get_args(Format))}.')
+
+
+def check_out(out: Path) -> None:
+    """Check that a folder may become an export: it is not there, empty, or an export of ours and nothing else.
+
+    Raises:
+        GrafalignError: it holds something else, which an export would remove.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise GrafalignError(f'{out} is a file; give the export a folder of its own.')
+    held = {p.name for p in out.iterdir()}
+    try:
+        known = {MARKER, *json.loads((out / MARKER).read_text(encoding='utf-8'))['files']}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = set()
+    strange = sorted(held - known)
+    if strange:
+        raise GrafalignError(
+            f'{out} is not empty and not an export of grafalign (it holds {strange[0]}); '
+            'give another folder, or move that away.'
+        )
+
+
+def export(thing: Exportable, facts: CardFacts, out: Path, kind: Format) -> dict[str, Any]:
+    """Write an export; an earlier one in the same folder is replaced.
+
+    Args:
+        thing: encoder, CLIP and how pixels become input.
+        facts: what the model card tells.
+        out: the folder.
+        kind: `open_clip` or `transformers`.
+
+    Returns:
+        Content of `grafalign_export.json`.
+
+    Raises:
+        GrafalignError: the format cannot express the model, `out` holds something else, or the disk is full.
+    """
+    with naming_full_disk(out), _taking_its_name(out) as folder:
+        if kind == 'open_clip':
+            write_open_clip(thing, folder)
+            code = [('Use with open_clip', open_clip_code(thing, facts.hub))]
+            builtin = builtin_config(thing.clip.settings)
+            if builtin is not None:
+                code.append(('The same by the name of the architecture', open_clip_by_name(thing, builtin)))
+            code.append(('Patch embeddings', open_clip_patches(thing)))
+        else:
+            write_transformers(thing, folder)
+            code = [('Use with transformers', transformers_code(thing, facts.hub))]
+            code.append(('Patch embeddings', transformers_patches(thing)))
+        save_patch_head(thing.encoder, folder)
+        (folder / 'README.md').write_text(write_card(thing, facts, kind, code), encoding='utf-8')
+        mode = (folder / 'README.md').stat().st_mode
+        for path in folder.glob('*.safetensors'):
+            path.chmod(mode)  # safetensors lets only their owner read them
+        content = {
+            'format': kind,
+            'name': facts.name,
+            'grafalign': __version__,
+            'files': {p.name: file_digest(p) for p in sorted(folder.iterdir())},
+        }
+        (folder / MARKER).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    return content
+
+
+@contextlib.contextmanager
+def _taking_its_name(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` when the context ends without an exception."""
+    out = out.resolve()
+    work = out.parent / f'.{out.name}.part'
+    with exclusive(work):
+        new, old = work / 'new', work / 'old'
+        if old.exists() and not out.exists():
+            old.rename(out)  # a run was killed between the two renames below
+        check_out(out)
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir()
+            yield new
+            shutil.rmtree(old, ignore_errors=True)
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+        finally:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,86 @@
+"""What an export is made of, and what its formats share: weights, patch head, and the way of the pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from grafalign.encoders.clip import FrozenClip
+from grafalign.encoders.satellite import SatelliteEncoder
+from grafalign.errors import GrafalignError
+
+PATCH_HEAD = 'patch_head.safetensors'
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A satellite encoder, the CLIP whose text tower goes with it, and how pixels become its input."""
+
+    encoder: SatelliteEncoder
+    clip: FrozenClip
+    bands: tuple[str, ...]
+    """Names of the bands, in the order of the input."""
+    mean: tuple[float, ...]
+    """Subtracted from each band, after it was brought to 0..1."""
+    std: tuple[float, ...]
+    """Then each band is divided by it."""
+    value_range: tuple[float, float] | None
+    """Physical values that become 0 and 1; None where nobody has said."""
+
+    @property
+    def image_px(self) -> int:
+        """Side of the tower's input: the tile's, or that of the black ground it lies on."""
+        return self.encoder.canvas_px
+
+    @property
+    def visual(self) -> Any:
+        """The image tower, open_clip's own module."""
+        return self.encoder.visual
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Mean, standard deviation, interpolation and resize mode, in open_clip's words."""
+        known = getattr(self.visual, 'preprocess_cfg', {})
+        kept = {k: known[k] for k in ('interpolation', 'resize_mode') if k in known}
+        return {'mean': list(self.mean), 'std': list(self.std), **kept}
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, marked as PyTorch's, without which transformers refuses them.
+
+    Raises:
+        GrafalignError: the file cannot be written.
+    """
+    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # tied weights: each its own copy
+    try:
+        save_file(whole, str(path), metadata={'format': 'pt'})
+    except SafetensorError as error:
+        raise GrafalignError(
+            f'{path} cannot be written ({error}); free some space and run the same command again.'
+        ) from None
+    with path.open('rb') as file:
+        os.fsync(file.fileno())
+
+
+def save_patch_head(encoder: SatelliteEncoder, folder: Path) -> None:
+    """Write `patch_head.safetensors`: LayerNorm `patch_norm.*` [W] and `patch_proj.weight` [D, W].
+
+    Neither open_clip nor transformers has a place for it; the model card says how to use it with each.
+
+    Raises:
+        GrafalignError: the norm before the patch projection is no LayerNorm.
+    """
+    if not isinstance(encoder.patch_norm, nn.LayerNorm | nn.Identity):
+        raise GrafalignError(
+            f'The patch head of this run begins with {type(encoder.patch_norm).__name__}, which the exported files '
+            'cannot express; train with a CLIP whose tower ends in a LayerNorm, such as ViT-B-16.'
+        )
+    state = encoder.state_dict()
+    save_weights({k: v for k, v in state.items() if k.startswith(('patch_norm.', 'patch_proj.'))}, folder / PATCH_HEAD)

@@ -1,0 +1,289 @@
+"""The model card: README.md of an export, for people who have nothing but these files.
+
+Everything in it is a fact of the run, of its data or of an evaluation; what is not known is said to be unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from grafalign import __version__
+from grafalign.encoders.exportable import Exportable
+from grafalign.errors import GrafalignError
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number of an evaluation, with its 95 % bootstrap interval."""
+
+    task: str
+    metric: str
+    model: str
+    value: float
+    low: float
+    high: float
+    ours: bool
+    """Whether it is the exported model's; others are there to compare with."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card tells beyond the model itself."""
+
+    name: str
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Content of `model.json` (level, tau, steps, clip, versions ...)."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Training settings, without paths."""
+    data: Mapping[str, Any] | None = None
+    """Content of `data.json`; see `training/provenance.py`."""
+    results: tuple[Result, ...] = ()
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    """The report's words about its labelled sets."""
+    origin: str | None = None
+    """Where the weights come from, if they were not trained here."""
+    licence: str | None = None
+    """Licence of the weights, an identifier of the Hub; none is claimed if None."""
+    hub: str | None = None
+    """`NAMESPACE/NAME` on the Hub."""
+
+
+def results_of(report: Any, digest: str, name: str) -> tuple[Result, ...]:
+    """The numbers in a report.json, those of the run with this digest marked.
+
+    Args:
+        report: content of report.json.
+        digest: the run's digest, from its model.json.
+        name: what to call the report in errors.
+
+    Raises:
+        GrafalignError: it is no report, or this run is not in it.
+    """
+    runs = report.get('runs') if isinstance(report, dict) else None
+    if not isinstance(runs, dict):
+        raise GrafalignError(f'{name} is no report of `grafalign evaluate`; give its report.json.')
+    mine = {n for n, facts in runs.items() if isinstance(facts, dict) and facts.get('digest') == digest}
+    found = []
+    for task, models in report.items():
+        for model, metrics in models.items() if isinstance(models, dict) and task != 'runs' else ():
+            for metric, number in metrics.items() if isinstance(metrics, dict) else ():
+                if isinstance(number, dict) and {'value', 'low', 'high'} <= set(number):
+                    ours = model.removesuffix('_with_prior') in mine
+                    found.append(Result(task, metric, model, number['value'], number['low'], number['high'], ours))
+    if not any(r.ours for r in found):
+        raise GrafalignError(
+            f'{name} says nothing about this run (it is about {", ".join(runs) or "none"}); '
+            'give the report of an evaluation of this run.'
+        )
+    return tuple(found)
+
+
+def write_card(thing: Exportable, facts: CardFacts, library: str, code: list[tuple[str, str]]) -> str:
+    """The text of README.md.
+
+    Args:
+        thing: what is exported.
+        facts: what is known about it.
+        library: `open_clip` or `transformers`.
+        code: headings and Python lines.
+    """
+    head = yaml.safe_dump(_header(thing, facts, library), sort_keys=False, allow_unicode=True, width=120)
+    sections = [
+        f'---\n{head}---\n\n# {facts.name}',
+        _what(thing, facts),
+        _pixels(thing),
+        '\n\n'.join(f'## {title}\n\n```python\n{lines}```' for title, lines in code),
+        _data(facts),
+        _training(facts),
+        _results(facts),
+        _limits(thing, facts),
+    ]
+    return '\n\n'.join(sections) + '\n'
+
+
+def _header(thing: Exportable, facts: CardFacts, library: str) -> dict[str, Any]:
+    """What the Hub reads; `grafalign:` is ours."""
+    data = facts.data or {}
+    ours = {
+        'version': __version__,
+        'clip': _clip_name(thing),
+        'level': facts.run.get('level'),
+        'bands': list(thing.bands),
+        'value_range': list(thing.value_range) if thing.value_range else None,
+        'size_px': thing.encoder.size_px,
+        'sensor': (data.get('sensor') or {}).get('name'),
+        'recipe_digest': data.get('recipe_digest'),
+        'store_digest': data.get('store_digest') or facts.run.get('store_digest'),
+        'photo_licences': data.get('licences'),
+    }
+    head: dict[str, Any] = {'library_name': library, 'pipeline_tag': 'zero-shot-image-classification'}
+    head['tags'] = ['grafalign', 'clip', 'remote-sensing', 'satellite-imagery']
+    if facts.licence:
+        head['license'] = facts.licence
+    mine = [r for r in facts.results if r.ours]
+    if mine:
+        head['model-index'] = [{'name': facts.name, 'results': [_index_entry(r) for r in mine]}]
+    head['grafalign'] = {k: v for k, v in ours.items() if v is not None}
+    return head
+
+
+def _index_entry(result: Result) -> dict[str, Any]:
+    """The Hub's schema has no place for an interval, so it stands in the name."""
+    name = f'{result.metric} of {result.model} (95 % interval {result.low:.3f} to {result.high:.3f})'
+    return {
+        'task': {'type': 'zero-shot-image-classification', 'name': result.task},
+        'dataset': {'type': 'held-out-blocks', 'name': 'held-out blocks of land'},
+        'metrics': [{'type': result.metric, 'name': name, 'value': round(float(result.value), 4)}],
+    }
+
+
+def _clip_name(thing: Exportable) -> str:
+    model, tag = thing.clip.settings.model, thing.clip.settings.pretrained
+    where = [part.replace('\\', '/').rstrip('/').rpartition('/')[2] for part in (model, tag or '')]
+    return f'{where[0]} ({where[1]})' if where[1] else where[0]
+
+
+def _what(thing: Exportable, facts: CardFacts) -> str:
+    level = facts.run.get('level')
+    trained = {
+        'image': 'The **image embedding** was trained; the patch head is as CLIP started it.',
+        'both': 'Both the **image embedding** and the **patch embeddings** were trained.',
+        'patch': 'The **patch embeddings** were trained; the image embedding comes along untrained: do not rely on it.',
+    }.get(str(level), 'Whether its image embedding or its patch embeddings were trained, its files do not say.')
+    return (
+        f'A satellite encoder in the space of the CLIP {_clip_name(thing)}, trained without a single caption: photos '
+        'taken on the ground were matched to the satellite tiles that contain them, and the encoder learned to land '
+        'where CLIP puts the photos (GRAFT: Mall et al., ICLR 2024). It takes the place of the image tower; the text '
+        f'tower is unchanged CLIP, so any words can be asked for. {trained}'
+        + (f'\n\n{facts.origin}' if facts.origin else '')
+    )
+
+
+def _pixels(thing: Exportable) -> str:
+    encoder = thing.encoder
+    low, high = thing.value_range or ('see below', 'see below')
+    rows = [
+        f'| {i + 1} | {band} | {low} | {high} | {mean:.5g} | {std:.5g} |'
+        for i, (band, mean, std) in enumerate(zip(thing.bands, thing.mean, thing.std, strict=True))
+    ]
+    words = (
+        f'The input is tiles of {encoder.size_px} x {encoder.size_px} px. One fixed rule makes it, **the same for '
+        'every tile; never stretch a tile by its own minimum and maximum**: physical value = stored number x scale + '
+        'offset; then the value range becomes 0..1, clipped; then mean and standard deviation.'
+    )
+    if thing.value_range is None:
+        words += (
+            ' The checkpoint does not say which values it takes. GRAFT trained on 8-bit NAIP, 0 to 255, and on '
+            'Sentinel-2 reflectance of 0 to 0.3 (numbers of 0 to 3000 where no offset applies), bands B04, B03, B02.'
+        )
+    if encoder.canvas_px != encoder.size_px:
+        first = encoder.start_px
+        words += (
+            f' The tile lies on a black ground of {encoder.canvas_px} px, its corner at row {first}, column {first}; '
+            'it is padded, never enlarged.'
+        )
+    picture = (
+        'A PNG or JPEG may be given instead only if it was made by this rule (0..1 times 255, rounded): the '
+        'preprocessing of these files does no more than divide by 255 and apply mean and standard deviation.'
+        if len(thing.bands) == 3
+        else 'No picture format holds these bands: give arrays, as below.'
+    )
+    head = '| | band | becomes 0 | becomes 1 | mean | standard deviation |\n|---|---|---|---|---|---|\n'
+    return f'## Pixels\n\n{words}\n\n{head}' + '\n'.join(rows) + f'\n\n{picture}'
+
+
+def _data(facts: CardFacts) -> str:
+    data = facts.data
+    if not data:
+        return '## Data\n\nThese files do not say what the model was trained on.'
+    rows = [f'| {n} | {c["tiles"]:,} | {c["photos"]:,} | {c["pairs"]:,} |' for n, c in data['splits'].items()]
+    splits = '\n'.join(rows)
+    west, south, east, north = data['bounds']
+    lines = [
+        '## Data',
+        'Trained on `train`; splits are blocks of land.',
+        f'| split | tiles | photos | pairs |\n|---|---|---|---|\n{splits}',
+        f'- Sensor: {data["sensor"]["name"]}, {data["sensor"]["gsd_m"]} m a pixel, bands '
+        f'{", ".join(data["sensor"]["bands"])}.',
+        f'- Place: longitude {west:.3f} to {east:.3f}, latitude {south:.3f} to {north:.3f} degrees.',
+        f'- Photos taken: {_period(data.get("photos_taken"))}; scenes: {_period(data.get("scenes_taken"))}.',
+        f'- Sources of the photos: {_counts(data["sources"])}.',
+        f'- Licences of the photos: {_counts(data["licences"])}. No photo is in these files.',
+        f'Pair store {data["store_digest"]}, made by this recipe:\n\n```yaml\n{_yaml(data["recipe"])}```',
+    ]
+    return '\n\n'.join(lines[:3]) + '\n\n' + '\n'.join(lines[3:8]) + '\n\n' + lines[8]
+
+
+def _period(period: list[str] | None) -> str:
+    return f'{period[0]} to {period[1]}' if period else 'not known'
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ', '.join(f'{name} ({count:,})' for name, count in counts.items()) or 'not known'
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(_given(content), sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def _given(value: Any) -> Any:
+    """Settings without those that say nothing."""
+    if isinstance(value, Mapping):
+        return {k: _given(v) for k, v in value.items() if v is not None and v != {} and v != []}
+    return value
+
+
+def _training(facts: CardFacts) -> str:
+    run = facts.run
+    if not run:
+        return '## Training\n\nThese files do not say how the model was trained.'
+    versions = ', '.join(f'{n} {v}' for n, v in (run.get('versions') or {}).items())
+    known = {'steps': 'steps', 'level': 'level', 'tau': 'temperature', 'seed': 'seed'}
+    said = [
+        f'{label} {run[key]:.4g}' if isinstance(run[key], float) else f'{label} {run[key]}'
+        for key, label in known.items()
+        if key in run
+    ]
+    text = f'## Training\n\n{", ".join(said)}; {versions}.'
+    return text + (f' Settings:\n\n```yaml\n{_yaml(facts.settings)}```' if facts.settings else '')
+
+
+def _results(facts: CardFacts) -> str:
+    if not facts.results:
+        return '## Results\n\nNo evaluation was given with this export: measure it on your own data first.'
+    rows = [
+        f'| {r.task} | {r.metric} | {"**" + r.model + "**" if r.ours else r.model} | {r.value:.3f} | '
+        f'{r.low:.3f} to {r.high:.3f} |'
+        for r in facts.results
+    ]
+    head = '| task | metric | model | value | 95 % interval |\n|---|---|---|---|---|\n'
+    sets = {k: len(v) if isinstance(v, list) else v for k, v in facts.sets.items() if k != 'test_tiles_per_class'}
+    about = ', '.join(f'{k.replace("_", " ")} {v}' for k, v in sets.items())
+    return (
+        '## Results\n\nZero-shot, on blocks of land that no training saw'
+        + (f' ({about})' if about else '')
+        + ', with bootstrap intervals; bold is this model.\n\n'
+        + head
+        + '\n'.join(rows)
+    )
+
+
+def _limits(thing: Exportable, facts: CardFacts) -> str:
+    sensor = ((facts.data or {}).get('sensor') or {}).get('name') or 'the sensor it was trained on'
+    return f"""\
+## Intended use and limits
+
+For zero-shot classification, retrieval and, with the patch head, coarse segmentation of tiles of {sensor}: research and
+mapping where a person looks at what comes out.
+
+- It knows what photos show: not what nobody photographs on the ground, nor what cannot be seen from above.
+- Photos come from where people take them: cities, sights and rich countries; elsewhere it is less reliable.
+- Another sensor, another size of pixel, another season or another value range is outside what it was trained for.
+- A patch is {thing.encoder.patch_px} px wide, and geotags are off by metres to tens of metres: do not trust edges.
+- It inherits the biases of CLIP, and scores are no probabilities. It is not made for decisions about people, for
+  surveillance or for targeting."""

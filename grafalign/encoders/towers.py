@@ -1,0 +1,251 @@
+"""Image towers of CLIP models: how each kind is taken apart into patch tokens, blocks and head.
+
+Kinds: open_clip's own vision transformer, with a class token, the mean of the patches or an attention pool (CoCa); and
+timm's transformers inside open_clip's `TimmModel`: class token or mean, SigLIP's attention pool, EVA, hybrids.
+
+A tower here holds no weights. It knows how to handle `visual`, which stays the module that open_clip made, so that its
+state dict is open_clip's. In the shapes W is the width of tokens, D of embeddings, N the number of patches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from grafalign.errors import GrafalignError
+
+
+class Tower(ABC):
+    """What the satellite encoder and its tuning need to know of one kind of image tower."""
+
+    patch_px: int
+    """Side of a patch."""
+    drops = True
+    """Whether some patches can be left out."""
+
+    @abstractmethod
+    def run(self, visual: Any, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
+        """Embed images.
+
+        Args:
+            visual: the tower's weights.
+            images: normalised, [B, C, H, W].
+            keep: indices [B, n] of the patches that go through the blocks, in reading order of the grid; all if None.
+            saving: recompute blocks in the backward pass instead of keeping what they need (gradient checkpointing).
+
+        Returns:
+            CLIP's image embedding [B, D], not normalised, and the patch tokens of the last block [B, n, W].
+        """
+
+    @abstractmethod
+    def resize(self, visual: Any, size_px: int) -> None:
+        """Resample the position embeddings for images of another size, in place."""
+
+    @abstractmethod
+    def first_conv(self, visual: Any) -> nn.Conv2d:
+        """The convolution that sees the bands."""
+
+    @abstractmethod
+    def patch_start(self, visual: Any) -> tuple[nn.Module, Tensor]:
+        """Norm and bias-free projection [D, W] that the patch head starts from; the norm is the tower's own."""
+
+    @abstractmethod
+    def blocks(self, visual: Any) -> list[nn.Module]:
+        """The transformer's blocks, lowest first."""
+
+    @abstractmethod
+    def projection(self, visual: Any) -> list[nn.Parameter]:
+        """The linear layers that end in CLIP's space."""
+
+    @abstractmethod
+    def head(self, visual: Any) -> list[nn.Parameter]:
+        """What only the image embedding goes through: norm, pooling and projection."""
+
+
+class OpenClipTower(Tower):
+    """open_clip's VisionTransformer: one class token, then N patches."""
+
+    def __init__(self, visual: Any) -> None:
+        self.patch_px = int(visual.patch_size[0])
+
+    def run(self, visual: Any, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
+        """See `Tower`."""
+        tokens = _through(visual.transformer.resblocks, _select(visual._embeds(images), keep, 1), saving)
+        pooled, _ = visual._pool(tokens)
+        return pooled if visual.proj is None else pooled @ visual.proj, tokens[:, 1:]
+
+    def resize(self, visual: Any, size_px: int) -> None:
+        """See `Tower`."""
+        side = size_px // self.patch_px
+        visual.positional_embedding = nn.Parameter(_resample(visual.positional_embedding.detach(), side))
+        visual.grid_size = (side, side)
+        visual.image_size = (size_px, size_px)
+
+    def first_conv(self, visual: Any) -> nn.Conv2d:
+        """See `Tower`."""
+        return visual.conv1
+
+    def patch_start(self, visual: Any) -> tuple[nn.Module, Tensor]:
+        """CLIP's own final norm and projection; before an attention pool its norm of keys and its value path."""
+        if visual.attn_pool is None:
+            width = len(visual.ln_post.weight)
+            return visual.ln_post, torch.eye(width) if visual.proj is None else visual.proj.T
+        attention = visual.attn_pool.attn
+        value = attention.in_proj_weight.chunk(3)[2] if attention._qkv_same_embed_dim else attention.v_proj_weight
+        path = attention.out_proj.weight @ value
+        # ln_post follows: per token it is linear but for a length that is normalised away in the end
+        path = visual.ln_post.weight[:, None] * (path - path.mean(0))
+        return visual.attn_pool.ln_k, path if visual.proj is None else visual.proj.T @ path
+
+    def blocks(self, visual: Any) -> list[nn.Module]:
+        """See `Tower`."""
+        return list(visual.transformer.resblocks)
+
+    def projection(self, visual: Any) -> list[nn.Parameter]:
+        """See `Tower`."""
+        return _parameters([visual.proj])
+
+    def head(self, visual: Any) -> list[nn.Parameter]:
+        """See `Tower`."""
+        return _parameters([visual.ln_post, visual.attn_pool, visual.proj])
+
+
+class TimmTower(Tower):
+    """A transformer of timm in open_clip's adapter: `trunk` gives prefix tokens and N patches, `head` projects."""
+
+    def __init__(self, visual: Any) -> None:
+        from timm.models.vision_transformer import VisionTransformer
+
+        trunk = visual.trunk
+        self.patch_px = int(trunk.patch_embed.feat_ratio())
+        # others (EVA's rotary, relative positions) place tokens inside their blocks by the whole grid
+        self.drops = isinstance(trunk, VisionTransformer) and all(
+            getattr(type(trunk), step) is getattr(VisionTransformer, step)
+            for step in ('forward_features', '_pos_embed')
+        )
+
+    def run(self, visual: Any, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
+        """See `Tower`."""
+        trunk = visual.trunk
+        if self.drops:
+            embedded = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(images)))
+            tokens = _through(trunk.blocks, _select(embedded, keep, trunk.num_prefix_tokens), saving)
+            final, patches = trunk.norm(tokens), tokens[:, trunk.num_prefix_tokens :]
+        else:
+            trunk.set_grad_checkpointing(saving)
+            final, (patches,) = trunk.forward_intermediates(images, indices=1, norm=False, output_fmt='NLC')
+        return visual.head(trunk.forward_head(final)), patches
+
+    def resize(self, visual: Any, size_px: int) -> None:
+        """See `Tower`."""
+        visual.trunk.set_input_size((size_px, size_px))
+        visual.image_size = (size_px, size_px)
+
+    def first_conv(self, visual: Any) -> nn.Conv2d:
+        """See `Tower`."""
+        return next(m for m in visual.trunk.patch_embed.modules() if isinstance(m, nn.Conv2d))
+
+    def patch_start(self, visual: Any) -> tuple[nn.Module, Tensor]:
+        """CLIP's own final norm and linear layers.
+
+        An attention pool counts by its value and output projections, as MaskCLIP takes dense features from CLIP's
+        (Zhou et al., "Extract Free Dense Labels from CLIP", ECCV 2022): what it would make of a patch if it attended to
+        that patch alone. What is not linear (the pool's MLP, the activation of an MLP projection) and biases are left
+        out; training has to make up for it.
+        """
+        trunk = visual.trunk
+        path = torch.eye(trunk.num_features)
+        pool: Any = getattr(trunk, 'attn_pool', None)
+        if hasattr(pool, 'kv'):
+            path = pool.kv.weight.chunk(2)[1]
+            path = pool.proj.weight @ path if isinstance(pool.proj, nn.Linear) else path
+        for module in (trunk.head, *visual.head.modules()):
+            if isinstance(module, nn.Linear):
+                path = module.weight @ path.to(module.weight)
+        return getattr(trunk, 'fc_norm', trunk.norm) if isinstance(trunk.norm, nn.Identity) else trunk.norm, path
+
+    def blocks(self, visual: Any) -> list[nn.Module]:
+        """See `Tower`."""
+        return list(visual.trunk.blocks)
+
+    def projection(self, visual: Any) -> list[nn.Parameter]:
+        """See `Tower`."""
+        return _parameters([visual.trunk.head, visual.head])
+
+    def head(self, visual: Any) -> list[nn.Parameter]:
+        """See `Tower`."""
+        trunk = visual.trunk
+        pool = getattr(trunk, 'attn_pool', None)
+        return _parameters([trunk.norm, getattr(trunk, 'fc_norm', None), pool, trunk.head, visual.head])
+
+
+def tower_of(visual: Any, model: str) -> Tower:
+    """The kind of an image tower; patch dropout of its own is switched off, as the encoder is told what to keep.
+
+    Args:
+        visual: image tower of a CLIP model of open_clip.
+        model: its name, for errors.
+
+    Raises:
+        GrafalignError: it gives no patch tokens (a convolutional network, windows that merge), or no single vector.
+    """
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import PatchDropout as OpenClipDropout
+    from open_clip.transformer import VisionTransformer
+    from timm.layers import PatchDropout, PatchDropoutWithIndices
+
+    tower: Tower | None = None
+    if isinstance(visual, VisionTransformer):
+        if visual.pool_type in ('tok', 'avg') and visual.patch_size[0] == visual.patch_size[1]:
+            tower = OpenClipTower(visual)
+    elif isinstance(visual, TimmModel):
+        trunk = visual.trunk
+        parts = ('patch_embed', 'blocks', 'num_prefix_tokens', 'forward_intermediates', 'set_input_size')
+        if all(hasattr(trunk, part) for part in parts) and hasattr(trunk.patch_embed, 'feat_ratio'):
+            tower = TimmTower(visual)
+    if tower is None:
+        raise GrafalignError(
+            f'{model} has no plain vision transformer as image tower; use a ViT such as ViT-B-16 or ViT-B-16-SigLIP.'
+        )
+    for module in visual.modules():
+        if isinstance(module, OpenClipDropout | PatchDropout | PatchDropoutWithIndices):
+            module.prob = 0.0
+    return tower
+
+
+def _through(blocks: Iterable[nn.Module], tokens: Tensor, saving: bool) -> Tensor:
+    """Tokens [B, n, W] after all blocks."""
+    for block in blocks:
+        tokens = checkpoint(block, tokens, use_reentrant=False) if saving else block(tokens)
+    return tokens
+
+
+def _select(tokens: Tensor, keep: Tensor | None, prefix: int) -> Tensor:
+    """The prefix tokens and the kept ones of the N that follow."""
+    if keep is None:
+        return tokens
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+    return torch.cat([tokens[:, :prefix], tokens[rows, keep + prefix]], dim=1)
+
+
+def _resample(positions: Tensor, side: int) -> Tensor:
+    """Position embeddings [1 + g * g, W] of the class token and a grid, for a grid of another size."""
+    old = round((len(positions) - 1) ** 0.5)
+    grid = rearrange(positions[1:], '(h w) d -> 1 d h w', h=old)
+    grid = functional.interpolate(grid, (side, side), mode='bicubic', antialias=True, align_corners=False)
+    return torch.cat([positions[:1], rearrange(grid, '1 d h w -> (h w) d')])
+
+
+def _parameters(parts: Iterable[nn.Module | nn.Parameter | None]) -> list[nn.Parameter]:
+    """All parameters of modules, parameters and absent parts."""
+    found: list[nn.Parameter] = []
+    for part in parts:
+        found += [part] if isinstance(part, nn.Parameter) else [] if part is None else list(part.parameters())
+    return found

@@ -1,0 +1,69 @@
+"""What the processes of a training tell each other beyond gradients, and how many bytes that is.
+
+Negatives need no talk: every process draws the same rows of the bank. Only the photo -> tile direction needs the tile
+embeddings of all processes. Each computes the whole of that loss; the embeddings of others carry no gradient, its own
+do, so no gradient has to travel back (and Accelerate's `gather`, which loses it, is not needed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, distributed, nn
+
+from grafalign.errors import GrafalignError
+
+
+def gather_rows(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, slice]:
+    """Rows of all processes, in their order.
+
+    Args:
+        own: this process's rows, [sizes[rank], D].
+        sizes: rows of every process.
+
+    Returns:
+        [sum(sizes), D], through which gradients reach `own`; and which of them are `own`.
+    """
+    if len(sizes) == 1:
+        return own, slice(0, len(own))
+    rank, most = distributed.get_rank(), max(sizes)
+    padded = own.detach().new_zeros(most, own.shape[1])
+    padded[: len(own)] = own.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    distributed.all_gather(parts, padded)
+    rows = [own if r == rank else part[:size] for r, (part, size) in enumerate(zip(parts, sizes, strict=True))]
+    first = sum(sizes[:rank])
+    return torch.cat(rows), slice(first, first + len(own))
+
+
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Say in one sentence that a data worker or another process of the training is gone.
+
+    torch says so in RuntimeErrors that may come at any moment (a signal handler raises for workers).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())
+        if 'DataLoader worker' in reason:
+            raise GrafalignError(
+                f'A data worker died ({reason[:120]}); the last checkpoint is kept. Run the same command again, with '
+                'fewer `workers` if memory was short.'
+            ) from None
+        if isinstance(error, distributed.DistError) or 'Connection closed by peer' in reason:
+            raise GrafalignError(
+                f'Another process of this training is gone ({reason[:120]}); the last checkpoint is kept. Its own '
+                'message says why; run the same command again.'
+            ) from None
+        raise
+
+
+def bytes_per_step(task: nn.Module, batch_tiles: int, world: int, depth: int, reverse: bool) -> int:
+    """Bytes that every process hands to collectives in a step: its gradients once, and its tiles if they travel."""
+    if world == 1:
+        return 0
+    gradients = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
+    return gradients + (4 * depth * -(-batch_tiles // world) if reverse else 0)

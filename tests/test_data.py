@@ -1,0 +1,155 @@
+"""Batches follow from the step, whoever asks, and carry what the settings say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from grafalign.encoders import FrozenClip, GroundBank
+from grafalign.errors import GrafalignError
+from grafalign.store import PairStore
+from grafalign.training.data import Batch, PairSteps, Share
+from tests.training_world import settings
+
+WILD = {
+    'augment': {'turn': True, 'zoom': 1.5, 'shift': 0.2, 'haze': 0.3, 'band_dropout': 0.3},
+    'negatives': {'bank': 50},
+    'masks': {'same_tile': True},
+    'patch_dropout': 0.5,
+}
+
+
+def steps(store: PairStore, bank: GroundBank, clip: FrozenClip, *args: object, **changes: object) -> PairSteps:
+    """Steps of ten tiles with up to four photos."""
+    wanted = settings(store, clip, batch_tiles=10, seed=3, **changes)
+    return PairSteps(store, bank, wanted, *args, side=4)  # type: ignore[arg-type]
+
+
+def equal(one: Batch, two: Batch) -> bool:
+    """Whether two batches are equal in every bit."""
+    return all(torch.equal(torch.nan_to_num(v), torch.nan_to_num(two[k])) for k, v in one.items())  # type: ignore
+
+
+def test_an_epoch_visits_every_tile_once(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """An epoch holds each training tile exactly once, its last batch being smaller, in a new order each time."""
+    data = steps(store, bank, clip)
+    orders = []
+    for epoch in (0, 1):
+        plans = [data._plan(epoch * data.steps_per_epoch + i) for i in range(data.steps_per_epoch)]
+        order = np.concatenate([p.tiles for p in plans])
+        assert np.array_equal(np.sort(order), np.arange(len(data.tiles)))
+        assert {len(p.tiles) for p in plans[:-1]} == {10}
+        orders.append(order.tolist())
+    assert orders[0] != orders[1]
+
+
+def test_a_step_is_the_same_whenever_it_is_asked_for(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """A batch depends on its number alone, with everything that is random switched on."""
+    first, again = steps(store, bank, clip, **WILD), steps(store, bank, clip, **WILD)
+    for number in (7, 3, 7):
+        assert equal(first[number], again[number])
+
+
+@pytest.mark.parametrize('processes', [1, 3])
+def test_shares_and_portions_make_the_whole_batch(
+    store: PairStore, bank: GroundBank, clip: FrozenClip, processes: int
+) -> None:
+    """Tiles and pairs of all processes and portions are those of one process, each once, the short last batch too."""
+    whole = steps(store, bank, clip, **WILD)
+    for step in (0, whole.steps_per_epoch - 1):
+        one = whole[step]
+        pixels, photos = [], []
+        for rank in range(processes):
+            mine = steps(store, bank, clip, Share(rank, processes), 3, **WILD)
+            for portion in range(mine.portions):
+                batch = mine[step * mine.portions + portion]
+                assert torch.equal(batch['candidates'], one['candidates'])
+                pixels += list(batch['pixels'])
+                photos.append(batch['photo'])
+        assert torch.equal(torch.stack(pixels), one['pixels']) and torch.equal(torch.cat(photos), one['photo'])
+
+
+def test_weights_are_one_over_tiles_and_photos(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """The pairs of a tile weigh 1/B together, however many photos it has, also where a crop has lost some."""
+    for changes in ({}, WILD):
+        batch = steps(store, bank, clip, **changes)[2]
+        each = torch.zeros(len(batch['pixels'])).index_add_(0, batch['tile'], batch['weight'])
+        torch.testing.assert_close(each, torch.full_like(each, 1 / len(each)))
+
+
+def test_places_stay_inside_the_view(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """Photos that a crop has lost are left out, and no tile loses all of them."""
+    data = steps(store, bank, clip, **{**WILD, 'augment': {'zoom': 3.0, 'shift': 0.5}})
+    fewer = 0
+    for step in range(10):
+        batch, plain = data[step], steps(store, bank, clip)[step]
+        assert all(bool(((batch[k] >= 0) & (batch[k] < 64)).all()) for k in ('row', 'col'))  # type: ignore
+        assert len(torch.unique(batch['tile'])) == len(batch['pixels'])
+        fewer += len(plain['tile']) - len(batch['tile'])
+    assert fewer > 0
+
+
+def test_negatives_are_other_training_photos(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """K rows of the bank besides the batch's own, each once, valid, of training tiles; `all` are all of them."""
+    mine = set(steps(store, bank, clip)._photos.tolist())
+    for wanted in (7, 10**6, 'all'):
+        batch = steps(store, bank, clip, negatives={'bank': wanted})[4]
+        rows = batch['candidates'].tolist()
+        own = {rows[k] for k in batch['photo'].tolist()}
+        assert len(set(rows)) == len(rows) and set(rows) <= mine
+        assert set(rows[: len(own)]) == own
+        assert len(rows) == (len(own) + 7 if wanted == 7 else len(mine))
+
+
+def test_photos_of_the_same_tile_are_listed(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """All photos of a tile that are among the candidates, whether drawn for this step or not."""
+    data = steps(store, bank, clip, negatives={'bank': 'all'}, masks={'same_tile': True}, photos_per_tile=1)
+    batch, plan = data[1], data._plan(1)
+    pairs = store.pairs
+    for tile in range(10):
+        photos = pairs[pairs['tile'] == data.tiles[plan.tiles[tile]]]['photo']
+        expected = set(photos[bank.valid[photos]])
+        listed = batch['candidates'][batch['listed'][1][batch['listed'][0] == tile]].tolist()
+        assert set(listed) == expected and len(listed) == len(expected)
+
+
+def test_bands_come_in_the_order_asked_for(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """A choice of bands takes those planes; a band that the store lacks is named."""
+    two, all_of_them = steps(store, bank, clip, bands=('blue', 'red'))[0], steps(store, bank, clip)[0]
+    assert torch.equal(two['pixels'], all_of_them['pixels'][:, [2, 0]])
+    with pytest.raises(GrafalignError, match='nir'):
+        steps(store, bank, clip, bands=('red', 'nir'))
+
+
+def test_pixels_travel_as_they_are_stored(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """Sixteen bits on disk are sixteen bits on the way to the device."""
+    assert store.read_tile(0).dtype == np.uint16
+    assert steps(store, bank, clip)[0]['pixels'].dtype == torch.uint16
+
+
+def test_a_tile_that_cannot_be_read_is_left_out_and_named(own_store: Path, bank: GroundBank, clip: FrozenClip) -> None:
+    """Its pairs are gone, the others keep their weights, and it is told which tile it was."""
+    held = PairStore(own_store)
+    data = steps(held, bank, clip)
+    before = data[0]
+    row = int(data.tiles[data._plan(0).tiles[3]])
+    with (own_store / held.tiles['shard'].iloc[row]).open('r+b') as file:
+        file.seek(int(held.tiles['byte_offset'].iloc[row]))
+        file.write(b'nonsense')
+    after = data[0]
+    assert after['bad'].tolist() == [row] and data.name_tiles([row]) == [held.tiles['tile_id'].iloc[row]]
+    assert 3 in before['tile'] and 3 not in after['tile'] and not after['pixels'][3].any()
+    for batch, missing in ((before, []), (after, [3])):
+        each = torch.zeros(10).index_add_(0, batch['tile'], batch['weight'])
+        expected = torch.full((10,), 0.1)
+        expected[missing] = 0
+        torch.testing.assert_close(each, expected)
+
+
+def test_a_split_without_tiles_is_named(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """A store whose split is empty ends in one sentence."""
+    with pytest.raises(GrafalignError, match=r'no holdout tile with a usable photo; check `split.shares`'):
+        PairSteps(store, bank, settings(store, clip), split='holdout')

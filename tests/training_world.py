@@ -1,0 +1,86 @@
+"""Short trainings on the small store, for tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from grafalign.encoders import FrozenClip, GroundBank
+from grafalign.store import PairStore
+from grafalign.training import TrainSettings
+from grafalign.training.data import PairSteps, Share
+from grafalign.training.task import AlignmentTask
+from grafalign.training.trainer import bank_rows, earth_centred
+
+
+def settings(store: PairStore, clip: FrozenClip, out: Path = Path('no/run'), **changes: object) -> TrainSettings:
+    """A short training on the small store."""
+    values = {
+        'store': store.path,
+        'out': out,
+        'clip': clip.settings,
+        'steps': 6,
+        'batch_tiles': 12,
+        'photos_per_tile': 4,
+        'lr': 1e-3,
+        'log_every': 1,
+        'validate_every': 6,
+        'checkpoint_every': 3,
+    }
+    return TrainSettings.model_validate(values | changes)
+
+
+def start(store: PairStore, bank: GroundBank, clip: FrozenClip, wanted: TrainSettings) -> AlignmentTask:
+    """The task of a training, before its first step, on the CPU."""
+    torch.manual_seed(0)
+    return AlignmentTask.start(
+        clip, store.sensor, wanted, bank_rows(bank, torch.device('cpu')), earth_centred(store)
+    ).train()
+
+
+def gradient(
+    task: AlignmentTask,
+    store: PairStore,
+    bank: GroundBank,
+    wanted: TrainSettings,
+    step: int = 0,
+    micro_batch: int | None = None,
+    world: int = 1,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradient of a step, its portions of all processes added up, and averaged over processes."""
+    task.zero_grad()
+    loss = torch.zeros(())
+    for rank in range(world):
+        steps = PairSteps(store, bank, wanted, Share(rank, world), micro_batch, side=task.encoder.side)
+        for portion in range(steps.portions):
+            part = task(steps[step * steps.portions + portion]) / world
+            part.backward()
+            loss += part.detach()
+    return loss, {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
+
+
+def launch(config: TrainSettings, path: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+    """Start `grafalign train` in processes of its own, joined over gloo where there are several."""
+    path.write_text(yaml.safe_dump(config.facts()))
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'COLUMNS': '200'}
+    return subprocess.Popen(
+        [sys.executable, *launcher, '-m', 'grafalign', 'train', str(path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def run_processes(config: TrainSettings, path: Path, processes: int) -> None:
+    """Train to the end in several processes."""
+    process = launch(config, path, processes)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output.decode()
