@@ -296,6 +296,34 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Finished run, or a checkpoint of GRAFT's published layout (.ckpt).")],
+    out: Annotated[Path, typer.Argument(help='Folder to write; an earlier export in it is replaced.')],
+    kind: Annotated[str, typer.Option('--format', help='open_clip or transformers.')] = 'open_clip',
+    results: Annotated[Path | None, typer.Option(help='report.json of an evaluation, for the model card.')] = None,
+    model: Annotated[
+        str | None, typer.Option(help='The CLIP whose text tower goes with it; a checkpoint does not say.')
+    ] = None,
+    pretrained: Pretrained = None,
+    licence: Annotated[str | None, typer.Option(help='Licence of the weights for the card, e.g. apache-2.0.')] = None,
+    hub: Annotated[str | None, typer.Option('--push-to-hub', help='NAMESPACE/NAME on the Hugging Face Hub.')] = None,
+    private: Annotated[bool, typer.Option('--private', help='Make a new repository on the Hub private.')] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model as files that open_clip or transformers load, with its patch head and a model card.
+
+    Example: grafalign export runs/image exports/image --format transformers --results runs/evaluation/report.json
+    """
+    from grafalign.encoders import ClipSettings
+    from grafalign.publish import publish
+
+    if model is None and pretrained is not None:
+        raise GrafalignError(f'--pretrained {pretrained} belongs to a CLIP; give --model as well.')
+    clip = None if model is None else ClipSettings(model=model, pretrained=pretrained)
+    _show(publish(run, out, kind, clip, results, hub, private, licence), str(out), as_json)
+
+
+@app.command()
 def run(
     experiment: Annotated[Path, typer.Argument(help='Experiment (YAML); see experiments/.')],
     changes: Set = None,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ('quickstart', 'sandbox', 'pair', 'embed', 'train', 'evaluate', 'run')
+COMMANDS = ('quickstart', 'sandbox', 'pair', 'embed', 'filter', 'train', 'export', 'evaluate', 'run')
 
 
 def grafalign(*args: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, PixelRule, SatelliteEncoder, load_clip
+from grafalign.encoders.clip import needs_quick_gelu
 from grafalign.errors import GrafalignError
 from grafalign.photos import open_photo
 from grafalign.store import PairStore, Sensor
@@ -88,6 +89,21 @@ def test_the_digest_tells_clips_apart(clip: FrozenClip, tmp_path: Path) -> None:
     weights['visual.proj'][0, 0] += 1
     save_file(weights, str(tmp_path / 'open_clip_model.safetensors'))
     assert load_clip(ClipSettings(model=str(tmp_path))).digest != clip.digest
+
+
+@pytest.mark.parametrize(
+    ('name', 'tag', 'quick'),
+    [
+        ('ViT-B-16', 'openai', True),
+        ('ViT-B-16-quickgelu', 'openai', True),
+        ('ViT-B-16', 'laion2b_s34b_b88k', False),
+        ('ViT-B-16', 'some/file.pt', False),
+        ('local-dir:somewhere', None, False),
+    ],
+)
+def test_weights_get_the_activation_they_were_trained_with(name: str, tag: str | None, quick: bool) -> None:
+    """OpenAI's weights want their own GELU, whichever name of the architecture is given."""
+    assert needs_quick_gelu(name, tag) == quick
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grafalign.encoders import FrozenClip, GroundBank
+from grafalign.encoders import FrozenClip, GroundBank, SatelliteEncoder
 from grafalign.errors import GrafalignError
 from grafalign.store import PairStore
 from grafalign.training import load_satellite, train
 from grafalign.training.data import PairSteps
 from grafalign.training.ema import RunningMean
 from grafalign.training.loop import make_optimizer, rate_at
+from grafalign.training.validation import photo_tile_recall
 from tests.training_world import gradient, run_processes, settings, start
 
 KINDS = {
@@ -132,6 +133,33 @@ def test_a_running_mean_is_its_formula() -> None:
     with mean.in_place():
         torch.testing.assert_close(layer.weight.detach(), expected)
     assert torch.equal(layer.weight.detach(), now)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'tune': {'lora': {'rank': 4}}},
+        {'tune': {'freeze_blocks': 2, 'grad_checkpointing': True}, 'level': 'both'},
+        {'precision': 'bf16'},
+        {'patch_dropout': 0.5},
+        pytest.param({'compile': True}, marks=pytest.mark.slow),
+    ],
+    ids=['lora', 'freeze', 'bf16', 'patch dropout', 'compile'],
+)
+def test_runs_load_however_they_were_trained(
+    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """What is kept is a plain encoder that has learned something and gives what the trained one gave in validation."""
+    wanted = settings(store, clip, tmp_path / 'run', **changes)
+    facts = train(wanted)
+    model = load_satellite(tmp_path / 'run', clip)
+    fresh = SatelliteEncoder(clip, store.sensor.bands).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert not torch.allclose(model.encoder(images).image, fresh(images).image, atol=1e-4)
+    task = start(store, bank, clip, settings(store, clip, level=wanted.level)).eval()
+    task.encoder.load_state_dict(model.encoder.state_dict())
+    found = photo_tile_recall(task, store, bank, wanted)
+    assert found == pytest.approx({k: v for k, v in facts['final'].items() if '@' in k}, abs=0.02)
 
 
 def test_a_run_folder_of_other_settings_is_refused(

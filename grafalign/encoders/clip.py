@@ -49,6 +49,8 @@ class FrozenClip:
             state.update(name.encode())
             state.update(value.detach().cpu().contiguous().numpy().tobytes())
         state.update(repr((self.mean, self.std, self.image_px, str(self.preprocess))).encode())
+        if any(type(m).__name__ == 'QuickGELU' for m in self.model.modules()):
+            state.update(b'quick_gelu')
         return state.hexdigest()
 
     @property
@@ -96,7 +98,9 @@ def load_clip(settings: ClipSettings, device: str | torch.device = 'cpu') -> Fro
         )
     try:
         with _quiet():
-            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=settings.pretrained)
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=settings.pretrained, force_quick_gelu=needs_quick_gelu(name, settings.pretrained)
+            )
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip, safetensors, torch and the hub raise types of their own
         reason = ' '.join(str(error).split())[:300]
@@ -116,6 +120,13 @@ def load_clip(settings: ClipSettings, device: str | torch.device = 'cpu') -> Fro
         tuple(config['std']),
         int(size[0] if isinstance(size, tuple) else size),
     )
+
+
+def needs_quick_gelu(name: str, tag: str | None) -> bool:
+    """Whether pretrained weights were trained with OpenAI's approximate GELU, which open_clip only warns of."""
+    import open_clip
+
+    return bool(tag and open_clip.get_pretrained_cfg(name, tag).get('quick_gelu', False))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -51,6 +52,8 @@ def make_accelerator(precision: str, out: Path | None = None, trackers: tuple[st
         if name not in known:
             raise GrafalignError(f'trackers: Accelerate knows no tracker {name!r}; known are {", ".join(known)}.')
     tracked: dict[str, Any] = {} if out is None else {'log_with': list(trackers) or None, 'project_dir': str(out)}
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # or a second training of one process could have no other precision
     accelerator = Accelerator(mixed_precision=precision, **tracked)
     missing = set(trackers) - {str(getattr(t, 'value', t)) for t in accelerator.log_with}
     if out is not None and missing:

@@ -1,0 +1,119 @@
+"""A trained run, or a published GRAFT checkpoint, as files that other tools load; joins training, encoders and Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grafalign.encoders import ClipSettings, load_clip
+from grafalign.encoders.export import check_format, check_out, export
+from grafalign.encoders.exportable import Exportable
+from grafalign.encoders.graft_checkpoint import load_graft
+from grafalign.encoders.hub import check_hub, push
+from grafalign.encoders.model_card import CardFacts, results_of
+from grafalign.errors import GrafalignError
+from grafalign.training import load_satellite
+from grafalign.training.provenance import without_paths
+
+
+def publish(
+    run: Path,
+    out: Path,
+    kind: str = 'open_clip',
+    clip: ClipSettings | None = None,
+    results: Path | None = None,
+    hub: str | None = None,
+    private: bool = False,
+    licence: str | None = None,
+) -> dict[str, Any]:
+    """Export a run, and upload it where a repository is given.
+
+    Args:
+        run: folder of a finished run, or a checkpoint file of GRAFT's published layout.
+        out: folder to write; an earlier export in it is replaced.
+        kind: `open_clip` or `transformers`.
+        clip: the CLIP whose text tower goes with it; needed for a checkpoint, and for a run whose CLIP has moved.
+        results: report.json of an evaluation of this run, for the model card.
+        hub: `NAMESPACE/NAME` on the Hugging Face Hub.
+        private: make a new repository there private.
+        licence: licence of the weights for the card's header, an identifier of the Hub.
+
+    Returns:
+        `format`, `out`, `files`, `bytes`, and `url` after an upload.
+
+    Raises:
+        GrafalignError: the run is unfinished or damaged, the format cannot express it, `out` holds something else, or
+            the Hub cannot be used.
+    """
+    form = check_format(kind)
+    check_out(out)
+    token = check_hub(hub) if hub is not None else ''
+    thing, facts = _graft(run, clip, results) if run.is_file() else _run(run, clip, results)
+    name = hub.rpartition('/')[2] if hub is not None else facts.pop('name')
+    content = export(thing, CardFacts(**facts | {'name': name, 'hub': hub, 'licence': licence}), out, form)
+    told = {
+        'format': form,
+        'out': str(out),
+        'files': len(content['files']) + 1,
+        'bytes': sum(p.stat().st_size for p in out.iterdir()),
+    }
+    return told if hub is None else told | {'url': push(out, hub, token, private)}
+
+
+def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, dict[str, Any]]:
+    try:
+        model = load_satellite(run, None if clip is None else load_clip(clip))
+    except (ValueError, KeyError, TypeError) as error:
+        raise GrafalignError(f'{run / "model.json"} is damaged ({error!r}); train again.') from None
+    # as short as they can be written: 0.48145467, not what float64 makes of it
+    mean, std = (tuple(float(str(v)) for v in model.rule.get_buffer(n).flatten().numpy()) for n in ('mean', 'std'))
+    thing = Exportable(model.encoder, model.clip, model.sensor.bands, mean, std, model.sensor.value_range)
+    facts: dict[str, Any] = {
+        'name': run.resolve().name,
+        'run': model.facts,
+        'settings': without_paths(_content(run / 'config.yaml')),
+        'data': _content(run / 'data.json') or None,
+    }
+    if results is not None:
+        report = _report(results)
+        facts['results'] = results_of(report, model.facts['digest'], str(results))
+        facts['sets'] = report.get('sets') or {}
+    return thing, facts
+
+
+def _graft(path: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, dict[str, Any]]:
+    if clip is None:
+        raise GrafalignError(
+            f'{path} holds no text tower; give the CLIP it was trained towards, for the published ones '
+            '--model ViT-B-16-quickgelu --pretrained openai.'
+        )
+    if results is not None:
+        raise GrafalignError(f'--results {results} is about runs, and {path} is none; leave it out.')
+    frozen = load_clip(clip)
+    encoder = load_graft(path, frozen)
+    thing = Exportable(encoder, frozen, ('red', 'green', 'blue'), frozen.mean, frozen.std, None)
+    origin = f"The weights are those of `{path.name}`, a checkpoint of GRAFT's published layout; not trained here."
+    return thing, {'name': path.stem, 'origin': origin}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file of the run; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GrafalignError(f'{path} is damaged ({" ".join(str(error).split())[:200]}); train again.') from None
+    return content if isinstance(content, dict) else {}
+
+
+def _report(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise GrafalignError(f'There is no file {path}; give the report.json of `grafalign evaluate`.') from None
+    except ValueError:
+        raise GrafalignError(f'{path} is no JSON; give the report.json of `grafalign evaluate`.') from None
