@@ -315,7 +315,7 @@ def export(
     Example: grafalign export runs/image exports/image --format transformers --results runs/evaluation/report.json
     """
     from grafalign.encoders import ClipSettings
-    from grafalign.publish import publish
+    from grafalign.exchange import publish
 
     if model is None and pretrained is not None:
         raise GrafalignError(f'--pretrained {pretrained} belongs to a CLIP; give --model as well.')

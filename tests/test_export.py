@@ -22,10 +22,10 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
 from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, SatelliteEncoder, load_clip
-from grafalign.encoders.export import MARKER, export
-from grafalign.encoders.exportable import Exportable
-from grafalign.encoders.model_card import CardFacts
 from grafalign.errors import GrafalignError
+from grafalign.exchange.export import MARKER, export
+from grafalign.exchange.exportable import Exportable
+from grafalign.exchange.model_card import CardFacts
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings, load_satellite, train

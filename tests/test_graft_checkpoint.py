@@ -18,8 +18,8 @@ from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_clip
-from grafalign.encoders.graft_checkpoint import load_graft
 from grafalign.errors import GrafalignError
+from grafalign.exchange.graft_checkpoint import load_graft
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from tests.commands import Command, refused
 
@@ -214,7 +214,7 @@ def test_weights_of_another_clip_are_remarked(
     """Weights that show no trace of the given CLIP load with a remark; those that started from it, without."""
     load_graft(checkpoint, clip)
     assert 'no trace' in ' '.join(capsys.readouterr().err.split())
-    from grafalign.encoders.graft_checkpoint import _places
+    from grafalign.exchange.graft_checkpoint import _places
 
     own = {k: v.clone() for k, v in _places(SatelliteEncoder(clip)).items()}
     load_graft(save(tmp_path / 'own.ckpt', own), clip)

@@ -28,6 +28,7 @@ EVERYTHING = {
     'negatives': {'bank': 50},
     'masks': {'same_tile': True},
     'placement': {'kind': 'gaussian'},
+    'tune': {'lora': {'rank': 4, 'dropout': 0.2}},
     'augment': {'turn': True, 'zoom': 1.2, 'haze': 0.1},
 }
 

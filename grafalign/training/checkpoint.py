@@ -136,7 +136,7 @@ def checkpoint_facts(path: Path, digest: str) -> dict[str, Any]:
         raise _damaged(path, error) from None
     if theirs != digest:
         raise GrafalignError(
-            f'{path} was made with other settings, clip or store; give the run another `out` or delete it.'
+            f'{path} was made with other settings, clip, store or photos; give the run another `out` or delete it.'
         )
     return facts
 

@@ -10,6 +10,7 @@ An item of `PairSteps` is what goes through the encoder at a time: a portion of 
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypedDict
 
@@ -134,9 +135,7 @@ class PairSteps(Dataset[Batch]):
         side: int = 0,
     ) -> None:
         self.store, self.settings, self.share, self.side = store, settings, share or Share(), side
-        most = -(-settings.batch_tiles // self.share.world)
-        self.micro_batch = min(micro_batch or most, most)
-        self.portions = -(-most // self.micro_batch)
+        self._divide(micro_batch)
         self.bands = select_bands(store.sensor, settings.bands or store.sensor.bands)
         pairs = store.pairs
         usable = bank.valid[pairs['photo'].to_numpy()] & np.isin(pairs['tile'].to_numpy(), store.tiles_of(split))
@@ -153,6 +152,17 @@ class PairSteps(Dataset[Batch]):
         self._sigma_px = _sigma_px(store, settings.placement.unknown_accuracy_m)
         self._heading = _headings(store)
         self._planned: tuple[int, _Plan] | None = None
+
+    def _divide(self, micro_batch: int | None) -> None:
+        most = -(-self.settings.batch_tiles // self.share.world)
+        self.micro_batch = min(micro_batch or most, most)
+        self.portions = -(-most // self.micro_batch)
+
+    def in_portions(self, micro_batch: int) -> PairSteps:
+        """The same steps in portions of another size."""
+        other = copy(self)
+        other._divide(micro_batch)
+        return other
 
     @property
     def steps_per_epoch(self) -> int:

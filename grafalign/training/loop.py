@@ -175,6 +175,8 @@ def fit(
             if not tiles and accelerator.num_processes == 1:
                 continue  # the short last batch of an epoch; other processes could be waiting for this one
             with contextlib.nullcontext() if last_portion else accelerator.no_sync(model):
+                # whatever a tower draws for itself (dropout) follows from the place in the training, too
+                torch.manual_seed(hash((settings.seed, step, portion, accelerator.process_index)) % 2**63)
                 with accelerator.autocast():
                     part = model(batch)
                 accelerator.backward(part)

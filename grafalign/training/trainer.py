@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -101,11 +101,11 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     store = PairStore(settings.store)
     clip = load_clip(settings.clip)
     bank = load_bank(store, settings.bank, clip)
-    digest = hashlib.blake2b(f'{settings.digest}{store.digest}{clip.digest}'.encode(), digest_size=16).hexdigest()
+    digest = _digest(settings, store, clip, bank)
     if (out / 'model.json').is_file():
         done: dict[str, Any] = json.loads((out / 'model.json').read_text())
         if done['digest'] != digest:
-            raise GrafalignError(f'{out} holds a run with other settings, clip or store; give another `out`.')
+            raise GrafalignError(f'{out} holds a run with other settings, clip, store or photos; give another `out`.')
         console.log(f'{out} is already complete.')
         return done
     accelerator = make_accelerator(settings.precision, out, settings.trackers)
@@ -121,8 +121,9 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     sensor = replace(store.sensor, bands=tuple(store.sensor.bands[i] for i in select_bands(store.sensor, bands)))
     places = None if settings.masks.within_m is None else earth_centred(store)
     task = AlignmentTask.start(clip, sensor, settings, bank_rows(bank, accelerator.device), places)
-    micro = _micro_batch(settings, store, bank, task, share, accelerator, digest)
-    steps = PairSteps(store, bank, settings, share, micro, side=task.encoder.side)
+    steps = PairSteps(store, bank, settings, share, side=task.encoder.side)
+    micro = _micro_batch(settings, steps, task, accelerator, digest)
+    steps = steps.in_portions(micro)
     if settings.photo_to_tile and steps.portions > 1:
         raise GrafalignError(
             f'`photo_to_tile` needs the whole batch at once, but micro_batch is {micro}: lower batch_tiles, or raise '
@@ -182,6 +183,13 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     return facts
 
 
+def _digest(settings: TrainSettings, store: PairStore, clip: FrozenClip, bank: GroundBank) -> str:
+    """Digest of all that a run follows from: settings, store, CLIP, and which photos of the bank are used."""
+    state = hashlib.blake2b(f'{settings.digest}{store.digest}{clip.digest}'.encode(), digest_size=16)
+    state.update(np.packbits(bank.valid).tobytes())
+    return state.hexdigest()
+
+
 def bank_rows(bank: GroundBank, device: torch.device) -> torch.Tensor:
     """The bank's embeddings [P, D] as a tensor.
 
@@ -205,16 +213,10 @@ def earth_centred(store: PairStore) -> torch.Tensor:
 
 
 def _micro_batch(
-    settings: TrainSettings,
-    store: PairStore,
-    bank: GroundBank,
-    task: AlignmentTask,
-    share: Share,
-    accelerator: Accelerator,
-    digest: str,
+    settings: TrainSettings, steps: PairSteps, task: AlignmentTask, accelerator: Accelerator, digest: str
 ) -> int:
     """Tiles in a portion: as the settings say, as the checkpoint had it, or as many as fit in every process."""
-    most = -(-settings.batch_tiles // share.world)
+    most = steps.micro_batch
     if settings.micro_batch != 'auto':
         return min(settings.micro_batch, most)
     if settings.photo_to_tile:
@@ -222,9 +224,11 @@ def _micro_batch(
     newest = latest_checkpoint(settings.out / 'checkpoints')
     if newest is not None:  # sums in other portions would differ in their last bits
         return min(int(checkpoint_facts(newest, digest)['micro_batch']), most)
+    if accelerator.distributed_type is DistributedType.FSDP:
+        raise GrafalignError('`micro_batch: auto` tries the whole model on one device; under FSDP give a number.')
 
     def forward(tiles: int) -> torch.Tensor:
-        batch = PairSteps(store, bank, settings, share, tiles, side=task.encoder.side)[0]
+        batch = steps.in_portions(tiles)[0]
         on_device = {k: v.to(accelerator.device) for k, v in batch.items()}  # type: ignore[attr-defined]
         with accelerator.autocast():
             loss: torch.Tensor = task(on_device)

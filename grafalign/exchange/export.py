@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from grafalign import __version__
-from grafalign.encoders.exportable import Exportable, save_patch_head
-from grafalign.encoders.model_card import CardFacts, write_card
-from grafalign.encoders.open_clip_layout import builtin_config, write_open_clip
-from grafalign.encoders.transformers_layout import write_transformers
-from grafalign.encoders.usage import (
+from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.exchange.exportable import Exportable, save_patch_head
+from grafalign.exchange.model_card import CardFacts, write_card
+from grafalign.exchange.open_clip_layout import builtin_config, write_open_clip
+from grafalign.exchange.transformers_layout import write_transformers
+from grafalign.exchange.usage import (
     open_clip_by_name,
     open_clip_code,
     open_clip_patches,
     transformers_code,
     transformers_patches,
 )
-from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import file_digest
 from grafalign.locks import exclusive
 

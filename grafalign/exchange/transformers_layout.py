@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from grafalign.encoders.clip_tokenizer import is_plain, write_tokenizer
-from grafalign.encoders.exportable import Exportable, save_weights
 from grafalign.errors import GrafalignError
+from grafalign.exchange.clip_tokenizer import is_plain, write_tokenizer
+from grafalign.exchange.exportable import Exportable, save_weights
 
 _RESAMPLE = {'nearest': 0, 'bilinear': 2, 'bicubic': 3}  # Pillow's numbers
 

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from grafalign import __version__
-from grafalign.encoders.exportable import Exportable
 from grafalign.errors import GrafalignError
+from grafalign.exchange.exportable import Exportable
 
 
 @dataclass(frozen=True)

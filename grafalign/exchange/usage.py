@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from grafalign.encoders.exportable import PATCH_HEAD, Exportable
+from grafalign.exchange.exportable import PATCH_HEAD, Exportable
 
 _TEXTS = "['a photo of a forest', 'a photo of a harbour']"
 

@@ -26,10 +26,10 @@ from torch.nn import functional
 
 from grafalign import console
 from grafalign.encoders.clip import FrozenClip
-from grafalign.encoders.safe_pickle import load_without_code
 from grafalign.encoders.satellite import SatelliteEncoder
-from grafalign.encoders.transformers_layout import vision_weights
 from grafalign.errors import GrafalignError
+from grafalign.exchange.safe_pickle import load_without_code
+from grafalign.exchange.transformers_layout import vision_weights
 
 _BACKBONE = 'satellite_image_backbone.'
 

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from grafalign.encoders import ClipSettings, load_clip
-from grafalign.encoders.export import check_format, check_out, export
-from grafalign.encoders.exportable import Exportable
-from grafalign.encoders.graft_checkpoint import load_graft
-from grafalign.encoders.hub import check_hub, push
-from grafalign.encoders.model_card import CardFacts, results_of
 from grafalign.errors import GrafalignError
+from grafalign.exchange.export import check_format, check_out, export
+from grafalign.exchange.exportable import Exportable
+from grafalign.exchange.graft_checkpoint import load_graft
+from grafalign.exchange.hub import check_hub, push
+from grafalign.exchange.model_card import CardFacts, results_of
 from grafalign.training import load_satellite
 from grafalign.training.provenance import without_paths
 

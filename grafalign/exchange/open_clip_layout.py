@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from grafalign.encoders.clip import ClipSettings
-from grafalign.encoders.exportable import Exportable, save_weights
 from grafalign.errors import GrafalignError
+from grafalign.exchange.exportable import Exportable, save_weights
 
 CONFIG = 'open_clip_config.json'
 WEIGHTS = 'open_clip_model.safetensors'
