@@ -113,8 +113,8 @@ def test_value_and_gradient_are_the_formulas(form: str, masks: str, sizes: tuple
     bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
     anchors = world.anchors.clone().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, '_CANDIDATES', step)
-        patch.setattr(objective, '_BLOCK', 2 * step + 1)
+        patch.setattr(objective, '_ROWS', 2)
+        patch.setattr(objective, '_BLOCK', {'cpu': 2 * step + 1})
         if form == 'softmax':
             loss = contrastive_loss(anchors * scale, world.candidates, world.pairs, mask)
             expected = softmax_formula(anchors * scale, world, mask)
@@ -162,7 +162,7 @@ def test_the_other_direction_is_its_formula(seed: int, rows: int, photos: int, s
         logs = (z @ world.photos[k]).log_softmax(0)
         expected = expected - sum(logs[i] for i in mine) / len(mine) / len(present)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, '_BLOCK', step)
+        patch.setattr(objective, '_BLOCK', {'cpu': step})
         loss = photo_to_tile_loss(z, world.candidates, world.pairs)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(*(torch.autograd.grad(v, z)[0] for v in (loss, expected)))

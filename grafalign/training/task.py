@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 
 from grafalign.encoders import Embeddings, FrozenClip, PixelRule, SatelliteEncoder, tune
 from grafalign.store import Sensor
@@ -87,10 +88,13 @@ class AlignmentTask(nn.Module):
         """
         if not isinstance(batch, dict):
             return self.encoder(self.rule(*batch))
-        settings = self.settings
-        images = viewed(self.rule, batch, settings.augment)
+        images = viewed(self.rule, batch, self.settings.augment)
         found = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
-        found = Embeddings(*(e.float() for e in found))  # the softmax is taken in full precision
+        with torch.autocast(images.device.type, enabled=False):  # the softmax is taken in full precision
+            return self._loss(Embeddings(*(e.float() for e in found)), batch)
+
+    def _loss(self, found: Embeddings, batch: Batch) -> Tensor:
+        settings = self.settings
         scale = self.log_scale.clamp(max=_LARGEST_SCALE).exp()
         candidates = Candidates(self._bank[0], batch['candidates'])
         losses = []
@@ -104,7 +108,8 @@ class AlignmentTask(nn.Module):
             anchors = self._placed(found.patches, batch)
             rows = torch.arange(len(anchors), device=anchors.device)
             pairs = Pairs(rows, batch['photo'], batch['weight'])
-            listed = _by_pair(batch['listed'], batch['tile'], len(images)) if settings.masks.same_tile else None
+            same = settings.masks.same_tile
+            listed = _by_pair(batch['listed'], batch['tile'], len(found.image)) if same else None
             losses.append(self._contrast(anchors * scale, candidates, pairs, listed))
         if len(losses) == 1:
             return losses[0]
@@ -137,7 +142,7 @@ class AlignmentTask(nn.Module):
         return loss.detach() + (loss - loss.detach()) * len(sizes)
 
     def _placed(self, patches: Tensor, batch: Batch) -> Tensor:
-        """One anchor for each pair: the mean of its tile's patches under the weights of its photo, [n, D]."""
+        """One anchor for each pair: the direction of its tile's patches' mean under the weights of its photo, [n, D]."""
         settings, side = self.settings, patches.shape[1]
         tile = batch['tile']
         reach = settings.placement.reach_m / self.gsd_m * batch['zoom']
@@ -153,7 +158,8 @@ class AlignmentTask(nn.Module):
         slot = torch.arange(len(tile), device=tile.device) - (count.cumsum(0) - count)[tile]
         table = patches.new_zeros(len(patches), int(count.max()) if len(count) else 0, side * side)
         table[tile, slot] = weights.patches.flatten(1).to(table.dtype)
-        return torch.bmm(table, rearrange(patches, 'b h w d -> b (h w) d'))[tile, slot]
+        mean = torch.bmm(table, rearrange(patches, 'b h w d -> b (h w) d'))[tile, slot]
+        return functional.normalize(mean, dim=-1)
 
 
 def _by_pair(listed: Tensor, tile: Tensor, tiles: int) -> Tensor:
