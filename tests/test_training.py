@@ -181,7 +181,11 @@ def test_data_workers_change_nothing(store: PairStore, bank: GroundBank, clip: F
 
 
 @pytest.mark.parametrize(
-    'changes', [{}, {'level': 'both', 'negatives': {'bank': 50}, 'photo_to_tile': 0.5, 'max_bad_tiles': 0}]
+    'changes',
+    [
+        {'augment': {'turn': True}, 'micro_batch': 2},
+        {'level': 'both', 'negatives': {'bank': 50}, 'photo_to_tile': 0.5, 'max_bad_tiles': 0},
+    ],
 )
 @pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_follow_the_loss_curve_of_one(

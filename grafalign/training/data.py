@@ -183,26 +183,28 @@ class PairSteps(Dataset[Batch]):
         first = sum(sizes[: self.share.rank]) + portion * self.micro_batch
         last = min(first + self.micro_batch, sum(sizes[: self.share.rank + 1]))
         mine = slice(first, max(first, last))  # empty in the last portions of a short batch
-        pixels, bad = self._read(plan.tiles[mine])
+        # where other processes wait for this one it shows any tile, without pairs: not every tower takes none
+        shown = mine if last > first or self.share.world == 1 else slice(0, 1)
+        pixels, bad = self._read(plan.tiles[shown])
         own = (plan.owner >= mine.start) & (plan.owner < mine.stop)
         own &= ~np.isin(plan.tiles[plan.owner], bad)
         weight = self.share.world / (len(plan.tiles) * np.bincount(plan.owner, minlength=1)[plan.owner])
         owner, pair = plan.owner[own], plan.pair[own]
         matrix, zoom = plan.views.matrix[owner], zoom_of(plan.views.matrix[owner])
-        numbers = self.tiles[plan.tiles[mine]]
+        numbers = self.tiles[plan.tiles[shown]]
         scale, offset = (v[numbers][:, self.bands] for v in self.store.radiometry)
         listed = self._same_tile(plan, mine) if self.settings.masks.same_tile else np.zeros((2, 0), dtype=np.int64)
         whole = np.stack([plan.owner, plan.position]) if self.settings.photo_to_tile else np.zeros((2, 0), np.int64)
         arrays = {
             'scale': scale,
             'offset': offset,
-            'code': plan.views.code[mine],
-            'matrix': plan.views.matrix[mine],
-            'shift': plan.views.shift[mine],
-            'gain': plan.views.gain[mine],
-            'haze': plan.views.haze[mine],
-            'band': plan.views.band[mine],
-            'keep': plan.keep[mine],
+            'code': plan.views.code[shown],
+            'matrix': plan.views.matrix[shown],
+            'shift': plan.views.shift[shown],
+            'gain': plan.views.gain[shown],
+            'haze': plan.views.haze[shown],
+            'band': plan.views.band[shown],
+            'keep': plan.keep[shown],
             'candidates': plan.candidates,
             'tile': owner - mine.start,
             'photo': plan.position[own],

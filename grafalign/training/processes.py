@@ -20,7 +20,7 @@ def gather_rows(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, slice]:
     """Rows of all processes, in their order.
 
     Args:
-        own: this process's rows, [sizes[rank], D].
+        own: this process's rows, [sizes[rank], D]; what is more is left out.
         sizes: rows of every process.
 
     Returns:
@@ -29,6 +29,7 @@ def gather_rows(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, slice]:
     if len(sizes) == 1:
         return own, slice(0, len(own))
     rank, most = distributed.get_rank(), max(sizes)
+    own = own[: sizes[rank]]
     padded = own.detach().new_zeros(most, own.shape[1])
     padded[: len(own)] = own.detach()
     parts = [torch.empty_like(padded) for _ in sizes]

@@ -142,7 +142,7 @@ class AlignmentTask(nn.Module):
         return loss.detach() + (loss - loss.detach()) * len(sizes)
 
     def _placed(self, patches: Tensor, batch: Batch) -> Tensor:
-        """One anchor for each pair: the direction of its tile's patches' mean under the weights of its photo, [n, D]."""
+        """One anchor for each pair: the mean of its tile's patches under its photo's weights, unit length, [n, D]."""
         settings, side = self.settings, patches.shape[1]
         tile = batch['tile']
         reach = settings.placement.reach_m / self.gsd_m * batch['zoom']
