@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from grafalign.cli import main
 from grafalign.config import load_settings
@@ -18,6 +19,8 @@ from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
 from grafalign.store import PairStore
 
+settings.register_profile('busy machines', deadline=None)
+settings.load_profile('busy machines')
 REPOSITORY = Path(__file__).parent.parent
 SMALL = SandboxSettings(seed=5, photos=480, rows=768, cols=1024)
 

@@ -83,7 +83,7 @@ def test_a_dead_process_of_several_ends_the_run(
     victim = max(psutil.Process(process.pid).children(), key=lambda p: p.pid)
     victim.kill()
     output = process.communicate(timeout=120)[0].decode()
-    assert process.returncode != 0 and 'Another process of this training is gone' in output
+    assert process.returncode != 0 and 'Another process of this training is gone' in output, output
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ do, so no gradient has to travel back (and Accelerate's `gather`, which loses it
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
 
 from grafalign.errors import GrafalignError
+
+_LOST = re.compile('gloo|nccl|connection (closed|reset|refused)|broken pipe|by peer', re.IGNORECASE)
 
 
 def gather_rows(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, slice]:
@@ -54,7 +57,7 @@ def naming_lost_processes() -> Iterator[None]:
                 f'A data worker died ({reason[:120]}); the last checkpoint is kept. Run the same command again, with '
                 'fewer `workers` if memory was short.'
             ) from None
-        if isinstance(error, distributed.DistError) or 'Connection closed by peer' in reason:
+        if isinstance(error, distributed.DistError) or _LOST.search(reason):
             raise GrafalignError(
                 f'Another process of this training is gone ({reason[:120]}); the last checkpoint is kept. Its own '
                 'message says why; run the same command again.'
