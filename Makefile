@@ -8,7 +8,7 @@ quickstart: .venv/.run
 	$(BIN)/grafalign quickstart --out runs/quickstart
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
