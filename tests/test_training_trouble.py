@@ -56,6 +56,7 @@ def test_unreadable_tiles_are_skipped_counted_and_listed(own_store: Path, clip: 
         train(settings(store, clip, tmp_path / 'strict', max_bad_tiles=2, steps=14))
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_named(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path) -> None:
     """Where a data worker is killed the command ends with one sentence, and the next start finishes the run."""
     wanted = settings(store, clip, tmp_path / 'run', steps=400, workers=1, checkpoint_every=20)
@@ -67,10 +68,11 @@ def test_a_dead_worker_is_named(store: PairStore, bank: GroundBank, clip: Frozen
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
     output = process.communicate(timeout=120)[0].decode()
-    assert process.returncode != 0 and 'Traceback' not in output
+    assert process.returncode != 0 and 'Traceback' not in output, output
     assert 'A data worker died' in output.splitlines()[-1] and 'same command again' in output
 
 
+@pytest.mark.slow
 def test_a_dead_process_of_several_ends_the_run(
     store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
 ) -> None:

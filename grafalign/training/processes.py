@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -50,9 +52,12 @@ def naming_lost_processes() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         reason = ' '.join(str(error).split())
-        if 'DataLoader worker' in reason:
+        # a worker that dies while it hands over a batch is a broken connection
+        if 'DataLoader worker' in reason or not isinstance(error, RuntimeError):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again while we say goodbye
             raise GrafalignError(
                 f'A data worker died ({reason[:120]}); the last checkpoint is kept. Run the same command again, with '
                 'fewer `workers` if memory was short.'
