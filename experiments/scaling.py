@@ -313,9 +313,7 @@ def operations(c: Counted) -> Iterable[str]:
         + ', '.join(f'{v / 1e6:.0f} MB a tile in {k}' for k, v in c.kept.items())
         + ' for the backward pass'
         + f'; beside {16 * c.parameters["image"] / 1e9:.2f} GB of weights, gradients and moments, 90 % of the memory '
-        'holds '
-        + ', '.join(f'{portion(c, g):,} tiles at a time ({n})' for n, g in DEVICES.items())
-        + ' in bfloat16.'
+        'holds ' + ', '.join(f'{portion(c, g):,} tiles at a time ({n})' for n, g in DEVICES.items()) + ' in bfloat16.'
     )
     yield ''
     yield f'The loss with its gradient, for one tile of a batch of {BATCH:,}, beside the operations of all the rest:'
@@ -463,11 +461,11 @@ def photo_side(c: Counted) -> Iterable[str]:
     names = ['an epoch is', 'satellite side, PFLOP', 'with photos once', 'with photos in every epoch', 'ratio']
     yield from table(names, rows)
     yield ''
-    spans = {n: span([once / (g.bf16 * s) / 3600 for s in reversed(MFU)]) for n, g in DEVICES.items()}
+    spans = {n: span([once / (g.fp32 * s) / 3600 for s in reversed(MFU)]) for n, g in DEVICES.items()}
     yield (
         'Embedding all photos once takes '
         + ', '.join(f'{v} h ({n})' for n, v in spans.items())
-        + ' of one GPU, if photos are decoded as fast; decoding is not counted.'
+        + ' of one GPU in float32, as `grafalign embed` does, if photos are decoded as fast; decoding is not counted.'
     )
     yield ''
 

@@ -197,6 +197,12 @@ def load_results(results: Path) -> list[dict[str, Any]]:
     return [json.loads(p.read_text()) for p in sorted(results.glob('*.json'))]
 
 
+def chosen(outcomes: Iterable[dict[str, Any]], **values: object) -> list[dict[str, Any]]:
+    """Outcomes of the cells with such values, by world."""
+    found = [o for o in outcomes if all(o['values'].get(k) == v for k, v in values.items())]
+    return sorted(found, key=lambda o: int(o['world']))
+
+
 def mean_over_worlds(outcomes: list[dict[str, Any]], metric: str) -> tuple[float, float, float]:
     """Mean over worlds of a metric with a 95 % interval.
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from grafalign import console, engine
 from grafalign.benchmarks import Evaluation, SetSizes, evaluate_sandbox, write_report
 from grafalign.config import Settings, load_settings, parse_settings
-from grafalign.encoders import ClipSettings, ContentFilters, embed, filter_bank, load_clip
+from grafalign.encoders import ClipSettings, ContentFilters, best_device, embed, filter_bank, load_clip
 from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.locks import CHILD, exclusive
@@ -111,7 +111,7 @@ def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: 
         store_path = out / 'pairs'
         clock.time('pair', lambda: pair(experiment.recipe, store_path, workers))
         store = PairStore(store_path)
-        clock.time('embed', lambda: embed(store, load_clip(experiment.clip), workers=workers))
+        clock.time('embed', lambda: embed(store, load_clip(experiment.clip, best_device()), workers=workers))
         filters = experiment.filters
         if filters is not None:
             clock.time('filter', lambda: filter_bank(store, load_clip(experiment.clip), filters))

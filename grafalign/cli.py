@@ -197,11 +197,11 @@ def embed(
 
     Example: grafalign embed runs/pairs --model ViT-B-16 --pretrained openai
     """
-    from grafalign.encoders import ClipSettings, load_clip
+    from grafalign.encoders import ClipSettings, best_device, load_clip
     from grafalign.encoders import embed as run
     from grafalign.store import PairStore
 
-    clip = load_clip(ClipSettings(model=model, pretrained=pretrained))
+    clip = load_clip(ClipSettings(model=model, pretrained=pretrained), best_device())
     bank = run(PairStore(store), clip, out, workers, retry_failed=retry_failed)
     rows, width = bank.embeddings.shape
     failed = int(bank.photos['problem'].notna().sum())
@@ -265,7 +265,7 @@ def train(
 
     end_with_parent()
     settings = load_settings(config, TrainSettings, changes or ())
-    if int(os.environ.get('LOCAL_RANK', '0')) > 0:
+    if int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) > 0:  # the first process holds the lock for all
         run(settings)
         return
     with exclusive(settings.out):
@@ -302,7 +302,8 @@ def export(
     kind: Annotated[str, typer.Option('--format', help='open_clip or transformers.')] = 'open_clip',
     results: Annotated[Path | None, typer.Option(help='report.json of an evaluation, for the model card.')] = None,
     model: Annotated[
-        str | None, typer.Option(help='The CLIP whose text tower goes with it; a checkpoint does not say.')
+        str | None,
+        typer.Option(help='CLIP whose text tower goes with it: for checkpoints, or where it has moved.'),
     ] = None,
     pretrained: Pretrained = None,
     licence: Annotated[str | None, typer.Option(help='Licence of the weights for the card, e.g. apache-2.0.')] = None,

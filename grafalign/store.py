@@ -23,6 +23,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import Any
 
@@ -207,12 +208,19 @@ class PairStore:
                 content = os.pread(self._shard(shard), nbytes, offset)
             else:
                 content = read_range(self.path / shard, offset, nbytes)
-            return np.asarray(np.load(io.BytesIO(content)))
-        except (OSError, ValueError, EOFError) as error:
+            pixels = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            if pixels.shape != self._shape:
+                raise ValueError(f'its shape is {pixels.shape}, not {self._shape}')
+            return np.asarray(pixels)
+        except (OSError, ValueError, EOFError, TokenError) as error:
             raise GrafalignError(
                 f'{self.path / shard}: tile {index} cannot be read ({error}); the shard is damaged, '
                 'pair again into an empty folder.'
             ) from None
+
+    @cached_property
+    def _shape(self) -> tuple[int, int, int]:
+        return len(self.sensor.bands), self.sensor.size_px, self.sensor.size_px
 
     @cached_property
     def _places(self) -> tuple[list[str], list[int], list[int]]:

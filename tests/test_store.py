@@ -14,6 +14,7 @@ import pytest
 import rasterio
 import shapely
 
+from grafalign.errors import GrafalignError
 from grafalign.files import file_digest
 from grafalign.geo import TileGrid, blocks_touched
 from grafalign.pairing import Recipe, pair
@@ -42,6 +43,28 @@ def test_a_shard_that_fails_leaves_nothing(tmp_path: Path) -> None:
         writer.add('t', np.zeros((1, 2, 2)), {})
         raise RuntimeError
     assert list((tmp_path / 'tiles').iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('at', 'content'),
+    [(0, b'PK\x03\x04'), (0, b'nonsense'), (10, b'((('), (60, b'9'), (128, None)],
+    ids=['another kind of file', 'no file at all', 'brackets', 'another shape', 'cut short'],
+)
+def test_a_damaged_tile_is_one_sentence(own_store: Path, at: int, content: bytes | None) -> None:
+    """Whatever the bytes of a tile have become, the error names the shard and the tile."""
+    tiles = PairStore(own_store).tiles
+    shard, start = own_store / tiles['shard'].iloc[-1], int(tiles['byte_offset'].iloc[-1])
+    with shard.open('r+b') as file:
+        file.seek(start)
+        header = file.read(128)
+        where = header.index(b'(') + 1 if at == 60 else at
+        file.seek(start + where)
+        if content is None:
+            file.truncate()
+        else:
+            file.write(content)
+    with pytest.raises(GrafalignError, match=rf'{shard.name}: tile {len(tiles) - 1} cannot be read .*; the shard is'):
+        PairStore(own_store).read_tile(len(tiles) - 1)
 
 
 def test_stored_pixels_equal_an_independent_read(store: PairStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,16 @@ def test_a_learned_temperature_moves_and_is_kept(
     assert train(settings(store, clip, tmp_path / 'learned', learn_tau=True))['tau'] != pytest.approx(0.07, abs=1e-5)
 
 
+def test_a_learned_temperature_leaves_its_bound_again(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+    """One that was pushed below 0.01 is brought back to it, with a gradient; a fixed one may be as small as it is."""
+    wanted = settings(store, clip, learn_tau=True)
+    task = start(store, bank, clip, wanted)
+    task.log_scale.data.fill_(6)
+    _, found = gradient(task, store, bank, wanted)
+    assert task.tau == pytest.approx(0.01) and float(found['log_scale'].abs()) > 0
+    assert start(store, bank, clip, settings(store, clip, tau=0.005)).tau == pytest.approx(0.005)
+
+
 def test_the_running_mean_is_what_is_kept(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path) -> None:
     """Weights of a run with `ema` are the running mean, by its formula, of the weights that each step leaves."""
     train(settings(store, clip, tmp_path / 'run', steps=3, ema=0.5, checkpoint_every=1))
@@ -165,9 +176,11 @@ def test_runs_load_however_they_were_trained(
 def test_a_run_folder_of_other_settings_is_refused(
     store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
-    """A finished run is returned at once; with another temperature it is an error that names the folder."""
+    """A finished run is returned at once, also where its store has moved; with another temperature it is an error."""
     done = train(settings(store, clip, tmp_path / 'run', steps=2))
     assert train(settings(store, clip, tmp_path / 'run', steps=2)) == done
+    elsewhere = PairStore(Path(shutil.copytree(store.path, tmp_path / 'elsewhere')))
+    assert train(settings(elsewhere, clip, tmp_path / 'run', steps=2)) == done
     with pytest.raises(GrafalignError, match='other settings'):
         train(settings(store, clip, tmp_path / 'run', steps=2, tau=0.3))
 
@@ -210,3 +223,15 @@ def test_processes_follow_the_loss_curve_of_one(
         curves[count] = [json.loads(line)['loss'] for line in (wanted.out / 'log.jsonl').read_text().splitlines()]
     np.testing.assert_allclose(curves[1], curves[processes], rtol=1e-5)
     assert wire[1] == 0 and 4 * facts['trained_parameters'] <= wire[processes] < 4.1 * facts['trained_parameters']
+
+
+def test_gradients_cross_the_wire_once_a_step(
+    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+) -> None:
+    """However many portions a step has, the numbers that collectives add up are the trained weights, once a step."""
+    wanted = settings(store, clip, tmp_path / 'run', steps=4, micro_batch=2)
+    run_processes(wanted, tmp_path / 'run.yaml', 2, ('tests.counted_wire',))
+    facts = json.loads((wanted.out / 'model.json').read_text())
+    elements = sum(json.loads((wanted.out / 'wire_2.json').read_text()))
+    assert elements == pytest.approx(4 * facts['trained_parameters'], rel=0.001)
+    assert facts['wire_bytes_per_step'] == 4 * facts['trained_parameters']

@@ -15,13 +15,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from grafalign.encoders import FrozenClip, GroundBank
+from grafalign.encoders import FrozenClip, GroundBank, load_bank
 from grafalign.errors import GrafalignError
 from grafalign.store import PairStore
 from grafalign.training import train
 from grafalign.training.data import PairSteps
-from grafalign.training.memory import kept_bytes, largest_micro_batch
-from tests.training_world import launch, settings, start
+from grafalign.training.memory import kept_bytes, largest_micro_batch, naming_full_memory
+from grafalign.training.validation import photo_tile_recall
+from tests.training_world import launch, run_processes, settings, start
 
 
 def damage(store: Path, rows: list[int]) -> None:
@@ -34,13 +35,14 @@ def damage(store: Path, rows: list[int]) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rate that blows up ends in one sentence that names the step, and no checkpoint holds such weights."""
-    with pytest.raises(GrafalignError, match=r'The (loss|gradient) is .* at step \d+; the last checkpoint is kept'):
-        train(settings(store, clip, tmp_path / 'run', steps=60, lr=1e30, log_every=7, checkpoint_every=2, tau=0.001))
-    for path in (tmp_path / 'run' / 'checkpoints').glob('step_*/model.safetensors'):
-        assert all(v.isfinite().all() for v in load_file(path).values())
+    """A rate that blows up ends in one sentence that names the step; the checkpoint before it is there and sound."""
+    monkeypatch.setattr('grafalign.training.loop.rate_at', lambda step, *rest: 1e30 if step >= 5 else 1e-3)
+    with pytest.raises(GrafalignError, match=r'The norm of the weights is inf at step 6; the last checkpoint is kept'):
+        train(settings(store, clip, tmp_path / 'run', steps=60, log_every=7, checkpoint_every=2))
+    [path] = (tmp_path / 'run' / 'checkpoints').glob('step_*/model.safetensors')
+    assert path.parent.name == 'step_00000004' and all(v.isfinite().all() for v in load_file(path).values())
 
 
 def test_unreadable_tiles_are_skipped_counted_and_listed(own_store: Path, clip: FrozenClip, tmp_path: Path) -> None:
@@ -54,6 +56,35 @@ def test_unreadable_tiles_are_skipped_counted_and_listed(own_store: Path, clip: 
     assert set((tmp_path / 'run' / 'bad_tiles.txt').read_text().split()) == names
     with pytest.raises(GrafalignError, match=r'3 tiles are unreadable, more than max_bad_tiles \(2\).*bad_tiles\.txt'):
         train(settings(store, clip, tmp_path / 'strict', max_bad_tiles=2, steps=14))
+
+
+def test_an_unreadable_tile_counts_once(own_store: Path, clip: FrozenClip, tmp_path: Path) -> None:
+    """Whichever processes meet it, in whichever epoch, and also after the run was resumed."""
+    rows = PairStore(own_store).tiles_of('train')[:2].tolist()
+    damage(own_store, rows)
+    store = PairStore(own_store)
+    wanted = settings(store, clip, tmp_path / 'run', max_bad_tiles=2, steps=40, batch_tiles=20, micro_batch=4)
+    run_processes(wanted, tmp_path / 'run.yaml', 2)
+    assert json.loads((wanted.out / 'model.json').read_text())['final']['bad_tiles'] == 2
+    (wanted.out / 'model.json').unlink()
+    assert train(wanted)['steps'] == 40
+    assert sorted((wanted.out / 'bad_tiles.txt').read_text().split()) == sorted(store.tiles['tile_id'].iloc[rows])
+
+
+def test_unreadable_tiles_of_the_val_split_are_left_out(own_store: Path, clip: FrozenClip, tmp_path: Path) -> None:
+    """They are counted, the others are measured as if they were all, and the run ends as it should."""
+    store = PairStore(own_store)
+    held_out = store.tiles_of('val').tolist()
+    damage(own_store, held_out)
+    last = train(settings(store, clip, tmp_path / 'run', max_bad_tiles=0))['final']
+    assert last['unreadable_val_tiles'] == len(held_out) and 'tile_photo@10' not in last
+    wanted, known, rows = settings(store, clip), load_bank(store), store.tiles_of('train')
+    task = start(store, known, clip, wanted).eval()
+    damage(own_store, rows[:3].tolist())
+    store.tiles.loc[rows[:3], 'split'] = 'none'
+    without = photo_tile_recall(task, store, known, wanted, 'train')
+    store.tiles.loc[rows[:3], 'split'] = 'train'
+    assert photo_tile_recall(task, store, known, wanted, 'train') == without | {'unreadable_val_tiles': 3}
 
 
 @pytest.mark.slow
@@ -70,6 +101,8 @@ def test_a_dead_worker_is_named(store: PairStore, bank: GroundBank, clip: Frozen
     output = process.communicate(timeout=120)[0].decode()
     assert process.returncode != 0 and 'Traceback' not in output, output
     assert 'A data worker died' in output.splitlines()[-1] and 'same command again' in output
+    run_processes(wanted, tmp_path / 'run.yaml')
+    assert (tmp_path / 'run' / 'model.json').is_file()
 
 
 @pytest.mark.slow
@@ -95,6 +128,7 @@ def test_a_dead_process_of_several_ends_the_run(
         ({'trackers': ['aim']}, r'trackers: aim is not installed; `pip install aim`'),
         ({'photo_to_tile': 1, 'max_bad_tiles': 0, 'micro_batch': 4}, '`photo_to_tile` needs the whole batch at once'),
         ({'bands': ['red', 'nir']}, 'nir'),
+        ({'precision': 'fp16'}, 'precision: fp16 needs a GPU'),
     ],
 )
 def test_settings_that_cannot_be_met_are_one_sentence(
@@ -113,6 +147,7 @@ def test_settings_that_cannot_be_met_are_one_sentence(
         ({'level': 'patch', 'photo_to_tile': 1, 'max_bad_tiles': 0}, 'photo_to_tile'),
         ({'photo_to_tile': 1}, 'max_bad_tiles: 0'),
         ({'micro_batch': 0}, 'micro_batch'),
+        ({'learn_tau': True, 'tau': 0.005}, 'learn_tau'),
         ({'negatives': {'bank': 0}}, 'bank'),
         ({'negatives': 'bank'}, 'negatives'),
         ({'augment': {'zoom': 0.5}}, 'zoom'),
@@ -142,12 +177,22 @@ def test_the_largest_portion_is_found_by_counting(
     assert ten == pytest.approx(one + 9 * (two - one), rel=0.1)
     device = torch.device('cpu')
     assert largest_micro_batch(forward, 12, task, device) == 12
-    room = psutil.virtual_memory()._replace(available=int(2 * (one + 4.5 * (two - one))))
+    weights = 4 * sum(p.numel() for p in task.parameters() if p.requires_grad)
+    room = psutil.virtual_memory()._replace(available=int(2 * (3 * weights + one + 4.5 * (two - one))))
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: room)
-    assert largest_micro_batch(forward, 12, task, device) == 5
+    assert largest_micro_batch(forward, 12, task, device, copies=3) == 5
+    assert largest_micro_batch(forward, 12, task, device, copies=2) > 5
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: room._replace(available=0))
     with pytest.raises(GrafalignError, match='Not even one tile fits'):
         largest_micro_batch(forward, 12, task, device)
+
+
+def test_memory_that_runs_out_is_named() -> None:
+    """What torch says when it gets no memory becomes one sentence with the remedy; other errors stay what they are."""
+    with pytest.raises(GrafalignError, match=r'Memory ran out.*smaller `micro_batch`'), naming_full_memory():
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match='mat1 and mat2'), naming_full_memory():
+        torch.ones(2, 3) @ torch.ones(2, 3)
 
 
 def test_a_resumed_run_keeps_its_portions(

@@ -159,3 +159,13 @@ def test_haze_pales_towards_one_grey() -> None:
     out = veil(unit, torch.tensor([0.0, 0.5]))
     assert torch.equal(out[0], unit[0])
     torch.testing.assert_close(out[1].std(), unit[1].std() / 2)
+
+
+def test_views_are_exact_under_autocast() -> None:
+    """Pixels land where float32 puts them, though autocast would compute places in bfloat16."""
+    views = draw_views(np.random.default_rng(0), 4, 3, 224, ANY)
+    images = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    matrix, shift = torch.from_numpy(views.matrix), torch.from_numpy(views.shift)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = look(images, matrix, shift)
+    assert torch.equal(found, look(images, matrix, shift))

@@ -65,13 +65,16 @@ def gradient(
     return loss, {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
 
 
-def launch(config: TrainSettings, path: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+def launch(
+    config: TrainSettings, path: Path, processes: int = 1, program: tuple[str, ...] = ('grafalign', 'train')
+) -> subprocess.Popen[bytes]:
     """Start `grafalign train` in processes of its own, joined over gloo where there are several."""
     path.write_text(yaml.safe_dump(config.facts()))
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'COLUMNS': '200'}
     return subprocess.Popen(
-        [sys.executable, *launcher, '-m', 'grafalign', 'train', str(path)],
+        [sys.executable, *launcher, '-m', *program, str(path)],
+        cwd=Path(__file__).parent.parent,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -79,8 +82,10 @@ def launch(config: TrainSettings, path: Path, processes: int = 1) -> subprocess.
     )
 
 
-def run_processes(config: TrainSettings, path: Path, processes: int) -> None:
+def run_processes(
+    config: TrainSettings, path: Path, processes: int = 1, program: tuple[str, ...] = ('grafalign', 'train')
+) -> None:
     """Train to the end in several processes."""
-    process = launch(config, path, processes)
+    process = launch(config, path, processes, program)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output.decode()

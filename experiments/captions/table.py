@@ -14,7 +14,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from experiments.captions.run import PHOTO_RUNS, SIZES
-from experiments.study import load_results, mean_over_worlds
+from experiments.study import chosen, load_results, mean_over_worlds
 
 HERE = Path(__file__).resolve().parent
 Outcomes = list[dict[str, Any]]
@@ -22,15 +22,6 @@ Floats = npt.NDArray[np.float64]
 PHOTOS = dict(zip(PHOTO_RUNS, ('#1b7f79', '#7a9e3f', '#2f6fb0'), strict=True))
 CAPTIONS = {'random': '#d1495b', 'photographed': '#444444'}
 NAMES = {'random': 'captions of random places', 'photographed': 'captions of the photographed tiles'}
-
-
-def chosen(outcomes: Outcomes, **values: object) -> Outcomes:
-    """Outcomes of the cells with such values, by world."""
-    return sorted((o for o in outcomes if all(o['values'].get(k) == v for k, v in values.items())), key=_world)
-
-
-def _world(outcome: Mapping[str, Any]) -> int:
-    return int(outcome['world'])
 
 
 def of_finished_worlds(outcomes: Outcomes) -> Outcomes:

@@ -12,17 +12,11 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from experiments.negatives.run import MASKS, NEGATIVES, TAUS
-from experiments.study import load_results, mean_over_worlds, paired_difference
+from experiments.study import chosen, load_results, mean_over_worlds, paired_difference
 
 HERE = Path(__file__).parent
 METRICS = {'accuracy': 'zero-shot accuracy', 'miou': 'segmentation mIoU'}
 COLOURS = {(0.07, 'off'): '#9a9a9a', (0.07, 'on'): '#444444', (0.2, 'off'): '#7cc4bf', (0.2, 'on'): '#0f5e59'}
-
-
-def cells(outcomes: list[dict[str, Any]], **values: object) -> list[dict[str, Any]]:
-    """Outcomes of the cells with such values, one a world, by world."""
-    found = [o for o in outcomes if all(o['values'][k] == v for k, v in values.items())]
-    return sorted(found, key=lambda o: o['world'])
 
 
 def main() -> None:
@@ -47,12 +41,12 @@ def main() -> None:
                 '| negatives | accuracy | mIoU | step | memory |',
                 '|---|---|---|---|---|',
             ]
-            first = cells(bank, tau=tau, masks=masks, negatives=NEGATIVES[0])
+            first = chosen(bank, tau=tau, masks=masks, negatives=NEGATIVES[0])
             for negatives in NEGATIVES:
-                mine = cells(bank, tau=tau, masks=masks, negatives=negatives)
+                mine = chosen(bank, tau=tau, masks=masks, negatives=negatives)
                 if mine:
                     lines.append(_row(str(negatives), mine, first, 1))
-            mine = cells(large, tau=tau, masks=masks)
+            mine = chosen(large, tau=tau, masks=masks)
             if mine:
                 batch = mine[0]['values']['batch']
                 lines.append(_row(f'{batch - 1}, batch of {batch} tiles', mine, first, batch // 32))
@@ -65,15 +59,15 @@ def main() -> None:
 
 
 def _row(label: str, mine: list[dict[str, Any]], first: list[dict[str, Any]], portions: int) -> str:
-    cells_ = []
+    row = []
     for metric in METRICS:
         text = '{:.3f} ({:.3f} to {:.3f})'.format(*mean_over_worlds(mine, metric))
         if mine is not first and len(first) == len(mine) and label != str(NEGATIVES[0]):
             text += '<br>{:+.3f} ({:+.3f} to {:+.3f})'.format(*paired_difference(mine, first, metric))
-        cells_.append(text)
+        row.append(text)
     step = mean(o['step_ms'] for o in mine) / portions
     memory = mean(o['peak_memory_mb'] for o in mine)
-    return f'| {label} | {" | ".join(cells_)} | {step:.0f} ms | {memory:.0f} MB |'
+    return f'| {label} | {" | ".join(row)} | {step:.0f} ms | {memory:.0f} MB |'
 
 
 def _plot(bank: list[dict[str, Any]], large: list[dict[str, Any]]) -> None:
@@ -82,7 +76,7 @@ def _plot(bank: list[dict[str, Any]], large: list[dict[str, Any]]) -> None:
     places = {n: (24_000 if n == 'all' else n) for n in NEGATIVES}
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
         for (tau, masks), colour in COLOURS.items():
-            found = [(places[n], cells(bank, tau=tau, masks=masks, negatives=n)) for n in NEGATIVES]
+            found = [(places[n], chosen(bank, tau=tau, masks=masks, negatives=n)) for n in NEGATIVES]
             found = [(x, mine) for x, mine in found if mine]
             if not found:
                 continue
@@ -90,7 +84,7 @@ def _plot(bank: list[dict[str, Any]], large: list[dict[str, Any]]) -> None:
             across = [x for x, _ in found]
             axis.plot(across, value, 'o-', color=colour, label=f'tau {tau}, masks {masks}')
             axis.fill_between(across, low, high, color=colour, alpha=0.12, linewidth=0)
-            star = cells(large, tau=tau, masks=masks)
+            star = chosen(large, tau=tau, masks=masks)
             if star:
                 height, down, up = mean_over_worlds(star, metric)
                 at = star[0]['values']['batch'] - 1

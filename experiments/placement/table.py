@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from experiments.study import load_results, mean_over_worlds, paired_difference
+from experiments.study import chosen, load_results, mean_over_worlds, paired_difference
 
 HERE = Path(__file__).parent
 COLOURS = {'point': '#444444', 'gaussian': '#1b7f79', 'view_cone': '#d1495b'}
 
 
-def cells(outcomes: list[dict[str, Any]], **values: object) -> list[dict[str, Any]]:
-    """Outcomes of the cells with such values, one a world, by world."""
-    found = [o for o in outcomes if all(o['values'][k] == v for k, v in values.items())]
-    return sorted(found, key=lambda o: o['world'])
-
-
 def main() -> None:
     """Write `results/table.md` and `results/placement.png`."""
     outcomes = load_results(HERE / 'results')
-    pairings = [p for p in ('kept', 'free') if cells(outcomes, pairing=p)]
+    pairings = [p for p in ('kept', 'free') if chosen(outcomes, pairing=p)]
     lines = ['# Placement: segmentation mIoU', '', 'Made by `table.py` from the result files beside it.', '']
     figure, axes = plt.subplots(1, len(pairings), figsize=(5.4 * len(pairings), 4), sharey=True, squeeze=False)
     for axis, pairing in zip(axes[0], pairings, strict=True):
-        here = cells(outcomes, pairing=pairing)
+        here = chosen(outcomes, pairing=pairing)
         noises = sorted({o['values']['noise'] for o in here})
         kinds = [k for k in COLOURS if any(o['values']['placement'] == k for o in here)]
         worlds = sorted({o['world'] for o in here})
@@ -45,19 +38,19 @@ def main() -> None:
         for noise in noises:
             row = []
             for kind in kinds:
-                mine = cells(here, noise=noise, placement=kind)
+                mine = chosen(here, noise=noise, placement=kind)
                 value, low, high = mean_over_worlds(mine, 'miou')
                 text = f'{value:.3f} ({low:.3f} to {high:.3f})'
-                base = cells(here, noise=noise, placement='point')
+                base = chosen(here, noise=noise, placement='point')
                 if kind != 'point' and len(base) == len(mine):
                     text += '<br>{:+.3f} ({:+.3f} to {:+.3f})'.format(*paired_difference(mine, base))
                 row.append(text)
-            spread = cells(here, noise=noise, placement='gaussian')
+            spread = chosen(here, noise=noise, placement='gaussian')
             inside = [o['noted'].get('mass_inside', 1.0) for o in spread]
             lines.append(f'| {noise} m | {" | ".join(row)} | {sum(inside) / max(1, len(inside)):.2f} |')
         lines.append('')
         for kind in kinds:
-            points = [mean_over_worlds(cells(here, noise=n, placement=kind), 'miou') for n in noises]
+            points = [mean_over_worlds(chosen(here, noise=n, placement=kind), 'miou') for n in noises]
             mean, low, high = zip(*points, strict=True)
             axis.plot(noises, mean, 'o-', color=COLOURS[kind], label=kind)
             axis.fill_between(noises, low, high, color=COLOURS[kind], alpha=0.15, linewidth=0)

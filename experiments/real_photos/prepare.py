@@ -19,7 +19,7 @@ are MOVED, and every row says so (`moved`, `lon_original`, `lat_original`). The 
 What such pairs teach is nonsense: nothing here measures how good a model is. What they prove is that real files go
 through the chain: JPEGs with and without EXIF, rasters in UTM and in degrees, ten dates, names with spaces and commas.
 
-The weights are random as no pretrained ones lie on the disk this was made for; with a network give
+The weights are random so that no download is needed; with a network give
 `clip: {model: ViT-B-32, pretrained: openai}` in the experiments and run this with `--no-clip`.
 """
 

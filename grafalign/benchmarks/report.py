@@ -20,6 +20,7 @@ from jinja2 import Environment
 from grafalign.benchmarks import figures
 from grafalign.benchmarks.evaluate import Evaluation
 from grafalign.files import write_atomically
+from grafalign.retrieval import FAISS_VERSION
 from grafalign.store import PairStore
 
 _TASKS = (
@@ -88,7 +89,8 @@ def write_report(
         **(facts or {}),
         'machine': f'{platform.machine()}, {platform.system()}',
         'versions': {
-            n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'faiss-cpu', 'rasterio', 'numpy')
+            **{n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'rasterio', 'numpy')},
+            'faiss': FAISS_VERSION,
         },
     }
     sections = _sections(store, runs, content, evaluation)

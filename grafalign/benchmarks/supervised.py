@@ -133,6 +133,7 @@ def train_supervised(
         targets = patch_shares(tiles.labels, len(start), encoder.patch_px)
     data = LabelSteps(tiles, targets, settings.batch_tiles, settings.seed, augment)
     fit(task, data, steps, peak_lr, settings, make_accelerator(settings.precision))
+    task.cpu()
     return encoder.eval(), functional.normalize(task.vectors.detach(), dim=-1).numpy()
 
 

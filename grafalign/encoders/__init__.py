@@ -2,7 +2,7 @@
 
 from grafalign.encoders.bands import select_bands
 from grafalign.encoders.bank import GroundBank, embed, load_bank
-from grafalign.encoders.clip import ClipSettings, FrozenClip, load_clip
+from grafalign.encoders.clip import ClipSettings, FrozenClip, best_device, load_clip
 from grafalign.encoders.content import ContentFilters, filter_bank
 from grafalign.encoders.satellite import Embeddings, PixelRule, SatelliteEncoder
 from grafalign.encoders.tuning import LoraSettings, TuneSettings, merge, trainable, tune
@@ -17,6 +17,7 @@ __all__ = [
     'PixelRule',
     'SatelliteEncoder',
     'TuneSettings',
+    'best_device',
     'embed',
     'filter_bank',
     'load_bank',

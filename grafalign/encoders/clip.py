@@ -122,6 +122,11 @@ def load_clip(settings: ClipSettings, device: str | torch.device = 'cpu') -> Fro
     )
 
 
+def best_device() -> torch.device:
+    """A GPU where there is one: where the photos of a store are embedded."""
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
 def needs_quick_gelu(name: str, tag: str | None) -> bool:
     """Whether pretrained weights were trained with OpenAI's approximate GELU, which open_clip only warns of."""
     import open_clip

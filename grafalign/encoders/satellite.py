@@ -162,6 +162,7 @@ class SatelliteEncoder(nn.Module):
         self.register_buffer('inside', is_tile.flatten().nonzero()[:, 0], persistent=False)
         self.register_buffer('outside', (~is_tile.flatten()).nonzero()[:, 0], persistent=False)
         self.register_buffer('black', black(clip.mean, clip.std, bands), persistent=False)
+        self.to(clip.device)
 
     def _canvas(self, images: Tensor) -> Tensor:
         """Tiles on black ground of CLIP's size."""
@@ -188,6 +189,7 @@ class PixelRule(nn.Module):
         for name, three in (('mean', clip.mean), ('std', clip.std)):
             values = per_band(three, sensor.bands)
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+        self.to(clip.device)
 
     def forward(self, pixels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
         """Stored pixels [B, C, H, W] with scale and offset [B, C] to the normalised input."""

@@ -10,6 +10,9 @@ import faiss
 
 from grafalign.errors import GrafalignError
 
+FAISS_VERSION: str = faiss.__version__
+"""Asked of the module, as its distributions have several names."""
+
 
 class TileIndex:
     """Exact inner-product search over unit vectors.

@@ -75,8 +75,11 @@ def save_checkpoint(
         for name, values in tensors.items():
             save_tensors(values, part / f'{name}.safetensors')
         (part / 'state.json').write_text(json.dumps({**position._asdict(), **facts}))
+        _to_disk(part / 'state.json')
+        _to_disk(part)
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
+        _to_disk(folder)  # before older ones go
     finally:
         shutil.rmtree(part, ignore_errors=True)  # a full disk should not stay full of what cannot be used
     for old in folder.glob('step_*'):
@@ -113,8 +116,16 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             f'{path} cannot be written ({error}); free some space and run the same command again '
             '(the last checkpoint is kept).'
         ) from None
-    with path.open('rb') as file:
-        os.fsync(file.fileno())
+    _to_disk(path)
+
+
+def _to_disk(path: Path) -> None:
+    """Make the system write a file, or the names in a folder, through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -20,11 +20,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from grafalign import console
 from grafalign.errors import GrafalignError
+from grafalign.files import write_atomically
 from grafalign.training.checkpoint import (
     Position,
     checkpoint_facts,
@@ -43,10 +45,13 @@ def make_accelerator(precision: str, out: Path | None = None, trackers: tuple[st
     """An Accelerator for the requested precision; with a run folder it logs to the named trackers.
 
     Raises:
-        GrafalignError: a tracker is unknown or not installed.
+        GrafalignError: a tracker is unknown or not installed, there is no such precision here, or FSDP is of version 1.
     """
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env('ACCELERATE_USE_CPU')
     if precision == 'auto':
-        precision = 'bf16' if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 'no'
+        precision = 'bf16' if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 'no'
+    if precision == 'fp16' and not on_gpu:
+        raise GrafalignError('precision: fp16 needs a GPU; use `auto`, `no` or `bf16` here.')
     known = sorted(LOGGER_TYPE_TO_CLASS)
     for name in trackers:
         if name not in known:
@@ -55,6 +60,12 @@ def make_accelerator(precision: str, out: Path | None = None, trackers: tuple[st
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # or a second training of one process could have no other precision
     accelerator = Accelerator(mixed_precision=precision, **tracked)
+    plugin = getattr(accelerator.state, 'fsdp_plugin', None)
+    if plugin is not None:
+        if plugin.fsdp_version != 2:
+            raise GrafalignError('FSDP of version 1 cannot train this; set `fsdp_version: 2` in the accelerate config.')
+        # autocast chooses types by operation; FSDP would cast the places of photos and the loss to bfloat16, too
+        plugin.mixed_precision_policy = None
     missing = set(trackers) - {str(getattr(t, 'value', t)) for t in accelerator.log_with}
     if out is not None and missing:
         name = sorted(missing)[0]
@@ -128,8 +139,8 @@ def fit(
         The log, one dict a logged step. The task ends with the running mean of its weights if there is one.
 
     Raises:
-        GrafalignError: the loss or a gradient is not finite, too many tiles are unreadable, or the checkpoint is not
-            usable.
+        GrafalignError: loss, gradient or weights are not finite, too many tiles are unreadable, or the checkpoint is
+            not usable.
     """
     portions, epoch_steps = getattr(steps, 'portions', 1), getattr(steps, 'steps_per_epoch', total)
     optimizer = make_optimizer(task, peak_lr, settings.weight_decay, accelerator.device)
@@ -144,12 +155,14 @@ def fit(
         kept = load_checkpoint(newest, task, prepared.optimizer)
         if mean is not None:
             mean.load(kept)
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(facts['scaler'])
         log = _read_log(run.out / 'log.jsonl', first)
         if main:
             console.log(f'resuming after step {first} of {total}')
     if run is not None and main:
         _write_log(run.out / 'log.jsonl', log)
-    bad = _BadTiles(run, most_bad, getattr(steps, 'name_tiles', None))
+    bad = _BadTiles(run, most_bad, getattr(steps, 'name_tiles', None), accelerator, first > 0)
     items = iter(
         DataLoader(
             steps,
@@ -194,16 +207,18 @@ def fit(
         last = done == total
         keep = run is not None and (done % settings.checkpoint_every == 0 or last)
         if done % settings.log_every == 0 or keep or last:
-            summed = torch.stack([torch.stack(window.losses).mean(), torch.stack(window.norms).mean()])
-            found = accelerator.reduce(torch.cat([summed, bad.count(summed)]), reduction='mean').tolist()
+            size = full(nn.utils.get_total_norm([p.detach() for p in parameters]))
+            summed = torch.stack([torch.stack(window.losses).mean(), torch.stack(window.norms).mean(), size])
+            found = accelerator.reduce(torch.cat([summed, bad.any(summed)]), reduction='mean').tolist()
             # fp16 skips steps whose scaled gradient overflows: an infinite norm is its daily business
-            _check_finite(found[0], 0.0 if accelerator.mixed_precision == 'fp16' else found[1], done)
-            bad.check(round(found[2] * accelerator.num_processes))
+            norm = 0.0 if accelerator.mixed_precision == 'fp16' else found[1]
+            _check_finite({'loss is': found[0], 'gradient is': norm, 'norm of the weights is': found[2]}, done)
+            bad.check(found[3] > 0)
             if done % settings.log_every == 0 or last:
                 entry = _entry(window, found, done, rate_at(step, total, peak_lr, settings.warmup))
                 entry |= {k: float(v) for k, v in getattr(task, 'noted', {}).items()}
-                if bad.all:
-                    entry['bad_tiles'] = bad.all
+                if bad.names:
+                    entry['bad_tiles'] = len(bad.names)
                 if validate is not None and (done % validate_every < settings.log_every or last):
                     model.eval()
                     with torch.no_grad(), mean.in_place() if mean is not None else contextlib.nullcontext():
@@ -216,6 +231,8 @@ def fit(
         if keep and run is not None:
             position = Position(*divmod(done, epoch_steps))
             facts = {'digest': run.digest, **run.facts}
+            if accelerator.scaler is not None:
+                facts['scaler'] = accelerator.scaler.state_dict()
             save_checkpoint(
                 run.checkpoints,
                 done,
@@ -251,56 +268,61 @@ def _next(items: Iterator[Any], window: _Window) -> Any:
         window.waited += time.perf_counter() - mark
 
 
-def _check_finite(loss: float, norm: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise GrafalignError(
-            f'The loss is {loss} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
-        )
-    if not math.isfinite(norm):
-        raise GrafalignError(
-            f'The gradient is {norm} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
-        )
+def _check_finite(found: Mapping[str, float], step: int) -> None:
+    for what, value in found.items():
+        if not math.isfinite(value):
+            raise GrafalignError(
+                f'The {what} {value} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
+            )
 
 
 class _BadTiles:
-    """Tiles that this process could not read, and how many there were in all."""
+    """Tiles that could not be read, by whichever process, and before the run was resumed."""
 
-    def __init__(self, run: Run | None, most: int, names: Callable[[list[int]], list[str]] | None) -> None:
+    def __init__(
+        self,
+        run: Run | None,
+        most: int,
+        name: Callable[[list[int]], list[str]] | None,
+        accelerator: Accelerator,
+        resumed: bool,
+    ) -> None:
         self._path = None if run is None else run.out / 'bad_tiles.txt'
-        self._most, self._names = most, names
+        self._most, self._name, self._accelerator = most, name, accelerator
         self._here: set[int] = set()
-        self.all = 0
+        self.names: set[str] = set()
+        if self._path is not None and resumed and self._path.is_file():
+            self.names = set(self._path.read_text().splitlines())
 
     def note(self, rows: Tensor | None) -> None:
-        """Take in rows of the store; new ones are written to `bad_tiles.txt` at once."""
-        new = set() if rows is None else set(rows.tolist()) - self._here
-        if not new:
+        """Take in rows of the store that this process could not read."""
+        self._here |= set() if rows is None else set(rows.tolist())
+
+    def any(self, like: Tensor) -> Tensor:
+        """Whether this process has met any, as a tensor [1] to be added up."""
+        return like.new_tensor([float(bool(self._here))])
+
+    def check(self, anywhere: bool) -> None:
+        """Bring together what all processes have met, list it, and stop where it is too much; all must call it."""
+        if not anywhere or self._name is None:
             return
-        self._here |= new
-        if self._path is not None and self._names is not None:
-            with self._path.open('a') as file:
-                file.writelines(f'{name}\n' for name in self._names(sorted(new)))
-
-    def count(self, like: Tensor) -> Tensor:
-        """How many this process has met, as a tensor [1] to be added up."""
-        return like.new_tensor([float(len(self._here))])
-
-    def check(self, everywhere: int) -> None:
-        """Stop where too many have been met by all processes."""
-        self.all = everywhere
-        if everywhere > self._most:
+        self.names |= set(self._name(sorted(set(gather_object(list(self._here))))))
+        if self._path is not None and self._accelerator.is_main_process:
+            write_atomically(self._path, ''.join(f'{n}\n' for n in sorted(self.names)).encode())
+        if len(self.names) > self._most:
             raise GrafalignError(
-                f'{everywhere} tiles are unreadable, more than max_bad_tiles ({self._most}): {self._path} lists them. '
-                'Run `grafalign check` on the store and mend it, or raise max_bad_tiles.'
+                f'{len(self.names)} tiles are unreadable, more than max_bad_tiles ({self._most}): {self._path} lists '
+                'them. Run `grafalign check` on the store and mend it, or raise max_bad_tiles.'
             )
 
 
 def _entry(window: _Window, found: list[float], step: int, rate: float) -> dict[str, float]:
     seconds, count = time.perf_counter() - window.started, len(window.losses)
+    norm = {'grad_norm': found[1]} if math.isfinite(found[1]) else {}  # infinity is no JSON
     return {
         'step': step,
         'loss': found[0],
-        'grad_norm': found[1],
+        **norm,
         'lr': rate,
         'data_ms': 1000 * window.waited / count,
         'step_ms': 1000 * seconds / count,

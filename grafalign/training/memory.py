@@ -6,8 +6,9 @@ backward pass are counted for one tile and for two, the rest is a straight line.
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 import torch
@@ -22,7 +23,7 @@ Try = Callable[[int], Tensor]
 """Forward pass of a portion of so many tiles: its loss."""
 
 
-def largest_micro_batch(forward: Try, most: int, task: nn.Module, device: torch.device) -> int:
+def largest_micro_batch(forward: Try, most: int, task: nn.Module, device: torch.device, copies: int = 2) -> int:
     """The most tiles whose forward and backward pass fit beside the optimizer's state.
 
     Args:
@@ -30,11 +31,16 @@ def largest_micro_batch(forward: Try, most: int, task: nn.Module, device: torch.
         most: no more than this is wanted.
         task: what is trained; its gradients are left empty.
         device: where.
+        copies: of the trained weights, that training keeps besides them and their gradients (AdamW keeps two).
 
     Raises:
         GrafalignError: not even one tile fits.
     """
-    found = _by_trying(forward, most, task, device) if device.type == 'cuda' else _by_counting(forward, most)
+    kept = copies * sum(p.numel() for p in task.parameters() if p.requires_grad)
+    if device.type == 'cuda':
+        found = _by_trying(forward, most, task, device, kept)
+    else:
+        found = _by_counting(forward, most, 4 * kept)
     task.zero_grad(set_to_none=True)
     if found < 1:
         raise GrafalignError(
@@ -44,32 +50,45 @@ def largest_micro_batch(forward: Try, most: int, task: nn.Module, device: torch.
     return found
 
 
-def _by_trying(forward: Try, most: int, task: nn.Module, device: torch.device) -> int:
-    """Halve until a step goes through with AdamW's two moments set aside."""
-    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+def _by_trying(forward: Try, most: int, task: nn.Module, device: torch.device, kept: int) -> int:
+    """Halve until a step goes through with room for so many numbers set aside."""
     tiles = most
     while tiles >= 1:
-        moments = None
+        aside = None
         try:
-            moments = torch.empty(2 * trained, device=device)
+            aside = torch.empty(kept, device=device)
             forward(tiles).backward()
             torch.cuda.synchronize(device)
             return tiles
         except torch.cuda.OutOfMemoryError:
             tiles //= 2
         finally:
-            del moments
+            del aside
             task.zero_grad(set_to_none=True)
             gc.collect()
             torch.cuda.empty_cache()
     return 0
 
 
-def _by_counting(forward: Try, most: int) -> int:
+def _by_counting(forward: Try, most: int, kept: int) -> int:
     one, two = kept_bytes(forward, 1), kept_bytes(forward, 2)
     each = max(1, two - one)
-    room = _SHARE_OF_RAM * psutil.virtual_memory().available - max(0, one - each)
+    room = _SHARE_OF_RAM * psutil.virtual_memory().available - kept - max(0, one - each)
     return min(most, int(room // each))
+
+
+@contextlib.contextmanager
+def naming_full_memory() -> Iterator[None]:
+    """Say in one sentence that memory ran out, and what takes less."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise GrafalignError(
+            'Memory ran out; the last checkpoint is kept. Run the same command again with a smaller `micro_batch` '
+            '(model.json or the last checkpoint says which it was), or with `tune.grad_checkpointing: true`.'
+        ) from None
 
 
 def kept_bytes(forward: Try, tiles: int) -> int:

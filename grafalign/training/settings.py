@@ -1,4 +1,4 @@
-"""Settings of a training; the defaults are the paper's where it is known (papers differ from ours where marked)."""
+"""Settings of a training; defaults are the paper's where it is known, and marked as ours elsewhere."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from grafalign.training.placement import PlacementSettings
 from grafalign.training.views import AugmentSettings
 
 _PAPER_LR = {'image': 1e-5, 'patch': 5e-5, 'both': 1e-5}
-_FREE = {
-    'out',
-    'bank',
-    'workers',
-    'log_every',
-    'checkpoint_every',
-    'validate_every',
-    'micro_batch',
-    'trackers',
-    'max_bad_tiles',
-    'compile',
-}
-"""Settings that do not change what is learned (beyond the last bits of a sum)."""
+_FREE = dict.fromkeys(
+    (
+        'out',
+        'store',
+        'bank',
+        'clip',
+        'workers',
+        'log_every',
+        'checkpoint_every',
+        'validate_every',
+        'micro_batch',
+        'trackers',
+        'max_bad_tiles',
+        'compile',
+    ),
+    True,
+) | {'tune': {'grad_checkpointing'}}
+"""Settings that do not change what is learned, beyond the last bits of a sum (and what LoRA's dropout draws, where
+portions change). Store, bank and CLIP count by their content, not by where they lie."""
 
 
 class LoopSettings(Settings):
@@ -54,6 +60,7 @@ class LoopSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     """How tiles are changed from step to step (our choice)."""
     seed: int = Field(default=0, ge=0)
+    """Of order, photos, views, negatives and whatever the encoder draws."""
     precision: Literal['auto', 'no', 'bf16', 'fp16'] = 'auto'
     """`auto`: bf16 on a GPU that has it, full precision elsewhere: on small CPUs bf16 brings nothing."""
     compile: bool = False
@@ -61,7 +68,9 @@ class LoopSettings(Settings):
     workers: int = Field(default=0, ge=0)
     """Processes that read tiles; 0 reads in the training process."""
     log_every: int = Field(default=20, ge=1)
+    """Steps between lines of the log; validation happens on such lines only."""
     checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints: what a killed run loses at most."""
 
     @model_validator(mode='after')
     def _micro_batch_is_a_number(self) -> Self:
@@ -148,6 +157,8 @@ class TrainSettings(LoopSettings):
             raise ValueError('`patch_dropout` leaves patches without an embedding; use it with `level: image` only')
         if self.photo_to_tile and self.level == 'patch':
             raise ValueError('`photo_to_tile` compares whole tiles; use it with `level: image` or `both`')
+        if self.learn_tau and self.tau < 0.01:
+            raise ValueError('`learn_tau` keeps `tau` at 0.01 or above; start it there or higher')
         if self.photo_to_tile and self.max_bad_tiles:
             raise ValueError('`photo_to_tile` needs every tile of a batch; set `max_bad_tiles: 0` with it')
         return self
@@ -159,7 +170,7 @@ class TrainSettings(LoopSettings):
 
     @property
     def digest(self) -> str:
-        """Digest of everything that changes the result."""
+        """Digest of every setting that changes the result."""
         return hashlib.blake2b(self.model_dump_json(exclude=_FREE).encode(), digest_size=16).hexdigest()
 
     def facts(self) -> dict[str, Any]:

@@ -56,8 +56,9 @@ class AlignmentTask(nn.Module):
         super().__init__()
         self.encoder, self.rule, self.settings, self.gsd_m = encoder, rule, settings, gsd_m
         self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.tau)), requires_grad=settings.learn_tau)
-        self.bias = nn.Parameter(torch.tensor(_SIGMOID_BIAS), requires_grad=settings.form == 'sigmoid')
+        # of one element each, as FSDP shards no scalars
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
+        self.bias = nn.Parameter(torch.tensor([_SIGMOID_BIAS]), requires_grad=settings.form == 'sigmoid')
         self.noted: dict[str, Tensor] = {}
         """What the last batch showed besides its loss, for the log."""
 
@@ -79,7 +80,14 @@ class AlignmentTask(nn.Module):
     @property
     def tau(self) -> float:
         """The temperature now."""
-        return math.exp(-float(self.log_scale.detach().clamp(max=_LARGEST_SCALE)))
+        return math.exp(-float(self._bounded_scale().detach()))
+
+    def _bounded_scale(self) -> Tensor:
+        """The logarithm of 1 / tau, [1]; one that is learned is brought back within its bound first."""
+        if self.settings.learn_tau:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=_LARGEST_SCALE)
+        return self.log_scale
 
     def forward(self, batch: Batch | tuple[Tensor, Tensor, Tensor]) -> Any:
         """The loss of a portion of a batch; or, given pixels, scale and offset alone, their `Embeddings`.
@@ -95,7 +103,7 @@ class AlignmentTask(nn.Module):
 
     def _loss(self, found: Embeddings, batch: Batch) -> Tensor:
         settings = self.settings
-        scale = self.log_scale.clamp(max=_LARGEST_SCALE).exp()
+        scale = self._bounded_scale().exp()
         candidates = Candidates(self._bank[0], batch['candidates'])
         losses = []
         if settings.level != 'patch':
@@ -127,7 +135,7 @@ class AlignmentTask(nn.Module):
             places,
         )
         if self.settings.form == 'sigmoid':
-            return sigmoid_loss(scaled, self.bias, candidates, pairs, masks)
+            return sigmoid_loss(scaled, self.bias[0], candidates, pairs, masks)
         return contrastive_loss(scaled, candidates, pairs, masks)
 
     def _reverse(self, scaled: Tensor, candidates: Candidates, batch: Batch) -> Tensor:

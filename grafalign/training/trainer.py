@@ -1,10 +1,12 @@
 """Train a satellite encoder on a pair store: settings in, run folder out.
 
 RUN/config.yaml            the settings
+RUN/data.json              where the data came from
 RUN/model.safetensors      the encoder's weights
 RUN/model.json             what is needed to use them: CLIP, sensor, level; written last
 RUN/log.jsonl, RUN/grafalign/   loss and recall by step; TensorBoard events
 RUN/checkpoints/           the newest checkpoint, for resuming
+RUN/bad_tiles.txt          tiles that could not be read, if any
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from grafalign.store import PairStore, Sensor
 from grafalign.training.checkpoint import checkpoint_facts, full_state, latest_checkpoint, save_tensors
 from grafalign.training.data import PairSteps, Share
 from grafalign.training.loop import Run, fit, make_accelerator
-from grafalign.training.memory import largest_micro_batch
+from grafalign.training.memory import largest_micro_batch, naming_full_memory
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
 from grafalign.training.provenance import data_facts
 from grafalign.training.settings import TrainSettings
@@ -90,9 +92,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
     Raises:
         GrafalignError: store, bank or CLIP are missing or do not belong together, the run folder is another's, or the
-            disk is full.
+            disk or the memory is full.
     """
-    with naming_full_disk(settings.out), naming_lost_processes():
+    with naming_full_disk(settings.out), naming_lost_processes(), naming_full_memory():
         return _train(settings)
 
 
@@ -108,7 +110,10 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
             raise GrafalignError(f'{out} holds a run with other settings, clip, store or photos; give another `out`.')
         console.log(f'{out} is already complete.')
         return done
-    accelerator = make_accelerator(settings.precision, out, settings.trackers)
+    newest = latest_checkpoint(out / 'checkpoints')
+    begun = None if newest is None else checkpoint_facts(newest, digest)
+    precision = begun['precision'] if begun and settings.precision == 'auto' else settings.precision
+    accelerator = make_accelerator(precision, out, settings.trackers)
     main, share = accelerator.is_main_process, Share(accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(settings.seed)
     if main:
@@ -122,7 +127,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     places = None if settings.masks.within_m is None else earth_centred(store)
     task = AlignmentTask.start(clip, sensor, settings, bank_rows(bank, accelerator.device), places)
     steps = PairSteps(store, bank, settings, share, side=task.encoder.side)
-    micro = _micro_batch(settings, steps, task, accelerator, digest)
+    micro = _micro_batch(settings, steps, task, accelerator, begun)
     steps = steps.in_portions(micro)
     if settings.photo_to_tile and steps.portions > 1:
         raise GrafalignError(
@@ -134,7 +139,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     total = settings.steps or max(1, round(settings.epochs * steps.steps_per_epoch))
 
     def validate(model: nn.Module) -> Mapping[str, float]:
-        return photo_tile_recall(model, store, bank, settings)
+        return photo_tile_recall(model, store, bank, settings, batch=micro)
 
     started = time.perf_counter()
     log = fit(
@@ -144,7 +149,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
         settings.peak_lr,
         settings,
         accelerator,
-        Run(out, digest, {'micro_batch': micro}),
+        Run(out, digest, {'micro_batch': micro, 'precision': accelerator.mixed_precision}),
         validate,
         settings.validate_every,
         settings.max_bad_tiles,
@@ -168,6 +173,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
         'processes': share.world,
         'device': str(accelerator.device),
         'micro_batch': micro,
+        'precision': accelerator.mixed_precision,
         'trained_parameters': sum(p.numel() for p in task.parameters() if p.requires_grad),
         'wire_bytes_per_step': bytes_per_step(
             task, settings.batch_tiles, share.world, bank.embeddings.shape[1], settings.photo_to_tile > 0
@@ -213,7 +219,11 @@ def earth_centred(store: PairStore) -> torch.Tensor:
 
 
 def _micro_batch(
-    settings: TrainSettings, steps: PairSteps, task: AlignmentTask, accelerator: Accelerator, digest: str
+    settings: TrainSettings,
+    steps: PairSteps,
+    task: AlignmentTask,
+    accelerator: Accelerator,
+    begun: Mapping[str, Any] | None,
 ) -> int:
     """Tiles in a portion: as the settings say, as the checkpoint had it, or as many as fit in every process."""
     most = steps.micro_batch
@@ -221,9 +231,8 @@ def _micro_batch(
         return min(settings.micro_batch, most)
     if settings.photo_to_tile:
         return most
-    newest = latest_checkpoint(settings.out / 'checkpoints')
-    if newest is not None:  # sums in other portions would differ in their last bits
-        return min(int(checkpoint_facts(newest, digest)['micro_batch']), most)
+    if begun is not None:  # sums in other portions would differ in their last bits
+        return min(int(begun['micro_batch']), most)
     if accelerator.distributed_type is DistributedType.FSDP:
         raise GrafalignError('`micro_batch: auto` tries the whole model on one device; under FSDP give a number.')
 
@@ -235,7 +244,9 @@ def _micro_batch(
         return loss
 
     task.to(accelerator.device).train()
-    found = largest_micro_batch(forward, most, task, accelerator.device)
+    # besides weights and gradients: two moments, the running mean and its stand-in, the buffers that DDP sends
+    copies = 2 + 2 * bool(settings.ema) + (accelerator.num_processes > 1)
+    found = largest_micro_batch(forward, most, task, accelerator.device, copies)
     fits = torch.tensor([found], device=accelerator.device)
     return int(accelerator.gather(fits).min())
 

@@ -160,8 +160,9 @@ def look(images: Tensor, matrix: Tensor, shift: Tensor, padding: str = 'reflecti
     back = torch.linalg.inv(matrix.float())  # from the view to the tile, (row, column)
     back = back.flip(-1, -2)  # grid_sample speaks of (x, y), in units of half the side
     offset = (shift.float() * 2 / size).flip(-1)
-    grid = functional.affine_grid(torch.cat([back, offset[..., None]], -1), list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid.to(images.dtype), padding_mode=padding, align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # in bfloat16 pixels would land up to one pixel off
+        grid = functional.affine_grid(torch.cat([back, offset[..., None]], -1), list(images.shape), align_corners=False)
+        return functional.grid_sample(images, grid.to(images.dtype), padding_mode=padding, align_corners=False)
 
 
 def footprint(matrix: Tensor, shift: Tensor, size_px: int, patch_px: int) -> Tensor:

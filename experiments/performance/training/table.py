@@ -1,4 +1,4 @@
-"""`python -m experiments.performance.training_table`: `training.md` from `results/training_*.json` and nothing else."""
+"""`python -m experiments.performance.training.table`: `training.md` from `results/training_*.json` and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 Lines = Iterable[str]
 
 
@@ -17,8 +17,8 @@ def write_page(results: Path, target: Path) -> None:
     lines = [
         '# Training, measured',
         '',
-        'From `results/training_*.json`, by `training_table.py`; `training.py` says what is measured, and why it is '
-        'fair. Parts are measured in different hours on shared machines: compare ratios, which are of runs in turns, '
+        'From `results/training_*.json`, by `training/table.py`; `training/__main__.py` says what is measured and why '
+        'it is fair. Parts are measured in different hours on shared machines: compare ratios, of runs in turns, '
         'and processor time, which others disturb less than wall time.',
         '',
     ]
