@@ -50,6 +50,8 @@ class Gpu:
     """Dense matrix products in bfloat16, FLOP/s."""
     fp32: float
     """In float32 without TF32, in which the loss is computed."""
+    tf32: float
+    """In TF32, in which photos are embedded."""
     link: str
     link_gb_s: float
     """Between the GPUs of one machine, each way: three quarters of what is stated."""
@@ -57,9 +59,9 @@ class Gpu:
 
 
 DEVICES = {
-    'RTX 4090': Gpu(165e12, 82.6e12, 'PCIe 4.0 x16', 24, 24),
-    'A100': Gpu(312e12, 19.5e12, 'NVLink 3', 225, 80),
-    'H100': Gpu(989e12, 67e12, 'NVLink 4', 337, 80),
+    'RTX 4090': Gpu(165e12, 82.6e12, 82.6e12, 'PCIe 4.0 x16', 24, 24),
+    'A100': Gpu(312e12, 19.5e12, 156e12, 'NVLink 3', 225, 80),
+    'H100': Gpu(989e12, 67e12, 494e12, 'NVLink 4', 337, 80),
 }
 ETHERNET_GB_S = 9.4
 """100 Gbit/s, three quarters of it."""
@@ -291,10 +293,16 @@ def assumptions() -> Iterable[str]:
     yield '- Peaks, links and memory as stated by the makers; of links three quarters.'
     yield ''
     rows = [
-        [n, f'{g.bf16 / 1e12:.0f}', f'{g.fp32 / 1e12:.1f}', f'{g.link}, {g.link_gb_s:.0f}', f'{g.memory_gb:.0f}']
+        [
+            n,
+            *(f'{v / 1e12:.1f}' for v in (g.bf16, g.tf32, g.fp32)),
+            f'{g.link}, {g.link_gb_s:.0f}',
+            f'{g.memory_gb:.0f}',
+        ]
         for n, g in DEVICES.items()
     ]
-    yield from table(['GPU', 'bfloat16, TFLOP/s', 'float32, TFLOP/s', 'link, GB/s each way', 'memory, GB'], rows)
+    names = ['GPU', 'bfloat16, TFLOP/s', 'TF32, TFLOP/s', 'float32, TFLOP/s', 'link, GB/s each way', 'memory, GB']
+    yield from table(names, rows)
     yield ''
 
 
@@ -461,11 +469,11 @@ def photo_side(c: Counted) -> Iterable[str]:
     names = ['an epoch is', 'satellite side, PFLOP', 'with photos once', 'with photos in every epoch', 'ratio']
     yield from table(names, rows)
     yield ''
-    spans = {n: span([once / (g.fp32 * s) / 3600 for s in reversed(MFU)]) for n, g in DEVICES.items()}
+    spans = {n: span([once / (g.tf32 * s) / 3600 for s in reversed(MFU)]) for n, g in DEVICES.items()}
     yield (
         'Embedding all photos once takes '
         + ', '.join(f'{v} h ({n})' for n, v in spans.items())
-        + ' of one GPU in float32, as `grafalign embed` does, if photos are decoded as fast; decoding is not counted.'
+        + ' of one GPU in TF32, as `grafalign embed` does, if photos are decoded as fast; decoding is not counted.'
     )
     yield ''
 

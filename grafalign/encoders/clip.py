@@ -64,8 +64,8 @@ class FrozenClip:
             return functional.normalize(self._call('encode_text', self.tokenizer(list(texts)).to(self.device)), dim=-1)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Unit image embeddings [B, D] of preprocessed images [B, 3, H, W]."""
-        with torch.no_grad():
+        """Unit image embeddings [B, D] of preprocessed images [B, 3, H, W]; on a GPU in TF32."""
+        with torch.no_grad(), _tensor_cores(self.device):
             return functional.normalize(self._call('encode_image', images.to(self.device)), dim=-1)
 
     def _call(self, name: str, value: Tensor) -> Tensor:
@@ -120,6 +120,18 @@ def load_clip(settings: ClipSettings, device: str | torch.device = 'cpu') -> Fro
         tuple(config['std']),
         int(size[0] if isinstance(size, tuple) else size),
     )
+
+
+@contextlib.contextmanager
+def _tensor_cores(device: torch.device) -> Iterator[None]:
+    """Let a GPU multiply in TF32 meanwhile: eight times as fast on an A100, and as precise as the bank's float16."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == 'cuda':
+        torch.set_float32_matmul_precision('high')
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def best_device() -> torch.device:
