@@ -24,8 +24,8 @@ TASKS = (
 
 
 def record(report: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What is kept of a report: numbers, settings and versions, without the paths of one machine."""
-    kept = {k: report[k] for k in ('pairs', 'classification', 'segmentation', 'retrieval', 'sets', 'seconds')}
+    """What is kept of a report: numbers, settings and versions, without paths and times of one machine."""
+    kept = {k: report[k] for k in ('pairs', 'classification', 'segmentation', 'retrieval', 'sets')}
     facts = report['facts']
     train = facts['settings']['train']
     return {
@@ -55,9 +55,6 @@ def table(results: list[dict[str, Any]]) -> str:
                 f'| {label} | {name} | {" | ".join(cells)} | {mine.mean():.3f} | {(mine / bound).mean():.2f} '
                 f'| {(mine / floor).mean():.1f} |'
             )
-    steps = list(results[0]['seconds'])
-    lines += ['', f'| seconds | {" | ".join(f"seed {s}" for s in seeds)} |', f'|---|{"---|" * len(seeds)}']
-    lines += [f'| {s} | {" | ".join(format(r["seconds"][s], ".0f") for r in results)} |' for s in steps]
     counts = list(results[0]['pairs'])
     lines += ['', f'| pairs | {" | ".join(f"seed {s}" for s in seeds)} |', f'|---|{"---|" * len(seeds)}']
     lines += [f'| {c} | {" | ".join(format(r["pairs"][c], ",") for r in results)} |' for c in counts]
