@@ -20,7 +20,8 @@ def main() -> None:
     outcomes = load_results(HERE / 'results')
     pairings = [p for p in ('kept', 'free') if chosen(outcomes, pairing=p)]
     lines = ['# Placement: segmentation mIoU', '', 'Made by `table.py` from the result files beside it.', '']
-    figure, axes = plt.subplots(1, len(pairings), figsize=(5.4 * len(pairings), 4), sharex=True, sharey=True, squeeze=False)
+    size = (5.4 * len(pairings), 4)
+    figure, axes = plt.subplots(1, len(pairings), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axis, pairing in zip(axes[0], pairings, strict=True):
         here = chosen(outcomes, pairing=pairing)
         noises = sorted({o['values']['noise'] for o in here})
