@@ -4,7 +4,6 @@ loss      memory and time of the loss with its gradient at 4,096 tiles with ten 
 data      time that the training waits for tiles, from `grafalign train`'s own log, with warm and with cold files
 overhead  samples per second beside a bare loop over tensors in memory
 peers     samples per second beside open_clip's trainer and beside a loop that encodes photos in every step
-portions  time and memory by `micro_batch`, and the largest that `auto` finds
 
 Why it is fair: machines are shared and their clocks wander, so nothing is compared that was not measured in turns, A B
 A B, a few seconds or at most a few minutes apart; medians and ranges over the turns are kept, and the processor time
@@ -32,7 +31,6 @@ from experiments.performance.training.loss import loss_case, measure_loss
 from experiments.performance.training.measuring import THREADS, header, write_result
 from experiments.performance.training.overhead import measure_overhead, overhead_case
 from experiments.performance.training.peers import measure_peers, photo_loop
-from experiments.performance.training.portions import auto_case, measure_portions, portion_case
 from experiments.performance.training.table import write_page
 
 HERE = Path(__file__).resolve().parents[1]
@@ -70,15 +68,12 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     'loss': loss_case,
     'overhead': overhead_case,
     'photo_loop': photo_loop,
-    'portion': portion_case,
-    'auto': auto_case,
 }
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     'loss': measure_loss,
     'data': measure_data,
     'overhead': measure_overhead,
     'peers': measure_peers,
-    'portions': measure_portions,
 }
 
 if __name__ == '__main__':

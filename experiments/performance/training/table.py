@@ -232,44 +232,6 @@ _NAMES = {
 }
 
 
-def _portions(result: dict[str, Any]) -> Lines:
-    s = result['settings']
-    yield (
-        f'{_tower(s)}, a batch of {s["batch"]} tiles, float32; every row is a fresh process, and its extra memory the '
-        'rise from before the first step to the highest point: gradients, moments and activations. `state` is weights, '
-        'gradients and moments by count. Ratios are to the largest portion without a bank, in the same turn.'
-    )
-    yield ''
-    groups = _grouped(result['cases'], 'bank', 'micro_batch')
-    base = max(size for bank, size in groups if bank == 0)
-    rows = []
-    for (bank, size), cases in groups.items():
-        whole = {c['turn']: c for c in groups[0, base]}
-        wall, cpu = (
-            [median(c[k]) / median(whole[c['turn']][k]) for c in cases] for k in ('ms_per_tile', 'cpu_ms_per_tile')
-        )
-        rows.append(
-            [
-                f'{bank:,}',
-                size,
-                _spread([median(c['ms_per_tile']) for c in cases], '.1f'),
-                _spread(wall),
-                _spread(cpu),
-                _spread([c['extra_mb'] for c in cases], '.0f'),
-                f'{cases[0]["state_mb"]:.0f}',
-            ]
-        )
-    names = ['negatives from the bank', 'micro_batch', 'ms a tile', 'x the whole batch', 'the same by processor time']
-    yield from _table([*names, 'extra MB', 'state, MB'], rows)
-    yield ''
-    for c in result['auto']:
-        yield (
-            f'- `auto` with {c["bank"]:,} rows of the bank and no end of the batch: {c["found"]:,} tiles, at '
-            f'{c["kept_mb_per_tile"]:.1f} MB that autograd keeps for one and {c["free_gb"]:.1f} GB that were free, of '
-            'which it takes half.'
-        )
-
-
 def _tower(settings: dict[str, Any]) -> str:
     v = settings['vision']
     return f'a ViT of {v["layers"]} blocks, width {v["width"]}, patches of {v["patch_size"]} px'
@@ -300,7 +262,6 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], Lines]]] = {
     'data': ('Waiting for tiles', _data),
     'overhead': ('Beside a bare loop', _overhead),
     'peers': ('Beside other loops', _peers),
-    'portions': ('Portions of a batch', _portions),
 }
 
 if __name__ == '__main__':

@@ -39,8 +39,6 @@ class Sizes(NamedTuple):
     """Steps that are not counted: processes start, caches fill."""
     block: int
     """Steps of one loop before the other has its turn."""
-    big_batch: int
-    portions: tuple[int, ...]
     bank: int
 
 
@@ -48,8 +46,8 @@ PHOTOS = 10
 PX = 224
 VIT_S_32 = {'image_size': PX, 'layers': 12, 'width': 384, 'patch_size': 32}
 TINY = {'image_size': PX, 'layers': 2, 'width': 64, 'patch_size': 32}
-FULL = Sizes(VIT_S_32, 7168, 64, 24, 2, 8, 8, 256, (8, 32, 256), 65536)
-QUICK = Sizes(TINY, 256, 8, 8, 2, 4, 2, 16, (4, 16), 1024)
+FULL = Sizes(VIT_S_32, 7168, 64, 12, 2, 4, 8, 65536)
+QUICK = Sizes(TINY, 256, 8, 8, 2, 4, 2, 1024)
 SHARD_TILES = 256
 BANDS = ('red', 'green', 'blue')
 RANGES = {'uint8': (0.0, 255.0), 'uint16': (0.0, 3000.0)}
