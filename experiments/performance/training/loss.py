@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -166,7 +165,7 @@ def _dense_loss(problem: Problem, gathered: Tensor) -> dict[str, Any]:
 
 
 def measure_loss(args: argparse.Namespace) -> dict[str, Any]:
-    """At image level both forms with each mask, at patch level the paper's; the file is written after every case."""
+    """Each mask at image level, then the sigmoid form and the patch level; the file is written after every case."""
     sizes = QUICK_LOSS_SIZES if args.quick else LOSS_SIZES
     turns = {'image': 2, 'patch': 1}
     references = {'image': 1, 'patch': 2}  # a turn of patches takes minutes, their slab seconds
@@ -186,10 +185,11 @@ def measure_loss(args: argparse.Namespace) -> dict[str, Any]:
         kept = json.loads(file.read_text())['cases']
     result = {'settings': settings, 'cases': kept}
     facts, done = header(args, 'loss'), {(c['level'], c['form'], c['mask']) for c in kept}
-    for level, form, mask in (
-        *itertools.product(('image',), ('softmax', 'sigmoid'), MASKS),
+    cases = [('image', 'softmax', mask) for mask in MASKS] + [
+        ('image', 'sigmoid', 'none'),
         ('patch', 'softmax', 'none'),
-    ):
+    ]
+    for level, form, mask in cases:
         if (level, form, mask) in done:
             continue
         how = {'turns': turns[level], 'references': references[level], 'dense': (form, mask) == ('softmax', 'none')}
