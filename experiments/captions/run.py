@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, default=Path('runs/captions'))
     parser.add_argument('--results', type=Path, default=HERE / 'results')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--places', nargs='+', choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument('--places', nargs='+', choices=tuple(SIZES), default=['random'])
     parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
     parser.add_argument('--tune', action='store_true', help='compare temperatures in world 7 instead')
     args = parser.parse_args()
