@@ -112,10 +112,15 @@ def test_damaged_files_of_a_store_are_named(own_store: Path, config_of, command:
     """A table, a bank or a shard that was cut short is named with the remedy."""
     config = config_of(own_store)
     bank, table, shard = own_store / 'bank', own_store / 'pairs.parquet', own_store / 'tiles' / '00000.tar'
-    for path, named in ((table, table), (bank / 'bank.json', bank), (bank / 'embeddings.npy', bank), (shard, shard)):
+    for path, named, remedy in (
+        (table, table, 'again'),
+        (bank / 'bank.json', bank, 'again'),
+        (bank / 'embeddings.npy', bank, 'again'),
+        (shard, 'bad_tiles.txt lists them', 'Run `grafalign check`'),
+    ):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        refused_at_last(command('train', config, '--set', 'batch_tiles=200'), named, 'again')
+        refused_at_last(command('train', config, '--set', 'batch_tiles=200', '--set', 'max_bad_tiles=0'), named, remedy)
         path.write_bytes(whole)
 
 
