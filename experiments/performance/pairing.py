@@ -37,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 from limits import Need, decoder, fetch, need  # noqa: E402
+from machine import machine_facts  # noqa: E402
 from material import BANDS, BLOCKS, GSD_M, TILE_PX, Material, describe, make_material  # noqa: E402
 from methods import CLOUD_SETTINGS, METHODS, SERIAL  # noqa: E402
 from pairing_table import write_table  # noqa: E402
@@ -245,7 +246,6 @@ def reference(material: Material, blocks: list[int], count: int) -> list[int]:
 
 def header(args: argparse.Namespace, material: Material, needs: dict[tuple[int, int], Need]) -> dict[str, Any]:
     """What the result file says before its measurements."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     given = [a for a in sys.argv[1:] if a != '--resume']
     if '--data' in given:
         given[given.index('--data') + 1] = 'FOLDER'
@@ -253,13 +253,7 @@ def header(args: argparse.Namespace, material: Material, needs: dict[tuple[int, 
         given[given.index('--out') + 1] = 'FILE'
     return {
         'command': ' '.join(['python experiments/performance/pairing.py', *given]),
-        'machine': {
-            'cores': len(os.sched_getaffinity(0)),
-            'memory_gib': round(memory, 1),
-            'architecture': platform.machine(),
-            'system': platform.system(),
-            'load_at_start': round(os.getloadavg()[0], 2),
-        },
+        'machine': machine_facts(),
         'versions': {
             'python': platform.python_version(),
             'gdal': rasterio.__gdal_version__,

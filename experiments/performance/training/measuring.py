@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from experiments.performance.machine import machine_facts
+
 MODULE = 'experiments.performance.training'
 PACKAGES = ('torch', 'open_clip_torch', 'accelerate', 'numpy', 'grafalign')
 THREADS = 2
@@ -27,18 +29,10 @@ TAU = 0.07
 
 def header(args: argparse.Namespace, part: str) -> dict[str, Any]:
     """What a result file says before its measurements."""
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     quick = ' --quick' if args.quick else ''
     return {
         'command': f'python -m {MODULE} --data FOLDER --only {part}{quick}',
-        'machine': {
-            'cores': len(os.sched_getaffinity(0)),
-            'threads': THREADS,
-            'memory_gib': round(memory, 1),
-            'architecture': platform.machine(),
-            'system': platform.system(),
-            'load_at_start': round(os.getloadavg()[0], 2),
-        },
+        'machine': {**machine_facts(), 'threads': THREADS},
         'versions': {
             'python': platform.python_version(),
             **{p: importlib.metadata.version(p) for p in PACKAGES},
