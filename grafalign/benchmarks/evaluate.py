@@ -24,7 +24,7 @@ from grafalign.benchmarks.supervised import train_supervised
 from grafalign.config import load_settings
 from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip, select_bands
 from grafalign.errors import GrafalignError
-from grafalign.retrieval import TileIndex, average_precision_at
+from grafalign.retrieval import average_precision_at, nearest
 from grafalign.store import PairStore, Sensor
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite
 from grafalign.zeroshot import class_scores, class_vectors, photo_prior, segment
@@ -270,7 +270,7 @@ def _retrieve(models: Mapping[str, ZeroShotModel], done: Evaluation) -> dict[str
     total = np.bincount(labels, minlength=len(done.classes))
     for name, model in models.items():
         vectors = embed_tiles(model, done.test)
-        _, rows = TileIndex(vectors).search(model.classes, K)
+        _, rows = nearest(model.classes, vectors, K)
         done.top[name] = rows
         value = np.nanmean(average_precision_at(labels[rows] == np.arange(len(done.classes))[:, None], total))
         interval = _interval_of_map(vectors @ model.classes.T, labels)

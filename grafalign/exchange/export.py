@@ -108,6 +108,7 @@ def export(thing: Exportable, facts: CardFacts, out: Path, kind: Format) -> dict
             'format': kind,
             'name': facts.name,
             'grafalign': __version__,
+            'input': thing.input_facts,
             'files': {p.name: file_digest(p) for p in sorted(folder.iterdir())},
         }
         (folder / MARKER).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')

@@ -40,6 +40,17 @@ class Exportable:
         return self.encoder.canvas_px
 
     @property
+    def input_facts(self) -> dict[str, Any]:
+        """What a program must know to make the input: bands, sizes (px), where the tile lies on its black ground."""
+        return {
+            'bands': list(self.bands),
+            'value_range': None if self.value_range is None else list(self.value_range),
+            'size_px': self.encoder.size_px,
+            'canvas_px': self.encoder.canvas_px,
+            'start_px': self.encoder.start_px if self.encoder.canvas_px != self.encoder.size_px else 0,
+        }
+
+    @property
     def visual(self) -> Any:
         """The image tower, open_clip's own module."""
         return self.encoder.visual

@@ -1,0 +1,10 @@
+"""The command line: parse, call one function, show the result.
+
+Results for programs go to standard output with `--json`; everything for people goes to standard error. Heavy imports
+wait inside the commands, so that `--help` answers at once.
+"""
+
+from grafalign.cli import pairing, search, training
+from grafalign.cli.app import app, main
+
+__all__ = ['app', 'main', 'pairing', 'search', 'training']

@@ -1,0 +1,97 @@
+"""The application, what its commands share, and how it ends.
+
+Results for programs go to standard output with `--json`; everything for people goes to standard error. Heavy imports
+wait inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from grafalign.errors import GrafalignError
+
+app = typer.Typer(
+    help='Train vision-language models for satellite imagery without a single caption.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option('--json', help='Print the result as JSON on standard output.')]
+Workers = Annotated[int | None, typer.Option(help='Threads; the number of cores by default.', min=1)]
+Pretrained = Annotated[str | None, typer.Option(help='open_clip tag or checkpoint file, e.g. openai.')]
+Set = Annotated[list[str] | None, typer.Option('--set', help='Override a setting of the file: key.subkey=value.')]
+
+
+def main() -> None:
+    """Run the command line; errors of the user become one line and exit code 1, Ctrl-C exit code 130."""
+    try:
+        code = app(standalone_mode=False)  # the code of an exit that typer decides: 0 after --help, 130 after Ctrl-C
+    except GrafalignError as error:
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except OSError as error:
+        _fail(_os_sentence(error), 1)
+    except Exception as error:
+        if not hasattr(error, 'show'):
+            raise
+        error.show()  # a wrong command line; typer brings its own copy of click's errors, so their type says nothing
+        sys.exit(getattr(error, 'exit_code', 2))
+    if code == 130:
+        _fail('Interrupted; run the same command again to go on where it stopped.', code)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f'Error: {message}', file=sys.stderr, flush=True)
+    if code == 130:
+        os._exit(code)  # after Ctrl-C nothing waits for threads that still read
+    sys.exit(code)
+
+
+def _os_sentence(error: OSError) -> str:
+    where = f'{error.filename}: ' if error.filename else ''
+    remedy = 'check that the path exists, that you may use it and that the disk is not full, then run it again.'
+    return f'{where}{error.strerror or error}; {remedy}'
+
+def show(facts: dict[str, Any], title: str, as_json: bool) -> None:
+    """A flat dictionary as a table, or as JSON."""
+    if as_json:
+        print(json.dumps(facts))
+        return
+    from grafalign import console
+
+    rows = []
+    for key, value in facts.items():
+        for name, part in value.items() if isinstance(value, dict) else [(key, value)]:
+            label = key if name == key else f'{key}: {name}'
+            rows.append(
+                (
+                    label,
+                    f'{part:,}' if isinstance(part, int) else f'{part:.4g}' if isinstance(part, float) else str(part),
+                )
+            )
+    console.table(title, ('', ''), rows)
+
+
+def show_results(content: dict[str, Any], out: Path, as_json: bool) -> None:
+    """The table of results and where the report lies."""
+    if as_json:
+        print(json.dumps(content))
+        return
+    from grafalign import console
+    from grafalign.benchmarks import result_rows
+
+    head, *rows = result_rows(content)
+    if rows:
+        console.table('results on held-out blocks', head, rows)
+    if content['seconds']:
+        console.table('seconds', ('step', 's'), [(k, f'{v:.1f}') for k, v in content['seconds'].items()])
+    console.log(f'{out / "report.html"}')

@@ -1,0 +1,1 @@
+"""Commands that evaluate models and make tables of results."""

@@ -1,0 +1,181 @@
+"""Commands that make worlds, pairs and photo embeddings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from grafalign.cli.app import Json, Pretrained, Set, Workers, app, show
+from grafalign.errors import GrafalignError
+
+
+@app.command()
+def sandbox(
+    out: Annotated[Path, typer.Argument(help='Folder to write the world to.')],
+    seed: Annotated[int, typer.Option(help='Seed of the world.', min=0)] = 0,
+    photos: Annotated[int, typer.Option(help='Number of photos.', min=1)] = 36_000,
+    rows: Annotated[int, typer.Option(help='Height in cells of 5 m, a multiple of 16.')] = 3072,
+    cols: Annotated[int, typer.Option(help='Width in cells of 5 m, a multiple of 16.')] = 3840,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Write a small made-up world: scenes, photos and their truth.
+
+    Example: grafalign sandbox runs/sandbox --seed 0
+    """
+    from grafalign.sandbox.world import SandboxSettings, make_sandbox
+
+    made = make_sandbox(out, SandboxSettings(seed, photos, rows, cols), workers)
+    show(
+        {k: v for k, v in made.items() if k in ('photos', 'scenes', 'objects', 'towns', 'area_km2')}, str(out), as_json
+    )
+
+
+@app.command()
+def pair(
+    recipe: Annotated[Path, typer.Argument(help='Recipe (YAML); see data_recipes/.')],
+    store: Annotated[str | None, typer.Argument(help='Folder or URL of the pair store.')] = None,
+    explain: Annotated[bool, typer.Option(help='Say what it would take, and read no pixel.')] = False,
+    map_page: Annotated[Path | None, typer.Option('--map', help='With --explain: write a map page (HTML).')] = None,
+    retry_failed: Annotated[bool, typer.Option(help='Of a finished store, try only the tiles that failed.')] = False,
+    changes: Set = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Match photos to scenes, cut the tiles and write a pair store.
+
+    Example: grafalign pair data_recipes/sandbox.yaml runs/pairs
+
+    Example: grafalign pair data_recipes/sandbox.yaml --explain --map runs/map.html
+    """
+    from grafalign.config import load_settings
+    from grafalign.files import place
+    from grafalign.locks import exclusive
+    from grafalign.pairing import Recipe
+    from grafalign.pairing import pair as run
+
+    settings = load_settings(recipe, Recipe, changes or ())
+    if explain:
+        from grafalign.pairing.explain import explain as estimate
+        from grafalign.pairing.explain import show
+
+        told = estimate(settings, None if store is None else place(store), map_page, workers)
+        print(json.dumps(told)) if as_json else show(told, str(recipe))
+        return
+    if store is None:
+        raise GrafalignError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')
+    out = place(store)
+    with exclusive(out):
+        summary = run(settings, out, workers, retry_failed)
+    show({k: v for k, v in asdict(summary).items() if as_json or k != 'reasons'}, store, as_json)
+    if summary.reasons and not as_json:
+        from grafalign import console
+
+        console.histogram('rejected', summary.reasons)
+
+
+@app.command()
+def check(
+    store: Annotated[str, typer.Argument(help='Folder or URL of a pair store.')],
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a pair store: digests, counts, bounds, splits, and every tile. Exit code 1 if something is wrong.
+
+    Example: grafalign check runs/pairs
+    """
+    from grafalign.pairing.check import check_store
+    from grafalign.store import PairStore
+
+    findings = check_store(PairStore(store), workers)
+    bad = [f for f in findings if f.problems]
+    if as_json:
+        print(json.dumps({'ok': not bad, 'checks': [asdict(f) for f in findings]}))
+    else:
+        from grafalign import console
+
+        console.table(store, ('check', 'looked at', ''), [_finding_row(f) for f in findings])
+        for finding in bad:
+            for problem in finding.problems[:20]:
+                console.log(f'{finding.check}: {problem}')
+            if len(finding.problems) > 20:
+                console.log(f'{finding.check}: and {len(finding.problems) - 20} more')
+    if bad:
+        raise GrafalignError(
+            f'{store} is damaged ({", ".join(f.check for f in bad)}); pair again into an empty folder, or copy the '
+            'damaged files from where they are whole.'
+        )
+
+
+def _finding_row(finding: Any) -> tuple[str, str, str]:
+    many = len(finding.problems)
+    return finding.check, f'{finding.looked_at:,}', f'{many} problem{"s" * (many > 1)}' if many else 'ok'
+
+
+@app.command()
+def embed(
+    store: Annotated[str, typer.Argument(help='Pair store.')],
+    model: Annotated[str, typer.Option(help='open_clip name or folder, e.g. ViT-B-16.')],
+    pretrained: Pretrained = None,
+    out: Annotated[Path | None, typer.Option(help="The bank's folder; STORE/bank by default.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help='Try only photos that failed for now.')] = False,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Embed all photos of a store once with the frozen CLIP; those on URLs are fetched, embedded and forgotten.
+
+    Example: grafalign embed runs/pairs --model ViT-B-16 --pretrained openai
+    """
+    from grafalign.encoders import ClipSettings, best_device, load_clip
+    from grafalign.encoders import embed as run
+    from grafalign.store import PairStore
+
+    clip = load_clip(ClipSettings(model=model, pretrained=pretrained), best_device())
+    bank = run(PairStore(store), clip, out, workers, retry_failed=retry_failed)
+    rows, width = bank.embeddings.shape
+    failed = int(bank.photos['problem'].notna().sum())
+    show({'photos': rows, 'unreadable': failed, 'dimensions': width}, str(out or f'{store}/bank'), as_json)
+
+
+@app.command('filter')
+def filter_photos(
+    store: Annotated[str, typer.Argument(help='Pair store with a ground bank.')],
+    model: Annotated[str, typer.Option(help='The CLIP of the bank: open_clip name or folder.')],
+    pretrained: Pretrained = None,
+    filters: Annotated[
+        Path | None, typer.Option(help='Settings (YAML): prompts, threshold, off; see encoders/content.py.')
+    ] = None,
+    bank: Annotated[Path | None, typer.Option(help="The bank's folder; STORE/bank by default.")] = None,
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Leave out photos that show no place (indoor, food, portraits, screens, night, aerial), as CLIP sees them.
+
+    No photo is read again; run it with other prompts or thresholds as often as you like.
+
+    Example: grafalign filter runs/pairs --model ViT-B-16 --pretrained openai --set threshold=0.7
+    """
+    from grafalign import console
+    from grafalign.config import apply_change, load_settings, parse_settings
+    from grafalign.encoders import ClipSettings, ContentFilters, filter_bank, load_clip
+    from grafalign.store import PairStore
+
+    if filters is not None:
+        settings = load_settings(filters, ContentFilters, changes or ())
+    else:
+        content: dict[str, Any] = {}
+        for change in changes or ():
+            apply_change(content, change)
+        settings = parse_settings(content, ContentFilters, '--set')
+    held = PairStore(store)
+    counts = filter_bank(held, load_clip(ClipSettings(model=model, pretrained=pretrained)), settings, bank)
+    if as_json:
+        print(json.dumps({'photos': len(held.photos), 'left_out': counts}))
+    elif counts:
+        console.histogram(f'left out of {len(held.photos):,} photos', counts)
+    else:
+        console.log(f'All {len(held.photos):,} photos are kept.')

@@ -1,0 +1,182 @@
+"""Commands that index satellite images and search among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from grafalign.cli.app import Json, Workers, app, show
+from grafalign.errors import GrafalignError
+
+Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
+
+
+@app.command()
+def index(
+    source: Annotated[str, typer.Argument(help='Pair store, or folder of pictures.')],
+    out: Annotated[Path, typer.Argument(help='Folder of the index; one that is there is brought up to date.')],
+    model: Annotated[
+        str | None, typer.Option(help='Run, export, open_clip NAME:TAG or NAME:FILE, transformers folder, GRAFT .ckpt.')
+    ] = None,
+    clip: Clip = None,
+    recall: Annotated[float, typer.Option(help='Share of the true nearest that a search must find.')] = 0.99,
+    kind: Annotated[str | None, typer.Option(help='exact, ivf, ivfpq or hnsw; by size and memory otherwise.')] = None,
+    memory_gb: Annotated[float | None, typer.Option(help='Memory that the approximate index may take.')] = None,
+    fit: Annotated[str, typer.Option(help='resize, or pad with black.')] = 'resize',
+    bands: Annotated[str | None, typer.Option(help='Names of the bands of pictures: red,green,blue,nir.')] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option(help='Values that become black and white, for other than 8 bits.')
+    ] = None,
+    remove: Annotated[list[str] | None, typer.Option(help='Take an item out by its id; nothing is embedded.')] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Index satellite images, so that words, photos and places find them.
+
+    Example: grafalign index runs/pairs runs/index --model runs/image
+
+    Example: grafalign index runs/pairs runs/index --remove 32633_500000_5250000
+    """
+    from grafalign.models import load_model
+    from grafalign.search import Catalog, build_index
+
+    if remove:
+        catalog = Catalog(out)
+        gone = catalog.remove(catalog.rows_of(remove))
+        show({'removed': gone, 'items': len(catalog)}, str(out), as_json)
+        return
+    if model is None:
+        raise GrafalignError('--model is missing; give the model that embeds the images, such as runs/image.')
+    kinds = ('exact', 'ivf', 'ivfpq', 'hnsw')
+    if kind not in (None, *kinds):
+        raise GrafalignError(f'There is no kind of index {kind!r}; give one of {", ".join(kinds)}.')
+    if fit not in ('resize', 'pad'):
+        raise GrafalignError(f'There is no --fit {fit!r}; give resize or pad.')
+    catalog = build_index(
+        source,
+        out,
+        load_model(model, clip),
+        model,
+        recall=recall,
+        kind=kind,  # type: ignore[arg-type]
+        most_bytes=None if memory_gb is None else int(memory_gb * 1e9),
+        fit=fit,  # type: ignore[arg-type]
+        bands=None if bands is None else tuple(bands.split(',')),
+        value_range=value_range,
+        workers=workers,
+    )
+    told: dict[str, Any] = {'items': len(catalog), 'kind': 'exact', 'bytes': sum(catalog.facts['files'].values())}
+    if catalog.facts['ann'] is not None:
+        ann = catalog.facts['ann']
+        told |= {'kind': ann['kind'], **{f'recall@{e["k"]}': e['recall'] for e in ann['efforts']}}
+    show(told, str(out), as_json)
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Argument(help='Folder of an index.')],
+    words: Annotated[list[str] | None, typer.Argument(help='What to look for; each is a query.')] = None,
+    image: Annotated[list[Path] | None, typer.Option(help='Look for what looks like this picture.')] = None,
+    lonlat: Annotated[
+        tuple[float, float] | None, typer.Option(help='Look for what looks like this place: longitude latitude.')
+    ] = None,
+    queries: Annotated[Path | None, typer.Option(help='A file with one text a line.')] = None,
+    k: Annotated[int, typer.Option('-k', help='Answers to each query.')] = 10,
+    bbox: Annotated[
+        tuple[float, float, float, float] | None, typer.Option(help='Only within west south east north (degrees).')
+    ] = None,
+    region: Annotated[Path | None, typer.Option(help='Only within these shapes (GeoJSON, GeoParquet ...).')] = None,
+    begin: Annotated[str | None, typer.Option('--from', help='Only of this day (or time, UTC) or later.')] = None,
+    end: Annotated[str | None, typer.Option('--to', help='Only before this day (or time, UTC).')] = None,
+    out: Annotated[list[Path] | None, typer.Option(help='Write .html, .geojson, .parquet or .csv.')] = None,
+    model: Annotated[str | None, typer.Option(help='Where the model of the index is now, if it moved.')] = None,
+    clip: Clip = None,
+    as_json: Json = False,
+) -> None:
+    """Find satellite images by words, a picture or a place.
+
+    Example: grafalign search runs/index "a harbour with sailing boats" --out harbours.html
+
+    Example: grafalign search runs/index --lonlat 11.3 44.1 --bbox 11 44 12 45 --from 2023-05-01 --out similar.geojson
+    """
+    import shapely
+
+    from grafalign import console
+    from grafalign.models import load_model
+    from grafalign.search import Catalog, Query
+    from grafalign.search import search as run
+    from grafalign.search.page import plain, write_answers
+    from grafalign.search.query import read_region
+
+    asked = [Query(text=w) for w in words or ()]
+    asked += [Query(text=line) for line in _lines(queries)] if queries is not None else []
+    asked += [Query(image=path) for path in image or ()]
+    asked += [Query(lonlat=lonlat)] if lonlat is not None else []
+    catalog = Catalog(index)
+    shape = None
+    if bbox is not None:
+        west, south, east, north = bbox
+        if not (south < north and -180 <= west <= 180 and -180 <= east <= 180):
+            raise GrafalignError(f'--bbox {" ".join(f"{v:g}" for v in bbox)} is no box; give west south east north.')
+        # over the date line a box is two
+        parts = [(west, east)] if west < east else [(west, 180.0), (-180.0, east)]
+        shape = shapely.union_all([shapely.box(w, south, e, north) for w, e in parts])
+    if region is not None:
+        found = read_region(region)
+        shape = found if shape is None else shapely.intersection(shape, found)
+    answers = run(
+        catalog,
+        asked,
+        k,
+        model=None if model is None else load_model(model, clip),
+        region=shape,
+        begin=_time(begin, '--from'),
+        end=_time(end, '--to'),
+    )
+    for path in out or ():
+        write_answers(answers, catalog, path)
+    if as_json:
+        print(plain(answers).to_json(drop_id=True))
+        return
+    for label, part in plain(answers).groupby('query', sort=False):
+        places = part.geometry.representative_point()
+        rows = [
+            (
+                str(a.rank),
+                f'{a.score:.3f}',
+                a.item_id,
+                a.datetime[:10] if isinstance(a.datetime, str) else '',
+                f'{p.x:.4f}, {p.y:.4f}' if p is not None else '',
+            )
+            for a, p in zip(part.itertuples(), places, strict=True)
+        ]
+        console.table(str(label), ('', 'score', 'item', 'date', 'longitude, latitude'), rows)
+    if len(answers) < k * len(asked):
+        console.log(f'Only {len(answers):,} of {k * len(asked):,} answers: the index has no more items that are allowed.')
+    for path in out or ():
+        console.log(str(path))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise GrafalignError(f'{path} cannot be read ({error}); give a text file with one query a line.') from None
+    found = [line for line in lines if line]
+    if not found:
+        raise GrafalignError(f'{path} holds no query; write one a line.')
+    return found
+
+
+def _time(text: str | None, name: str) -> Any:
+    from datetime import datetime
+
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise GrafalignError(f'{name} {text} is no date; write 2023-05-01 or 2023-05-01T10:00:00Z.') from None

@@ -1,0 +1,200 @@
+"""BigEarthNet, Sentinel-2 part, versions 1 (19 or 43 classes) and 2 (19 classes): several classes an image.
+
+    v1   PATCH/PATCH_B02.tif ... and PATCH/PATCH_labels_metadata.json; test.csv lists patches of the split
+    v2   BigEarthNet-S2/TILE/PATCH/PATCH_B02.tif ... and metadata.parquet
+
+Bands lie in files of their own and in three resolutions; those of 20 and 60 m are brought to the 120 px of the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import yaml
+from PIL import Image
+
+from grafalign.datasets.class_folders import SENTINEL2_RANGE
+from grafalign.datasets.image_set import ImageSet
+from grafalign.datasets.pictures import picture_facts, read_picture
+from grafalign.datasets.tree import Tree
+from grafalign.errors import GrafalignError
+
+BANDS = ('B04', 'B03', 'B02', 'B01', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12')
+_SIDE = 120
+SPLIT_SIZES = {
+    'v1': {'train': 269_695, 'val': 123_723, 'test': 125_866},
+    'v2': {'train': 237_871, 'val': 122_342, 'test': 119_825},
+}
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    """The 19 or 43 names as published, in the order of the authors' index."""
+    told = _told()
+    return tuple(told['classes19'] if count == 19 else told['to19'])
+
+
+def load_bigearthnet(
+    tree: Tree, split: str = 'test', classes: int = 19, bands: Sequence[str] = BANDS, *, partial: bool = False
+) -> ImageSet:
+    """BigEarthNet, whichever version is there.
+
+    Args:
+        tree: the folder that holds it.
+        split: `train`, `val`, `test`, or `all`.
+        classes: 19, or 43 for version 1.
+        bands: which to read; those that a model does not take cost nothing if they are left out.
+        partial: accept missing patches.
+
+    Raises:
+        GrafalignError: neither layout is there, a list or patches are missing, or version 2 is asked for 43 classes.
+    """
+    if classes not in (19, 43):
+        raise GrafalignError(f'BigEarthNet has 19 or 43 classes, not {classes}.')
+    if any(PurePosixPath(n).name == 'metadata.parquet' for n in tree.names):
+        if classes == 43:
+            raise GrafalignError(f'{tree.path} is version 2 of BigEarthNet, which has 19 classes only.')
+        return _version_2(tree, split, bands, partial)
+    return _version_1(tree, split, classes, bands, partial)
+
+
+def _told() -> dict[str, Any]:
+    text = (files('grafalign.datasets') / 'bigearthnet.yaml').read_text(encoding='utf-8')
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def _version_1(tree: Tree, split: str, classes: int, bands: Sequence[str], partial: bool) -> ImageSet:
+    ending = '_labels_metadata.json'
+    folder_of = {
+        PurePosixPath(n).name[: -len(ending)]: str(PurePosixPath(n).parent) for n in tree.names if n.endswith(ending)
+    }
+    if not folder_of:
+        raise GrafalignError(
+            f'{tree.path} holds neither PATCH/PATCH{ending} (BigEarthNet v1) nor metadata.parquet (v2); give its folder.'
+        )
+    notes: list[str] = []
+    if split == 'all':
+        patches = sorted(folder_of)
+        if len(patches) != 590_326:
+            notes.append(_partial('bigearthnet', len(patches), 590_326, partial, str(tree.path)))
+    else:
+        patches = _listed(tree, split)
+        there = [p for p in patches if p in folder_of]
+        expected = SPLIT_SIZES['v1'][split]
+        if len(there) != expected:
+            notes.append(_partial(f'bigearthnet {split}', len(there), expected, partial, str(tree.path)))
+        patches = there
+    told = _told()
+    names = class_names(classes)
+    column = {n: i for i, n in enumerate(names)}
+    many = np.zeros((len(patches), len(names)), dtype=bool)
+    for row, patch in enumerate(patches):
+        where = f'{folder_of[patch]}/{patch}{ending}'
+        try:
+            labels = json.loads(tree.text(where))['labels']
+            for label in labels:
+                kept = label if classes == 43 else told['to19'][label]
+                if kept is not None:
+                    many[row, column[kept]] = True
+        except (ValueError, KeyError, TypeError) as error:
+            raise GrafalignError(f'{where} is damaged ({error!r}); get that patch again.') from None
+    labelled = many.any(1)
+    if not labelled.all():
+        notes.append(f'{int((~labelled).sum()):,} patches with none of the {classes} classes were left out')
+    name = f'bigearthnet{classes}'
+    whole = _image_set(name, split, tree, [f'{folder_of[p]}/{p}' for p in patches], many, names, bands, notes)
+    return whole if labelled.all() else whole.subset(np.flatnonzero(labelled), split)
+
+
+def _version_2(tree: Tree, split: str, bands: Sequence[str], partial: bool) -> ImageSet:
+    where = next(n for n in tree.names if PurePosixPath(n).name == 'metadata.parquet')
+    source = tree.source(where)
+    try:
+        table = pd.read_parquet(io.BytesIO(source) if isinstance(source, bytes) else source)
+        parts = table['split'].replace('validation', 'val')
+        table = table if split == 'all' else table[parts == split]
+        table = table.sort_values('patch_id')
+        patch_ids, labels = table['patch_id'].tolist(), table['labels'].tolist()
+    except (OSError, ValueError, KeyError) as error:
+        raise GrafalignError(f'{where} is damaged or of another version ({error}); get it again.') from None
+    folder_of = {PurePosixPath(n).parent.name: str(PurePosixPath(n).parent) for n in tree.names if n.endswith('_B04.tif')}
+    rows = [i for i, p in enumerate(patch_ids) if p in folder_of]
+    expected = sum(SPLIT_SIZES['v2'].values()) if split == 'all' else SPLIT_SIZES['v2'][split]
+    notes = [] if len(rows) == expected else [_partial('bigearthnet v2', len(rows), expected, partial, str(tree.path))]
+    names = class_names(19)
+    column = {n: i for i, n in enumerate(names)}
+    many = np.zeros((len(rows), len(names)), dtype=bool)
+    for number, row in enumerate(rows):
+        for label in labels[row]:
+            if label not in column:
+                raise GrafalignError(f'{where}: {patch_ids[row]} has the class {label!r}, which is none of the 19.')
+            many[number, column[label]] = True
+    items = [f'{folder_of[patch_ids[i]]}/{patch_ids[i]}' for i in rows]
+    return _image_set('bigearthnet19v2', split, tree, items, many, names, bands, notes)
+
+
+def _partial(what: str, found: int, expected: int, partial: bool, path: str) -> str:
+    if not partial:
+        raise GrafalignError(
+            f'{what}: {path} holds {found:,} patches instead of {expected:,}; get the whole set, or accept a part with '
+            '--partial.'
+        )
+    return f'partial: {found:,} of {expected:,} patches'
+
+
+def _listed(tree: Tree, split: str) -> list[str]:
+    """Patches of a split, from its published list: one a line, the Sentinel-2 name first."""
+    names = [f'{split}.csv', f'bigearthnet-{split}.csv']
+    found = next((n for n in tree.names if PurePosixPath(n).name in names), None)
+    if found is None:
+        raise GrafalignError(
+            f'{tree.path} has no list {names[0]} of the split {split} (published with the 19-class models of '
+            'BigEarthNet); put it there.'
+        )
+    return sorted(row[0].strip() for row in csv.reader(io.StringIO(tree.text(found))) if row and row[0].strip())
+
+
+def _image_set(
+    name: str,
+    split: str,
+    tree: Tree,
+    items: list[str],
+    many: npt.NDArray[np.bool_],
+    names: tuple[str, ...],
+    bands: Sequence[str],
+    notes: list[str],
+) -> ImageSet:
+    def read(row: int) -> npt.NDArray[Any]:
+        patch = PurePosixPath(items[row]).name
+        return np.stack([_band(tree, f'{items[row]}/{patch}_{band}.tif') for band in bands])
+
+    def lonlat() -> npt.NDArray[np.float64] | None:
+        places = np.zeros((len(items), 2))
+        for row, item in enumerate(items):
+            where = f'{item}/{PurePosixPath(item).name}_{bands[0]}.tif'
+            bounds = picture_facts(tree.source(where), where).bounds
+            if bounds is None:
+                return None
+            places[row] = (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
+        return places
+
+    words = tuple(n[0].lower() + n[1:] for n in names)
+    return ImageSet(
+        name, split, items, read, tuple(bands), SENTINEL2_RANGE, words, many=many, lonlat=lonlat, notes=tuple(notes)
+    )
+
+
+def _band(tree: Tree, name: str) -> npt.NDArray[np.float32]:
+    pixels = read_picture(tree.source(name), name)[0].astype(np.float32)
+    if pixels.shape == (_SIDE, _SIDE):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))

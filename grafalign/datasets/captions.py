@@ -1,0 +1,166 @@
+"""Images with captions: the Karpathy JSON form (RSICD, RSITMD, UCM- and Sydney-captions), NWPU-captions' own, JSON lines.
+
+    {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}, ...]}, ...]}          Karpathy
+    {"airplane": [{"filename": ..., "split": ..., "raw": ..., "raw_1": ..., ...}, ...], ...}      NWPU
+    {"image": ..., "captions": [...], "class": ...}                                               one a line
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from grafalign.datasets.class_folders import _coloured, in_words
+from grafalign.datasets.image_set import ImageSet
+from grafalign.datasets.pictures import default_range, is_picture, read_picture
+from grafalign.datasets.tree import Tree
+from grafalign.errors import GrafalignError
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """What a published caption set looks like."""
+
+    file: str
+    sizes: dict[str, int]
+    """Images of each split."""
+
+
+PUBLISHED = {
+    'rsicd': CaptionSet('dataset_rsicd.json', {'train': 8734, 'val': 1094, 'test': 1093}),
+    'rsitmd': CaptionSet('dataset_RSITMD.json', {'train': 4291, 'test': 452}),
+    'ucm_captions': CaptionSet('dataset.json', {'train': 1680, 'val': 210, 'test': 210}),
+    'sydney_captions': CaptionSet('dataset.json', {'train': 497, 'val': 58, 'test': 58}),
+    'nwpu_captions': CaptionSet('dataset_nwpu.json', {'train': 25_200, 'val': 3150, 'test': 3150}),
+}
+_RAW = ('raw', 'raw_1', 'raw_2', 'raw_3', 'raw_4')
+
+
+@dataclass(frozen=True)
+class _Entry:
+    file: str
+    split: str
+    captions: tuple[str, ...]
+    label: str | None = None
+
+
+def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool = False) -> ImageSet:
+    """A caption set; `name` is one of `PUBLISHED`, or anything for one's own file.
+
+    Args:
+        name: what results call it.
+        tree: the folder (or zip archive) with the JSON and the images.
+        split: a split of the file, or `all`.
+        partial: accept another number of images than published, and leave out images that are missing.
+
+    Raises:
+        GrafalignError: a file is missing or has another form, an image has no caption or is missing, or a count differs.
+    """
+    told = PUBLISHED.get(name)
+    where = _description(tree, told.file if told else None)
+    entries = _entries(where, tree.text(where))
+    splits = sorted({e.split for e in entries})
+    if split != 'all':
+        entries = [e for e in entries if e.split == split]
+        if not entries:
+            raise GrafalignError(f'{where} has no split {split!r}; it has {", ".join(splits)}, or take all.')
+    pictures = {PurePosixPath(n).name.lower(): n for n in tree.names if is_picture(n)}
+    found = [(e, pictures.get(PurePosixPath(e.file).name.lower())) for e in entries]
+    missing = [e.file for e, at in found if at is None]
+    notes: list[str] = []
+    if missing and not partial:
+        raise GrafalignError(
+            f'{where} names {missing[0]}, which is not among the pictures of {tree.path} ({len(missing):,} missing); get '
+            'the whole set, or accept a part with --partial.'
+        )
+    if missing:
+        notes.append(f'{len(missing):,} images that are missing were left out')
+    kept = [(e, at) for e, at in found if at is not None]
+    expected = told.sizes.get(split) if told else None
+    if expected is not None and len(kept) != expected:
+        if not partial:
+            raise GrafalignError(
+                f'{name}: {where} has {len(kept):,} {split} images instead of {expected:,}; get the whole set, or accept '
+                'a part with --partial.'
+            )
+        notes.append(f'partial: {len(kept):,} of {expected:,} images')
+    bare = next((e.file for e, _ in kept if not e.captions), None)
+    if bare is not None:
+        raise GrafalignError(f'{where}: {bare} has no caption; add one, or take the image out of the list.')
+    items = [at for _, at in kept]
+    labels = sorted({e.label for e, _ in kept if e.label})
+    numbers = np.array([labels.index(e.label) for e, _ in kept]) if all(e.label for e, _ in kept) and labels else None  # type: ignore[arg-type]
+
+    def read(row: int) -> npt.NDArray[Any]:
+        pixels = _coloured(read_picture(tree.source(items[row]), items[row]))
+        if pixels.dtype != np.uint8:
+            default_range(str(pixels.dtype), items[row])
+        return pixels
+
+    return ImageSet(
+        name,
+        split,
+        items,
+        read,
+        classes=tuple(in_words(v) for v in labels) if numbers is not None else (),
+        labels=numbers,
+        captions=[e.captions for e, _ in kept],
+        notes=tuple(notes),
+    )
+
+
+def _description(tree: Tree, file: str | None) -> str:
+    """The JSON that describes the set."""
+    names = {PurePosixPath(n).name.lower(): n for n in reversed(tree.names)}
+    wanted = [file] if file else ['captions.jsonl', 'dataset.json']
+    for name in wanted:
+        if name.lower() in names:
+            return names[name.lower()]
+    others = [n for n in tree.names if n.lower().endswith(('.json', '.jsonl'))]
+    if file is None and len(others) == 1:
+        return others[0]
+    raise GrafalignError(f'{tree.path} has no {" or ".join(wanted)}; give the folder that holds it and the images.')
+
+
+def _entries(where: str, text: str) -> list[_Entry]:
+    try:
+        if where.lower().endswith('.jsonl'):
+            return [_line(where, n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        content = json.loads(text)
+        if 'images' in content:
+            return [
+                _Entry(
+                    str(i['filename']),
+                    str(i.get('split', 'all')),
+                    tuple(s['raw'].strip() for s in i['sentences'] if s['raw'].strip()),
+                )
+                for i in content['images']
+            ]
+        return [
+            _Entry(f'{label}/{i["filename"]}', str(i['split']), tuple(i[k].strip() for k in _RAW if i.get(k)), label)
+            for label, images in content.items()
+            for i in images
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GrafalignError(
+            f'{where} is no caption file of a known form ({error!r}); see the data sets in the docs for the forms.'
+        ) from None
+
+
+def _line(where: str, number: int, line: str) -> _Entry:
+    told = json.loads(line)
+    captions = told.get('captions')
+    if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
+        raise GrafalignError(f'{where}, line {number}: {told.get("image")} has a missing caption; write one, or drop it.')
+    label = told.get('class')
+    return _Entry(str(told['image']), str(told.get('split', 'all')), tuple(c.strip() for c in captions), label)
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a description file that was given instead of its folder."""
+    return path.parent if path.suffix.lower() in ('.json', '.jsonl') else path

@@ -1,0 +1,108 @@
+"""A data set by a few words: NAME:PATH, or NAME:PATH@SPLIT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grafalign.datasets.bigearthnet import BANDS, load_bigearthnet
+from grafalign.datasets.captions import PUBLISHED, folder_of, load_captions
+from grafalign.datasets.class_folders import load_fmow, load_folder, load_mlrsnet_labels, load_published, published
+from grafalign.datasets.deepsat import CLASSES, load_deepsat
+from grafalign.datasets.image_set import ImageSet
+from grafalign.datasets.own import load_masks, load_table
+from grafalign.datasets.tree import Tree
+from grafalign.errors import GrafalignError
+
+OWN = ('folder', 'csv', 'captions', 'masks')
+_DEFAULT_SPLIT = {'bigearthnet19': 'test', 'bigearthnet43': 'test', 'sat4': 'test', 'sat6': 'test', 'fmow': 'val'}
+
+
+def known_sets() -> list[str]:
+    """Names of the published sets."""
+    folders = [n for n in published() if n not in ('mlrsnet', 'fmow')]
+    others = ['eurosat13', 'mlrsnet', 'mlrsnet46', 'bigearthnet19', 'bigearthnet43', 'fmow']
+    return sorted([*folders, *others, *CLASSES, *PUBLISHED])
+
+
+def split_spec(spec: str) -> tuple[str, str, str | None]:
+    """Name, path and split of `NAME:PATH@SPLIT`.
+
+    Raises:
+        GrafalignError: there is no name or no path.
+    """
+    name, colon, rest = spec.partition(':')
+    if not colon or not name or not rest:
+        raise GrafalignError(f'{spec} is not understood; write NAME:PATH, such as eurosat:data/EuroSAT_RGB.')
+    path, at, split = rest.rpartition('@')
+    return (name, path, split) if at and '/' not in split else (name, rest, None)
+
+
+def open_set(
+    spec: str,
+    *,
+    partial: bool = False,
+    classes: list[str] | None = None,
+    bands: tuple[str, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> ImageSet:
+    """Open a data set from local files.
+
+    Args:
+        spec: `eurosat:PATH`, `rsicd:PATH@test`, `folder:PATH`, `csv:TABLE`, `captions:PATH`, `masks:PATH` ...
+        partial: accept a set that is not whole; results are marked.
+        classes: words for the classes, instead of the set's own.
+        bands: names of the bands of one's own pictures.
+        value_range: values that become black and white, instead of the set's own.
+
+    Raises:
+        GrafalignError: there is no such set, or its files are not as published.
+    """
+    from dataclasses import replace
+
+    name, where, split = split_spec(spec)
+    path = Path(where)
+    found = _open(name, path, split, partial, bands, value_range, classes)
+    if value_range is not None and found.value_range != value_range:
+        found = replace(found, value_range=value_range)
+    if classes is not None and found.classes != tuple(classes):
+        if len(classes) != len(found.classes):
+            raise GrafalignError(f'{len(classes)} class names were given and {name} has {len(found.classes)} classes.')
+        found = replace(found, classes=tuple(classes))
+    return found
+
+
+def _open(
+    name: str,
+    path: Path,
+    split: str | None,
+    partial: bool,
+    bands: tuple[str, ...] | None,
+    value_range: tuple[float, float] | None,
+    classes: list[str] | None,
+) -> ImageSet:
+    part = split or _DEFAULT_SPLIT.get(name, 'all')
+    if name in OWN:
+        title = path.stem if path.is_file() else path.resolve().name
+        if name == 'csv':
+            return load_table(path, title, part, bands, value_range)
+        if name == 'masks':
+            return load_masks(path, title, bands, value_range)
+        if name == 'captions':
+            return load_captions(title, Tree(folder_of(path)), part, partial=partial)
+        return load_folder(Tree(path), title, classes, bands, value_range)
+    if name in PUBLISHED:
+        return load_captions(name, Tree(folder_of(path)), split or 'test', partial=partial)
+    if name in CLASSES:
+        return load_deepsat(name, path, part, partial=partial)
+    if name in ('bigearthnet19', 'bigearthnet43'):
+        return load_bigearthnet(Tree(path), part, int(name[-2:]), bands or BANDS[:3], partial=partial)
+    if name == 'mlrsnet':
+        return load_mlrsnet_labels(Tree(path), partial=partial)
+    if name == 'fmow':
+        return load_fmow(Tree(path), part)
+    if name in known_sets():
+        return load_published('mlrsnet' if name == 'mlrsnet46' else name, Tree(path), part, partial=partial)
+    raise GrafalignError(
+        f'There is no data set {name!r}; the published ones are {", ".join(known_sets())}, and your own go by '
+        f'{", ".join(f"{n}:PATH" for n in OWN)}.'
+    )

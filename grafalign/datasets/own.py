@@ -1,0 +1,179 @@
+"""One's own sets from a table, and images with masks for segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import yaml
+
+from grafalign.datasets.class_folders import _coloured, places_of
+from grafalign.datasets.image_set import RGB, ImageSet
+from grafalign.datasets.pictures import BANDS_BY_COUNT, default_range, is_picture, picture_facts, read_picture
+from grafalign.datasets.tree import Tree
+from grafalign.errors import GrafalignError
+
+VOID = 255
+"""Pixels of a mask that do not count."""
+
+
+def load_table(
+    path: Path,
+    name: str,
+    split: str = 'all',
+    bands: tuple[str, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> ImageSet:
+    """A CSV with a row an image.
+
+    Columns: `image` (path, relative to the table), and any of `label` (one class, or several with `|` between them),
+    `caption`, `caption_2`, ... (texts), `split`, `lon` and `lat` (degrees).
+
+    Raises:
+        GrafalignError: the table or a column is missing, or a row lacks something; the sentence names file and row.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise GrafalignError(f'There is no file {path}; give a CSV with a column `image`.') from None
+    except (OSError, ValueError) as error:
+        raise GrafalignError(f'{path} cannot be read as CSV ({error}); mend it.') from None
+    if 'image' not in table:
+        raise GrafalignError(f'{path} has no column `image`; its columns are {", ".join(table.columns)}.')
+    if split != 'all':
+        if 'split' not in table:
+            raise GrafalignError(f'{path} has no column `split`; take all of it, or add one.')
+        table = table[table['split'] == split]
+    if table.empty:
+        raise GrafalignError(f'{path} has no row{"" if split == "all" else f" of the split {split}"}; add some.')
+    texts = [c for c in table.columns if c == 'caption' or c.startswith('caption_')]
+    if 'label' not in table and not texts:
+        raise GrafalignError(f'{path} has neither `label` nor `caption`; add one of them, or there is nothing to test.')
+    for column in ['image', *(['label'] if 'label' in table else []), *texts[:1]]:
+        blank = table.index[table[column].str.strip() == '']
+        if len(blank):
+            raise GrafalignError(f'{path}, row {blank[0] + 2}: `{column}` is empty; fill it, or remove the row.')
+    items = table['image'].tolist()
+    missing = [i for i in items if not (path.parent / i).is_file()]
+    if missing:
+        raise GrafalignError(f'{path} names {missing[0]}, which is not there ({len(missing):,} missing); mend the table.')
+    facts = picture_facts(path.parent / items[0], items[0])
+    known = bands or BANDS_BY_COUNT.get(facts.bands)
+    if known is None:
+        raise GrafalignError(f'{items[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
+    span = value_range or default_range(facts.dtype, items[0])
+
+    def read(row: int) -> npt.NDArray[Any]:
+        pixels = read_picture(path.parent / items[row], items[row])
+        pixels = _coloured(pixels) if known == RGB else pixels
+        if len(pixels) != len(known):
+            raise GrafalignError(f'{items[row]} has {len(pixels)} bands and the others {len(known)}; make them alike.')
+        if pixels.dtype != np.uint8 and span == (0.0, 255.0):
+            default_range(str(pixels.dtype), items[row])
+        return pixels
+
+    classes: tuple[str, ...] = ()
+    labels = many = None
+    if 'label' in table:
+        told = [tuple(p.strip() for p in value.split('|') if p.strip()) for value in table['label']]
+        classes = tuple(sorted({label for labels_ in told for label in labels_}))
+        if len(classes) < 2:
+            raise GrafalignError(f'{path} has only the class {classes[0]}; classification needs two or more.')
+        many = np.array([[c in labels_ for c in classes] for labels_ in told])
+        if (many.sum(1) == 1).all():
+            labels, many = many.argmax(1).astype(np.int64), None
+
+    def lonlat() -> npt.NDArray[np.float64] | None:
+        if 'lon' in table and 'lat' in table:
+            places = table[['lon', 'lat']].apply(pd.to_numeric, errors='coerce').to_numpy()
+            return None if np.isnan(places).any() else places
+        return places_of(Tree(path.parent), items)
+
+    captions = None
+    if texts:
+        rows = table[texts].to_numpy().tolist()
+        captions = [[text.strip() for text in row if text.strip()] for row in rows]
+    return ImageSet(name, split, items, read, known, span, classes, labels, many, captions, lonlat=lonlat)
+
+
+def load_masks(
+    path: Path,
+    name: str,
+    bands: tuple[str, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> ImageSet:
+    """Images with masks for segmentation: PATH/images/A.tif, PATH/masks/A.png (any picture endings), PATH/classes.yaml.
+
+    `classes.yaml` maps the values of the masks to class names: `1: forest`. Other values, and 255, do not count.
+
+    Raises:
+        GrafalignError: a part is missing, an image has no mask, or a mask has another size than its image.
+    """
+    tree = Tree(path)
+    words = _mask_classes(path / 'classes.yaml')
+    images = {PurePosixPath(n).stem: n for n in tree.names if n.startswith('images/') and is_picture(n)}
+    masks = {PurePosixPath(n).stem: n for n in tree.names if n.startswith('masks/') and is_picture(n)}
+    if not images:
+        raise GrafalignError(f'{path} has no pictures in images/; put images there and masks of the same names in masks/.')
+    bare = sorted(set(images) - set(masks))
+    if bare:
+        raise GrafalignError(f'{path}: {images[bare[0]]} has no mask of that name in masks/ ({len(bare):,} missing); add it.')
+    stems = sorted(images)
+    items = [images[s] for s in stems]
+    facts = picture_facts(tree.source(items[0]), items[0])
+    known = bands or BANDS_BY_COUNT.get(facts.bands)
+    if known is None:
+        raise GrafalignError(f'{items[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
+    span = value_range or default_range(facts.dtype, items[0])
+    numbers = np.full(65_536, VOID, dtype=np.int64)
+    for index, value in enumerate(words):
+        numbers[value] = index
+
+    def read(row: int) -> npt.NDArray[Any]:
+        pixels = read_picture(tree.source(items[row]), items[row])
+        return _coloured(pixels) if known == RGB else pixels
+
+    def mask(row: int) -> npt.NDArray[np.int64]:
+        where = masks[stems[row]]
+        pixels = _mask_values(tree.source(where), where)
+        size = read_picture(tree.source(items[row]), items[row]).shape[-2:]
+        if pixels.shape != size:
+            raise GrafalignError(f'{where} is {pixels.shape} px and {items[row]} is {size}; make them alike.')
+        return numbers[pixels.astype(np.uint16)]
+
+    return ImageSet(
+        name, 'all', items, read, known, span, tuple(words.values()), mask=mask, lonlat=lambda: places_of(tree, items)
+    )
+
+
+def _mask_values(source: Path | bytes, where: str) -> npt.NDArray[Any]:
+    """The numbers of a mask; of a palette its indices, not its colours."""
+    import io
+
+    from PIL import Image
+
+    if where.lower().endswith('.png'):
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.mode in ('P', 'L', '1', 'I;16', 'I'):
+                return np.asarray(image).astype(np.int64)
+        raise GrafalignError(f'{where} has colours where a mask has one number a pixel; save it as indices.')
+    pixels = read_picture(source, where)
+    if len(pixels) != 1:
+        raise GrafalignError(f'{where} has {len(pixels)} bands where a mask has one; save it as indices.')
+    return pixels[0]
+
+
+def _mask_classes(path: Path) -> dict[int, str]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        words = {int(k): str(v) for k, v in content.items()}
+    except FileNotFoundError:
+        raise GrafalignError(f'There is no file {path}; write a line such as `1: forest` for each class.') from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise GrafalignError(f'{path} is no list of `value: class` lines ({error}); mend it.') from None
+    if len(words) < 2:
+        raise GrafalignError(f'{path} has fewer than two classes; segmentation needs two or more.')
+    return words

@@ -1,0 +1,137 @@
+"""Picture files as numbers: [bands, rows, columns] in the bit depth of the file, nothing stretched.
+
+Grey pictures have one band; palettes become the colours they stand for; transparency is left out. 16-bit and
+floating-point numbers stay as they are: which of them are black and white nobody can tell from a picture, so whoever
+uses them has to say it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.warp import transform_bounds
+
+from grafalign.errors import GrafalignError
+
+Pixels = npt.NDArray[Any]
+RASTERS = ('.tif', '.tiff', '.jp2')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', *RASTERS)
+_DIRECT = {'RGB': 3, 'L': 1}
+_NUMBERS = ('I;16', 'I;16B', 'I;16L', 'I', 'F')
+_LARGEST_PX = 400_000_000
+
+BANDS_BY_COUNT = {1: ('grey',), 3: ('red', 'green', 'blue'), 4: ('red', 'green', 'blue', 'nir')}
+"""What the bands of a picture are taken for where nobody says it; four as in NAIP."""
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a file says before it is decoded."""
+
+    bands: int
+    dtype: str
+    bounds: tuple[float, float, float, float] | None = None
+    """West, south, east, north in degrees (EPSG:4326), where the file knows its place."""
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture."""
+    return name.lower().endswith(SUFFIXES) and not name.rpartition('/')[2].startswith('.')
+
+
+def read_picture(source: Path | bytes, name: str) -> Pixels:
+    """Pixels [C, H, W] of a picture.
+
+    Args:
+        source: the file or its bytes.
+        name: what errors call it; its ending says what kind it is.
+
+    Raises:
+        GrafalignError: it is missing, damaged, empty or no picture.
+    """
+    try:
+        return _read_raster(source) if name.lower().endswith(RASTERS) else _read_plain(source)
+    except FileNotFoundError:
+        raise GrafalignError(f'There is no file {name}; put it back, or leave it out of the list.') from None
+    except (OSError, ValueError, SyntaxError, RasterioError, Image.DecompressionBombError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise GrafalignError(f'{name} cannot be read as a picture ({reason}); replace or remove it.') from None
+
+
+def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
+    """Bands, type and place of a picture, from its head alone.
+
+    Raises:
+        GrafalignError: it is missing, damaged or no picture.
+    """
+    try:
+        if name.lower().endswith(RASTERS):
+            with _opened(source) as raster:
+                bounds = None
+                if raster.crs is not None and not raster.transform.is_identity:
+                    bounds = transform_bounds(raster.crs, 'EPSG:4326', *raster.bounds)
+                colours = raster.colorinterp[0].name == 'palette'
+                return PictureFacts(3 if colours else raster.count, raster.dtypes[0], bounds)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.mode in _NUMBERS:
+                return PictureFacts(1, 'float32' if image.mode == 'F' else 'uint16')
+            return PictureFacts(1 if image.mode in ('L', '1', 'LA') else 3, 'uint8')
+    except (OSError, ValueError, SyntaxError, RasterioError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise GrafalignError(f'{name} cannot be read as a picture ({reason}); replace or remove it.') from None
+
+
+def default_range(dtype: str, name: str) -> tuple[float, float]:
+    """The values that become black and white: those of 8 bits, and of nothing else.
+
+    Raises:
+        GrafalignError: nobody has said it.
+    """
+    if dtype == 'uint8':
+        return 0.0, 255.0
+    raise GrafalignError(
+        f'{name} holds {dtype} numbers; say which are black and white, such as --value-range 0 3000 for Sentinel-2.'
+    )
+
+
+def _read_plain(source: Path | bytes) -> Pixels:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if image.width * image.height > _LARGEST_PX:
+            raise ValueError(f'{image.width} x {image.height} px are too many')
+        if image.mode in _NUMBERS:
+            return np.asarray(image)[None]
+        if image.mode in ('1', 'LA'):
+            return np.asarray(image.convert('L'))[None]
+        if image.mode not in _DIRECT:
+            image = image.convert('RGBA').convert('RGB') if 'transparency' in image.info else image.convert('RGB')
+        pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+
+def _read_raster(source: Path | bytes) -> Pixels:
+    with _opened(source) as raster:
+        if raster.width * raster.height * raster.count > _LARGEST_PX:
+            raise ValueError(f'{raster.width} x {raster.height} px are too many')
+        if raster.colorinterp[0].name == 'palette':
+            table = np.zeros((256, 3), dtype=np.uint8)
+            for number, colour in raster.colormap(1).items():
+                table[number] = colour[:3]
+            return np.moveaxis(table[raster.read(1)], -1, 0)
+        kept = [i for i, c in enumerate(raster.colorinterp, 1) if c.name != 'alpha']
+        return np.asarray(raster.read(kept))
+
+
+def _opened(source: Path | bytes) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        return MemoryFile(source).open() if isinstance(source, bytes) else rasterio.open(source)

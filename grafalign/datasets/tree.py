@@ -1,0 +1,104 @@
+"""The files of a data set, in a folder or still inside the zip archive it was published as."""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from grafalign.errors import GrafalignError
+
+_PACKED = ('.rar', '.7z', '.tar', '.gz', '.tgz', '.bz2', '.zst')
+
+
+class Tree:
+    """Files by their relative names.
+
+    Args:
+        path: a folder or a zip archive.
+        inside: a folder below it that is taken for the root.
+
+    Raises:
+        GrafalignError: there is no such folder or archive, or it is packed in a way that cannot be read in place.
+    """
+
+    def __init__(self, path: Path, inside: str = '') -> None:
+        self.path, self.inside = path, inside
+        self._local = threading.local()
+        if path.is_file() and path.suffix.lower() in _PACKED:
+            raise GrafalignError(f'{path} is packed; unpack it and give the folder (zip archives are read as they are).')
+        if not path.is_dir() and not zipfile.is_zipfile(path):
+            raise GrafalignError(f'There is no folder or zip archive {path}; give the path of the data set.')
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Relative names of all files, sorted, `/` between folders."""
+        if self.path.is_dir():
+            root = self.path / self.inside
+            found = [p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file()]
+        else:
+            lead = f'{self.inside}/' if self.inside else ''
+            found = [n[len(lead) :] for n in self._zip.namelist() if n.startswith(lead) and not n.endswith('/')]
+        return sorted(found)
+
+    @property
+    def _zip(self) -> zipfile.ZipFile:
+        """The archive, opened once a thread: one handle is read by one thread at a time."""
+        if not hasattr(self._local, 'zip'):
+            self._local.zip = zipfile.ZipFile(self.path)
+        found: zipfile.ZipFile = self._local.zip
+        return found
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        if self.path.is_dir():
+            return (self.path / self.inside / name).is_file()
+        return name in self._known
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return set(self.names)
+
+    def source(self, name: str) -> Path | bytes:
+        """A file, or its bytes where it is in an archive.
+
+        Raises:
+            GrafalignError: it is not there, or the archive is damaged.
+        """
+        if self.path.is_dir():
+            return self.path / self.inside / name
+        try:
+            return self._zip.read(str(PurePosixPath(self.inside) / name))
+        except KeyError:
+            raise GrafalignError(f'{self.path} holds no {name}; the archive is not whole, get it again.') from None
+        except (zipfile.BadZipFile, OSError) as error:
+            raise GrafalignError(f'{self.path}: {name} cannot be read ({error}); get the archive again.') from None
+
+    def text(self, name: str) -> str:
+        """A text file.
+
+        Raises:
+            GrafalignError: it is not there or is no UTF-8.
+        """
+        source = self.source(name)
+        try:
+            return (source if isinstance(source, bytes) else source.read_bytes()).decode('utf-8-sig')
+        except (OSError, UnicodeDecodeError) as error:
+            raise GrafalignError(f'{self.path}: {name} cannot be read ({error}); get it again.') from None
+
+    def below(self, folder: str) -> Tree:
+        """The tree of a folder inside."""
+        return Tree(self.path, str(PurePosixPath(self.inside) / folder) if self.inside else folder)
+
+    def find_folder(self, candidates: list[str]) -> Tree | None:
+        """The first of several folders that is there, in any case; also the tree itself, where its name is one."""
+        folders = {str(PurePosixPath(n).parent).lower(): str(PurePosixPath(n).parent) for n in self.names}
+        for name in list(folders.values()):
+            for parent in PurePosixPath(name).parents:
+                folders.setdefault(str(parent).lower(), str(parent))
+        for candidate in candidates:
+            found = folders.get(candidate.lower())
+            if found is not None and found != '.':
+                return self.below(found)
+        return None

@@ -1,0 +1,64 @@
+"""Many pictures through a model: decoded ahead by threads, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from grafalign import console, engine
+from grafalign.models.model import Model, Vectors
+from grafalign.models.pixels import Fit, band_places, to_input
+
+BATCH = 64
+_AHEAD = 3
+"""Batches that are decoded while one is embedded."""
+
+
+def embed_pictures(
+    model: Model,
+    read: Callable[[int], np.ndarray],
+    rows: range,
+    bands: tuple[str, ...],
+    value_range: tuple[float, float],
+    fit: Fit = 'resize',
+    *,
+    label: str = 'embedding',
+    workers: int | None = None,
+) -> Iterator[tuple[range, Vectors]]:
+    """Embed pictures in order; yields rows and their unit embeddings [b, D].
+
+    Args:
+        model: the model.
+        read: pixels [C, H, W] of one picture, in physical values.
+        rows: which.
+        bands: names of the C bands.
+        value_range: physical values that become 0 and 1.
+        fit: see `pixels.py`.
+        label: of the progress bar.
+        workers: threads that decode.
+
+    Raises:
+        GrafalignError: a picture cannot be read, or a band is missing.
+    """
+    places = band_places(model.rule, bands)
+
+    def prepare(row: int) -> torch.Tensor:
+        return to_input(read(row)[places], model.rule, fit, value_range)
+
+    batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+    pool = ThreadPoolExecutor(workers or engine.default_workers(), thread_name_prefix='pictures')
+    ahead: dict[int, list[Future[torch.Tensor]]] = {}
+    try:
+        with console.progress(label, len(rows)) as bar:
+            for number, batch in enumerate(batches):
+                for later in range(number, min(number + _AHEAD, len(batches))):
+                    if later not in ahead:
+                        ahead[later] = [pool.submit(prepare, row) for row in batches[later]]
+                inputs = torch.stack([future.result() for future in ahead.pop(number)])
+                yield batch, model.embed_images(inputs)
+                bar.advance(len(batch))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

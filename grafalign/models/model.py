@@ -1,0 +1,87 @@
+"""A model as benchmarks, index and search see it: pictures and words in, unit vectors of one space out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from grafalign.encoders import SatelliteEncoder
+from grafalign.errors import GrafalignError
+from grafalign.models.pixels import InputRule
+
+Vectors = npt.NDArray[np.float32]
+_TEXTS = 256
+
+
+@dataclass(frozen=True)
+class Model:
+    """A vision-language model; D is the width of its space."""
+
+    name: str
+    """What tables call it."""
+    kind: str
+    """run, export, open_clip, transformers or graft."""
+    digest: str
+    """Of its weights: equal digests mean equal embeddings."""
+    rule: InputRule
+    images: Callable[[Tensor], Tensor]
+    """Inputs [B, C, S, S] to embeddings [B, D]."""
+    texts: Callable[[Sequence[str]], Tensor]
+    """Texts to embeddings [T, D]."""
+    device: torch.device
+    dense: Callable[[], SatelliteEncoder] | None = None
+    """Makes the encoder whose patch embeddings live in the space of the words, where the model has one."""
+    clip_digest: str | None = None
+    """Of the CLIP whose photo embeddings (a ground bank's) lie in this space."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Where it came from, for results."""
+
+    def embed_images(self, inputs: Tensor) -> Vectors:
+        """Unit embeddings [B, D] of inputs [B, C, S, S].
+
+        Raises:
+            GrafalignError: an embedding is not finite.
+        """
+        with torch.no_grad():
+            return self._unit(self.images(inputs.to(self.device)), 'an image')
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Unit embeddings [T, D] of texts.
+
+        Raises:
+            GrafalignError: there is no text, one is empty, or an embedding is not finite.
+        """
+        if not texts:
+            raise GrafalignError('There are no texts to embed; give at least one.')
+        empty = next((i for i, text in enumerate(texts) if not text.strip()), None)
+        if empty is not None:
+            raise GrafalignError(f'Text {empty} is empty; write something, or leave it out.')
+        with torch.no_grad():
+            parts = [self._unit(self.texts(texts[i : i + _TEXTS]), 'a text') for i in range(0, len(texts), _TEXTS)]
+        return np.concatenate(parts)
+
+    def _unit(self, vectors: Tensor, what: str) -> Vectors:
+        found = functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+        if not np.isfinite(found).all():
+            raise GrafalignError(f'{self.name} gives {what} an embedding that is not finite; its weights are damaged.')
+        return found
+
+    def encoder(self) -> SatelliteEncoder:
+        """The encoder with patch embeddings.
+
+        Raises:
+            GrafalignError: this model has none.
+        """
+        if self.dense is None:
+            raise GrafalignError(
+                f'{self.name} gives no patch embeddings, so it cannot segment; give a run, an export, a checkpoint of '
+                'GRAFT, or a vision transformer of open_clip.'
+            )
+        return self.dense()

@@ -1,0 +1,108 @@
+"""Models that open_clip loads: its names and tags, checkpoint files (RemoteCLIP, GeoRSCLIP, SkyCLIP), folders, exports.
+
+The three checkpoints are plain state dictionaries of open_clip, or its trainer's (`state_dict`, names beginning with
+`module.`), which open_clip reads by path. Whether weights continue OpenAI's, and so need QuickGELU, is not written in
+them: the architecture says it (`ViT-B-32-quickgelu`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_clip
+from grafalign.errors import GrafalignError
+from grafalign.exchange.export import MARKER
+from grafalign.exchange.exportable import PATCH_HEAD
+from grafalign.models.model import Model
+from grafalign.models.pixels import InputRule
+
+RGB = ('red', 'green', 'blue')
+
+
+def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Model:
+    """A model by open_clip's name and tag or file, or a folder.
+
+    Raises:
+        GrafalignError: it cannot be loaded.
+    """
+    if settings.pretrained and '/' in settings.pretrained + settings.model and _is_missing(settings.pretrained):
+        raise GrafalignError(f'There is no file {settings.pretrained}; give the path of a checkpoint, or a tag.')
+    clip = load_clip(settings, device)
+    folder = Path(settings.model)
+    export = export_facts(folder)
+    given = export.get('input') or {}
+    rule = InputRule(
+        tuple(given.get('bands', RGB)), int(given.get('size_px', clip.image_px)), clip.mean, clip.std, _filter(clip)
+    )
+    fit = 'pad' if rule.size_px != clip.image_px else 'resample'
+
+    def dense() -> SatelliteEncoder:
+        encoder = SatelliteEncoder(clip, rule.bands, rule.size_px, fit).to(device)
+        if (folder / PATCH_HEAD).is_file():
+            load_patch_head(encoder, folder / PATCH_HEAD)
+        return encoder.eval()
+
+    images = clip.encode_images
+    if fit == 'pad':
+        whole = dense()
+
+        def images(inputs: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = whole(inputs).image
+            return found
+
+    return Model(
+        name=name,
+        kind='export' if export else 'open_clip',
+        digest=clip.digest,
+        rule=rule,
+        images=images,
+        texts=clip.encode_text,
+        device=device,
+        dense=dense,
+        clip_digest=None if export else clip.digest,
+        facts={'model': settings.model, 'pretrained': settings.pretrained},
+    )
+
+
+def export_facts(folder: Path) -> dict[str, Any]:
+    """`grafalign_export.json` of an export of ours; nothing for any other folder."""
+    if not (folder / MARKER).is_file():
+        return {}
+    try:
+        facts: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding='utf-8'))
+    except ValueError:
+        raise GrafalignError(f'{folder / MARKER} is damaged; export again.') from None
+    return facts
+
+
+def load_patch_head(encoder: SatelliteEncoder, path: Path) -> None:
+    """Load `patch_head.safetensors` of an export.
+
+    Raises:
+        GrafalignError: it is damaged or belongs to another model.
+    """
+    try:
+        head = load_file(path)
+        missing = [k for k in ('patch_proj.weight',) if k not in head]
+        if missing:
+            raise ValueError(f'{missing[0]} is missing')
+        encoder.load_state_dict(head, strict=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise GrafalignError(f'{path} is damaged or of another model ({reason}); export again.') from None
+
+
+def _filter(clip: FrozenClip) -> str:
+    """The interpolation of a CLIP's preprocessing."""
+    known = getattr(clip.model.visual, 'preprocess_cfg', {})
+    return str(known.get('interpolation', 'bicubic'))
+
+
+def _is_missing(tag: str) -> bool:
+    return '/' in tag and not Path(tag).is_file()

@@ -1,0 +1,126 @@
+"""From pictures to a model's input: one rule for every model, so that models differ by their weights and nothing else.
+
+1. The bands that the model wants, by name; pictures of one band serve as all three colours.
+2. Resized with the model's own interpolation, in the numbers of the file. `resize`: the shorter side to the model's
+   size, the middle taken. `pad`: kept as large as it is on black ground (as GRAFT's users do with EuroSAT and
+   BigEarthNet); what is larger than the input is first made to fit.
+3. Values of the set's `value_range` become 0 to 1 and are clipped: one fixed stretch, never one per picture.
+4. The model's mean and standard deviation.
+
+For 8-bit colour pictures `resize` gives to the bit what open_clip's own preprocessing of a CLIP gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from grafalign.encoders.bands import select_bands
+from grafalign.errors import GrafalignError
+from grafalign.store import Sensor
+
+Fit = Literal['resize', 'pad']
+_FILTERS = {
+    'nearest': Image.Resampling.NEAREST,
+    'bilinear': Image.Resampling.BILINEAR,
+    'bicubic': Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class InputRule:
+    """What a model takes."""
+
+    bands: tuple[str, ...]
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = 'bicubic'
+
+    def facts(self, fit: Fit, value_range: tuple[float, float]) -> dict[str, Any]:
+        """What a result says of the way of the pixels."""
+        return {
+            'fit': fit,
+            'size_px': self.size_px,
+            'interpolation': self.interpolation,
+            'bands': list(self.bands),
+            'value_range': list(value_range),
+            'mean': [round(v, 6) for v in self.mean],
+            'std': [round(v, 6) for v in self.std],
+        }
+
+
+def band_places(rule: InputRule, bands: tuple[str, ...]) -> list[int]:
+    """Positions of the model's bands in a set's pictures; a single band is taken for each of them.
+
+    Raises:
+        GrafalignError: a band is missing.
+    """
+    if len(bands) == 1:
+        return [0] * len(rule.bands)
+    return select_bands(Sensor('This set', bands, 1.0, 1, (0.0, 1.0)), rule.bands)
+
+
+def to_input(picture: npt.NDArray[Any], rule: InputRule, fit: Fit, value_range: tuple[float, float]) -> Tensor:
+    """One picture [C, H, W], bands in the model's order, as the model's input [C, S, S].
+
+    Raises:
+        GrafalignError: the picture is empty or holds no numbers.
+    """
+    unit = as_unit(resized(picture, rule, fit, value_range[0]), value_range)
+    mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (rule.mean, rule.std))
+    return torch.from_numpy((unit - mean) / std)
+
+
+def as_unit(picture: npt.NDArray[Any], value_range: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Values of the range as 0 to 1, clipped."""
+    low, high = value_range
+    values = picture.astype(np.float32)
+    if (low, high) == (0, 255):
+        return np.clip(values / np.float32(255), 0, 1)
+    return np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def resized(picture: npt.NDArray[Any], rule: InputRule, fit: Fit, black: float = 0.0) -> npt.NDArray[Any]:
+    """The picture [C, S, S] at the model's size, in its own numbers."""
+    if picture.ndim != 3 or not picture.size:
+        raise GrafalignError(f'A picture of shape {list(picture.shape)} is none; give bands, rows and columns.')
+    if not np.isfinite(picture).all():
+        picture = np.nan_to_num(picture, nan=black, posinf=black, neginf=black)
+    size = rule.size_px
+    height, width = picture.shape[-2:]
+    if fit == 'pad':
+        if max(height, width) > size:
+            scale = size / max(height, width)
+            picture = _scale(picture, max(1, round(height * scale)), max(1, round(width * scale)), rule)
+        return _lay_on(picture, size, black)
+    short = min(height, width)
+    if short != size:
+        picture = _scale(picture, int(size * height / short), int(size * width / short), rule)
+    height, width = picture.shape[-2:]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return picture[:, top : top + size, left : left + size]
+
+
+def _lay_on(picture: npt.NDArray[Any], size: int, black: float) -> npt.NDArray[Any]:
+    height, width = picture.shape[-2:]
+    if (height, width) == (size, size):
+        return picture
+    ground = np.full((len(picture), size, size), black, dtype=picture.dtype)
+    top, left = (size - height) // 2, (size - width) // 2
+    ground[:, top : top + height, left : left + width] = picture
+    return ground
+
+
+def _scale(picture: npt.NDArray[Any], height: int, width: int, rule: InputRule) -> npt.NDArray[Any]:
+    """Pillow's resampling, which looks at all pixels that become one; 8-bit stays 8-bit, as everywhere with CLIP."""
+    kind = np.uint8 if picture.dtype == np.uint8 else np.float32
+    how = _FILTERS.get(rule.interpolation, Image.Resampling.BICUBIC)
+    bands = [Image.fromarray(np.ascontiguousarray(band, dtype=kind)).resize((width, height), how) for band in picture]
+    return np.stack([np.asarray(band) for band in bands])

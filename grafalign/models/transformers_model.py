@@ -1,0 +1,121 @@
+"""CLIP and SigLIP in the layout of Hugging Face transformers, from a local folder; needs the extra `transformers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grafalign.encoders import SatelliteEncoder
+from grafalign.errors import GrafalignError
+from grafalign.files import file_digest
+from grafalign.models.model import Model
+from grafalign.models.open_clip_model import RGB, export_facts
+from grafalign.models.pixels import InputRule
+
+_KINDS = ('clip', 'siglip')  # SigLIP 2 of fixed size calls itself siglip
+_FILTERS = {0: 'nearest', 2: 'bilinear', 3: 'bicubic'}  # Pillow's numbers
+
+
+def from_folder(folder: Path, name: str, device: torch.device) -> Model:
+    """A CLIP, SigLIP or SigLIP 2 (of fixed size) that transformers saved.
+
+    Texts are padded to the model's length and, for SigLIP, in lower case, as it was trained; CLIP does not mind.
+
+    Raises:
+        GrafalignError: transformers is not installed, or the folder cannot be loaded.
+    """
+    try:
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    except ImportError:
+        raise GrafalignError(f'{folder} is of transformers; install grafalign[transformers].') from None
+    kind = _model_type(folder)
+    try:
+        model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers and the packages under it raise types of their own
+        reason = ' '.join(str(error).split())[:250]
+        raise GrafalignError(f'{folder} cannot be loaded by transformers ({reason}); save the model again.') from None
+    model = model.to(device).eval().requires_grad_(False)
+    vision, text = model.config.vision_config, model.config.text_config
+    given = export_facts(folder).get('input') or {}
+    bands = tuple(given.get('bands', RGB if vision.num_channels == 3 else ()))
+    if len(bands) != vision.num_channels:
+        raise GrafalignError(
+            f'{folder} takes {vision.num_channels} bands and does not say which; export it again with grafalign.'
+        )
+    rule = InputRule(
+        bands,
+        int(given.get('size_px', vision.image_size)),
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+        _FILTERS.get(int(processor.resample), 'bicubic'),
+    )
+    margin = _margin(given, rule)
+
+    def images(inputs: Tensor) -> Tensor:
+        if any(margin):
+            inputs = _on_black(inputs, margin, rule)
+        return _tensor(model.get_image_features(pixel_values=inputs))
+
+    def texts(words: Sequence[str]) -> Tensor:
+        tokens = tokenizer(
+            [w.lower() for w in words] if kind == 'siglip' else list(words),
+            padding='max_length',
+            max_length=text.max_position_embeddings,
+            truncation=True,
+            return_tensors='pt',
+        ).to(device)
+        if kind == 'siglip':
+            tokens = {'input_ids': tokens['input_ids']}  # it looks at the padding too
+        return _tensor(model.get_text_features(**tokens))
+
+    def no_patches() -> SatelliteEncoder:
+        raise GrafalignError(
+            f'{folder} is of transformers, whose patch embeddings are not read here; export it with --format open_clip.'
+        )
+
+    weights = sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin'))
+    digest = '-'.join(file_digest(path)[:16] for path in [folder / 'config.json', *weights])
+    return Model(
+        name=name,
+        kind='transformers',
+        digest=digest,
+        rule=rule,
+        images=images,
+        texts=texts,
+        device=device,
+        dense=no_patches,
+        facts={'folder': folder.name, 'model_type': kind},
+    )
+
+
+def _model_type(folder: Path) -> str:
+    try:
+        kind = json.loads((folder / 'config.json').read_text(encoding='utf-8')).get('model_type')
+    except (OSError, ValueError, AttributeError):
+        raise GrafalignError(f'{folder / "config.json"} is damaged; save the model again.') from None
+    if kind not in _KINDS:
+        raise GrafalignError(f'{folder} is a {kind}, and only {", ".join(_KINDS)} of transformers can be used here.')
+    return str(kind)
+
+
+def _tensor(found: Any) -> Tensor:
+    """Features, which transformers 5 hands out inside an output."""
+    return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def _margin(given: dict[str, Any], rule: InputRule) -> tuple[int, int]:
+    """Black before and after a tile that an export lays on black ground."""
+    canvas, start = int(given.get('canvas_px', rule.size_px)), int(given.get('start_px', 0))
+    return start, canvas - start - rule.size_px
+
+
+def _on_black(inputs: Tensor, margin: tuple[int, int], rule: InputRule) -> Tensor:
+    mean, std = (torch.tensor(v, device=inputs.device).view(1, -1, 1, 1) for v in (rule.mean, rule.std))
+    return torch.nn.functional.pad(inputs * std + mean, margin * 2) / std - mean / std

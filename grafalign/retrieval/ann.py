@@ -1,0 +1,227 @@
+"""Approximate neighbours: FAISS finds candidates in a small copy of the vectors, the vectors themselves decide.
+
+Three kinds, all made by FAISS's factory:
+
+    ivf     cells of k-means, 8 bits a number: D bytes a vector. Quick to make and to add to; the usual choice
+    ivfpq   the same cells, product-quantised: 32 to 128 bytes a vector, where memory is short
+    hnsw    a graph of neighbours over 8-bit vectors: D + 280 bytes a vector, slow to make
+
+`Ann.build` measures recall against exact search and raises the effort until the target is met on queries that it did
+not see when it chose; what it measured is kept and reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+import torch  # isort: skip  # noqa: F401  before faiss: two OpenMP runtimes loaded the other way round crash on macOS
+import faiss
+
+from grafalign import console
+from grafalign.errors import GrafalignError
+from grafalign.retrieval.exact import Floats, nearest, score_again
+
+Kind = Literal['exact', 'ivf', 'ivfpq', 'hnsw']
+EXACT_ROWS = 50_000
+"""Up to so many vectors exact search answers at once: 100 MB at 512 dimensions."""
+_TUNED_AT = (10, 100)
+_CHUNK = 65_536
+_TRAIN_PER_CELL = 40
+"""FAISS wants 39 to 256 training vectors a cell; more takes longer and gains little."""
+_CODES = (128, 64, 32)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to look, for one number of neighbours."""
+
+    k: int
+    visits: int
+    """Cells that are opened (ivf, ivfpq), or length of the list of open nodes (hnsw)."""
+    candidates: int
+    """Candidates a neighbour that are scored again."""
+    recall: float
+    """Share of the true k nearest that were found, on queries that did not choose this effort."""
+
+
+@dataclass
+class Ann:
+    """An approximate index over the first `rows` vectors of a table."""
+
+    kind: Kind
+    index: Any
+    target: float
+    efforts: list[Effort] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Vectors in it."""
+        return int(self.index.ntotal)
+
+    @classmethod
+    def build(
+        cls, vectors: Floats, queries: Floats, kind: Kind, target: float = 0.99, most_bytes: int | None = None
+    ) -> Ann:
+        """Train, fill and tune an index.
+
+        Args:
+            vectors: unit vectors [N, D], also memory-mapped.
+            queries: what will be asked, [Q, D]; half of them choose the effort, half measure it.
+            kind: not `exact`.
+            target: recall to reach.
+            most_bytes: memory that `ivfpq` may take.
+        """
+        count, width = vectors.shape
+        cells = _cells(count)
+        if kind == 'hnsw':
+            key = 'HNSW32,SQ8'
+        elif kind == 'ivf':
+            key = f'IVF{cells},SQ8'
+        else:
+            key = f'IVF{cells},PQ{_code_bytes(count, width, most_bytes)}'
+        index = faiss.index_factory(width, key, faiss.METRIC_INNER_PRODUCT)
+        if kind != 'hnsw':
+            index.cp.niter = 10
+        rng = np.random.default_rng(0)
+        sample = np.sort(rng.choice(count, min(count, cells * _TRAIN_PER_CELL), replace=False))
+        console.log(f'training {key} on {len(sample):,} of {count:,} vectors')
+        index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
+        made = cls(kind, index, target)
+        made.add(vectors)
+        made.tune(vectors, queries)
+        return made
+
+    def add(self, vectors: Floats) -> None:
+        """Append vectors [N, D]; they take the row numbers that follow."""
+        with console.progress('indexing', len(vectors)) as bar:
+            for start in range(0, len(vectors), _CHUNK):
+                part = np.ascontiguousarray(vectors[start : start + _CHUNK], dtype=np.float32)
+                self.index.add(part)
+                bar.advance(len(part))
+
+    def tune(self, vectors: Floats, queries: Floats) -> None:
+        """Find the least effort that reaches the target, and measure what it gives, for 10 and for 100 neighbours."""
+        self.efforts = []
+        mixed = queries[np.random.default_rng(1).permutation(len(queries))]
+        half = max(1, len(mixed) // 2)
+        for k in _TUNED_AT:
+            if k > self.rows // 10 and self.efforts:
+                break
+            _, truth = nearest(mixed, vectors[: self.rows], k)
+            last: Effort | None = None
+            fastest: tuple[float, Effort] | None = None
+            for candidates in (4, 16, 64) if self.kind == 'ivfpq' else (2,):
+                for visits in self._visits():
+                    trial = Effort(k, visits, candidates, 0.0)
+                    began = time.perf_counter()
+                    first = self._recall(mixed[:half], vectors, truth[:half], trial)
+                    seconds = time.perf_counter() - began
+                    if first < self.target:
+                        continue
+                    held_out = self._recall(mixed[half:], vectors, truth[half:], trial) if half < len(mixed) else first
+                    last = Effort(k, visits, candidates, round(held_out, 4))
+                    if held_out >= self.target:
+                        if fastest is None or seconds < fastest[0]:
+                            fastest = seconds, last
+                        break
+            best = fastest[1] if fastest else last or Effort(k, self._visits()[-1], 64, 0.0)
+            if not fastest and last is None:
+                reached = self._recall(mixed, vectors, truth, best)
+                best = Effort(k, best.visits, best.candidates, round(reached, 4))
+            self.efforts.append(best)
+
+    def _recall(self, queries: Floats, vectors: Floats, truth: npt.NDArray[np.int64], effort: Effort) -> float:
+        _, rows = self._search(queries, vectors, effort, effort.k)
+        k = truth.shape[1]
+        found = [len(np.intersect1d(a[:k], b, assume_unique=True)) for a, b in zip(rows, truth, strict=True)]
+        return float(np.sum(found)) / (k * len(truth))
+
+    def _visits(self) -> Sequence[int]:
+        most = 4096 if self.kind == 'hnsw' else int(self.index.nlist)
+        least = 16 if self.kind == 'hnsw' else 1
+        steps = int(np.ceil(2 * np.log2(most / least))) + 1
+        return sorted({min(most, round(least * 2 ** (i / 2))) for i in range(steps)})
+
+    def effort(self, k: int, share: float = 1.0) -> Effort:
+        """How hard to look for k neighbours among a share of all vectors.
+
+        Neighbours among a share lie as far away as 1 / share as many neighbours among all, so the visits grow with it.
+        """
+        at = next((e for e in self.efforts if k <= e.k), self.efforts[-1])
+        visits = int(np.ceil(at.visits * max(1.0, k / at.k) / max(share, 1e-6)))
+        return Effort(k, min(visits, self._visits()[-1]), at.candidates, at.recall)
+
+    def search(
+        self, queries: Floats, vectors: Floats, k: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Scores and rows [Q, k] of the nearest vectors; -1 where fewer were found.
+
+        Args:
+            queries: [Q, D].
+            vectors: the vectors themselves, [N, D].
+            k: how many.
+            allowed: which of the indexed rows may be found, [rows].
+        """
+        share = 1.0 if allowed is None else float(allowed.mean())
+        return self._search(queries, vectors, self.effort(k, share), k, allowed)
+
+    def _search(
+        self, queries: Floats, vectors: Floats, effort: Effort, k: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        wanted = min(self.rows, effort.candidates * k)
+        options: dict[str, Any] = {}
+        if allowed is not None:
+            bits = np.packbits(allowed, bitorder='little')
+            options['sel'] = faiss.IDSelectorBitmap(bits)
+        if self.kind == 'hnsw':
+            options['efSearch'] = max(effort.visits, wanted)
+            parameters = faiss.SearchParametersHNSW(**options)
+        else:
+            parameters = faiss.SearchParametersIVF(nprobe=effort.visits, **options)
+        asked = np.ascontiguousarray(queries, dtype=np.float32)
+        _, rows = self.index.search(asked, wanted, params=parameters)
+        return score_again(asked, vectors, rows, k)
+
+    def save(self, path: Path) -> None:
+        """Write FAISS's own file."""
+        faiss.write_index(self.index, str(path))
+
+    @classmethod
+    def load(cls, path: Path, kind: Kind, target: float, efforts: list[Effort], *, mapped: bool = True) -> Ann:
+        """Open what `save` wrote, memory-mapped: pages are read when a search needs them.
+
+        Raises:
+            GrafalignError: the file is missing or damaged.
+        """
+        flags = faiss.IO_FLAG_MMAP_IFC if mapped else 0
+        try:
+            index = faiss.read_index(str(path), flags)
+        except (RuntimeError, OSError, MemoryError) as error:
+            reason = ' '.join(str(error).split())[-200:]
+            raise GrafalignError(f'{path} is missing or damaged ({reason}); make the index again.') from None
+        return cls(kind, index, target, efforts)
+
+
+def choose(count: int, width: int, most_bytes: int) -> Kind:
+    """The kind for so many vectors in so much memory: exact while that is quick, else ivf, ivfpq where it must be."""
+    if count <= EXACT_ROWS:
+        return 'exact'
+    return 'ivf' if count * (width + 8) <= most_bytes else 'ivfpq'
+
+
+def _cells(count: int) -> int:
+    """Cells of k-means: 4 sqrt(N), FAISS's own advice for a million vectors."""
+    return int(max(1, min(4 * count**0.5, count / _TRAIN_PER_CELL, 65_536)))
+
+
+def _code_bytes(count: int, width: int, most_bytes: int | None) -> int:
+    fitting = [m for m in _CODES if width % m == 0] or [1]
+    small_enough = [m for m in fitting if most_bytes is None or count * (m + 8) <= most_bytes]
+    return (small_enough or fitting[-1:])[0]

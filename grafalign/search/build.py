@@ -1,0 +1,153 @@
+"""Make an index, or bring one up to date: only what is new is embedded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from grafalign import console
+from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.locks import LOCK, exclusive
+from grafalign.models import Model
+from grafalign.models.embedding import embed_pictures
+from grafalign.models.pixels import Fit
+from grafalign.retrieval.ann import Kind
+from grafalign.search.catalog import MARKER, Catalog
+from grafalign.search.sources import Source, open_source
+
+COMMIT_ROWS = 4096
+"""What a killed run loses at most."""
+_TUNING = 512
+_WORDS = (
+    *('forest', 'lake', 'river', 'beach', 'mountain', 'desert', 'farmland', 'vineyard', 'greenhouse', 'orchard'),
+    *('harbour', 'airport', 'railway station', 'motorway', 'bridge', 'roundabout', 'car park', 'stadium', 'school'),
+    *('city centre', 'suburb', 'village', 'factory', 'warehouse', 'solar farm', 'wind farm', 'dam', 'quarry', 'mine'),
+    *('golf course', 'park', 'cemetery', 'snow', 'clouds', 'island', 'wetland', 'grassland', 'burnt land', 'flood'),
+)
+_PHRASES = ('{}', 'a photo of a {}.', 'a satellite image of a {}', 'a {} seen from above')
+
+
+def build_index(
+    source: str,
+    out: Path,
+    model: Model,
+    spec: str,
+    *,
+    recall: float = 0.99,
+    kind: Kind | None = None,
+    most_bytes: int | None = None,
+    fit: Fit = 'resize',
+    bands: tuple[str, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+    workers: int | None = None,
+) -> Catalog:
+    """Index the tiles of a store or the pictures of a folder.
+
+    An index that is there is brought up to date with this source: new items are added, changed ones replaced, and what
+    other sources brought stays. A run that was killed goes on where it last committed.
+
+    Args:
+        source: pair store or folder of pictures.
+        out: the index's folder.
+        model: what embeds them.
+        spec: how the model was named, for those who ask the index.
+        recall: share of the true nearest that an approximate index must find.
+        kind: of approximate index; by size and memory otherwise.
+        most_bytes: memory that it may take.
+        fit: `resize` or `pad`, see models/pixels.py.
+        bands: names of the bands of pictures.
+        value_range: physical values that become black and white.
+        workers: threads that decode.
+
+    Raises:
+        GrafalignError: the source cannot be read, the folder holds something else or the index of another model, or
+            another process is writing to it.
+    """
+    if not 0 < recall <= 1:
+        raise GrafalignError(f'--recall {recall} makes no sense; give a share such as 0.99.')
+    found = open_source(source, bands, value_range)
+    with exclusive(out), naming_full_disk(out):
+        catalog = _open(out, model, spec, recall, model.rule.facts(fit, found.value_range))
+        _add(catalog, found, model, fit, workers)
+        catalog.optimise(tuning_queries(catalog, model), kind, most_bytes)
+    return catalog
+
+
+def _open(out: Path, model: Model, spec: str, recall: float, pixels: dict[str, Any]) -> Catalog:
+    if (out / MARKER).is_file():
+        catalog = Catalog(out)
+        catalog.check_model(model.digest, model.name)
+        held = catalog.facts['model']['pixels']
+        if held != pixels:
+            differ = ', '.join(k for k in pixels if held.get(k) != pixels[k])
+            raise GrafalignError(
+                f'{out} was made from pixels that were prepared otherwise ({differ}); give the same options, or another '
+                'folder.'
+            )
+        catalog.facts['target'] = recall
+        return catalog
+    if out.is_dir() and any(p.name != LOCK and p.name != 'vectors.f32' for p in out.iterdir()):
+        raise GrafalignError(f'{out} is not empty and no index; give another folder.')
+    width = model.embed_texts(['a place']).shape[1]
+    facts = {'spec': spec, 'name': model.name, 'kind': model.kind, 'digest': model.digest, 'pixels': pixels}
+    return Catalog.create(out, width, facts, recall)
+
+
+def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int | None) -> None:
+    held = catalog.items[catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool)]
+    state = pd.Series(held['signature'].to_numpy(), index=held['item_id'].to_numpy())
+    known = source.items['item_id'].map(state)
+    new = np.flatnonzero((known != source.items['signature']).to_numpy())
+    changed = source.items['item_id'].to_numpy()[new[known.notna().to_numpy()[new]]]
+    if len(changed):
+        stale = catalog.items['item_id'].isin(changed) & (catalog.items['source'] == source.name)
+        catalog.remove(np.flatnonzero(stale.to_numpy() & catalog.alive))
+    if not len(new):
+        console.log(f'{source.name}: nothing new')
+        return
+    waiting: list[np.ndarray] = []
+    done = 0
+    embedded = embed_pictures(
+        model,
+        lambda row: source.read(int(new[row])),
+        range(len(new)),
+        source.bands,
+        source.value_range,
+        fit,
+        label='embedding tiles',
+        workers=workers,
+    )
+    for batch, vectors in embedded:
+        waiting.append(vectors)
+        reached = batch.stop
+        if reached - done >= COMMIT_ROWS or reached == len(new):
+            catalog.append(source.items.iloc[new[done:reached]].reset_index(drop=True), np.concatenate(waiting))
+            waiting, done = [], reached
+
+
+def tuning_queries(catalog: Catalog, model: Model) -> np.ndarray:
+    """What an index of this model will be asked: words, and images like those it holds.
+
+    Words lie apart from images in CLIP's space, so an index that was tuned with images alone would promise them too
+    much. Images are means of two of its own, brought to unit length: near the others, and equal to none.
+    """
+    words = model.embed_texts([p.format(w) for w in _WORDS for p in _PHRASES])
+    rng = np.random.default_rng(0)
+    rows = np.flatnonzero(catalog.alive)
+    some = catalog.vectors[np.sort(rng.choice(rows, min(_TUNING, len(rows)), replace=False))]
+    if not len(some):
+        return words
+    near, _ = _neighbour(some)
+    mixed = some + near
+    return np.concatenate([words, mixed / np.linalg.norm(mixed, axis=1, keepdims=True)]).astype(np.float32)
+
+
+def _neighbour(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest other vector of each."""
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -2)
+    rows = scores.argmax(1)
+    return vectors[rows], rows

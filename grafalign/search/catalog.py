@@ -1,0 +1,315 @@
+"""An index on disk.
+
+    index.json            model, counts, tuning, names and sizes of the files below; written last
+    vectors.f32           unit vectors, float32 [N, D], only ever appended to
+    items-00000.parquet   GeoParquet, one row a vector: item_id, geometry, datetime, source, signature
+    removed-00000.npy     rows that are no longer there
+    ann-00000.faiss       FAISS's approximate index of the first rows, where there are many (see retrieval/ann.py)
+
+index.json names every file that counts, with its size. Whatever else is there is what a killed run left, and the next
+run writes over it or removes it: a kill at any moment leaves the index of the last commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import psutil
+
+from grafalign import console
+from grafalign.errors import GrafalignError
+from grafalign.files import write_atomically, write_table
+from grafalign.retrieval.ann import EXACT_ROWS, Ann, Effort, Kind, choose
+from grafalign.retrieval.exact import check_vectors, check_width, nearest
+
+FORMAT = 1
+MARKER = 'index.json'
+_VECTORS = 'vectors.f32'
+_MANY_FILES = 8
+_TAIL = 0.1
+"""Share of rows that may wait outside the approximate index, searched exactly, before it takes them in."""
+_GROWN = 2.0
+"""So many times larger than when its cells were learned, an index learns them anew."""
+_EXACT_SHARE = 0.05
+"""A filter that leaves fewer rows than this share is answered by exact search among them."""
+Scores = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+class Catalog:
+    """Vectors, items and, where there are many, an approximate index of them.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        GrafalignError: there is no index, it is damaged, or a newer grafalign wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        marker = self.path / MARKER
+        if not marker.is_file():
+            raise GrafalignError(f'{self.path} is no index (no {MARKER}); make one with `grafalign index`.')
+        try:
+            self.facts: dict[str, Any] = json.loads(marker.read_text(encoding='utf-8'))
+            if int(self.facts['format']) > FORMAT:
+                raise GrafalignError(f'{marker} was written by a newer grafalign; upgrade grafalign.')
+            self.width, self.total = int(self.facts['width']), int(self.facts['rows'])
+            self._files: dict[str, int] = dict(self.facts['files'])
+            self.facts['model']['digest'], self.facts['target']
+        except (ValueError, KeyError, TypeError) as error:
+            raise GrafalignError(f'{marker} is damaged ({error!r}); {_AGAIN}') from None
+        for name, size in self._files.items():
+            held = (self.path / name).stat().st_size if (self.path / name).is_file() else None
+            if held is None or (held != size if name != _VECTORS else held < size):
+                state = 'missing' if held is None else f'damaged ({held:,} bytes instead of {size:,})'
+                raise GrafalignError(f'{self.path / name} is {state}; {_AGAIN}')
+
+    @classmethod
+    def create(cls, path: Path, width: int, model: Mapping[str, Any], target: float) -> Catalog:
+        """Begin an empty index.
+
+        Args:
+            path: a folder that is empty or not there.
+            width: D.
+            model: what made the vectors: `spec`, `name`, `digest` and the way of its pixels.
+            target: recall that an approximate index must reach.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        (path / _VECTORS).write_bytes(b'')
+        facts = {'format': FORMAT, 'width': width, 'rows': 0, 'model': dict(model), 'target': target}
+        facts |= {'ann': None, 'files': {_VECTORS: 0}}
+        write_atomically(path / MARKER, (json.dumps(facts, indent=2) + '\n').encode())
+        return cls(path)
+
+    @cached_property
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """All vectors ever added, memory-mapped, [rows, D]."""
+        if not self.total:
+            return np.zeros((0, self.width), dtype=np.float32)
+        return np.memmap(self.path / _VECTORS, dtype=np.float32, mode='r', shape=(self.total, self.width))
+
+    @cached_property
+    def items(self) -> gpd.GeoDataFrame:
+        """What each row is; rows that were removed are still among them, see `alive`."""
+        parts = []
+        for name in self._names('items-'):
+            try:
+                parts.append(gpd.read_parquet(self.path / name))
+            except (OSError, ValueError) as error:
+                raise GrafalignError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
+        if not parts:
+            return gpd.GeoDataFrame(
+                {'item_id': [], 'datetime': [], 'source': [], 'signature': []}, geometry=[], crs='EPSG:4326'
+            )
+        table = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+        if len(table) != self.total:
+            raise GrafalignError(f'{self.path} has {self.total:,} vectors and {len(table):,} items; {_AGAIN}')
+        return table
+
+    @cached_property
+    def alive(self) -> npt.NDArray[np.bool_]:
+        """Rows that are there, [rows]."""
+        there = np.ones(self.total, dtype=bool)
+        for name in self._names('removed-'):
+            try:
+                there[np.load(self.path / name)] = False
+            except (OSError, ValueError, IndexError) as error:
+                raise GrafalignError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
+        return there
+
+    @cached_property
+    def ann(self) -> Ann | None:
+        """The approximate index, opened when first asked for."""
+        told = self.facts['ann']
+        if told is None:
+            return None
+        efforts = [Effort(**e) for e in told['efforts']]
+        found = Ann.load(self.path / told['file'], told['kind'], self.facts['target'], efforts)
+        if found.rows != told['rows'] or found.index.d != self.width:
+            raise GrafalignError(f'{self.path / told["file"]} belongs to another index; {_AGAIN}')
+        return found
+
+    def __len__(self) -> int:
+        """Items that can be found."""
+        return int(self.alive.sum())
+
+    def check_model(self, digest: str, name: str) -> None:
+        """Refuse a model that did not make this index.
+
+        Raises:
+            GrafalignError: it is another one.
+        """
+        made = self.facts['model']
+        if digest != made['digest']:
+            raise GrafalignError(
+                f'{self.path} was made by another model ({made["name"]}, {made["spec"]}) than {name}; use that one, or '
+                'index again into another folder.'
+            )
+
+    def search(
+        self, queries: npt.NDArray[np.floating], k: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[Scores, Rows]:
+        """Scores and rows [Q, k] of the nearest items, best first; fewer columns where there are fewer items.
+
+        A filter is applied inside the search. Where it leaves few rows they are searched exactly; where it leaves many
+        the approximate search opens more cells, in proportion, so that it finds what it would find in an index of those
+        rows alone.
+
+        Args:
+            queries: unit vectors [Q, D].
+            k: how many.
+            allowed: rows that may be found, [rows]; all that are there by default.
+
+        Raises:
+            GrafalignError: the queries have another width, are not finite, or are not normalised.
+        """
+        check_width(queries, self.width)
+        check_vectors(queries, 'The queries')
+        mask = self.alive if allowed is None else self.alive & allowed
+        count = int(mask.sum())
+        if not count:
+            return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        ann = self.ann
+        if ann is None or count <= max(EXACT_ROWS // 10, _EXACT_SHARE * self.total) or k > ann.rows // 10:
+            return nearest(queries, self.vectors, k, None if count == self.total else np.flatnonzero(mask))
+        whole = bool(mask[: ann.rows].all())
+        scores, rows = ann.search(queries, self.vectors, k, None if whole else mask[: ann.rows])
+        tail = np.flatnonzero(mask[ann.rows :]) + ann.rows
+        if len(tail):
+            more, others = nearest(queries, self.vectors, k, tail)
+            scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, others], axis=1)
+            best = np.argsort(-scores, axis=1, kind='stable')[:, : min(k, count)]
+            scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+        short = np.flatnonzero((rows[:, : min(k, count)] < 0).any(1))
+        if len(short):  # its cells held too few that are allowed
+            exact = nearest(queries[short], self.vectors, k, np.flatnonzero(mask))
+            scores[short], rows[short] = exact[0][:, : scores.shape[1]], exact[1][:, : rows.shape[1]]
+        return scores, rows
+
+    def append(self, items: gpd.GeoDataFrame, vectors: npt.NDArray[np.float32]) -> None:
+        """Add items and their unit vectors, in one commit.
+
+        Raises:
+            GrafalignError: a vector is not finite or not normalised, or the widths differ.
+        """
+        check_width(vectors, self.width)
+        check_vectors(vectors)
+        with (self.path / _VECTORS).open('r+b') as file:
+            file.truncate(self._files[_VECTORS])  # a killed run may have written more
+            file.seek(0, os.SEEK_END)
+            file.write(np.ascontiguousarray(vectors, dtype='<f4').tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        name = self._new_name('items-', '.parquet')
+        write_table(items, self.path / name)
+        self._commit({'rows': self.total + len(vectors)}, [*self._names('items-'), name], changed=_VECTORS)
+
+    def remove(self, rows: Rows) -> int:
+        """Take rows out; how many were there."""
+        gone = ~self.alive
+        before = int(gone.sum())
+        gone[rows] = True
+        name = self._new_name('removed-', '.npy')
+        content = np.flatnonzero(gone)
+        np.save(self.path / name, content)
+        self._commit({}, [n for n in self._files if not n.startswith('removed-')] + [name])
+        return len(content) - before
+
+    def rows_of(self, item_ids: list[str]) -> Rows:
+        """Rows of items that are there, by their ids.
+
+        Raises:
+            GrafalignError: an item is not there; the sentence names the first.
+        """
+        known = self.items['item_id'].to_numpy()
+        missing = sorted(set(item_ids) - set(known[self.alive]))
+        if missing:
+            more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
+            raise GrafalignError(f'{self.path} has no item {missing[0]}{more}; `grafalign search` shows the ids.')
+        return np.flatnonzero(np.isin(known, item_ids) & self.alive)
+
+    def optimise(
+        self, queries: npt.NDArray[np.float32], kind: Kind | None = None, most_bytes: int | None = None
+    ) -> None:
+        """Make the approximate index fit the rows: make it, add to it, or make it anew.
+
+        Args:
+            queries: what will be asked, unit vectors [Q, D]: efforts are tuned and recall is measured with them.
+            kind: by size and memory otherwise.
+            most_bytes: memory that it may take; half of what is free by default.
+        """
+        if len(self._names('items-')) > _MANY_FILES:
+            self._merge_items()
+        limit = most_bytes or psutil.virtual_memory().available // 2
+        told = self.facts['ann']
+        wanted = kind or (told['kind'] if told and told['chosen'] else choose(self.total, self.width, limit))
+        if wanted == 'exact':
+            if told is not None:
+                self._commit({'ann': None}, self._without_ann())
+            return
+        keep = told is not None and told['kind'] == wanted and self.total <= _GROWN * told['trained_rows']
+        target = self.facts['target']
+        if keep and told['target'] == target and self.total - told['rows'] <= _TAIL * told['rows']:
+            return
+        if keep:
+            ann = Ann.load(self.path / told['file'], wanted, target, [], mapped=False)
+            ann.add(self.vectors[ann.rows :])
+            ann.tune(self.vectors, queries)
+        else:
+            ann = Ann.build(self.vectors, queries, wanted, target, limit)
+        name = self._new_name('ann-', '.faiss')
+        ann.save(self.path / name)
+        new = {'file': name, 'kind': wanted, 'rows': ann.rows, 'chosen': kind is not None, 'target': target}
+        new['trained_rows'] = told['trained_rows'] if keep else ann.rows
+        new['efforts'] = [asdict(e) for e in ann.efforts]
+        self._commit({'ann': new}, [*self._without_ann(), name])
+        for effort in ann.efforts:
+            if effort.recall < target:
+                console.log(
+                    f'recall@{effort.k} is {effort.recall:.3f}, below the target of {target:g}; '
+                    'make the index again with another --kind.'
+                )
+
+    def _merge_items(self) -> None:
+        name = self._new_name('items-', '.parquet')
+        write_table(self.items, self.path / name)
+        self._commit({}, [n for n in self._files if not n.startswith('items-')] + [name])
+
+    def _without_ann(self) -> list[str]:
+        return [n for n in self._files if not n.startswith('ann-')]
+
+    def _names(self, prefix: str) -> list[str]:
+        return sorted(n for n in self._files if n.startswith(prefix))
+
+    def _new_name(self, prefix: str, suffix: str) -> str:
+        known = [int(n[len(prefix) :].partition('.')[0]) for n in self._names(prefix)]
+        return f'{prefix}{max(known, default=-1) + 1:05d}{suffix}'
+
+    def _commit(self, facts: dict[str, Any], names: list[str], changed: str | None = None) -> None:
+        """Write index.json with these files, and forget what it no longer names."""
+        kept = dict.fromkeys([_VECTORS, *(n for n in self._files if changed), *names])
+        rows = facts.get('rows', self.total)
+        sizes = {n: (self.path / n).stat().st_size for n in kept} | {_VECTORS: rows * self.width * 4}
+        self.facts = {**self.facts, **facts, 'files': sizes}
+        write_atomically(self.path / MARKER, (json.dumps(self.facts, indent=2) + '\n').encode())
+        self._files, self.total = sizes, rows
+        for name in ('vectors', 'items', 'alive', 'ann'):
+            self.__dict__.pop(name, None)
+        for path in self.path.iterdir():
+            if path.name not in sizes and path.name.startswith(('items-', 'removed-', 'ann-')):
+                path.unlink(missing_ok=True)
+
+
+_AGAIN = 'make the index again with `grafalign index` into an empty folder.'

@@ -1,0 +1,115 @@
+"""Answers as files: GeoJSON, GeoParquet, CSV, and a page with thumbnails that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+from jinja2 import Environment
+from PIL import Image
+
+from grafalign.datasets.pictures import read_picture
+from grafalign.encoders.bands import colours
+from grafalign.errors import GrafalignError
+from grafalign.files import write_atomically
+from grafalign.models.pixels import as_unit
+from grafalign.search.catalog import Catalog
+from grafalign.store import MARKER, PairStore
+
+_THUMBNAIL_PX = 192
+FORMATS = ('.html', '.geojson', '.parquet', '.csv')
+
+
+def write_answers(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> None:
+    """Write answers by the ending of the file's name.
+
+    Raises:
+        GrafalignError: the ending is unknown.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match path.suffix.lower():
+        case '.html':
+            write_atomically(path, _page(answers, catalog).encode())
+        case '.geojson':
+            write_atomically(path, (plain(answers).to_json(drop_id=True) + '\n').encode())
+        case '.parquet' | '.geoparquet':
+            buffer = io.BytesIO()
+            answers.to_parquet(buffer, index=False)
+            write_atomically(path, buffer.getvalue())
+        case '.csv':
+            table = plain(answers)
+            centre = table.geometry.to_crs('EPSG:6933').centroid.to_crs('EPSG:4326')
+            flat = table.drop(columns='geometry').assign(lon=centre.x, lat=centre.y)
+            write_atomically(path, flat.to_csv(index=False).encode())
+        case other:
+            raise GrafalignError(f'{path}: answers are not written as {other or "a file without ending"}; {_KNOWN}')
+
+
+_KNOWN = f'give one of {", ".join(FORMATS)}.'
+
+
+def plain(answers: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Answers with times as text (ISO 8601, UTC) and scores rounded to what float32 knows."""
+    times = answers['datetime'].dt.strftime('%Y-%m-%dT%H:%M:%SZ')
+    known = answers['datetime'].notna()
+    times = [t if k else None for t, k in zip(times, known, strict=True)]
+    return answers.assign(datetime=np.array(times, dtype=object), score=answers['score'].astype(float).round(6))
+
+
+def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    stores: dict[str, PairStore] = {}
+    for answer in answers.itertuples():
+        place = answer.geometry
+        known = place is not None and not place.is_empty
+        groups.setdefault(answer.query, []).append(
+            {
+                'rank': answer.rank,
+                'score': f'{answer.score:.3f}',
+                'id': answer.item_id,
+                'date': '' if answer.datetime != answer.datetime else f'{answer.datetime:%d %b %Y}',
+                'lonlat': f'{place.centroid.x:.5f}, {place.centroid.y:.5f}' if known else '',
+                'link': f'https://www.openstreetmap.org/?mlat={place.centroid.y:.5f}&mlon={place.centroid.x:.5f}#map=15'
+                f'/{place.centroid.y:.5f}/{place.centroid.x:.5f}'
+                if known
+                else '',
+                'picture': _thumbnail(answer.source, answer.item_id, catalog, stores),
+            }
+        )
+    template = (files('grafalign.search') / 'page.html').read_text(encoding='utf-8')
+    facts = {k: catalog.facts['model'][k] for k in ('name', 'spec', 'kind')} | {'items': len(catalog)}
+    return Environment(autoescape=True).from_string(template).render(groups=groups, facts=json.dumps(facts, indent=2))
+
+
+def _thumbnail(source: str, item_id: str, catalog: Catalog, stores: dict[str, PairStore]) -> str:
+    """A JPEG data URL of an item, or nothing where its pixels cannot be read any more."""
+    pixels_rule = catalog.facts['model']['pixels']
+    try:
+        if '://' in source or (Path(source) / MARKER).exists():
+            store = stores.setdefault(source, PairStore(source)) if source not in stores else stores[source]
+            row = int(np.flatnonzero(store.tiles['tile_id'].to_numpy() == item_id)[0])
+            scale, offset = (v[row][:, None, None] for v in store.radiometry)
+            pixels, bands = store.read_tile(row) * scale + offset, store.sensor.bands
+            which = colours(bands)
+        else:
+            pixels = read_picture(Path(source) / item_id, item_id)
+            which = colours(len(pixels))
+    except (GrafalignError, IndexError, OSError):
+        return ''
+    shown = [which.index(c) if c in which else 0 for c in (0, 1, 2)]
+    unit = as_unit(pixels[shown], tuple(pixels_rule['value_range']))
+    image = Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
+    side = max(image.size)
+    image = image.resize(
+        (max(1, image.width * _THUMBNAIL_PX // side), max(1, image.height * _THUMBNAIL_PX // side)),
+        Image.Resampling.BICUBIC,
+    )
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', quality=85)
+    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()

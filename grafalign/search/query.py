@@ -1,0 +1,194 @@
+"""Ask an index: words, photos or places, within a region and a time, answered as a GeoDataFrame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+from grafalign.datasets.pictures import default_range, read_picture
+from grafalign.errors import GrafalignError
+from grafalign.models import Model, to_input
+from grafalign.models.pixels import band_places
+from grafalign.search.catalog import Catalog
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question; exactly one of the three is given."""
+
+    text: str | None = None
+    image: Path | None = None
+    """A picture from above, embedded like the items; or a photo, as CLIP sees photos, with a model that is CLIP."""
+    lonlat: tuple[float, float] | None = None
+    """A place: what looks like the item there. Degrees."""
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        if self.text is not None:
+            return self.text
+        return str(self.image) if self.image is not None else f'{self.lonlat[0]:g}, {self.lonlat[1]:g}'  # type: ignore[index]
+
+
+def search(
+    index: Catalog | Path | str,
+    queries: Sequence[Query | str],
+    k: int = 10,
+    *,
+    model: Model | None = None,
+    region: shapely.Geometry | None = None,
+    begin: datetime | None = None,
+    end: datetime | None = None,
+) -> gpd.GeoDataFrame:
+    """The k items nearest to each query.
+
+    Args:
+        index: an index or its folder.
+        queries: texts, or `Query`.
+        k: how many of each; all that there are where there are fewer.
+        model: the model that made the index; loaded by what the index says of it otherwise. Places need none.
+        region: only items that meet this geometry (EPSG:4326).
+        begin: only items of this time or later; without a zone it is UTC.
+        end: only items before this time.
+
+    Returns:
+        One row an answer, EPSG:4326: query (text), rank (from 1), score (cosine), item_id, datetime, source, row, geometry.
+
+    Raises:
+        GrafalignError: k is less than one, there is no query, or a query cannot be embedded.
+    """
+    catalog = index if isinstance(index, Catalog) else Catalog(Path(index))
+    asked = [Query(text=q) if isinstance(q, str) else q for q in queries]
+    if not asked:
+        raise GrafalignError('There is no query; give words, --image or --lonlat.')
+    if k < 1:
+        raise GrafalignError(f'-k {k} makes no sense; ask for at least one.')
+    allowed = allowed_rows(catalog, region, begin, end)
+    vectors = _vectors(catalog, asked, model)
+    scores, rows = catalog.search(vectors, min(k, max(len(catalog), 1)), allowed)
+    shown = catalog.items
+    frames = []
+    for query, score, row in zip(asked, scores, rows, strict=True):
+        there = row >= 0
+        answer = shown.iloc[row[there]].reset_index(drop=True)
+        answer.insert(0, 'query', query.label)
+        answer.insert(1, 'rank', np.arange(1, len(answer) + 1))
+        answer.insert(2, 'score', score[there])
+        answer.insert(3, 'row', row[there])
+        frames.append(answer.drop(columns='signature'))
+    return gpd.GeoDataFrame(pd.concat(frames, ignore_index=True), geometry='geometry', crs='EPSG:4326')
+
+
+def allowed_rows(
+    catalog: Catalog, region: shapely.Geometry | None, begin: datetime | None, end: datetime | None
+) -> np.ndarray | None:
+    """Rows that a region and a time allow, [rows]; None where everything is. Items of unknown place or time fail them.
+
+    Raises:
+        GrafalignError: no item is left.
+    """
+    if region is None and begin is None and end is None:
+        return None
+    mask = catalog.alive.copy()
+    items = catalog.items
+    if region is not None:
+        hits = items.sindex.query(region, predicate='intersects')
+        inside = np.zeros(len(items), dtype=bool)
+        inside[hits] = True
+        mask &= inside
+    when = items['datetime']
+    if begin is not None:
+        mask &= (when >= pd.Timestamp(_utc(begin))).to_numpy()
+    if end is not None:
+        mask &= (when < pd.Timestamp(_utc(end))).to_numpy()
+    if not mask.any():
+        placed = int(items.geometry.notna().sum())
+        timed = int(when.notna().sum())
+        raise GrafalignError(
+            f'No item of {catalog.path} is in that region and time ({placed:,} of {len(items):,} have a place and '
+            f'{timed:,} a time); widen the filter.'
+        )
+    return mask
+
+
+def _utc(when: datetime) -> datetime:
+    return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when.astimezone(timezone.utc)
+
+
+def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> np.ndarray:
+    out = np.zeros((len(asked), catalog.width), dtype=np.float32)
+    texts = [i for i, q in enumerate(asked) if q.text is not None]
+    images = [i for i, q in enumerate(asked) if q.image is not None]
+    if (texts or images) and model is None:
+        from grafalign.models import load_model
+
+        model = load_model(catalog.facts['model']['spec'])
+    if model is not None:
+        catalog.check_model(model.digest, model.name)
+    for i, query in enumerate(asked):
+        if query.lonlat is not None:
+            out[i] = catalog.vectors[_row_at(catalog, *query.lonlat)]
+    if texts and model is not None:
+        out[texts] = model.embed_texts([asked[i].text or '' for i in texts])
+    for i in images:
+        path = asked[i].image
+        if path is not None and model is not None:
+            out[i] = embed_image(catalog, model, path)
+    return out
+
+
+def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:
+    """A picture's unit vector [D], its pixels prepared as those of the index were."""
+    pixels = read_picture(path, str(path))
+    made = catalog.facts['model']['pixels']
+    bands = ('grey',) if len(pixels) == 1 else tuple(made['bands']) if len(pixels) != 3 else ('red', 'green', 'blue')
+    if len(bands) != len(pixels):
+        raise GrafalignError(
+            f'{path} has {len(pixels)} bands and the index knows {", ".join(made["bands"])}; give a picture of those.'
+        )
+    span = default_range('uint8', str(path)) if pixels.dtype == np.uint8 else tuple(made['value_range'])
+    taken = to_input(pixels[band_places(model.rule, bands)], model.rule, made['fit'], span)
+    return model.embed_images(taken[None])[0]
+
+
+def _row_at(catalog: Catalog, lon: float, lat: float) -> int:
+    """The item that holds a place, the one whose centre is nearest where several do; else the nearest of all.
+
+    Raises:
+        GrafalignError: the place is none on Earth, or no item has a place.
+    """
+    if not (-180 <= lon <= 180 and -90 <= lat <= 90):
+        raise GrafalignError(f'--lonlat {lon:g} {lat:g} is no place on Earth; give longitude, then latitude.')
+    items = catalog.items
+    known = np.flatnonzero(catalog.alive & items.geometry.notna().to_numpy())
+    if not len(known):
+        raise GrafalignError(f'No item of {catalog.path} has a place; ask with words or a picture.')
+    here = np.intersect1d(items.sindex.query(shapely.Point(lon, lat), predicate='intersects'), known)
+    rows = here if len(here) else known
+    bounds = items.geometry.iloc[rows].bounds
+    x, y = (bounds['minx'] + bounds['maxx']) / 2 - lon, (bounds['miny'] + bounds['maxy']) / 2 - lat
+    return int(rows[np.hypot(x * np.cos(np.deg2rad(lat)), y).to_numpy().argmin()])
+
+
+def read_region(path: Path) -> shapely.Geometry:
+    """All geometries of a vector file as one, EPSG:4326.
+
+    Raises:
+        GrafalignError: the file cannot be read or holds no geometry.
+    """
+    try:
+        table = gpd.read_parquet(path) if path.suffix.lower() in ('.parquet', '.geoparquet') else gpd.read_file(path)
+    except Exception as error:  # pyogrio, pyarrow and GDAL raise types of their own
+        reason = ' '.join(str(error).split())[:200]
+        raise GrafalignError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoParquet.') from None
+    shapes = table.geometry.dropna()
+    if not len(shapes):
+        raise GrafalignError(f'{path} holds no geometry; give a region.')
+    return (shapes if table.crs is None else shapes.to_crs('EPSG:4326')).union_all()
