@@ -28,8 +28,14 @@ import torch
 
 from grafalign import console
 from grafalign.benchmarks.bootstrap import confusion, mean_iou
-from grafalign.benchmarks.evaluate import ZeroShotModel, embed_tiles, interval_of_mean, map_quality, segment_chips
-from grafalign.benchmarks.sandbox_set import VOID, LabelledTiles, SandboxTruth
+from grafalign.benchmarks.sandbox.evaluate import (
+    ZeroShotModel,
+    embed_tiles,
+    interval_of_mean,
+    map_quality,
+    segment_chips,
+)
+from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles, SandboxTruth
 from grafalign.encoders import ClipSettings, embed, load_clip
 from grafalign.engine import default_workers
 from grafalign.pairing import pair

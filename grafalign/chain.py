@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from grafalign import console, engine
-from grafalign.benchmarks import Evaluation, SetSizes, evaluate_sandbox, write_report
+from grafalign.benchmarks.sandbox import Evaluation, SetSizes, evaluate_sandbox, write_report
 from grafalign.config import Settings, load_settings, parse_settings
 from grafalign.encoders import ClipSettings, ContentFilters, best_device, embed, filter_bank, load_clip
 from grafalign.errors import GrafalignError, naming_full_disk

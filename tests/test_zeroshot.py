@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from grafalign.benchmarks.sandbox_set import VOID, SandboxTruth
-from grafalign.benchmarks.supervised import patch_shares
+from grafalign.benchmarks.sandbox.sandbox_set import VOID, SandboxTruth
+from grafalign.benchmarks.sandbox.supervised import patch_shares
 from grafalign.encoders import FrozenClip, SatelliteEncoder
 from grafalign.errors import GrafalignError
 from grafalign.store import PairStore

@@ -1,6 +1,8 @@
-"""Labelled sets, evaluation and reports."""
+"""Zero-shot benchmarks: any model, any set, figures with intervals in files that tables are made of."""
 
-from grafalign.benchmarks.evaluate import Evaluation, SetSizes, evaluate_sandbox
-from grafalign.benchmarks.report import result_rows, write_report
+from grafalign.benchmarks.results import Result, read_result, read_results
+from grafalign.benchmarks.run import evaluate
+from grafalign.benchmarks.suite import Suite, load_suite
+from grafalign.benchmarks.table import differences, tables
 
-__all__ = ['Evaluation', 'SetSizes', 'evaluate_sandbox', 'result_rows', 'write_report']
+__all__ = ['Result', 'Suite', 'differences', 'evaluate', 'load_suite', 'read_result', 'read_results', 'tables']

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -61,6 +60,7 @@ def _os_sentence(error: OSError) -> str:
     remedy = 'check that the path exists, that you may use it and that the disk is not full, then run it again.'
     return f'{where}{error.strerror or error}; {remedy}'
 
+
 def show(facts: dict[str, Any], title: str, as_json: bool) -> None:
     """A flat dictionary as a table, or as JSON."""
     if as_json:
@@ -87,7 +87,7 @@ def show_results(content: dict[str, Any], out: Path, as_json: bool) -> None:
         print(json.dumps(content))
         return
     from grafalign import console
-    from grafalign.benchmarks import result_rows
+    from grafalign.benchmarks.sandbox import result_rows
 
     head, *rows = result_rows(content)
     if rows:

@@ -1,1 +1,157 @@
 """Commands that evaluate models and make tables of results."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grafalign.cli.app import Json, Set, Workers, app, show_results
+from grafalign.errors import GrafalignError
+
+Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help='Runs, exports, open_clip NAME:TAG or NAME:FILE, transformers folders, GRAFT .ckpt, embeddings (.npz, '
+            '.parquet); each may be named: mine=runs/image.'
+        ),
+    ],
+    suite: Annotated[str | None, typer.Option(help='scenes, captions, graft, or a YAML file.')] = None,
+    data: Annotated[list[str] | None, typer.Option(help='A set instead: NAME:PATH or NAME:PATH@SPLIT.')] = None,
+    root: Annotated[Path | None, typer.Option(help='Folder below which the sets of a named suite lie.')] = None,
+    out: Annotated[Path, typer.Option(help='Folder of the results and of report.html.')] = Path('runs/evaluation'),
+    classes: Annotated[Path | None, typer.Option(help='Words for the classes of the one set, one a line.')] = None,
+    partial: Annotated[bool, typer.Option(help='Accept sets that are not whole; results are marked.')] = False,
+    clip: Clip = None,
+    device: Annotated[str | None, typer.Option(help='cpu or cuda; a GPU where there is one.')] = None,
+    changes: Set = None,
+    sandbox: Annotated[
+        Path | None, typer.Option(help='Instead of sets: a sandbox world, whose truth to use; with --store.')
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help='The pair store that the runs were trained on.')] = None,
+    seed: Annotated[int, typer.Option(help='Seed of the draws, and of labelled sandbox tiles.', min=0)] = 0,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Test models on data sets without training: classification, retrieval, segmentation. What is done is kept.
+
+    Example: grafalign evaluate runs/image ViT-B-32:openai --suite scenes --root data
+
+    Example: grafalign evaluate runs/image --data eurosat:data/EuroSAT_RGB --data masks:data/my_scenes --set fit=pad
+
+    Example: grafalign evaluate runs/image runs/patch --sandbox runs/sandbox --store runs/pairs
+    """
+    if sandbox is not None:
+        _evaluate_sandbox([Path(m) for m in models], sandbox, store, out, seed, as_json)
+        return
+    from grafalign import console
+    from grafalign.benchmarks.page import write_page
+    from grafalign.benchmarks.results import read_result
+    from grafalign.benchmarks.run import evaluate as run
+    from grafalign.benchmarks.suite import Suite, load_suite
+    from grafalign.benchmarks.table import by_set
+    from grafalign.locks import exclusive
+    from grafalign.models.load import is_embeddings
+
+    changed = [*(changes or ()), f'seed={seed}', *(['partial=true'] if partial else [])]
+    if suite is None and not data and all(is_embeddings(m) for m in models):
+        names = _class_names(classes)
+        folders = {Path(m.rpartition('=')[2]).resolve().parent.name for m in models}
+        settings, missing = Suite(seed=seed, classes=dict.fromkeys(folders, names) if names else {}), []
+    else:
+        settings, missing = load_suite(suite, data or (), root, changed)
+        if classes is not None:
+            name = settings.sets[0].partition(':')[0]
+            if len(settings.sets) > 1:
+                raise GrafalignError('--classes is for one set; write `classes:` into a suite file for several.')
+            settings = settings.model_copy(update={'classes': {name: _class_names(classes)}})
+    for spec in missing:
+        console.log(f'not there, left out: {spec}')
+    with exclusive(out):
+        done = run(
+            models,
+            settings,
+            out,
+            clip=clip,
+            device=device,
+            workers=workers,
+            command=shlex.join(['grafalign', *sys.argv[1:]]),
+        )
+        page = write_page(out, done.sets)
+    results = [read_result(path) for path in done.paths]
+    if as_json:
+        told = {'computed': done.computed, 'skipped': done.skipped, 'missing': missing}
+        print(json.dumps(told | {'results': [r.model_dump() for r in results]}))
+        return
+    for shown in by_set(results):
+        console.table(shown.title, shown.head, shown.rows)
+    console.log(f'{done.computed} computed, {done.skipped} kept; {page}')
+
+
+@app.command()
+def table(
+    results: Annotated[Path, typer.Argument(help='Folder of results.')],
+    form: Annotated[str, typer.Option('--format', help='markdown, csv or latex.')] = 'markdown',
+    against: Annotated[str | None, typer.Option(help='Show differences from this model, paired by images.')] = None,
+    intervals: Annotated[bool, typer.Option(help='Show 95 % intervals.')] = True,
+    out: Annotated[Path | None, typer.Option(help='Write to a file instead of standard output.')] = None,
+    as_json: Json = False,
+) -> None:
+    """Make tables of result files.
+
+    Example: grafalign table runs/evaluation --format latex --out table.tex
+
+    Example: grafalign table runs/evaluation --against ViT-B-32\\ openai
+    """
+    from grafalign.benchmarks.results import read_results
+    from grafalign.benchmarks.table import differences, tables, write_table
+    from grafalign.files import write_atomically
+
+    forms = ('markdown', 'csv', 'latex')
+    if form not in forms:
+        raise GrafalignError(f'There is no table format {form!r}; give --format {", ".join(forms)}.')
+    found = read_results(results)
+    made = tables([r for _, r in found], intervals=intervals) if against is None else [differences(found, against)]
+    if as_json:
+        text = json.dumps([{'title': t.title, 'head': t.head, 'rows': t.rows, 'notes': t.notes} for t in made]) + '\n'
+    else:
+        text = '\n'.join(write_table(t, form) for t in made)  # type: ignore[arg-type]
+    if out is None:
+        print(text, end='')
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, text.encode())
+
+
+def _class_names(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        names = [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise GrafalignError(f'{path} cannot be read ({error}); give a text file with one class a line.') from None
+    if len(names) < 2:
+        raise GrafalignError(f'{path} names {len(names)} class; give two or more, one a line.')
+    return names
+
+
+def _evaluate_sandbox(runs: list[Path], world: Path, store: Path | None, out: Path, seed: int, as_json: bool) -> None:
+    """In a made-up world: against its truth, beside frozen CLIP and a supervised bound."""
+    from grafalign.benchmarks.sandbox import evaluate_sandbox, write_report
+    from grafalign.store import PairStore
+
+    if store is None:
+        raise GrafalignError('--store is missing; give the pair store that the runs were trained on.')
+    named = {run.name: run for run in runs}
+    evaluation = evaluate_sandbox(world, store, named, seed=seed)
+    content = write_report(out, 'grafalign evaluation', PairStore(store), named, None, evaluation, {'seed': seed})
+    show_results(content, out, as_json)

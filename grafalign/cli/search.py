@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,7 +154,9 @@ def search(
         ]
         console.table(str(label), ('', 'score', 'item', 'date', 'longitude, latitude'), rows)
     if len(answers) < k * len(asked):
-        console.log(f'Only {len(answers):,} of {k * len(asked):,} answers: the index has no more items that are allowed.')
+        console.log(
+            f'Only {len(answers):,} of {k * len(asked):,} answers: the index has no more items that are allowed.'
+        )
     for path in out or ():
         console.log(str(path))
 

@@ -126,7 +126,9 @@ def _version_2(tree: Tree, split: str, bands: Sequence[str], partial: bool) -> I
         patch_ids, labels = table['patch_id'].tolist(), table['labels'].tolist()
     except (OSError, ValueError, KeyError) as error:
         raise GrafalignError(f'{where} is damaged or of another version ({error}); get it again.') from None
-    folder_of = {PurePosixPath(n).parent.name: str(PurePosixPath(n).parent) for n in tree.names if n.endswith('_B04.tif')}
+    folder_of = {
+        PurePosixPath(n).parent.name: str(PurePosixPath(n).parent) for n in tree.names if n.endswith('_B04.tif')
+    }
     rows = [i for i, p in enumerate(patch_ids) if p in folder_of]
     expected = sum(SPLIT_SIZES['v2'].values()) if split == 'all' else SPLIT_SIZES['v2'][split]
     notes = [] if len(rows) == expected else [_partial('bigearthnet v2', len(rows), expected, partial, str(tree.path))]

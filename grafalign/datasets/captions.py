@@ -1,8 +1,8 @@
 """Images with captions: the Karpathy JSON form (RSICD, RSITMD, UCM- and Sydney-captions), NWPU-captions' own, JSON lines.
 
-    {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}, ...]}, ...]}          Karpathy
-    {"airplane": [{"filename": ..., "split": ..., "raw": ..., "raw_1": ..., ...}, ...], ...}      NWPU
-    {"image": ..., "captions": [...], "class": ...}                                               one a line
+{"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}, ...]}, ...]}          Karpathy
+{"airplane": [{"filename": ..., "split": ..., "raw": ..., "raw_1": ..., ...}, ...], ...}      NWPU
+{"image": ..., "captions": [...], "class": ...}                                               one a line
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ def _line(where: str, number: int, line: str) -> _Entry:
     told = json.loads(line)
     captions = told.get('captions')
     if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-        raise GrafalignError(f'{where}, line {number}: {told.get("image")} has a missing caption; write one, or drop it.')
+        raise GrafalignError(
+            f'{where}, line {number}: {told.get("image")} has a missing caption; write one, or drop it.'
+        )
     label = told.get('class')
     return _Entry(str(told['image']), str(told.get('split', 'all')), tuple(c.strip() for c in captions), label)
 

@@ -82,7 +82,9 @@ def load_published(name: str, tree: Tree, split: str = 'all', *, partial: bool =
         )
         if not partial:
             raise GrafalignError(f'{said}; get the whole set, or accept a part with --partial.')
-        notes.append(f'partial: {sum(c[0] for c in counts.values()):,} of {sum(c[1] for c in counts.values()):,} images')
+        notes.append(
+            f'partial: {sum(c[0] for c in counts.values()):,} of {sum(c[1] for c in counts.values()):,} images'
+        )
     if unknown:
         notes.append(f'folders that are no class of the set were left out: {", ".join(unknown[:5])}')
     items = [n for folder in folders for n in here[folder]]
@@ -163,7 +165,9 @@ def load_mlrsnet_labels(tree: Tree, *, partial: bool = False) -> ImageSet:
                 )
             known[(row.get('image') or '').strip()] = told
     if not known:
-        raise GrafalignError(f'{tree.path} has no label files (Labels/*.csv); get them, or use mlrsnet46 for its folders.')
+        raise GrafalignError(
+            f'{tree.path} has no label files (Labels/*.csv); get them, or use mlrsnet46 for its folders.'
+        )
     many = np.zeros((len(found), len(words)), dtype=bool)
     columns = {name: i for i, name in enumerate(words)}
     for i, item in enumerate(found.items):
@@ -215,7 +219,9 @@ def _boxed(pixels: npt.NDArray[Any], text: str) -> npt.NDArray[Any]:
         return pixels
     rows, cols = pixels.shape[-2:]
     part = max(width / cols, height / rows)
-    margin = next((m for limit, m in ((0.1, 2.0), (0.2, 1.0), (0.3, 0.5), (0.4, 0.3), (0.5, 0.2)) if part < limit), 0.15)
+    margin = next(
+        (m for limit, m in ((0.1, 2.0), (0.2, 1.0), (0.3, 0.5), (0.4, 0.3), (0.5, 0.2)) if part < limit), 0.15
+    )
     reach = margin * max(width, height)
     first, last = max(0, int(top - reach)), min(rows, int(top + height + reach) + 1)
     begin, end = max(0, int(left - reach)), min(cols, int(left + width + reach) + 1)
@@ -293,9 +299,7 @@ def _image_set(
     def lonlat() -> npt.NDArray[np.float64] | None:
         return places_of(tree, items)
 
-    return ImageSet(
-        name, 'all', items, read, bands, value_range, classes, labels, lonlat=lonlat, notes=tuple(notes)
-    )
+    return ImageSet(name, 'all', items, read, bands, value_range, classes, labels, lonlat=lonlat, notes=tuple(notes))
 
 
 def places_of(tree: Tree, items: Sequence[str]) -> npt.NDArray[np.float64] | None:
@@ -342,5 +346,7 @@ def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partia
     row_of = {PurePosixPath(n).stem: i for i, n in enumerate(whole.items)}
     missing = [stem for stem in listed if stem not in row_of]
     if missing and not partial:
-        raise GrafalignError(f'{whole.name}: {missing[0]} of {name} is not there ({len(missing):,} missing); get the whole set.')
+        raise GrafalignError(
+            f'{whole.name}: {missing[0]} of {name} is not there ({len(missing):,} missing); get the whole set.'
+        )
     return whole.subset(np.array(sorted(row_of[s] for s in listed if s in row_of), dtype=np.int64), split)

@@ -59,7 +59,9 @@ def load_table(
     items = table['image'].tolist()
     missing = [i for i in items if not (path.parent / i).is_file()]
     if missing:
-        raise GrafalignError(f'{path} names {missing[0]}, which is not there ({len(missing):,} missing); mend the table.')
+        raise GrafalignError(
+            f'{path} names {missing[0]}, which is not there ({len(missing):,} missing); mend the table.'
+        )
     facts = picture_facts(path.parent / items[0], items[0])
     known = bands or BANDS_BY_COUNT.get(facts.bands)
     if known is None:
@@ -117,10 +119,14 @@ def load_masks(
     images = {PurePosixPath(n).stem: n for n in tree.names if n.startswith('images/') and is_picture(n)}
     masks = {PurePosixPath(n).stem: n for n in tree.names if n.startswith('masks/') and is_picture(n)}
     if not images:
-        raise GrafalignError(f'{path} has no pictures in images/; put images there and masks of the same names in masks/.')
+        raise GrafalignError(
+            f'{path} has no pictures in images/; put images there and masks of the same names in masks/.'
+        )
     bare = sorted(set(images) - set(masks))
     if bare:
-        raise GrafalignError(f'{path}: {images[bare[0]]} has no mask of that name in masks/ ({len(bare):,} missing); add it.')
+        raise GrafalignError(
+            f'{path}: {images[bare[0]]} has no mask of that name in masks/ ({len(bare):,} missing); add it.'
+        )
     stems = sorted(images)
     items = [images[s] for s in stems]
     facts = picture_facts(tree.source(items[0]), items[0])

@@ -27,7 +27,9 @@ class Tree:
         self.path, self.inside = path, inside
         self._local = threading.local()
         if path.is_file() and path.suffix.lower() in _PACKED:
-            raise GrafalignError(f'{path} is packed; unpack it and give the folder (zip archives are read as they are).')
+            raise GrafalignError(
+                f'{path} is packed; unpack it and give the folder (zip archives are read as they are).'
+            )
         if not path.is_dir() and not zipfile.is_zipfile(path):
             raise GrafalignError(f'There is no folder or zip archive {path}; give the path of the data set.')
 

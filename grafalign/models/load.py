@@ -92,4 +92,3 @@ def _short(where: str) -> str:
     model, _, tag = where.removeprefix('hf-hub:').partition(':')
     model = model.rpartition('/')[2]
     return f'{model} {Path(tag).stem if Path(tag).suffix in _CHECKPOINTS else tag}'.strip()
-

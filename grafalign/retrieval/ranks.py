@@ -112,9 +112,7 @@ def _check(queries: Floats, gallery: Floats) -> None:
 def _exact_scores(queries: Floats, gallery: Floats, query: Ints, item: Ints) -> npt.NDArray[np.float64]:
     """Inner products of pairs in float64, every pair summed in the same order: equal vectors give equal scores."""
     parts = [
-        np.einsum(
-            'nd,nd->n', queries[query[i : i + _ROWS]], gallery[item[i : i + _ROWS]], dtype=np.float64
-        )
+        np.einsum('nd,nd->n', queries[query[i : i + _ROWS]], gallery[item[i : i + _ROWS]], dtype=np.float64)
         for i in range(0, len(query), _ROWS)
     ]
     return np.concatenate([np.zeros(0), *parts])
@@ -188,9 +186,7 @@ def hits_at(ranks: Ranks, k: int) -> npt.NDArray[np.float64]:
 
 def _best(ranks: Ranks) -> npt.NDArray[np.bool_]:
     """Pairs that score as high as the best of their query."""
-    level_of_first = np.repeat(
-        ranks.level[ranks.first], np.diff(np.append(ranks.first, len(ranks.query)))
-    )
+    level_of_first = np.repeat(ranks.level[ranks.first], np.diff(np.append(ranks.first, len(ranks.query))))
     return np.asarray(ranks.level == level_of_first)
 
 
@@ -210,4 +206,3 @@ def average_precision(ranks: Ranks, k: int | None = None) -> npt.NDArray[np.floa
         gain = np.where(place <= k, gain, 0.0)
     most = sizes if k is None else np.minimum(sizes, k)
     return np.asarray(np.add.reduceat(gain, first) / most) if len(first) else np.zeros(0)
-

@@ -19,8 +19,8 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from grafalign.benchmarks.bootstrap import confusion
-from grafalign.benchmarks.evaluate import Evaluation
-from grafalign.benchmarks.sandbox_set import VOID, LabelledTiles
+from grafalign.benchmarks.sandbox.evaluate import Evaluation
+from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles
 from grafalign.photos import open_photo
 from grafalign.store import PairStore
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
-from grafalign.benchmarks import figures
-from grafalign.benchmarks.evaluate import Evaluation
+from grafalign.benchmarks.sandbox import figures
+from grafalign.benchmarks.sandbox.evaluate import Evaluation
 from grafalign.files import write_atomically
 from grafalign.retrieval import FAISS_VERSION
 from grafalign.store import PairStore
@@ -94,7 +94,7 @@ def write_report(
         },
     }
     sections = _sections(store, runs, content, evaluation)
-    template = (files('grafalign.benchmarks') / 'report.html').read_text(encoding='utf-8')
+    template = (files('grafalign.benchmarks.sandbox') / 'report.html').read_text(encoding='utf-8')
     page = (
         Environment(autoescape=True)
         .from_string(template)

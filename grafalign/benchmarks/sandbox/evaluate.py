@@ -19,8 +19,8 @@ import torch
 
 from grafalign import console, engine
 from grafalign.benchmarks.bootstrap import Estimate, bootstrap, confusion, map_at, mean_iou
-from grafalign.benchmarks.sandbox_set import VOID, LabelledTiles, SandboxTruth
-from grafalign.benchmarks.supervised import train_supervised
+from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles, SandboxTruth
+from grafalign.benchmarks.sandbox.supervised import train_supervised
 from grafalign.config import load_settings
 from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip, select_bands
 from grafalign.errors import GrafalignError

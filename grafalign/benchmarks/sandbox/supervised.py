@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from grafalign.benchmarks.sandbox_set import VOID, LabelledTiles
+from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles
 from grafalign.encoders import FrozenClip, PixelRule, SatelliteEncoder
 from grafalign.store import Sensor
 from grafalign.training.loop import fit, make_accelerator

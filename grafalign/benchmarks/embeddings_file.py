@@ -1,0 +1,196 @@
+"""Embeddings that somebody else made, so that results can be checked without weights.
+
+`.npz` with arrays
+
+    images   [N, D]
+    labels   [N] class numbers, or [N, K] booleans                              for classification and retrieval by class
+    texts    [P, K, D] prompts by classes, or [K, D]                            with labels
+    texts    [T, D], and text_image [T]: the image of each                      for captions
+    classes  [K] names; prompts [P] names; lonlat [N, 2]                        where known
+
+`.parquet` with a row a vector: `kind` (image or text), `embedding` (list), `label` (of an image, or the class of a text),
+`prompt` (of a text), `image` (of a caption: the number of its image, counted from 0), `lon`, `lat`.
+
+Vectors must have unit length, as nearly as float16 has it; they are brought to it exactly.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from grafalign.datasets import ImageSet
+from grafalign.errors import GrafalignError
+from grafalign.files import file_digest
+from grafalign.retrieval import check_vectors
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model's embeddings of one set."""
+
+    name: str
+    digest: str
+    data: ImageSet
+    images: Vectors
+    """[N, D]"""
+    prompts: Vectors | None
+    """[P, K, D]"""
+    prompt_names: tuple[str, ...]
+    captions: Vectors | None
+    """[T, D]"""
+    text_image: npt.NDArray[np.int64] | None
+    """Image of each caption, [T]."""
+
+
+def load_embeddings(path: Path, name: str | None = None, classes: list[str] | None = None) -> Embedded:
+    """Read a file of embeddings.
+
+    Args:
+        path: `.npz` or `.parquet`.
+        name: what tables call the model; the file's name by default.
+        classes: names of the classes, where the file has none.
+
+    Raises:
+        GrafalignError: the file is missing, damaged or lacks something; vectors are not finite or not normalised; widths
+            or numbers do not fit each other.
+    """
+    try:
+        told = _npz(path) if path.suffix.lower() == '.npz' else _parquet(path)
+    except FileNotFoundError:
+        raise GrafalignError(f'There is no file {path}; give embeddings as .npz or .parquet.') from None
+    except GrafalignError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise GrafalignError(f'{path} cannot be read as embeddings ({error!r}); save it again.') from None
+    if 'images' not in told or 'texts' not in told:
+        raise GrafalignError(f'{path} must hold `images` and `texts`; it holds {", ".join(told)}.')
+    images = _unit(told['images'], f'{path}: images')
+    texts = np.asarray(told['texts'])
+    if 'text_image' in told:
+        captions: Vectors | None = _unit(texts, f'{path}: texts')
+        prompts = None
+        text_image = np.asarray(told['text_image'], dtype=np.int64)
+        if len(text_image) != len(texts) or text_image.min(initial=0) < 0 or text_image.max(initial=-1) >= len(images):
+            raise GrafalignError(
+                f'{path}: text_image must name an image (0 to {len(images) - 1}) for each of the texts.'
+            )
+    else:
+        captions = text_image = None
+        texts = texts[None] if texts.ndim == 2 else texts
+        if texts.ndim != 3:
+            raise GrafalignError(f'{path}: texts must be [prompts, classes, D]; they are {list(texts.shape)}.')
+        prompts = _unit(texts.reshape(-1, texts.shape[-1]), f'{path}: texts').reshape(texts.shape)
+        if 'labels' not in told:
+            raise GrafalignError(f'{path} holds no `labels`; add the class of each image.')
+    if images.shape[1] != texts.shape[-1]:
+        raise GrafalignError(
+            f'{path}: images have {images.shape[1]} dimensions and texts {texts.shape[-1]}: they come from different '
+            'models; embed both with one.'
+        )
+    return Embedded(
+        name or path.stem,
+        file_digest(path),
+        _set(path, told, len(images), None if prompts is None else prompts.shape[1], classes),
+        images,
+        prompts,
+        tuple(str(p) for p in told.get('prompts', ())),
+        captions,
+        text_image,
+    )
+
+
+def _unit(vectors: npt.NDArray[Any], what: str) -> Vectors:
+    found = np.asarray(vectors)
+    if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating):
+        raise GrafalignError(f'{what} must be a table of numbers [rows, D]; it is {found.dtype} {list(found.shape)}.')
+    check_vectors(found, what)
+    exact = found.astype(np.float32)
+    return exact / np.linalg.norm(exact, axis=1, keepdims=True)
+
+
+def _set(path: Path, told: dict[str, Any], count: int, width: int | None, classes: list[str] | None) -> ImageSet:
+    labels: Any = told.get('labels')
+    many = None
+    names: tuple[str, ...] = ()
+    if labels is not None:
+        labels = np.asarray(labels)
+        if len(labels) != count:
+            raise GrafalignError(f'{path} has {count:,} images and {len(labels):,} labels; there must be one for each.')
+        if labels.ndim == 2:
+            labels, many = None, labels.astype(bool)
+        kinds = many.shape[1] if many is not None else width or int(labels.max()) + 1
+        if labels is not None and (labels.min() < 0 or labels.max() >= kinds):
+            raise GrafalignError(
+                f'{path}: labels go from {labels.min()} to {labels.max()} and the texts are of {kinds} classes; count '
+                'classes from 0.'
+            )
+        given = classes or [str(c) for c in told.get('classes', ())]
+        if given and len(given) != kinds:
+            raise GrafalignError(f'{path} has {kinds} classes and {len(given)} names were given; give one for each.')
+        names = tuple(given) or tuple(f'class {i}' for i in range(kinds))
+        labels = None if labels is None else labels.astype(np.int64)
+
+    def read(row: int) -> npt.NDArray[Any]:
+        raise GrafalignError(f'{path} holds embeddings and no pictures.')
+
+    places = told.get('lonlat')
+
+    def lonlat() -> npt.NDArray[np.float64] | None:
+        return None if places is None else np.asarray(places, dtype=np.float64)
+
+    items = [str(i) for i in range(count)]
+    # files of several models in one folder are of one set
+    return ImageSet(
+        path.resolve().parent.name, 'all', items, read, classes=names, labels=labels, many=many, lonlat=lonlat
+    )
+
+
+def _npz(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _parquet(path: Path) -> dict[str, Any]:
+    table = pd.read_parquet(path)
+    kinds = set(table['kind'])
+    if not kinds <= {'image', 'text'}:
+        raise GrafalignError(f'{path}: `kind` is image or text, not {sorted(kinds - {"image", "text"})[0]!r}.')
+    image, text = table[table['kind'] == 'image'], table[table['kind'] == 'text']
+    told: dict[str, Any] = {
+        'images': np.stack(image['embedding'].tolist()),
+        'texts': np.stack(text['embedding'].tolist()),
+    }
+    if {'lon', 'lat'} <= set(table) and image[['lon', 'lat']].notna().all(axis=None):
+        told['lonlat'] = image[['lon', 'lat']].to_numpy()
+    known = 'label' in table and image['label'].notna().all()
+    if 'image' in table and text['image'].notna().all():
+        told['text_image'] = text['image'].to_numpy(dtype=np.int64)
+        if known:
+            told['classes'], told['labels'] = np.unique(image['label'].astype(str), return_inverse=True)
+        return told
+    if not known or text['label'].isna().any():
+        raise GrafalignError(f'{path}: every image and every text needs a `label`, or every text an `image`.')
+    classes = list(dict.fromkeys(text['label'].astype(str)))
+    labels = pd.Index(classes).get_indexer(image['label'].astype(str))
+    if (labels < 0).any():
+        row = int(np.flatnonzero(labels < 0)[0])
+        raise GrafalignError(f'{path}: the class {image["label"].iloc[row]!r} of an image has no text; add one.')
+    prompt = text['prompt'].astype(str) if 'prompt' in text else pd.Series('', index=text.index)
+    prompts = list(dict.fromkeys(prompt))
+    grid = np.full((len(prompts), len(classes)), -1)
+    grid[pd.Index(prompts).get_indexer(prompt), pd.Index(classes).get_indexer(text['label'].astype(str))] = range(
+        len(text)
+    )
+    if (grid < 0).any():
+        p, c = np.argwhere(grid < 0)[0]
+        raise GrafalignError(f'{path}: the prompt {prompts[p]!r} lacks the class {classes[c]!r}; add that text.')
+    return told | {'labels': labels, 'texts': told['texts'][grid], 'classes': classes, 'prompts': prompts}

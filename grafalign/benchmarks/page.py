@@ -1,0 +1,205 @@
+"""`report.html`: tables, differences, classes, confusions and worst cases of the results of a folder; needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment
+from matplotlib.figure import Figure
+from PIL import Image
+
+from grafalign.benchmarks.results import Arrays, Result, read_results
+from grafalign.benchmarks.table import Table, differences, tables
+from grafalign.datasets import ImageSet
+from grafalign.encoders.bands import colours
+from grafalign.errors import GrafalignError
+from grafalign.files import write_atomically
+from grafalign.models.pixels import as_unit
+
+_WORST = 12
+_SIDE = 144
+_BARS = ('#1f7a4a', '#2f6fb0', '#e0a030', '#9a5fb5', '#c8453b', '#5f6b73')
+
+
+@dataclass
+class Part:
+    """A heading, words, tables and pictures."""
+
+    title: str
+    words: str = ''
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    cases: list[dict[str, str]] = field(default_factory=list)
+
+
+def write_page(folder: Path, sets: Mapping[str, ImageSet] | None = None, against: str | None = None) -> Path:
+    """Write `report.html` of all results in a folder.
+
+    Args:
+        folder: the results.
+        sets: sets by digest, for pictures of worst cases; those that are not given have none.
+        against: model that the others are compared with; the first by default.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        GrafalignError: there is no result, or one is damaged.
+    """
+    found = read_results(folder)
+    results = [result for _, result in found]
+    parts = [Part('Results', '', tables(results))]
+    base = against or results[0].model.name
+    try:
+        parts.append(Part('Differences', f'Every model beside {base}, on the same images.', [differences(found, base)]))
+    except GrafalignError:
+        if against is not None:
+            raise
+    for name, group in _by_question(found).items():
+        parts.append(_question(name, group, sets or {}))
+    template = (files('grafalign.benchmarks') / 'page.html').read_text(encoding='utf-8')
+    facts = {
+        'versions': results[-1].versions,
+        'machine': results[-1].machine,
+        'commands': sorted({r.command for r in results if r.command}),
+        'results': len(results),
+    }
+    page = Environment(autoescape=True).from_string(template).render(parts=parts, facts=json.dumps(facts, indent=2))
+    write_atomically(folder / 'report.html', page.encode())
+    return folder / 'report.html'
+
+
+def _by_question(found: Sequence[tuple[Path, Result]]) -> dict[str, list[tuple[Path, Result]]]:
+    groups: dict[str, list[tuple[Path, Result]]] = {}
+    for path, result in found:
+        split = '' if result.data.split == 'all' else f' {result.data.split}'
+        groups.setdefault(f'{result.data.name}{split}: {result.task.replace("_", " ")}', []).append((path, result))
+    return groups
+
+
+def _question(name: str, group: Sequence[tuple[Path, Result]], sets: Mapping[str, ImageSet]) -> Part:
+    first = group[0][1]
+    words = [f'{first.data.images:,} images', f'{len(first.data.classes)} classes' if first.data.classes else '']
+    words += list(first.data.notes)
+    part = Part(name, '; '.join(w for w in words if w) + '.')
+    metric = next((m for m in ('top1', 'ap', 'iou', 'map@100') if m in first.per_class), None)
+    if metric is not None:
+        part.pictures.append(_url(_class_bars(metric, [r for _, r in group])))
+    rows = [_single_prompts(r) for _, r in group if 'single_prompts' in r.extra]
+    if rows:
+        head = ['model', 'prompts', 'mean', 'worst', 'best']
+        part.tables.append(Table('prompts taken one by one', head, rows, ['Top-1 in percent, without intervals.']))
+    for path, result in group:
+        arrays = Arrays(path).arrays
+        if 'confusion' in arrays and len(result.data.classes) <= 80:
+            part.pictures.append(_url(_confusion(result, arrays['confusion'])))
+        data = sets.get(result.data.digest)
+        if data is not None and 'guess' in arrays:
+            part.cases += _worst_cases(result, data, arrays)
+    return part
+
+
+def _single_prompts(result: Result) -> list[str]:
+    told = result.extra['single_prompts']
+    prompts = result.protocol.templates
+
+    def one(which: str, key: str) -> str:
+        number = told[key]
+        return f'{100 * told[which]:.2f}' + (f' ({prompts[number]})' if number < len(prompts) else '')
+
+    return [result.model.name, str(told['count']), f'{100 * told["mean"]:.2f}', one('min', 'worst'), one('max', 'best')]
+
+
+def _class_bars(metric: str, results: Sequence[Result]) -> Figure:
+    """Values of every class, models side by side, classes by the first model's value."""
+    classes = [c for c in results[0].data.classes if results[0].per_class[metric].get(c) is not None]
+    classes.sort(key=lambda c: results[0].per_class[metric][c] or 0)
+    height = 0.8 / len(results)
+    figure = Figure(figsize=(9, max(2.2, 0.2 * len(classes) * max(1, len(results) / 2) + 0.9)))
+    ax = figure.subplots()
+    for number, result in enumerate(results):
+        values = [result.per_class.get(metric, {}).get(c) or 0 for c in classes]
+        ax.barh(
+            np.arange(len(classes)) + 0.4 - height * (number + 0.5), values, height,
+            color=_BARS[number % len(_BARS)], label=result.model.name,
+        )  # fmt: skip
+    ax.set_yticks(range(len(classes)), [_short(c) for c in classes], fontsize=7)
+    ax.set(xlim=(0, 1), ylim=(-0.6, len(classes) - 0.4), xlabel={'top1': 'share right'}.get(metric, metric))
+    ax.spines[['top', 'right']].set_visible(False)
+    if len(results) > 1:
+        ax.legend(fontsize=8, loc='lower right', frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _confusion(result: Result, counts: np.ndarray) -> Figure:
+    """Share of every true class that is taken for every class."""
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(11.0, 2.2 + 0.2 * len(share))
+    figure = Figure(figsize=(side + 0.8, side))
+    ax = figure.subplots()
+    image = ax.imshow(share, cmap='Greens', vmin=0, vmax=1)
+    names = [_short(c) for c in result.data.classes]
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(names)), names, fontsize=7)
+    ax.set(xlabel='taken for', ylabel='truth', title=result.model.name)
+    figure.colorbar(image, fraction=0.04, pad=0.02, label='share of the true class')
+    figure.tight_layout()
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 34 else name[:32] + '…'
+
+
+def _worst_cases(result: Result, data: ImageSet, arrays: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+    """Images that are wrong with the most confidence, at most two of a class."""
+    guess, truth, share = arrays['guess'], arrays['truth'], arrays['share_of_guess']
+    wrong = np.flatnonzero(guess != truth)
+    cases: list[dict[str, str]] = []
+    seen: dict[int, int] = {}
+    for row in wrong[np.argsort(-share[wrong], kind='stable')].tolist():
+        label = int(truth[row])
+        if seen.get(label, 0) == 2 or len(cases) == _WORST:
+            continue
+        try:
+            picture = _thumbnail(data, row)
+        except GrafalignError:
+            return cases
+        seen[label] = seen.get(label, 0) + 1
+        cases.append(
+            {
+                'picture': picture,
+                'model': result.model.name,
+                'item': data.items[row],
+                'truth': data.classes[label],
+                'guess': data.classes[int(guess[row])],
+                'share': f'{100 * share[row]:.0f} %',
+            }
+        )
+    return cases
+
+
+def _thumbnail(data: ImageSet, row: int) -> str:
+    pixels = data.read(row)
+    which = colours(data.bands)
+    shown = [which.index(c) if c in which else 0 for c in (0, 1, 2)]
+    unit = as_unit(pixels[shown], data.value_range)
+    image = Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
+    image = image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', quality=85)
+    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _url(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=100, bbox_inches='tight', facecolor='white')
+    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()

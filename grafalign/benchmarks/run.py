@@ -1,0 +1,254 @@
+"""Models times sets times tasks: what is done is not done again, and an image is embedded once."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grafalign import console
+from grafalign.benchmarks.embedding_cache import embed_set
+from grafalign.benchmarks.embeddings_file import Embedded, load_embeddings
+from grafalign.benchmarks.results import (
+    SCHEMA_VERSION,
+    ModelFacts,
+    Protocol,
+    Result,
+    SetFacts,
+    Task,
+    Value,
+    file_stem,
+    read_result,
+    result_key,
+    versions,
+    write_result,
+)
+from grafalign.benchmarks.statistics import estimates, resampling
+from grafalign.benchmarks.suite import Suite
+from grafalign.benchmarks.tasks.class_retrieval import retrieve_classes
+from grafalign.benchmarks.tasks.classification import classify
+from grafalign.benchmarks.tasks.image_image import retrieve_images
+from grafalign.benchmarks.tasks.image_text import evaluate_captions, retrieve_captions
+from grafalign.benchmarks.tasks.outcome import Outcome
+from grafalign.benchmarks.tasks.photo_tile import open_pairs, retrieve_photos
+from grafalign.benchmarks.tasks.segmentation import segment_set
+from grafalign.datasets import ImageSet, open_set
+from grafalign.datasets.open import split_spec
+from grafalign.errors import GrafalignError
+from grafalign.models import Model, load_model
+from grafalign.models.load import is_embeddings, split_name
+from grafalign.zeroshot.prompts import load_templates, prompt_vectors
+
+_PROMPTED: tuple[Task, ...] = ('classification', 'class_retrieval', 'segmentation')
+
+
+@dataclass
+class Done:
+    """What an evaluation did."""
+
+    paths: list[Path] = field(default_factory=list)
+    """All result files of this question, new and old."""
+    computed: int = 0
+    skipped: int = 0
+    sets: dict[str, ImageSet] = field(default_factory=dict)
+    """Sets by digest, for pictures."""
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One model before one set."""
+
+    model: ModelFacts
+    data: ImageSet
+    pixels: dict[str, Any]
+    answers: dict[Task, Callable[[], Outcome]]
+    templates: Sequence[str] = ()
+
+
+def evaluate(
+    models: Sequence[str],
+    suite: Suite,
+    out: Path,
+    *,
+    clip: str | None = None,
+    device: str | None = None,
+    cache: Path | None = None,
+    workers: int | None = None,
+    command: str = '',
+) -> Done:
+    """Evaluate models on the sets of a suite.
+
+    Args:
+        models: see models/load.py; files of embeddings bring their own set.
+        suite: sets and rules; files of embeddings need no sets.
+        out: folder of the results.
+        clip: the CLIP of GRAFT checkpoints, or of runs whose CLIP has moved.
+        device: a GPU where there is one by default.
+        cache: folder of kept embeddings; `OUT/cache` by default.
+        workers: threads that decode.
+        command: for the record.
+
+    Raises:
+        GrafalignError: a model or a set cannot be used.
+    """
+    if not models:
+        raise GrafalignError('There is no model to evaluate; give at least one.')
+    files = [m for m in models if is_embeddings(m)]
+    others = [m for m in models if not is_embeddings(m)]
+    if others and not suite.sets:
+        raise GrafalignError(f'{others[0]} needs something to be tested on; give --suite or --data NAME:PATH.')
+    _distinct(models)
+    done = Done()
+    for spec in files:
+        name, where = split_name(spec)
+        names = suite.classes.get(Path(where).resolve().parent.name)
+        found = load_embeddings(Path(where), name, names)
+        done.sets[found.data.digest] = found.data
+        _answer(_from_file(found, suite), suite, out, done, command)
+    opened = {spec: _open(spec, suite) for spec in (suite.sets if others else ())}
+    for spec in others:
+        model = load_model(spec, clip, device)
+        for where, data in opened.items():
+            done.sets[data.digest] = data
+            ask = _from_model(model, data, where, suite, cache or out / 'cache', workers)
+            _answer(ask, suite, out, done, command)
+        del model
+    return done
+
+
+def _distinct(models: Sequence[str]) -> None:
+    if len(set(models)) != len(models):
+        twice = next(m for m in models if list(models).count(m) > 1)
+        raise GrafalignError(f'{twice} is given twice; give each model once.')
+
+
+def _open(spec: str, suite: Suite) -> ImageSet:
+    name, path, split = split_spec(spec)
+    if name == 'pairs':
+        return open_pairs(path, split or 'test')
+    bands = None if suite.bands is None else tuple(suite.bands)
+    return open_set(
+        spec, partial=suite.partial, classes=suite.classes.get(name), bands=bands, value_range=suite.value_range
+    )
+
+
+def _from_file(found: Embedded, suite: Suite) -> _Ask:
+    data, prompts, captions, text_image = found.data, found.prompts, found.captions, found.text_image
+    answers: dict[Task, Callable[[], Outcome]] = {}
+    if prompts is not None:
+        answers['classification'] = lambda: classify(found.images, prompts, data, transductive=suite.transductive)
+        answers['class_retrieval'] = lambda: retrieve_classes(found.images, prompts, data)
+    if data.classes:
+        answers['image_image'] = lambda: retrieve_images(found.images, data)
+    if captions is not None and text_image is not None:
+        answers['image_text'] = lambda: retrieve_captions(found.images, captions, np.arange(len(captions)), text_image)
+    facts = ModelFacts(name=found.name, kind='embeddings', digest=found.digest)
+    return _Ask(facts, data, {'embeddings': 'made elsewhere'}, answers, found.prompt_names)
+
+
+def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: Path, workers: int | None) -> _Ask:
+    held: dict[str, Any] = {}
+    name, path, _ = split_spec(where)
+    templates = load_templates(suite.templates)
+
+    def images() -> np.ndarray:
+        if 'images' not in held:
+            held['images'] = embed_set(model, data, cache, suite.fit, workers)
+        return held['images']  # type: ignore[no-any-return]
+
+    def prompts() -> np.ndarray:
+        if 'prompts' not in held:
+            held['prompts'] = prompt_vectors(model.embed_texts, data.classes, templates)
+        return held['prompts']  # type: ignore[no-any-return]
+
+    answers: dict[Task, Callable[[], Outcome]] = {}
+    if data.labels is not None or data.many is not None:
+        answers['classification'] = lambda: classify(images(), prompts(), data, transductive=suite.transductive)
+        answers['class_retrieval'] = lambda: retrieve_classes(images(), prompts(), data)
+        answers['image_image'] = lambda: retrieve_images(images(), data)
+    if data.captions is not None:
+        answers['image_text'] = lambda: evaluate_captions(images(), data, model.embed_texts, suite.duplicates)
+    if data.mask is not None:
+        answers['segmentation'] = lambda: segment_set(model, data, prompts(), suite.stride_px)
+    if name == 'pairs':
+        answers['photo_tile'] = lambda: retrieve_photos(images(), data, path, model)
+    facts = ModelFacts(name=model.name, kind=model.kind, digest=model.digest, facts=model.facts)
+    return _Ask(facts, data, model.rule.facts(suite.fit, data.value_range), answers, templates)
+
+
+def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> None:
+    """All tasks of one model on one set."""
+    asked = [t for t in ask.answers if (t in suite.tasks if suite.tasks is not None else t != 'image_image')]
+    if not asked:
+        raise GrafalignError(
+            f'{ask.data.name} has nothing for {", ".join(suite.tasks or ["any task"])}; it can answer '
+            f'{", ".join(ask.answers) or "nothing"}.'
+        )
+    told = SetFacts(
+        name=ask.data.name,
+        split=ask.data.split,
+        images=len(ask.data),
+        classes=list(ask.data.classes),
+        digest=ask.data.digest,
+        notes=list(ask.data.notes),
+    )
+    how = None
+    for task in asked:
+        protocol = Protocol(
+            templates=list(ask.templates) if task in _PROMPTED else [],
+            pixels=ask.pixels,
+            transductive=suite.transductive and task == 'classification',
+            duplicates=suite.duplicates if task == 'image_text' and ask.model.kind != 'embeddings' else None,
+            stride_px=suite.stride_px if task == 'segmentation' else None,
+        )
+        question = [protocol.model_dump(), suite.draws, suite.seed]
+        key = result_key(ask.model.digest, told.digest, task, {'question': question})
+        held = _held(out, key)
+        if held is not None and held[1].model.name == ask.model.name:
+            done.paths.append(held[0])
+            done.skipped += 1
+            continue
+        outcome = ask.answers[task]()
+        how = how or resampling(len(ask.data), ask.data.lonlat(), suite.draws, suite.seed)
+        values = estimates(outcome.statistics, how)
+        result = Result(
+            schema_version=SCHEMA_VERSION,
+            key=key,
+            model=ask.model,
+            data=told,
+            task=task,
+            protocol=protocol,
+            metrics={name: Value(**estimate) for name, estimate in values.items()},
+            main=outcome.main,
+            per_class={k: dict(v) for k, v in outcome.per_class.items()},
+            extra=dict(outcome.extra),
+            unit=how.unit,
+            draws=suite.draws,
+            seed=suite.seed,
+            versions=versions(),
+            machine=f'{platform.machine()}, {platform.system()}',
+            command=command,
+        )
+        done.paths.append(write_result(result, out, outcome.statistics, outcome.arrays, how.groups))
+        done.computed += 1
+        main = values[outcome.main]
+        console.log(
+            f'{ask.model.name} on {told.name} {told.split}: {task} {outcome.main} {main["value"]:.4f} '
+            f'({main["low"]:.4f} to {main["high"]:.4f})'
+        )
+
+
+def _held(out: Path, key: str) -> tuple[Path, Result] | None:
+    """The result that answers a question already, if it is whole."""
+    for path in out.glob(f'*__{key}.json'):
+        try:
+            result = read_result(path)
+        except GrafalignError:
+            continue
+        if result.key == key and path.with_suffix('.npz').is_file() and file_stem(result) == path.stem:
+            return path, result
+    return None

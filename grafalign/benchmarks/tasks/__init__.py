@@ -1,0 +1,1 @@
+"""What a model can be asked about a set; each task turns embeddings into statistics."""

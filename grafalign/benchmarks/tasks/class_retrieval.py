@@ -1,0 +1,53 @@
+"""A class's words as query, images as gallery: mean average precision at 20, at 100, and of the whole ranking."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from grafalign.benchmarks.statistics import MeanAp, top_order
+from grafalign.benchmarks.tasks.outcome import Outcome, by_class
+from grafalign.datasets import ImageSet
+from grafalign.errors import GrafalignError
+from grafalign.zeroshot.prompts import ensemble
+
+CUTS = {'map@20': 20, 'map@100': 100, 'map': 0}
+
+
+def retrieve_classes(images: npt.NDArray[np.float32], prompts: npt.NDArray[np.float32], data: ImageSet) -> Outcome:
+    """Rank all images for each class.
+
+    Args:
+        images: unit embeddings [N, D].
+        prompts: unit embeddings [P, K, D].
+        data: gives the labels.
+
+    Raises:
+        GrafalignError: the set has no labels.
+    """
+    relevant = relevance(data)
+    scores = images @ ensemble(prompts).T
+    statistics = {name: MeanAp(top_order(scores, k), relevant, k) for name, k in CUTS.items()}
+    ones = np.ones((1, len(images)))
+    per_class = {
+        name: by_class(
+            data.classes,
+            np.array([MeanAp(s.order[i : i + 1], relevant[i : i + 1], s.k)(ones)[0] for i in range(len(relevant))]),
+        )
+        for name, s in statistics.items()
+    }
+    top = top_order(scores, 20)[:, :20]
+    return Outcome(statistics, 'map@100', per_class, {}, {'top': top})
+
+
+def relevance(data: ImageSet) -> npt.NDArray[np.bool_]:
+    """Which images are relevant for which class, [K, N].
+
+    Raises:
+        GrafalignError: the set has no labels.
+    """
+    if data.many is not None:
+        return np.ascontiguousarray(data.many.T)
+    if data.labels is None:
+        raise GrafalignError(f'{data.name} has no labels; retrieval by class needs them.')
+    return data.labels[None] == np.arange(len(data.classes))[:, None]

@@ -1,0 +1,90 @@
+"""Ground photos and the tiles that hold them, both ways, among the photos and tiles of one split of a pair store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from grafalign.benchmarks.statistics import Mean, Statistic
+from grafalign.benchmarks.tasks.outcome import Outcome
+from grafalign.datasets import ImageSet
+from grafalign.encoders.bank import open_bank
+from grafalign.errors import GrafalignError
+from grafalign.models import Model
+from grafalign.retrieval import hits_at, positive_ranks
+from grafalign.search.sources import open_source
+from grafalign.store import PairStore
+
+KS = (1, 5, 10)
+
+
+def open_pairs(path: str, split: str) -> ImageSet:
+    """Tiles of a split as a set; its `name` is the store's.
+
+    Raises:
+        GrafalignError: it is no store, or the split is empty.
+    """
+    store = PairStore(path)
+    source = open_source(path)
+    rows = store.tiles_of(split)
+    if not len(rows):
+        raise GrafalignError(f'{path} has no tile of the split {split}; its splits are train, val and test.')
+    centre = store.tiles.geometry.iloc[rows].bounds
+    places = np.stack([(centre['minx'] + centre['maxx']) / 2, (centre['miny'] + centre['maxy']) / 2], axis=1)
+    return ImageSet(
+        Path(path).name,
+        split,
+        source.items['item_id'].iloc[rows].tolist(),
+        lambda row: source.read(int(rows[row])),
+        source.bands,
+        source.value_range,
+        lonlat=lambda: places,
+    )
+
+
+def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, model: Model) -> Outcome:
+    """Recall at 1, 5 and 10 of a tile's photos and of a photo's tiles.
+
+    Args:
+        tiles: unit embeddings [N, D] of the tiles of `data`.
+        data: from `open_pairs`.
+        path: the store; its ground bank must be that of the model's CLIP.
+        model: tells which CLIP.
+
+    Raises:
+        GrafalignError: the bank is missing or of another CLIP.
+    """
+    store = PairStore(path)
+    bank = open_bank(store)
+    if bank.clip_digest != model.clip_digest:
+        raise GrafalignError(
+            f"The ground bank of {path} is of another CLIP than {model.name}'s; embed the photos with that one."
+        )
+    rows = store.tiles_of(data.split)
+    pairs = store.pairs
+    kept = pairs[np.isin(pairs['tile'], rows) & bank.valid[pairs['photo']]]
+    if kept.empty:
+        raise GrafalignError(f'{path}: no photo of the split {data.split} could be read; there is nothing to find.')
+    photos, photo = np.unique(kept['photo'], return_inverse=True)
+    tile = np.searchsorted(rows, kept['tile'])
+    vectors = np.asarray(bank.embeddings[photos], dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    to_photo = positive_ranks(tiles, vectors, tile, photo, best_only=True)
+    to_tile = positive_ranks(vectors, tiles, photo, tile, best_only=True)
+    owner = np.full(len(photos), len(tiles), dtype=np.int64)
+    np.minimum.at(owner, photo, tile)
+    per_tile = np.bincount(owner, minlength=len(tiles)).astype(np.float64)
+    with_photos = np.zeros(len(tiles))
+    asked = to_photo.query[to_photo.first]
+    with_photos[asked] = 1.0
+    statistics: dict[str, Statistic] = {}
+    for k in KS:
+        hits = np.zeros(len(tiles))
+        hits[asked] = hits_at(to_photo, k)
+        statistics[f'tile_to_photo_r@{k}'] = Mean(hits, with_photos)
+    for k in KS:
+        found = np.bincount(owner, weights=hits_at(to_tile, k), minlength=len(tiles))
+        statistics[f'photo_to_tile_r@{k}'] = Mean(found, per_tile)
+    return Outcome(statistics, 'photo_to_tile_r@10', {}, {'photos': len(photos), 'pairs': len(kept)})
