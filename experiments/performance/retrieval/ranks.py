@@ -34,7 +34,7 @@ def embeddings(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     """
     gallery = clustered(count, WIDTH, seed=3)
     rng = np.random.default_rng(4)
-    queries = gallery + rng.normal(size=gallery.shape).astype(np.float32) * np.float32(0.6 / WIDTH**0.5)
+    queries = gallery + rng.normal(size=gallery.shape).astype(np.float32) * np.float32(3.0 / WIDTH**0.5)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     own = np.arange(count)
     query = np.repeat(own, POSITIVES)
