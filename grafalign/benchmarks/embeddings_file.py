@@ -3,13 +3,13 @@
 `.npz` with arrays
 
     images   [N, D]
-    labels   [N] class numbers, or [N, K] booleans                              for classification and retrieval by class
+    labels   [N] class numbers, or [N, K] booleans                             for classification and retrieval by class
     texts    [P, K, D] prompts by classes, or [K, D]                            with labels
     texts    [T, D], and text_image [T]: the image of each                      for captions
     classes  [K] names; prompts [P] names; lonlat [N, 2]                        where known
 
-`.parquet` with a row a vector: `kind` (image or text), `embedding` (list), `label` (of an image, or the class of a text),
-`prompt` (of a text), `image` (of a caption: the number of its image, counted from 0), `lon`, `lat`.
+`.parquet` with a row a vector: `kind` (image or text), `embedding` (list), `label` (of an image, or the class of a
+text), `prompt` (of a text), `image` (of a caption: the number of its image, counted from 0), `lon`, `lat`.
 
 Vectors must have unit length, as nearly as float16 has it; they are brought to it exactly.
 """
@@ -60,8 +60,8 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
         classes: names of the classes, where the file has none.
 
     Raises:
-        GrafalignError: the file is missing, damaged or lacks something; vectors are not finite or not normalised; widths
-            or numbers do not fit each other.
+        GrafalignError: the file is missing, damaged or lacks something; vectors are not finite or not normalised;
+            widths or numbers do not fit each other.
     """
     try:
         told = _npz(path) if path.suffix.lower() == '.npz' else _parquet(path)
@@ -74,10 +74,10 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
     if 'images' not in told or 'texts' not in told:
         raise GrafalignError(f'{path} must hold `images` and `texts`; it holds {", ".join(told)}.')
     images = _unit(told['images'], f'{path}: images')
-    texts = np.asarray(told['texts'])
+    texts: npt.NDArray[Any] = np.asarray(told['texts'])
     if 'text_image' in told:
         captions: Vectors | None = _unit(texts, f'{path}: texts')
-        prompts = None
+        prompts, kinds = None, None
         text_image = np.asarray(told['text_image'], dtype=np.int64)
         if len(text_image) != len(texts) or text_image.min(initial=0) < 0 or text_image.max(initial=-1) >= len(images):
             raise GrafalignError(
@@ -85,10 +85,11 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
             )
     else:
         captions = text_image = None
-        texts = texts[None] if texts.ndim == 2 else texts
+        texts = texts[np.newaxis] if texts.ndim == 2 else texts
         if texts.ndim != 3:
             raise GrafalignError(f'{path}: texts must be [prompts, classes, D]; they are {list(texts.shape)}.')
-        prompts = _unit(texts.reshape(-1, texts.shape[-1]), f'{path}: texts').reshape(texts.shape)
+        prompts = _unit(texts.reshape(-1, texts.shape[2]), f'{path}: texts').reshape(texts.shape)
+        kinds = int(texts.shape[1])
         if 'labels' not in told:
             raise GrafalignError(f'{path} holds no `labels`; add the class of each image.')
     if images.shape[1] != texts.shape[-1]:
@@ -99,7 +100,7 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
     return Embedded(
         name or path.stem,
         file_digest(path),
-        _set(path, told, len(images), None if prompts is None else prompts.shape[1], classes),
+        _set(path, told, len(images), kinds, classes),
         images,
         prompts,
         tuple(str(p) for p in told.get('prompts', ())),
@@ -180,7 +181,7 @@ def _parquet(path: Path) -> dict[str, Any]:
     if not known or text['label'].isna().any():
         raise GrafalignError(f'{path}: every image and every text needs a `label`, or every text an `image`.')
     classes = list(dict.fromkeys(text['label'].astype(str)))
-    labels = pd.Index(classes).get_indexer(image['label'].astype(str))
+    labels = pd.Index(classes).get_indexer(pd.Index(image['label'].astype(str)))
     if (labels < 0).any():
         row = int(np.flatnonzero(labels < 0)[0])
         raise GrafalignError(f'{path}: the class {image["label"].iloc[row]!r} of an image has no text; add one.')

@@ -1,4 +1,4 @@
-"""`report.html`: tables, differences, classes, confusions and worst cases of the results of a folder; needs no network."""
+"""`report.html`: tables, differences, classes, confusions and worst cases of a folder of results; needs no network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from grafalign.benchmarks.results import Arrays, Result, read_results
-from grafalign.benchmarks.table import Table, differences, tables
+from grafalign.benchmarks.table import Table, by_set, differences
 from grafalign.datasets import ImageSet
 from grafalign.encoders.bands import colours
 from grafalign.errors import GrafalignError
@@ -55,7 +55,7 @@ def write_page(folder: Path, sets: Mapping[str, ImageSet] | None = None, against
     """
     found = read_results(folder)
     results = [result for _, result in found]
-    parts = [Part('Results', '', tables(results))]
+    parts = [Part('Results', '', by_set(results))]
     base = against or results[0].model.name
     try:
         parts.append(Part('Differences', f'Every model beside {base}, on the same images.', [differences(found, base)]))

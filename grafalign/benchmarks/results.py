@@ -3,8 +3,8 @@
     MODEL__SET-SPLIT__TASK__KEY.json    a `Result`
     MODEL__SET-SPLIT__TASK__KEY.npz     what paired tests need of every image (`statistics.py`), guesses, confusions
 
-KEY is a digest of model, set, task and protocol: the same question has the same file, and a question that was answered is
-not asked again. Tables and comparisons are made of these files and of nothing else.
+KEY is a digest of model, set, task and protocol: the same question has the same file, and one that was answered is not
+asked again. Tables and comparisons are made of these files and of nothing else.
 """
 
 from __future__ import annotations

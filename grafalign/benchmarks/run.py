@@ -158,12 +158,12 @@ def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: P
     def images() -> np.ndarray:
         if 'images' not in held:
             held['images'] = embed_set(model, data, cache, suite.fit, workers)
-        return held['images']  # type: ignore[no-any-return]
+        return held['images']
 
     def prompts() -> np.ndarray:
         if 'prompts' not in held:
             held['prompts'] = prompt_vectors(model.embed_texts, data.classes, templates)
-        return held['prompts']  # type: ignore[no-any-return]
+        return held['prompts']
 
     answers: dict[Task, Callable[[], Outcome]] = {}
     if data.labels is not None or data.many is not None:

@@ -98,8 +98,8 @@ class MeanIou(Statistic):
 class MeanAp(Statistic):
     """Mean over the classes of average precision, images ranked by their scores; at `k`, or whole where k is 0.
 
-    AP@k = sum_{i <= k} precision@i * relevant_i / min(k, relevant images). Images that are drawn several times stand side
-    by side. Ties keep the order of the images.
+    AP@k = sum_{i <= k} precision@i * relevant_i / min(k, relevant images). Images that are drawn several times stand
+    side by side. Ties keep the order of the images.
     """
 
     kind: ClassVar[str] = 'ap'
@@ -231,7 +231,7 @@ def paired_difference(first: Statistic, second: Statistic, how: Resampling) -> D
 
 
 def _interval(drawn: Floats, value: float) -> tuple[float, float]:
-    """95 % interval of resampled values: percentiles, corrected for bias (Efron, "Nonparametric standard errors", 1981).
+    """95 % interval of resampled values: percentiles, bias corrected (Efron, Canadian Journal of Statistics, 1981).
 
     Drawn images stand several times in a ranking, side by side, which flatters average precision; the correction takes
     that off. The interval always holds the value.

@@ -88,7 +88,7 @@ def load_suite(
     elif name is not None:
         if root is None:
             raise GrafalignError(f'The suite {name} needs --root, the folder below which its data sets lie.')
-        found = []
+        found: list[str] = []
         for spec in content['sets']:  # type: ignore[attr-defined]
             here = str(spec).replace('{root}', str(root))
             (found if Path(split_spec(here)[1]).exists() else missing).append(here)

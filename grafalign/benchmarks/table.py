@@ -44,7 +44,7 @@ class Table:
 
 
 def tables(results: Sequence[Result], *, intervals: bool = True) -> list[Table]:
-    """One table a task: a row a model and protocol, a column a set and metric; values in percent, the best marked with *.
+    """One table a task: a row a model and protocol, a column a set and metric; values in percent, the best marked *.
 
     A model has several rows where it was asked by several protocols, and a row says which if they differ.
     """
@@ -130,7 +130,7 @@ def by_set(results: Sequence[Result]) -> list[Table]:
 
 
 def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:
-    """Every other model minus one, on the same images and by the same task, with interval and p of the paired bootstrap.
+    """Every other model minus one, on the same images and task, with interval and p of the paired bootstrap.
 
     Raises:
         GrafalignError: there is no result of that model, or none to compare it with.

@@ -62,6 +62,7 @@ def evaluate(
     from grafalign.locks import exclusive
     from grafalign.models.load import is_embeddings
 
+    missing: list[str] = []
     changed = [*(changes or ()), f'seed={seed}', *(['partial=true'] if partial else [])]
     if suite is None and not data and all(is_embeddings(m) for m in models):
         names = _class_names(classes)
@@ -110,7 +111,7 @@ def table(
 
     Example: grafalign table runs/evaluation --format latex --out table.tex
 
-    Example: grafalign table runs/evaluation --against ViT-B-32\\ openai
+    Example: grafalign table runs/evaluation --against mine
     """
     from grafalign.benchmarks.results import read_results
     from grafalign.benchmarks.table import differences, tables, write_table

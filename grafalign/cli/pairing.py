@@ -61,10 +61,10 @@ def pair(
     settings = load_settings(recipe, Recipe, changes or ())
     if explain:
         from grafalign.pairing.explain import explain as estimate
-        from grafalign.pairing.explain import show
+        from grafalign.pairing.explain import show as show_estimate
 
         told = estimate(settings, None if store is None else place(store), map_page, workers)
-        print(json.dumps(told)) if as_json else show(told, str(recipe))
+        print(json.dumps(told)) if as_json else show_estimate(told, str(recipe))
         return
     if store is None:
         raise GrafalignError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')

@@ -79,7 +79,8 @@ def _version_1(tree: Tree, split: str, classes: int, bands: Sequence[str], parti
     }
     if not folder_of:
         raise GrafalignError(
-            f'{tree.path} holds neither PATCH/PATCH{ending} (BigEarthNet v1) nor metadata.parquet (v2); give its folder.'
+            f'{tree.path} holds neither PATCH/PATCH{ending} (BigEarthNet v1) nor metadata.parquet '
+            '(v2); give its folder.'
         )
     notes: list[str] = []
     if split == 'all':

@@ -1,4 +1,4 @@
-"""Images with captions: the Karpathy JSON form (RSICD, RSITMD, UCM- and Sydney-captions), NWPU-captions' own, JSON lines.
+"""Images with captions: the Karpathy JSON form (RSICD, RSITMD, UCM, Sydney), NWPU-captions' own, JSON lines.
 
 {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}, ...]}, ...]}          Karpathy
 {"airplane": [{"filename": ..., "split": ..., "raw": ..., "raw_1": ..., ...}, ...], ...}      NWPU
@@ -59,7 +59,7 @@ def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool =
         partial: accept another number of images than published, and leave out images that are missing.
 
     Raises:
-        GrafalignError: a file is missing or has another form, an image has no caption or is missing, or a count differs.
+        GrafalignError: a file is missing or of another form, an image has no caption or is missing, or a count differs.
     """
     told = PUBLISHED.get(name)
     where = _description(tree, told.file if told else None)
@@ -75,8 +75,8 @@ def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool =
     notes: list[str] = []
     if missing and not partial:
         raise GrafalignError(
-            f'{where} names {missing[0]}, which is not among the pictures of {tree.path} ({len(missing):,} missing); get '
-            'the whole set, or accept a part with --partial.'
+            f'{where} names {missing[0]}, which is not among the pictures of {tree.path} '
+            f'({len(missing):,} missing); get the whole set, or accept a part with --partial.'
         )
     if missing:
         notes.append(f'{len(missing):,} images that are missing were left out')
@@ -85,8 +85,8 @@ def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool =
     if expected is not None and len(kept) != expected:
         if not partial:
             raise GrafalignError(
-                f'{name}: {where} has {len(kept):,} {split} images instead of {expected:,}; get the whole set, or accept '
-                'a part with --partial.'
+                f'{name}: {where} has {len(kept):,} {split} images instead of {expected:,}; get the '
+                'whole set, or accept a part with --partial.'
             )
         notes.append(f'partial: {len(kept):,} of {expected:,} images')
     bare = next((e.file for e, _ in kept if not e.captions), None)

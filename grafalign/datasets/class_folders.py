@@ -1,7 +1,7 @@
 """Sets with one folder a class: EuroSAT, UC Merced, RESISC45, AID, PatternNet, WHU-RS19, MLRSNet, fMoW, and one's own.
 
-Class names, layouts and counts of the published ones are in `published.yaml`. A count that differs is an error that says
-where images are missing: a number measured on part of a set is not the set's number.
+Class names, layouts and counts of the published ones are in `published.yaml`. A count that differs is an error that
+says where images are missing: a number measured on part of a set is not the set's number.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def load_folder(
         raise GrafalignError(f'{tree.path} has {have}; classification needs a folder of pictures for each class.')
     if classes is not None and len(classes) != len(folders):
         raise GrafalignError(
-            f'{len(classes)} class names were given and {tree.path} has {len(folders)} folders ({", ".join(folders[:4])}'
-            ' ...); give one a folder, in the order of the folders.'
+            f'{len(classes)} class names were given and {tree.path} has {len(folders)} folders '
+            f'({", ".join(folders[:4])} ...); give one a folder, in the order of the folders.'
         )
     labels = np.array([folders.index(n.partition('/')[0]) for n in pictures])
     facts = picture_facts(tree.source(pictures[0]), pictures[0])
@@ -171,10 +171,10 @@ def load_mlrsnet_labels(tree: Tree, *, partial: bool = False) -> ImageSet:
     many = np.zeros((len(found), len(words)), dtype=bool)
     columns = {name: i for i, name in enumerate(words)}
     for i, item in enumerate(found.items):
-        told = known.get(PurePosixPath(item).name)
-        if told is None:
+        mine = known.get(PurePosixPath(item).name)
+        if mine is None:
             raise GrafalignError(f'mlrsnet: {item} has no row in the label files; get the whole set.')
-        many[i, [columns[t] for t in told]] = True
+        many[i, [columns[t] for t in mine]] = True
     return ImageSet(
         'mlrsnet', found.split, found.items, found.read, classes=tuple(words.values()), many=many, notes=found.notes
     )
@@ -183,8 +183,8 @@ def load_mlrsnet_labels(tree: Tree, *, partial: bool = False) -> ImageSet:
 def load_fmow(tree: Tree, split: str = 'val') -> ImageSet:
     """Functional Map of the World, its RGB files: SPLIT/CLASS/CLASS_n/CLASS_n_i_rgb.jpg beside a .json.
 
-    What is shown is the box of the .json with a margin of 15 % of its larger side (more for small boxes, as the authors'
-    baseline has it); without a .json the whole picture. The class is the folder's.
+    What is shown is the box of the .json with a margin of 15 % of its larger side (more for small boxes, as the
+    authors' baseline has it); without a .json the whole picture. The class is the folder's.
 
     Raises:
         GrafalignError: there is no such split, or no picture in it.
@@ -202,8 +202,8 @@ def load_fmow(tree: Tree, split: str = 'val') -> ImageSet:
 
     def read(row: int) -> npt.NDArray[Any]:
         pixels = _coloured(read_picture(root.source(items[row]), items[row]))
-        told = items[row][: -len('.jpg')] + '.json'
-        return _boxed(pixels, root.text(told)) if root.has(told) else pixels
+        beside = items[row][: -len('.jpg')] + '.json'
+        return _boxed(pixels, root.text(beside)) if root.has(beside) else pixels
 
     words = tuple(v[0] for v in folders.values())
     return ImageSet('fmow', split, items, read, classes=words, labels=labels)
@@ -252,7 +252,8 @@ def _root(tree: Tree, roots: list[str], folders: set[str], name: str) -> Tree:
         if inner is not None and fits(inner):
             return inner
     raise GrafalignError(
-        f'{name}: {tree.path} has no class folders such as {sorted(folders)[0]}; give the folder or zip archive of the set.'
+        f'{name}: {tree.path} has no class folders such as {sorted(folders)[0]}; give the folder or '
+        'zip archive of the set.'
     )
 
 

@@ -51,8 +51,8 @@ def load_deepsat(name: str, path: Path, split: str = 'test', *, partial: bool = 
     if count != expected:
         if not partial:
             raise GrafalignError(
-                f'{path} has {count:,} {split} images instead of {expected:,}; get the file again, or accept a part with '
-                '--partial.'
+                f'{path} has {count:,} {split} images instead of {expected:,}; get the file again, or '
+                'accept a part with --partial.'
             )
         notes = (f'partial: {count:,} of {expected:,} images',)
 

@@ -105,7 +105,8 @@ def default_range(dtype: str, name: str) -> tuple[float, float]:
 
 
 def _read_plain(source: Path | bytes) -> Pixels:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        image: Image.Image = opened
         if image.width * image.height > _LARGEST_PX:
             raise ValueError(f'{image.width} x {image.height} px are too many')
         if image.mode in _NUMBERS:

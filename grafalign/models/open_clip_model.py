@@ -40,21 +40,18 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
     rule = InputRule(
         tuple(given.get('bands', RGB)), int(given.get('size_px', clip.image_px)), clip.mean, clip.std, _filter(clip)
     )
-    fit = 'pad' if rule.size_px != clip.image_px else 'resample'
+    padded = rule.size_px != clip.image_px
 
     def dense() -> SatelliteEncoder:
-        encoder = SatelliteEncoder(clip, rule.bands, rule.size_px, fit).to(device)
+        encoder = SatelliteEncoder(clip, rule.bands, rule.size_px, 'pad' if padded else 'resample').to(device)
         if (folder / PATCH_HEAD).is_file():
             load_patch_head(encoder, folder / PATCH_HEAD)
         return encoder.eval()
 
-    images = clip.encode_images
-    if fit == 'pad':
-        whole = dense()
+    whole = dense() if padded else None
 
-        def images(inputs: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = whole(inputs).image
-            return found
+    def images(inputs: torch.Tensor) -> torch.Tensor:
+        return clip.encode_images(inputs) if whole is None else whole(inputs).image
 
     return Model(
         name=name,
@@ -66,7 +63,7 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
         device=device,
         dense=dense,
         clip_digest=None if export else clip.digest,
-        facts={'model': settings.model, 'pretrained': settings.pretrained},
+        facts={'model': settings.model, 'pretrained': settings.pretrained, 'activation': _activation(clip)},
     )
 
 
@@ -102,6 +99,11 @@ def _filter(clip: FrozenClip) -> str:
     """The interpolation of a CLIP's preprocessing."""
     known = getattr(clip.model.visual, 'preprocess_cfg', {})
     return str(known.get('interpolation', 'bicubic'))
+
+
+def _activation(clip: FrozenClip) -> str:
+    """Which activation the weights run with: nothing in a checkpoint says which one they were trained with."""
+    return 'quickgelu' if any(type(m).__name__ == 'QuickGELU' for m in clip.model.modules()) else 'gelu'
 
 
 def _is_missing(tag: str) -> bool:

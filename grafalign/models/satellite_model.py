@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) 
     frozen = load_clip(clip, device)
     encoder = load_graft(path, frozen).to(device)
     rule = InputRule(('red', 'green', 'blue'), encoder.size_px, frozen.mean, frozen.std)
-    facts = {'file': path.name, 'clip': clip.model_dump()}
+    facts: dict[str, Any] = {'file': path.name, 'clip': clip.model_dump()}
     return _model(encoder, frozen, rule, name, 'graft', file_digest(path), device, by_patches=False, facts=facts)
 
 
@@ -56,7 +57,7 @@ def _model(
     device: torch.device,
     *,
     by_patches: bool,
-    facts: dict[str, object],
+    facts: dict[str, Any],
 ) -> Model:
     def images(inputs: torch.Tensor) -> torch.Tensor:
         found = encoder(inputs)

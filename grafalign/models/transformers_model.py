@@ -37,7 +37,8 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
     try:
         model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True)
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+        loader: Any = AutoImageProcessor
+        processor: Any = loader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers and the packages under it raise types of their own
         reason = ' '.join(str(error).split())[:250]
         raise GrafalignError(f'{folder} cannot be loaded by transformers ({reason}); save the model again.') from None

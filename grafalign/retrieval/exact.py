@@ -5,6 +5,8 @@ FAISS multiplies and selects; on an NVIDIA GPU where GPU FAISS is installed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -108,7 +110,7 @@ def _knn(queries: Floats, part: Floats, k: int) -> tuple[npt.NDArray[np.float32]
     return scores, rows
 
 
-_resources: object | None = None
+_resources: Any = None
 
 
 def score_again(

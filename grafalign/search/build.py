@@ -84,8 +84,8 @@ def _open(out: Path, model: Model, spec: str, recall: float, pixels: dict[str, A
         if held != pixels:
             differ = ', '.join(k for k in pixels if held.get(k) != pixels[k])
             raise GrafalignError(
-                f'{out} was made from pixels that were prepared otherwise ({differ}); give the same options, or another '
-                'folder.'
+                f'{out} was made from pixels that were prepared otherwise ({differ}); give the same '
+                'options, or another folder.'
             )
         catalog.facts['target'] = recall
         return catalog

@@ -59,7 +59,8 @@ def search(
         end: only items before this time.
 
     Returns:
-        One row an answer, EPSG:4326: query (text), rank (from 1), score (cosine), item_id, datetime, source, row, geometry.
+        One row an answer, EPSG:4326: query (text), rank (from 1), score (cosine), row, item_id, datetime, source,
+        geometry.
 
     Raises:
         GrafalignError: k is less than one, there is no query, or a query cannot be embedded.

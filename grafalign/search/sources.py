@@ -77,12 +77,14 @@ def _store(store: PairStore, value_range: tuple[float, float] | None) -> Source:
     items['datetime'] = pd.to_datetime(items['datetime'], utc=True)
     scale, offset = store.radiometry
 
-    def read(row: int) -> np.ndarray:
-        factors = scale[row][:, None, None], offset[row][:, None, None]
-        return np.asarray(store.read_tile(row).astype(np.float32) * factors[0] + factors[1])
+    plain = bool(np.all(scale == 1) and np.all(offset == 0))
 
-    if np.all(scale == 1) and np.all(offset == 0):
-        read = store.read_tile  # 8-bit pictures stay 8-bit
+    def read(row: int) -> np.ndarray:
+        pixels = store.read_tile(row)
+        if plain:
+            return pixels  # 8-bit pictures stay 8-bit
+        return np.asarray(pixels.astype(np.float32) * scale[row][:, None, None] + offset[row][:, None, None])
+
     return Source(name, items, read, store.sensor.bands, value_range or store.sensor.value_range)
 
 

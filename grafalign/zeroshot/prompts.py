@@ -81,8 +81,8 @@ def load_templates(name: str) -> tuple[str, ...]:
     path = Path(name)
     if not path.is_file():
         raise GrafalignError(
-            f'There are no prompts {name!r}; give one of {", ".join(known)}, a file with one prompt a line, or a prompt '
-            'with {} for the class.'
+            f'There are no prompts {name!r}; give one of {", ".join(known)}, a file with one prompt a '
+            'line, or a prompt with {} for the class.'
         )
     try:
         lines = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip())

@@ -1,8 +1,7 @@
-"""Search among a million vectors: kinds of index beside exact FAISS and a plain product, all asked the same in one run."""
+"""Search among a million vectors: kinds of index beside exact FAISS and a plain product, asked the same in one run."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,8 @@ _ROUNDS = 3
 def measure(count: int, width: int, folder: Path, kinds: tuple[Kind, ...]) -> dict[str, Any]:
     """Build, tune and ask every kind.
 
-    Queries are of three samples that share the kinds of the vectors and nothing else: one chooses the effort, one measures
-    recall, and both are asked in batches for the rate; a hundred are asked one by one for the delay.
+    Queries are samples that share the kinds of the vectors and nothing else: one chooses the effort; the other measures
+    recall and is asked in one batch for the rate; a hundred of it are asked one by one for the delay.
     """
     vectors = clustered(count, width)
     tuning, asked = clustered(1024, width, draw=1), clustered(2000, width, draw=2)
@@ -55,7 +54,7 @@ def measure(count: int, width: int, folder: Path, kinds: tuple[Kind, ...]) -> di
         made[kind] = ann
         effort = ann.effort(K)
         told = {'visits': effort.visits, 'candidates': effort.candidates}
-        ways.append((kind, _asker(ann, vectors), seconds, os.path.getsize(path), told))
+        ways.append((kind, _asker(ann, vectors), seconds, path.stat().st_size, told))
     rates: dict[str, list[float]] = {name: [] for name, *_ in ways}
     for _ in range(_ROUNDS):  # side by side, so that a busy moment of the machine hits all
         for name, ask, *_ in ways:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ ONE_HOT_BATCH = 64
 
 
 def embeddings(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Queries and gallery [count, 512], and pairs: a query's own item, seen through noise, and four near it in the list.
+    """Queries and gallery [count, 512], and pairs: a query's own item, seen through noise, and four random ones.
 
     The noise is such that a query's own item is its nearest about every second time.
     """
@@ -96,8 +97,7 @@ def measure(way: str, count: int) -> dict[str, Any]:
     material = embeddings(count)
     small = embeddings(512)
     WAYS[way](*small)  # threads and libraries are there
-    with open('/proc/self/clear_refs', 'w') as file:  # peak memory from here on
-        file.write('5')
+    Path('/proc/self/clear_refs').write_text('5')  # peak memory from here on
     before = _status('VmRSS')
     began = time.perf_counter()
     values = WAYS[way](*material)
@@ -115,8 +115,8 @@ def measure(way: str, count: int) -> dict[str, Any]:
 
 def _status(name: str) -> int:
     """Kilobytes of a line of /proc/self/status."""
-    with open('/proc/self/status') as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name))
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def in_own_process(way: str, count: int) -> dict[str, Any]:

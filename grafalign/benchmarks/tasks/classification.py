@@ -1,7 +1,7 @@
 """Zero-shot classification: cosine against class vectors, one label an image or several.
 
-Inductive: an image's guess depends on that image alone. `transductive` takes each class's mean score over the test images
-off first, as some published code does; it is off unless asked for, and a result says so.
+Inductive: an image's guess depends on that image alone. `transductive` takes each class's mean score over the test
+images off first, as some published code does; it is off unless asked for, and a result says so.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def classify(images: Vectors, prompts: Vectors, data: ImageSet, *, transductive:
         raise GrafalignError(f'{data.name} has no labels; classification needs them.')
     if len(data.classes) < 2 or prompts.shape[1] != len(data.classes):
         raise GrafalignError(
-            f'{data.name} has {len(data.classes)} classes and the texts are of {prompts.shape[1]}; there must be two or '
-            'more, and a text for each.'
+            f'{data.name} has {len(data.classes)} classes and the texts are of {prompts.shape[1]}; '
+            'there must be two or more, and a text for each.'
         )
     scores = images @ ensemble(prompts).T
     if transductive:

@@ -1,17 +1,17 @@
 """Images and their captions, both ways: recall at 1, 5 and 10, and the mean of the six.
 
-A query is right at k if one of its positives is among the k best. Two rules for captions that are written more than once:
+A query is right at k if one of its positives is among the k best. Two rules for captions that occur more than once:
 
     own      as the field does it: every copy is a text of its own, right for its own image only
     shared   equal captions are one text, right for every image that has it
 
-Under `own` the copies of another image's caption tie with one's own exactly; chance decides between them, and values are
-expectations over it (`retrieval/ranks.py`), where other code reports whichever came first.
+Under `own` the copies of another image's caption tie with one's own exactly; chance decides between them, and values
+are expectations over it (`retrieval/ranks.py`), where other code reports whichever came first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -72,7 +72,7 @@ def retrieve_captions(images: Vectors, texts: Vectors, text_of_pair: Ints, image
     for k in KS:
         statistics[f'image_to_text_r@{k}'] = Mean(hits_at(to_text, k), np.ones(len(images)))
     for k in KS:
-        hits = np.bincount(owner, weights=hits_at(to_image, k), minlength=len(images))
+        hits = np.bincount(owner, weights=hits_at(to_image, k), minlength=len(images)).astype(np.float64)
         statistics[f'text_to_image_r@{k}'] = Mean(hits, per_image)
     # the mean of six ratios whose denominators differ is no ratio of sums: it gets weights of its own
     values = sum(s.values / s.counts.sum() for s in statistics.values() if isinstance(s, Mean)) * len(images) / 6
@@ -82,7 +82,9 @@ def retrieve_captions(images: Vectors, texts: Vectors, text_of_pair: Ints, image
     return Outcome(statistics, 'mean_recall', {}, {'texts': len(texts), 'pairs': len(text_of_pair)}, arrays)
 
 
-def evaluate_captions(images: Vectors, data: ImageSet, embed: object, duplicates: Duplicates) -> Outcome:
+def evaluate_captions(
+    images: Vectors, data: ImageSet, embed: Callable[[Sequence[str]], Vectors], duplicates: Duplicates
+) -> Outcome:
     """Both directions under one rule, and mean recall under the other beside it.
 
     Args:
@@ -94,7 +96,7 @@ def evaluate_captions(images: Vectors, data: ImageSet, embed: object, duplicates
     if data.captions is None:
         raise GrafalignError(f'{data.name} has no captions; retrieval of images and texts needs them.')
     unique, text, image = caption_table(data.captions, 'shared')
-    vectors: Vectors = embed(unique)  # type: ignore[operator]
+    vectors = embed(unique)
     flat, own_text, own_image = caption_table(data.captions, 'own')
     number = {t: i for i, t in enumerate(unique)}
     own = vectors[[number[t] for t in flat]]

@@ -85,6 +85,6 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
         hits[asked] = hits_at(to_photo, k)
         statistics[f'tile_to_photo_r@{k}'] = Mean(hits, with_photos)
     for k in KS:
-        found = np.bincount(owner, weights=hits_at(to_tile, k), minlength=len(tiles))
+        found = np.bincount(owner, weights=hits_at(to_tile, k), minlength=len(tiles)).astype(np.float64)
         statistics[f'photo_to_tile_r@{k}'] = Mean(found, per_tile)
     return Outcome(statistics, 'photo_to_tile_r@10', {}, {'photos': len(photos), 'pairs': len(kept)})
