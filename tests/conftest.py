@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -102,3 +103,19 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return int(end.value.code or 0), capsys.readouterr().err
 
     return run
+
+
+@pytest.fixture
+def builtin(clip: FrozenClip, tmp_path: Path) -> Iterator[FrozenClip]:
+    """The tiny CLIP under a name that open_clip has built in, with the weights as a file and another normalisation."""
+    config = json.loads((Path(clip.settings.model) / 'open_clip_config.json').read_text())['model_cfg']
+    (tmp_path / 'ViT-tiny-16.json').write_text(json.dumps(config))
+    import open_clip
+
+    open_clip.add_model_config(tmp_path / 'ViT-tiny-16.json')
+    weights = Path(clip.settings.model) / 'open_clip_model.safetensors'
+    yield load_clip(ClipSettings(model='ViT-tiny-16', pretrained=str(weights)))
+    from open_clip import factory
+
+    factory._MODEL_CONFIG_PATHS.pop()
+    factory._MODEL_CONFIGS.pop('ViT-tiny-16')

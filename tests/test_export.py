@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +127,6 @@ def test_activations_are_told_apart(name: str, clip: FrozenClip, tmp_path: Path)
     assert ours['model_cfg'].get('quick_gelu', False) == quick
     for tower in ('text_config', 'vision_config'):
         assert theirs[tower]['hidden_act'] == ('quick_gelu' if quick else 'gelu')
-
-
-@pytest.fixture
-def builtin(clip: FrozenClip, tmp_path: Path) -> Iterator[FrozenClip]:
-    """The tiny CLIP under a name that open_clip has built in, with the weights as a file and another normalisation."""
-    config = json.loads((Path(clip.settings.model) / 'open_clip_config.json').read_text())['model_cfg']
-    (tmp_path / 'ViT-tiny-16.json').write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / 'ViT-tiny-16.json')
-    weights = Path(clip.settings.model) / 'open_clip_model.safetensors'
-    yield load_clip(ClipSettings(model='ViT-tiny-16', pretrained=str(weights)))
-    from open_clip import factory
-
-    factory._MODEL_CONFIG_PATHS.pop()
-    factory._MODEL_CONFIGS.pop('ViT-tiny-16')
 
 
 @pytest.mark.parametrize('size_px', [64, 96])

@@ -112,21 +112,28 @@ def _notes(results: Sequence[Result], several: bool) -> list[str]:
 
 
 def by_set(results: Sequence[Result]) -> list[Table]:
-    """One table a set for a terminal: a row a metric, a column a model."""
+    """One table a set: a row a metric, a column a model, or several where a model was asked by several protocols."""
     out = []
     for name in dict.fromkeys(_set(r) for r in results):
         mine = [r for r in results if _set(r) == name]
-        models = list(dict.fromkeys(r.model.name for r in mine))
+        rules: dict[tuple[str, str], set[str]] = {}
+        for r in mine:
+            rules.setdefault((r.model.name, r.task), set()).add(_rule(r))
+        columns = {id(r): r.model.name + _aside(_rule(r), len(rules[r.model.name, r.task])) for r in mine}
+        labels = list(dict.fromkeys(columns.values()))
         rows = []
         for task, metrics in METRICS.items():
             for metric in metrics:
-                cells = {
-                    r.model.name: _cell(r, metric, None, True) for r in mine if r.task == task and metric in r.metrics
-                }
+                here = [r for r in mine if r.task == task and metric in r.metrics]
+                cells = {columns[id(r)]: _cell(r, metric, None, True) for r in here}
                 if cells:
-                    rows.append([f'{_WORDS[task]}, {metric}', *(cells.get(m, '') for m in models)])
-        out.append(Table(f'{name}: {mine[0].data.images:,} images, %', ['', *models], rows, []))
+                    rows.append([f'{_WORDS[task]}, {metric}', *(cells.get(label, '') for label in labels)])
+        out.append(Table(f'{name}: {mine[0].data.images:,} images, %', ['', *labels], rows, _notes(mine, True)[1:]))
     return out
+
+
+def _aside(rule: str, count: int) -> str:
+    return f' [{rule}]' if count > 1 else ''
 
 
 def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:

@@ -169,7 +169,8 @@ class Ann:
             k: how many.
             allowed: which of the indexed rows may be found, [rows].
         """
-        share = 1.0 if allowed is None else float(allowed.mean())
+        # of rows that were removed; squared, as they may have stood together
+        share = 1.0 if allowed is None else float(allowed.mean()) ** 2
         return self._search(queries, vectors, self.effort(k, share), k, allowed)
 
     def _search(

@@ -89,7 +89,7 @@ def _open(out: Path, model: Model, spec: str, recall: float, pixels: dict[str, A
             )
         catalog.facts['target'] = recall
         return catalog
-    if out.is_dir() and any(p.name != LOCK and p.name != 'vectors.f32' for p in out.iterdir()):
+    if out.is_dir() and any(p.name != LOCK and not p.name.startswith('vectors-') for p in out.iterdir()):
         raise GrafalignError(f'{out} is not empty and no index; give another folder.')
     width = model.embed_texts(['a place']).shape[1]
     facts = {'spec': spec, 'name': model.name, 'kind': model.kind, 'digest': model.digest, 'pixels': pixels}

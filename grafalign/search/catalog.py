@@ -1,7 +1,7 @@
 """An index on disk.
 
     index.json            model, counts, tuning, names and sizes of the files below; written last
-    vectors.f32           unit vectors, float32 [N, D], only ever appended to
+    vectors-00000.f32     unit vectors, float32 [N, D], only ever appended to
     items-00000.parquet   GeoParquet, one row a vector: item_id, geometry, datetime, source, signature
     removed-00000.npy     rows that are no longer there
     ann-00000.faiss       FAISS's approximate index of the first rows, where there are many (see retrieval/ann.py)
@@ -29,19 +29,20 @@ import psutil
 from grafalign import console
 from grafalign.errors import GrafalignError
 from grafalign.files import write_atomically, write_table
-from grafalign.retrieval.ann import EXACT_ROWS, Ann, Effort, Kind, choose
+from grafalign.retrieval.ann import Ann, Effort, Kind, choose
 from grafalign.retrieval.exact import check_vectors, check_width, nearest
 
 FORMAT = 1
 MARKER = 'index.json'
-_VECTORS = 'vectors.f32'
+_VECTORS = 'vectors-00000.f32'
 _MANY_FILES = 8
+_COPY_ROWS = 65_536
 _TAIL = 0.1
 """Share of rows that may wait outside the approximate index, searched exactly, before it takes them in."""
 _GROWN = 2.0
 """So many times larger than when its cells were learned, an index learns them anew."""
-_EXACT_SHARE = 0.05
-"""A filter that leaves fewer rows than this share is answered by exact search among them."""
+_DEAD = 0.25
+"""Once so large a share of rows was removed, the next run writes the others anew."""
 Scores = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
@@ -72,7 +73,7 @@ class Catalog:
             raise GrafalignError(f'{marker} is damaged ({error!r}); {_AGAIN}') from None
         for name, size in self._files.items():
             held = (self.path / name).stat().st_size if (self.path / name).is_file() else None
-            if held is None or (held != size if name != _VECTORS else held < size):
+            if held is None or (held < size if name.startswith('vectors-') else held != size):
                 state = 'missing' if held is None else f'damaged ({held:,} bytes instead of {size:,})'
                 raise GrafalignError(f'{self.path / name} is {state}; {_AGAIN}')
 
@@ -98,7 +99,7 @@ class Catalog:
         """All vectors ever added, memory-mapped, [rows, D]."""
         if not self.total:
             return np.zeros((0, self.width), dtype=np.float32)
-        return np.memmap(self.path / _VECTORS, dtype=np.float32, mode='r', shape=(self.total, self.width))
+        return np.memmap(self.path / self._vectors, dtype=np.float32, mode='r', shape=(self.total, self.width))
 
     @cached_property
     def items(self) -> gpd.GeoDataFrame:
@@ -163,9 +164,9 @@ class Catalog:
     ) -> tuple[Scores, Rows]:
         """Scores and rows [Q, k] of the nearest items, best first; fewer columns where there are fewer items.
 
-        A filter is applied inside the search. Where it leaves few rows they are searched exactly; where it leaves many
-        the approximate search opens more cells, in proportion, so that it finds what it would find in an index of those
-        rows alone.
+        A filter is applied before the search, which is exact among the rows that it leaves, however few or many: where
+        these are and what they look like goes together, and an approximate index, whose effort was tuned with all rows,
+        would miss neighbours without a sign.
 
         Args:
             queries: unit vectors [Q, D].
@@ -182,7 +183,7 @@ class Catalog:
         if not count:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         ann = self.ann
-        if ann is None or count <= max(EXACT_ROWS // 10, _EXACT_SHARE * self.total) or k > ann.rows // 10:
+        if ann is None or allowed is not None or k > ann.rows // 10:
             return nearest(queries, self.vectors, k, None if count == self.total else np.flatnonzero(mask))
         whole = bool(mask[: ann.rows].all())
         scores, rows = ann.search(queries, self.vectors, k, None if whole else mask[: ann.rows])
@@ -206,15 +207,15 @@ class Catalog:
         """
         check_width(vectors, self.width)
         check_vectors(vectors)
-        with (self.path / _VECTORS).open('r+b') as file:
-            file.truncate(self._files[_VECTORS])  # a killed run may have written more
+        with (self.path / self._vectors).open('r+b') as file:
+            file.truncate(self._files[self._vectors])  # a killed run may have written more
             file.seek(0, os.SEEK_END)
             file.write(np.ascontiguousarray(vectors, dtype='<f4').tobytes())
             file.flush()
             os.fsync(file.fileno())
         name = self._new_name('items-', '.parquet')
         write_table(items, self.path / name)
-        self._commit({'rows': self.total + len(vectors)}, [*self._names('items-'), name], changed=_VECTORS)
+        self._commit({'rows': self.total + len(vectors)}, [*self._files, name])
 
     def remove(self, rows: Rows) -> int:
         """Take rows out; how many were there."""
@@ -224,7 +225,7 @@ class Catalog:
         name = self._new_name('removed-', '.npy')
         content = np.flatnonzero(gone)
         np.save(self.path / name, content)
-        self._commit({}, [n for n in self._files if not n.startswith('removed-')] + [name])
+        self._commit({}, [*self._without('removed-'), name])
         return len(content) - before
 
     def rows_of(self, item_ids: list[str]) -> Rows:
@@ -250,6 +251,8 @@ class Catalog:
             kind: by size and memory otherwise.
             most_bytes: memory that it may take; half of what is free by default.
         """
+        if self.total and not self.alive.mean() > 1 - _DEAD:
+            self._drop_removed()
         if len(self._names('items-')) > _MANY_FILES:
             self._merge_items()
         limit = most_bytes or psutil.virtual_memory().available // 2
@@ -257,7 +260,7 @@ class Catalog:
         wanted = kind or (told['kind'] if told and told['chosen'] else choose(self.total, self.width, limit))
         if wanted == 'exact':
             if told is not None:
-                self._commit({'ann': None}, self._without_ann())
+                self._commit({'ann': None}, self._without('ann-'))
             return
         keep = told is not None and told['kind'] == wanted and self.total <= _GROWN * told['trained_rows']
         target = self.facts['target']
@@ -274,7 +277,7 @@ class Catalog:
         new = {'file': name, 'kind': wanted, 'rows': ann.rows, 'chosen': kind is not None, 'target': target}
         new['trained_rows'] = told['trained_rows'] if keep else ann.rows
         new['efforts'] = [asdict(e) for e in ann.efforts]
-        self._commit({'ann': new}, [*self._without_ann(), name])
+        self._commit({'ann': new}, [*self._without('ann-'), name])
         for effort in ann.efforts:
             if effort.recall < target:
                 console.log(
@@ -285,10 +288,27 @@ class Catalog:
     def _merge_items(self) -> None:
         name = self._new_name('items-', '.parquet')
         write_table(self.items, self.path / name)
-        self._commit({}, [n for n in self._files if not n.startswith('items-')] + [name])
+        self._commit({}, [*self._without('items-'), name])
 
-    def _without_ann(self) -> list[str]:
-        return [n for n in self._files if not n.startswith('ann-')]
+    def _drop_removed(self) -> None:
+        """Write the rows that are there anew, and forget the others."""
+        kept = np.flatnonzero(self.alive)
+        vectors = self._new_name('vectors-', '.f32')
+        with (self.path / vectors).open('wb') as file:
+            for start in range(0, len(kept), _COPY_ROWS):
+                file.write(np.ascontiguousarray(self.vectors[kept[start : start + _COPY_ROWS]], dtype='<f4').tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        items = self._new_name('items-', '.parquet')
+        write_table(self.items.iloc[kept].reset_index(drop=True), self.path / items)
+        self._commit({'rows': len(kept), 'ann': None}, [vectors, items])
+
+    @property
+    def _vectors(self) -> str:
+        return self._names('vectors-')[0]
+
+    def _without(self, prefix: str) -> list[str]:
+        return [n for n in self._files if not n.startswith(prefix)]
 
     def _names(self, prefix: str) -> list[str]:
         return sorted(n for n in self._files if n.startswith(prefix))
@@ -297,18 +317,18 @@ class Catalog:
         known = [int(n[len(prefix) :].partition('.')[0]) for n in self._names(prefix)]
         return f'{prefix}{max(known, default=-1) + 1:05d}{suffix}'
 
-    def _commit(self, facts: dict[str, Any], names: list[str], changed: str | None = None) -> None:
+    def _commit(self, facts: dict[str, Any], names: list[str]) -> None:
         """Write index.json with these files, and forget what it no longer names."""
-        kept = dict.fromkeys([_VECTORS, *(n for n in self._files if changed), *names])
         rows = facts.get('rows', self.total)
-        sizes = {n: (self.path / n).stat().st_size for n in kept} | {_VECTORS: rows * self.width * 4}
+        sizes = {n: (self.path / n).stat().st_size for n in dict.fromkeys(names)}
+        sizes |= {n: rows * self.width * 4 for n in sizes if n.startswith('vectors-')}
         self.facts = {**self.facts, **facts, 'files': sizes}
         write_atomically(self.path / MARKER, (json.dumps(self.facts, indent=2) + '\n').encode())
         self._files, self.total = sizes, rows
         for name in ('vectors', 'items', 'alive', 'ann'):
             self.__dict__.pop(name, None)
         for path in self.path.iterdir():
-            if path.name not in sizes and path.name.startswith(('items-', 'removed-', 'ann-')):
+            if path.name not in sizes and path.name.startswith(('vectors-', 'items-', 'removed-', 'ann-')):
                 path.unlink(missing_ok=True)
 
 
