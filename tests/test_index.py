@@ -34,7 +34,7 @@ def queries() -> np.ndarray:
 def make(path: Path, vectors: np.ndarray, kind: Kind | None, queries: np.ndarray, target: float = 0.99) -> Catalog:
     """An index of these vectors."""
     made = Catalog.create(path, vectors.shape[1], MODEL, target)
-    made.append(items(len(vectors)), vectors)
+    made.append(items(len(vectors)), vectors, source={'bands': []})
     made.optimise(queries, kind)
     return made
 
@@ -47,7 +47,7 @@ def share_found(rows: np.ndarray, truth: np.ndarray) -> float:
 def test_exact_search_is_the_sorted_product(vectors: np.ndarray, queries: np.ndarray) -> None:
     """The best rows by inner product, in order, also among some rows only and over several pieces."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('grafalign.retrieval.exact._ROWS', 1000)
+        patch.setattr('grafalign.retrieval.exact._PART_BYTES', 4 * 32 * 1000)
         scores, rows = nearest(queries, vectors, 10)
         _, some = nearest(queries, vectors, 10, np.arange(5, COUNT, 7))
     product = queries @ vectors.T
@@ -107,7 +107,7 @@ def test_added_items_are_found_at_once_and_removed_ones_no_more(
     assert made.facts['ann']['rows'] == 5000  # they wait outside
     _, rows = made.search(vectors[5000:5300], 1)
     assert (rows[:, 0] == np.arange(5000, 5300)).all()
-    assert made.remove(made.rows_of(['item 5001', 'item 3'])) == 2
+    assert made.remove(made.rows_of(['item 5001', 'item 3'], 'here')) == 2
     _, rows = Catalog(tmp_path / 'index').search(vectors[[3, 5001]], 20)
     assert not np.isin(rows, [3, 5001]).any() and len(made) == 5298
     made.append(items(700, 5300), vectors[5300:])
@@ -116,7 +116,31 @@ def test_added_items_are_found_at_once_and_removed_ones_no_more(
     _, rows = Catalog(tmp_path / 'index').search(vectors[[3, 5001, 5900]], 20)
     assert not np.isin(rows, [3, 5001]).any() and rows[2, 0] == 5900
     with pytest.raises(GrafalignError, match='has no item item 3'):
-        made.rows_of(['item 3'])
+        made.rows_of(['item 3'], 'here')
+
+
+@pytest.mark.parametrize('share', [0.05, 0.2])
+def test_removing_all_of_a_kind_does_not_hide_the_next_kind(
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, share: float
+) -> None:
+    """Once the rows nearest to a query are removed, the nearest of the others are found."""
+    made = make(tmp_path / 'index', vectors, 'ivf', queries)
+    made.remove(np.argsort(-(vectors @ queries[0]))[: int(share * COUNT)])
+    _, rows = made.search(queries[:1], 10)
+    product = np.where(made.alive, queries[:1] @ vectors.T, -np.inf)
+    assert share_found(rows, np.argsort(-product, axis=1)[:, :10]) >= 0.9
+
+
+def test_what_replaces_an_item_takes_its_place_in_one_commit(
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    """An item's new vector is found and its old one is not, and the number of items stays."""
+    made = make(tmp_path / 'index', vectors[:100], None, queries)
+    made.append(items(2, 7), vectors[200:202], instead_of=np.array([7, 8]))
+    held = Catalog(tmp_path / 'index')
+    assert len(held) == 100 and not held.alive[[7, 8]].any()
+    _, rows = held.search(vectors[[200, 7]], 1)
+    assert rows[0, 0] == 100 and rows[1, 0] != 7
 
 
 def test_an_index_grows_by_what_is_added(tmp_path: Path, vectors: np.ndarray, queries: np.ndarray) -> None:
@@ -170,7 +194,7 @@ def damage(path: Path, name: str) -> None:
     (path / name).write_bytes(content[: len(content) // 2])
 
 
-@pytest.mark.parametrize('name', ['vectors-00000.f32', 'items-00000.parquet', 'ann-00000.faiss', 'index.json'])
+@pytest.mark.parametrize('name', ['vectors-00000.f32', 'items-00000.parquet', 'index.json'])
 @pytest.mark.parametrize('gone', [True, False])
 def test_a_missing_or_damaged_file_is_named(
     tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, name: str, gone: bool
@@ -187,17 +211,30 @@ def test_a_missing_or_damaged_file_is_named(
 def test_bytes_that_are_no_index_are_refused_though_their_number_fits(
     tmp_path: Path, vectors: np.ndarray, queries: np.ndarray
 ) -> None:
-    """An approximate index and a table that were overwritten in place are errors, not tracebacks."""
+    """A table that was overwritten in place is an error, not a traceback."""
     path = tmp_path / 'index'
     make(path, vectors, 'ivf', queries)
-    for name in ('ann-00000.faiss', 'items-00000.parquet'):
-        whole = (path / name).read_bytes()
-        (path / name).write_bytes(bytes(len(whole)))
-        with pytest.raises(GrafalignError, match=name):
-            found = Catalog(path)
-            found.search(queries, 3)
-            found.items  # noqa: B018
-        (path / name).write_bytes(whole)
+    size = (path / 'items-00000.parquet').stat().st_size
+    (path / 'items-00000.parquet').write_bytes(bytes(size))
+    with pytest.raises(GrafalignError, match=r'items-00000.parquet'):
+        Catalog(path).items  # noqa: B018
+
+
+@pytest.mark.parametrize('how', ['gone', 'cut', 'zeros'])
+def test_without_its_approximate_index_search_is_exact_until_it_is_made_anew(
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, how: str
+) -> None:
+    """What can be made again from the vectors is no reason to refuse."""
+    path = tmp_path / 'index'
+    make(path, vectors, 'ivf', queries)
+    file = path / 'ann-00000.faiss'
+    content = file.read_bytes()
+    file.unlink() if how == 'gone' else file.write_bytes(content[:-100] if how == 'cut' else bytes(len(content)))
+    held = Catalog(path)
+    _, rows = held.search(queries, 10)
+    assert (rows == np.argsort(-(queries @ vectors.T), axis=1)[:, :10]).mean() > 0.999
+    held.optimise(queries)
+    assert Catalog(path).ann is not None
 
 
 def test_vectors_that_no_index_can_hold_are_refused(tmp_path: Path, vectors: np.ndarray, queries: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from grafalign.datasets import ImageSet
+from grafalign.files import write_atomically
 from grafalign.locks import exclusive
 from grafalign.models import Model
 from grafalign.models.embedding import embed_pictures
-from grafalign.models.pixels import Fit
+from grafalign.models.pixels import PIXELS_VERSION, Fit
 
 
 def embed_set(
@@ -33,7 +35,7 @@ def embed_set(
     Raises:
         GrafalignError: an image cannot be read, a band is missing, or another process embeds the same.
     """
-    question = [model.digest, data.digest, model.rule.facts(fit, data.value_range)]
+    question = [PIXELS_VERSION, model.digest, data.pixels_digest, model.rule.facts(fit, data.value_range)]
     key = hashlib.blake2b(json.dumps(question, sort_keys=True).encode(), digest_size=12).hexdigest()
     path, done = cache / f'{key}.f32', cache / f'{key}.json'
     cache.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,8 @@ def embed_set(
                 file.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
             file.flush()
             os.fsync(file.fileno())
-        done.write_text(json.dumps({'width': width, 'model': model.name, 'set': data.name}) + '\n')
-    (cache / f'{key}.lock').joinpath('.lock').unlink(missing_ok=True)
+        told = {'width': width, 'model': model.name, 'set': data.name}
+        write_atomically(done, (json.dumps(told) + '\n').encode())
+    with contextlib.suppress(OSError):
+        (cache / f'{key}.lock').rmdir()
     return np.fromfile(path, dtype=np.float32).reshape(len(data), width)

@@ -78,7 +78,10 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
     if 'text_image' in told:
         captions: Vectors | None = _unit(texts, f'{path}: texts')
         prompts, kinds = None, None
-        text_image = np.asarray(told['text_image'], dtype=np.int64)
+        text_image = np.asarray(told['text_image'])
+        if text_image.dtype.kind not in 'iu' or text_image.ndim != 1:
+            raise GrafalignError(f'{path}: text_image must hold whole numbers, one for each text; save it so.')
+        text_image = text_image.astype(np.int64)
         if len(text_image) != len(texts) or text_image.min(initial=0) < 0 or text_image.max(initial=-1) >= len(images):
             raise GrafalignError(
                 f'{path}: text_image must name an image (0 to {len(images) - 1}) for each of the texts.'
@@ -119,40 +122,53 @@ def _unit(vectors: npt.NDArray[Any], what: str) -> Vectors:
 
 
 def _set(path: Path, told: dict[str, Any], count: int, width: int | None, classes: list[str] | None) -> ImageSet:
-    labels: Any = told.get('labels')
-    many = None
+    labels, many = _labels(path, told.get('labels'), count)
     names: tuple[str, ...] = ()
-    if labels is not None:
-        labels = np.asarray(labels)
-        if len(labels) != count:
-            raise GrafalignError(f'{path} has {count:,} images and {len(labels):,} labels; there must be one for each.')
-        if labels.ndim == 2:
-            labels, many = None, labels.astype(bool)
-        kinds = many.shape[1] if many is not None else width or int(labels.max()) + 1
-        if labels is not None and (labels.min() < 0 or labels.max() >= kinds):
+    if labels is not None or many is not None:
+        kinds = many.shape[1] if many is not None else width or int(labels.max()) + 1  # type: ignore[union-attr]
+        if width is not None and kinds != width:
             raise GrafalignError(
-                f'{path}: labels go from {labels.min()} to {labels.max()} and the texts are of {kinds} classes; count '
-                'classes from 0.'
+                f'{path} has labels of {kinds} classes and texts of {width}; there must be one for each.'
+            )
+        if labels is not None and labels.max() >= kinds:
+            raise GrafalignError(
+                f'{path}: labels go up to {labels.max()} and the texts are of {kinds} classes; count classes from 0.'
             )
         given = classes or [str(c) for c in told.get('classes', ())]
         if given and len(given) != kinds:
             raise GrafalignError(f'{path} has {kinds} classes and {len(given)} names were given; give one for each.')
         names = tuple(given) or tuple(f'class {i}' for i in range(kinds))
-        labels = None if labels is None else labels.astype(np.int64)
 
     def read(row: int) -> npt.NDArray[Any]:
         raise GrafalignError(f'{path} holds embeddings and no pictures.')
 
-    places = told.get('lonlat')
-
-    def lonlat() -> npt.NDArray[np.float64] | None:
-        return None if places is None else np.asarray(places, dtype=np.float64)
-
+    places: Any = told.get('lonlat')
+    if places is not None:
+        places = np.asarray(places)
+        if places.shape != (count, 2) or places.dtype.kind not in 'fiu' or not np.isfinite(places).all():
+            raise GrafalignError(f'{path}: lonlat must be longitude and latitude of each image, [{count}, 2]; mend it.')
+        places = places.astype(np.float64)
     items = [str(i) for i in range(count)]
     # files of several models in one folder are of one set
-    return ImageSet(
-        path.resolve().parent.name, 'all', items, read, classes=names, labels=labels, many=many, lonlat=lonlat
+    title = path.resolve().parent.name
+    return ImageSet(title, 'all', items, read, classes=names, labels=labels, many=many, lonlat=lambda: places)
+
+
+def _labels(path: Path, labels: Any, count: int) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.bool_] | None]:
+    """Class numbers [N], or which classes [N, K]."""
+    if labels is None:
+        return None, None
+    found = np.asarray(labels)
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
+    if found.ndim not in (1, 2) or len(found) != count:
+        raise GrafalignError(f'{path} has {count:,} images and labels {list(found.shape)}; there must be one for each.')
+    whole = found.dtype.kind in 'iub' or (
+        found.dtype.kind == 'f' and np.isfinite(found).all() and (found % 1 == 0).all()
     )
+    if not whole or found.min() < 0 or (found.ndim == 2 and found.max() > 1):
+        raise GrafalignError(f'{path}: labels must be class numbers from 0, or zeros and ones [N, K]; save them so.')
+    return (found.astype(np.int64), None) if found.ndim == 1 else (None, found.astype(bool))
 
 
 def _npz(path: Path) -> dict[str, Any]:

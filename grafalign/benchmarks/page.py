@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from grafalign.benchmarks.results import Arrays, Result, read_results
-from grafalign.benchmarks.table import Table, by_set, differences
+from grafalign.benchmarks.table import Table, by_set, differences, newest
 from grafalign.datasets import ImageSet
 from grafalign.encoders.bands import colours
 from grafalign.errors import GrafalignError
@@ -53,7 +53,7 @@ def write_page(folder: Path, sets: Mapping[str, ImageSet] | None = None, against
     Raises:
         GrafalignError: there is no result, or one is damaged.
     """
-    found = read_results(folder)
+    found = newest(read_results(folder))
     results = [result for _, result in found]
     parts = [Part('Results', '', by_set(results))]
     base = against or results[0].model.name
@@ -62,7 +62,7 @@ def write_page(folder: Path, sets: Mapping[str, ImageSet] | None = None, against
     except GrafalignError:
         if against is not None:
             raise
-    for name, group in _by_question(found).items():
+    for (name, _), group in _by_question(found).items():
         parts.append(_question(name, group, sets or {}))
     template = (files('grafalign.benchmarks') / 'page.html').read_text(encoding='utf-8')
     facts = {
@@ -76,11 +76,12 @@ def write_page(folder: Path, sets: Mapping[str, ImageSet] | None = None, against
     return folder / 'report.html'
 
 
-def _by_question(found: Sequence[tuple[Path, Result]]) -> dict[str, list[tuple[Path, Result]]]:
-    groups: dict[str, list[tuple[Path, Result]]] = {}
+def _by_question(found: Sequence[tuple[Path, Result]]) -> dict[tuple[str, str], list[tuple[Path, Result]]]:
+    groups: dict[tuple[str, str], list[tuple[Path, Result]]] = {}
     for path, result in found:
         split = '' if result.data.split == 'all' else f' {result.data.split}'
-        groups.setdefault(f'{result.data.name}{split}: {result.task.replace("_", " ")}', []).append((path, result))
+        name = f'{result.data.name}{split}: {result.task.replace("_", " ")}'
+        groups.setdefault((name, result.data.digest), []).append((path, result))
     return groups
 
 
@@ -128,9 +129,9 @@ def _class_bars(metric: str, results: Sequence[Result]) -> Figure:
         values = [result.per_class.get(metric, {}).get(c) or 0 for c in classes]
         ax.barh(
             np.arange(len(classes)) + 0.4 - height * (number + 0.5), values, height,
-            color=_BARS[number % len(_BARS)], label=result.model.name,
+            color=_BARS[number % len(_BARS)], label=result.model.name.replace('$', r'\$'),
         )  # fmt: skip
-    ax.set_yticks(range(len(classes)), [_short(c) for c in classes], fontsize=7)
+    ax.set_yticks(range(len(classes)), [_short(c) for c in classes], fontsize=7, parse_math=False)
     ax.set(xlim=(0, 1), ylim=(-0.6, len(classes) - 0.4), xlabel={'top1': 'share right'}.get(metric, metric))
     ax.spines[['top', 'right']].set_visible(False)
     if len(results) > 1:
@@ -147,9 +148,10 @@ def _confusion(result: Result, counts: np.ndarray) -> Figure:
     ax = figure.subplots()
     image = ax.imshow(share, cmap='Greens', vmin=0, vmax=1)
     names = [_short(c) for c in result.data.classes]
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    ax.set_yticks(range(len(names)), names, fontsize=7)
-    ax.set(xlabel='taken for', ylabel='truth', title=result.model.name)
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
+    ax.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    ax.set(xlabel='taken for', ylabel='truth')
+    ax.set_title(result.model.name, parse_math=False)
     figure.colorbar(image, fraction=0.04, pad=0.02, label='share of the true class')
     figure.tight_layout()
     return figure

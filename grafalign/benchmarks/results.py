@@ -14,10 +14,12 @@ import io
 import json
 import platform
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +41,7 @@ class _Strict(BaseModel):
 class Value(_Strict):
     """A figure with its 95 % interval; all of them shares of one."""
 
-    value: float
+    value: Annotated[float, Field(ge=0, le=1)]
     low: float
     high: float
 
@@ -64,6 +66,11 @@ class SetFacts(_Strict):
     images: int
     classes: list[str]
     digest: str
+    """Of names, order and truth, wherever the files lie: results with equal digests may be compared in pairs."""
+    state: str = ''
+    """Of the files that were read: changes when one of them does."""
+    partial: bool = False
+    """Whether images of the published set were missing: such a figure is not the set's."""
     notes: list[str] = Field(default_factory=list)
     """Images that were left out, and other departures from the published set."""
 
@@ -194,6 +201,6 @@ class Arrays:
             self.statistics = statistics_from(
                 {k.removeprefix('statistic/'): v for k, v in content.items() if k.startswith('statistic/')}
             )
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise GrafalignError(f'{beside} is missing or damaged ({error}); evaluate again.') from None
         self.arrays = {k.removeprefix('array/'): v for k, v in content.items() if k.startswith('array/')}

@@ -15,6 +15,7 @@ from grafalign.benchmarks.embedding_cache import embed_set
 from grafalign.benchmarks.embeddings_file import Embedded, load_embeddings
 from grafalign.benchmarks.results import (
     SCHEMA_VERSION,
+    Arrays,
     ModelFacts,
     Protocol,
     Result,
@@ -34,10 +35,10 @@ from grafalign.benchmarks.tasks.classification import classify
 from grafalign.benchmarks.tasks.image_image import retrieve_images
 from grafalign.benchmarks.tasks.image_text import evaluate_captions, retrieve_captions
 from grafalign.benchmarks.tasks.outcome import Outcome
-from grafalign.benchmarks.tasks.photo_tile import open_pairs, retrieve_photos
+from grafalign.benchmarks.tasks.photo_tile import open_pairs, photos_state, retrieve_photos
 from grafalign.benchmarks.tasks.segmentation import segment_set
 from grafalign.datasets import ImageSet, open_set
-from grafalign.datasets.open import split_spec
+from grafalign.datasets.open import OWN, split_spec
 from grafalign.errors import GrafalignError
 from grafalign.models import Model, load_model
 from grafalign.models.load import is_embeddings, split_name
@@ -56,6 +57,8 @@ class Done:
     skipped: int = 0
     sets: dict[str, ImageSet] = field(default_factory=dict)
     """Sets by digest, for pictures."""
+    problems: list[str] = field(default_factory=list)
+    """Why questions could not be answered; the others were."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class _Ask:
     pixels: dict[str, Any]
     answers: dict[Task, Callable[[], Outcome]]
     templates: Sequence[str] = ()
+    extra: dict[str, str] = field(default_factory=dict)
+    """What else decides the answer of a task, by task."""
 
 
 def evaluate(
@@ -109,6 +114,10 @@ def evaluate(
         found = load_embeddings(Path(where), name, names)
         done.sets[found.data.digest] = found.data
         _answer(_from_file(found, suite), suite, out, done, command)
+    known = {title(spec) for spec in suite.sets} | {Path(split_name(f)[1]).resolve().parent.name for f in files}
+    strange = sorted(set(suite.classes) - known)
+    if strange:
+        raise GrafalignError(f'classes: there is no set {strange[0]!r}; the sets are {", ".join(sorted(known))}.')
     opened = {spec: _open(spec, suite) for spec in (suite.sets if others else ())}
     for spec in others:
         model = load_model(spec, clip, device)
@@ -121,9 +130,15 @@ def evaluate(
 
 
 def _distinct(models: Sequence[str]) -> None:
-    if len(set(models)) != len(models):
-        twice = next(m for m in models if list(models).count(m) > 1)
-        raise GrafalignError(f'{twice} is given twice; give each model once.')
+    """Refuse two models of one name: their results could not be told apart."""
+    names = [split_name(m)[0] or _plain_name(m) for m in models]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise GrafalignError(f'Two models are called {twice}; name them, such as first={models[names.index(twice)]}.')
+
+
+def _plain_name(spec: str) -> str:
+    return Path(spec).stem if is_embeddings(spec) else Path(spec).resolve().name if Path(spec).exists() else spec
 
 
 def _open(spec: str, suite: Suite) -> ImageSet:
@@ -132,8 +147,16 @@ def _open(spec: str, suite: Suite) -> ImageSet:
         return open_pairs(path, split or 'test')
     bands = None if suite.bands is None else tuple(suite.bands)
     return open_set(
-        spec, partial=suite.partial, classes=suite.classes.get(name), bands=bands, value_range=suite.value_range
+        spec, partial=suite.partial, classes=suite.classes.get(title(spec)), bands=bands, value_range=suite.value_range
     )
+
+
+def title(spec: str) -> str:
+    """What a set is called in `classes`: its own name, or that of one's own folder or file."""
+    name, path, _ = split_spec(spec)
+    if name not in OWN:
+        return name
+    return Path(path).stem if Path(path).is_file() else Path(path).resolve().name
 
 
 def _from_file(found: Embedded, suite: Suite) -> _Ask:
@@ -142,7 +165,7 @@ def _from_file(found: Embedded, suite: Suite) -> _Ask:
     if prompts is not None:
         answers['classification'] = lambda: classify(found.images, prompts, data, transductive=suite.transductive)
         answers['class_retrieval'] = lambda: retrieve_classes(found.images, prompts, data)
-    if data.classes:
+    if len(data.classes) > 1:
         answers['image_image'] = lambda: retrieve_images(found.images, data)
     if captions is not None and text_image is not None:
         answers['image_text'] = lambda: retrieve_captions(found.images, captions, np.arange(len(captions)), text_image)
@@ -166,7 +189,7 @@ def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: P
         return held['prompts']
 
     answers: dict[Task, Callable[[], Outcome]] = {}
-    if data.labels is not None or data.many is not None:
+    if len(data.classes) > 1 and (data.labels is not None or data.many is not None):
         answers['classification'] = lambda: classify(images(), prompts(), data, transductive=suite.transductive)
         answers['class_retrieval'] = lambda: retrieve_classes(images(), prompts(), data)
         answers['image_image'] = lambda: retrieve_images(images(), data)
@@ -174,10 +197,12 @@ def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: P
         answers['image_text'] = lambda: evaluate_captions(images(), data, model.embed_texts, suite.duplicates)
     if data.mask is not None:
         answers['segmentation'] = lambda: segment_set(model, data, prompts(), suite.stride_px)
+    extra = {}
     if name == 'pairs':
         answers['photo_tile'] = lambda: retrieve_photos(images(), data, path, model)
+        extra['photo_tile'] = photos_state(path)
     facts = ModelFacts(name=model.name, kind=model.kind, digest=model.digest, facts=model.facts)
-    return _Ask(facts, data, model.rule.facts(suite.fit, data.value_range), answers, templates)
+    return _Ask(facts, data, model.rule.facts(suite.fit, data.value_range), answers, templates, extra)
 
 
 def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> None:
@@ -194,25 +219,32 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
         images=len(ask.data),
         classes=list(ask.data.classes),
         digest=ask.data.digest,
+        state=ask.data.state(),
+        partial=ask.data.partial,
         notes=list(ask.data.notes),
     )
     how = None
     for task in asked:
         protocol = Protocol(
             templates=list(ask.templates) if task in _PROMPTED else [],
-            pixels=ask.pixels,
+            pixels=ask.pixels if task != 'segmentation' else {k: v for k, v in ask.pixels.items() if k != 'fit'},
             transductive=suite.transductive and task == 'classification',
             duplicates=suite.duplicates if task == 'image_text' and ask.model.kind != 'embeddings' else None,
             stride_px=suite.stride_px if task == 'segmentation' else None,
         )
-        question = [protocol.model_dump(), suite.draws, suite.seed]
-        key = result_key(ask.model.digest, told.digest, task, {'question': question})
-        held = _held(out, key)
-        if held is not None and held[1].model.name == ask.model.name:
-            done.paths.append(held[0])
+        question = [protocol.model_dump(), suite.draws, suite.seed, ask.extra.get(task, '')]
+        key = result_key(ask.model.digest, f'{told.digest} {told.state}', task, {'question': question})
+        held = _held(out, key, ask.model.name)
+        if held is not None:
+            done.paths.append(held)
             done.skipped += 1
             continue
-        outcome = ask.answers[task]()
+        try:
+            outcome = ask.answers[task]()
+        except GrafalignError as error:  # the other questions can still be answered
+            done.problems.append(f'{ask.model.name} on {told.name}, {task}: {error}')
+            console.log(done.problems[-1])
+            continue
         how = how or resampling(len(ask.data), ask.data.lonlat(), suite.draws, suite.seed)
         values = estimates(outcome.statistics, how)
         result = Result(
@@ -242,13 +274,14 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
         )
 
 
-def _held(out: Path, key: str) -> tuple[Path, Result] | None:
-    """The result that answers a question already, if it is whole."""
+def _held(out: Path, key: str, model: str) -> Path | None:
+    """The result of this model that answers a question already, if it is whole."""
     for path in out.glob(f'*__{key}.json'):
         try:
             result = read_result(path)
+            Arrays(path)
         except GrafalignError:
             continue
-        if result.key == key and path.with_suffix('.npz').is_file() and file_stem(result) == path.stem:
-            return path, result
+        if result.key == key and result.model.name == model and file_stem(result) == path.stem:
+            return path
     return None

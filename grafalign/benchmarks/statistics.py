@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
@@ -99,12 +98,13 @@ class MeanAp(Statistic):
     """Mean over the classes of average precision, images ranked by their scores; at `k`, or whole where k is 0.
 
     AP@k = sum_{i <= k} precision@i * relevant_i / min(k, relevant images). Images that are drawn several times stand
-    side by side. Ties keep the order of the images.
+    side by side. Ties stand in a random order that is the same every time, so that the order of the files, which often
+    follows the classes, gains nothing.
     """
 
     kind: ClassVar[str] = 'ap'
     order: npt.NDArray[np.int32]
-    """Images from the best score to the worst, of each class, [K, M]; for AP@k the first ones are enough."""
+    """Images from the best score to the worst, of each class, [K, N]."""
     relevant: npt.NDArray[np.bool_]
     """[K, N]"""
     k: int
@@ -117,19 +117,30 @@ class MeanAp(Statistic):
                 relevant = self.relevant[number]
                 total = float(weight[relevant].sum())
                 if total > 0:
-                    out[row, number] = self._one(weight[order], relevant[order], total)
+                    whole = self._at_k if self.k else self._whole
+                    out[row, number] = whole(weight, order, relevant, total)
         return _mean(out)
 
-    def _one(self, weight: Weights, relevant: npt.NDArray[np.bool_], total: float) -> float:
-        if self.k:
-            listed = np.repeat(relevant, weight.astype(np.int64))[: self.k]
-            precision = np.cumsum(listed) / np.arange(1, len(listed) + 1)
-            return float((precision * listed).sum() / min(self.k, total))
-        gain = weight * relevant
+    def _at_k(
+        self, weight: Weights, order: npt.NDArray[np.int32], relevant: npt.NDArray[np.bool_], total: float
+    ) -> float:
+        for reach in (4 * self.k + 64, len(order)):  # drawn blocks of land may leave out all of the first
+            first = order[:reach]
+            listed = np.repeat(relevant[first], weight[first].astype(np.int64))[: self.k]
+            if len(listed) == self.k:
+                break
+        precision = np.cumsum(listed) / np.arange(1, len(listed) + 1)
+        return float((precision * listed).sum() / min(self.k, total))
+
+    def _whole(
+        self, weight: Weights, order: npt.NDArray[np.int32], relevant: npt.NDArray[np.bool_], total: float
+    ) -> float:
+        weight, here = weight[order], relevant[order]
+        gain = weight * here
         # copies of an image stand side by side: on average half of the others come before one of them
         before = (weight - 1) / 2
         place = np.cumsum(weight) - before
-        found = np.cumsum(gain) - before * relevant
+        found = np.cumsum(gain) - before * here
         return float((found / np.maximum(place, 1) * gain).sum() / total)
 
 
@@ -145,10 +156,10 @@ def statistics_from(content: Mapping[str, npt.NDArray[Any]]) -> dict[str, Statis
     return {name: _KINDS[kind](**found) for (name, kind), found in parts.items()}
 
 
-def top_order(scores: npt.NDArray[np.floating], k: int) -> npt.NDArray[np.int32]:
-    """Images by falling score for each class, [K, M], of scores [N, K]; as many as any resample can need for AP@k."""
-    most = len(scores) if not k else min(len(scores), 8 * k + 64)
-    order = np.argsort(-scores, axis=0, kind='stable')[:most].T
+def ranking(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:
+    """Images by falling score for each class, [K, N], of scores [N, K]; equal ones in a fixed random order."""
+    mixed = np.random.default_rng(0).permutation(len(scores))
+    order = mixed[np.argsort(-scores[mixed], axis=0, kind='stable')].T
     return np.ascontiguousarray(order, dtype=np.int32)
 
 
@@ -197,7 +208,10 @@ def estimates(statistics: Mapping[str, Statistic], how: Resampling) -> dict[str,
     out = {}
     for name, statistic in statistics.items():
         value = float(statistic(ones)[0])
-        low, high = _interval(np.concatenate(drawn[name]), value)
+        every = np.concatenate(drawn[name])
+        if not np.isfinite(value):
+            raise GrafalignError(f'{name} has no value: no image can be asked; look at the labels of the set.')
+        low, high = _interval(every[np.isfinite(every)], value)
         out[name] = Estimate(value=value, low=low, high=high)
     return out
 
@@ -223,29 +237,27 @@ def paired_difference(first: Statistic, second: Statistic, how: Resampling) -> D
         raise GrafalignError('The two results measure different things; compare the same metric of one set.')
     ones = np.ones((1, len(how.groups)))
     drawn = np.concatenate([first(weights) - second(weights) for weights in how.weights()])
+    drawn = drawn[np.isfinite(drawn)]
     value = float((first(ones) - second(ones))[0])
     low, high = _interval(drawn, value)
-    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    moved = drawn - _bias(drawn, value)
+    beyond = min((moved <= 0).sum(), (moved >= 0).sum())
     p = min(1.0, 2 * (float(beyond) + 1) / (len(drawn) + 1))
     return Difference(value, low, high, p)
 
 
 def _interval(drawn: Floats, value: float) -> tuple[float, float]:
-    """95 % interval of resampled values: percentiles, bias corrected (Efron, Canadian Journal of Statistics, 1981).
+    """95 % interval of resampled values: percentiles, moved by the bias of the draws (their mean less the value).
 
-    Drawn images stand several times in a ranking, side by side, which flatters average precision; the correction takes
-    that off. The interval always holds the value.
+    Drawn images stand several times in a ranking, side by side, which flatters average precision; moving takes that
+    off. The interval always holds the value.
     """
-    known = drawn[np.isfinite(drawn)]
-    if not len(known):
-        return value, value
-    below = (float((known < value).sum()) + float((known == value).sum()) / 2) / len(known)
-    shift = 2 * _NORMAL.inv_cdf(min(max(below, 0.5 / len(known)), 1 - 0.5 / len(known)))
-    low, high = np.quantile(known, [_NORMAL.cdf(shift - 1.96), _NORMAL.cdf(shift + 1.96)])
+    low, high = np.percentile(drawn - _bias(drawn, value), [2.5, 97.5]) if len(drawn) else (value, value)
     return float(min(low, value)), float(max(high, value))
 
 
-_NORMAL = NormalDist()
+def _bias(drawn: Floats, value: float) -> float:
+    return float(drawn.mean() - value)
 
 
 def _ratio(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:

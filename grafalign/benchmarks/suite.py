@@ -37,10 +37,11 @@ class Suite(Settings):
     duplicates: Literal['own', 'shared'] = 'own'
     transductive: bool = False
     classes: dict[str, list[str]] = {}
-    """Words for the classes of a set, by its name, in its order."""
+    """Words for the classes of a set, in its order; by its name, for one's own by that of the folder or file."""
     bands: list[str] | None = None
     """Names of the bands of one's own pictures."""
     value_range: tuple[float, float] | None = None
+    """Values of one's own pictures that become black and white."""
     stride_px: Annotated[int, Field(ge=1)] | None = None
     partial: bool = False
     """Accept sets that are not whole; their results are marked."""
@@ -80,7 +81,10 @@ def load_suite(
                 f'There is no suite {name!r}; give one of {", ".join(shipped)} with --root, or the path of a YAML file.'
             )
         extra = [f'sets=[{", ".join(repr(s) for s in chosen)}]'] if chosen else []
-        return load_settings(Path(name), Suite, [*extra, *changes]), []
+        suite = load_settings(Path(name), Suite, [*extra, *changes])
+        if root is None and any('{root}' in spec for spec in suite.sets):
+            raise GrafalignError(f'{name} says {{root}}; give --root, the folder that stands for it.')
+        return suite.model_copy(update={'sets': [s.replace('{root}', str(root)) for s in suite.sets]}), []
     content: dict[str, object] = dict(shipped[name]) if name is not None else {}
     missing: list[str] = []
     if chosen:
@@ -98,8 +102,6 @@ def load_suite(
                 f'None of the sets of {name} is below {root} (looked for {looked} ...); get one first.'
             )
         content['sets'] = found
-    else:
-        raise GrafalignError('There is nothing to test on; give --suite, or --data NAME:PATH.')
     for change in changes:
         apply_change(content, change)
     made = parse_settings(content, Suite, name or '--data')

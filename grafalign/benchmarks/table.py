@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from grafalign.benchmarks.results import Arrays, Result
 from grafalign.benchmarks.statistics import Resampling, paired_difference
 from grafalign.errors import GrafalignError
 
-Format = Literal['markdown', 'csv', 'latex']
+Format = Literal['markdown', 'latex']
 METRICS = {
     'classification': ('top1', 'map'),
     'class_retrieval': ('map@20', 'map@100', 'map'),
@@ -43,6 +44,43 @@ class Table:
     notes: list[str]
 
 
+def newest(found: Sequence[tuple[Path, Result]]) -> list[tuple[Path, Result]]:
+    """Without what was asked again of the same model name, set and protocol after weights or files had changed."""
+    last: dict[tuple[str, ...], tuple[Path, Result]] = {}
+    for path, result in sorted(found, key=lambda f: f[0].stat().st_mtime_ns):
+        question = (result.model.name, result.data.name, result.data.split, result.task, _protocol(result))
+        last[question] = path, result
+    kept = {path for path, _ in last.values()}
+    return [(path, result) for path, result in found if path in kept]
+
+
+class _Names:
+    """What rows and columns are called: as short as tells them apart."""
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self._sets: dict[str, set[str]] = {}
+        self._rules: dict[tuple[str, str, str, str], set[str]] = {}
+        for r in results:
+            self._sets.setdefault(_set(r), set()).add(r.data.digest)
+            self._rules.setdefault((r.model.name, r.task, r.data.digest, _rule(r)), set()).add(_protocol(r))
+        self._said: dict[tuple[str, str], set[str]] = {}
+        for r in results:
+            self._said.setdefault((r.model.name, r.task), set()).add(self.rule(r))
+
+    def data(self, result: Result) -> str:
+        name = _set(result)
+        return name if len(self._sets[name]) == 1 else f'{name} ({result.data.digest[:4]})'
+
+    def rule(self, result: Result) -> str:
+        rule = _rule(result)
+        same = self._rules[result.model.name, result.task, result.data.digest, rule]
+        return rule if len(same) == 1 else f'{rule} ({_protocol(result)[:4]})'
+
+    def model(self, result: Result) -> str:
+        several = len(self._said[result.model.name, result.task]) > 1
+        return f'{result.model.name} [{self.rule(result)}]' if several else result.model.name
+
+
 def tables(results: Sequence[Result], *, intervals: bool = True) -> list[Table]:
     """One table a task: a row a model and protocol, a column a set and metric; values in percent, the best marked *.
 
@@ -53,27 +91,27 @@ def tables(results: Sequence[Result], *, intervals: bool = True) -> list[Table]:
         mine = [r for r in results if r.task == task]
         if not mine:
             continue
+        names = _Names(mine)
         columns = [
             (name, metric)
-            for name in dict.fromkeys(_set(r) for r in mine)
+            for name in dict.fromkeys(names.data(r) for r in mine)
             for metric in METRICS[task]
-            if any(metric in r.metrics for r in mine if _set(r) == name)
+            if any(metric in r.metrics for r in mine if names.data(r) == name)
         ]
         rows: dict[tuple[str, str], dict[tuple[str, str], Result]] = {}
         for result in mine:
-            row = rows.setdefault((result.model.name, _rule(result)), {})
+            row = rows.setdefault((result.model.name, names.rule(result)), {})
             for metric in result.metrics:
-                row[_set(result), metric] = result
+                row[names.data(result), metric] = result
         several = len({rule for _, rule in rows}) > 1
         head = ['model', *(['protocol'] if several else []), *(f'{name} {metric}' for name, metric in columns)]
-        best = {
-            c: max(row[c].metrics[c[1]].value for row in rows.values() if c in row and not row[c].protocol.transductive)
-            for c in columns
-            if any(c in row and not row[c].protocol.transductive for row in rows.values())
-        }
+        best = {}
+        for column in columns:
+            fair = [row[column] for row in rows.values() if column in row and _fair(row[column])]
+            best[column] = max((r.metrics[column[1]].value for r in fair), default=None)
         lines = []
         for (model, rule), row in rows.items():
-            cells = [_cell(row[c], c[1], best.get(c), intervals) if c in row else '' for c in columns]
+            cells = [_cell(row[c], c[1], best[c], intervals) if c in row else '' for c in columns]
             lines.append([model, *([rule] if several else []), *cells])
         out.append(Table(_WORDS[task], head, lines, _notes(mine, several)))
     return out
@@ -83,19 +121,34 @@ def _set(result: Result) -> str:
     return result.data.name if result.data.split == 'all' else f'{result.data.name} {result.data.split}'
 
 
+def _protocol(result: Result) -> str:
+    """Digest of all that decides how the question was put; a model's own input size and normalisation aside."""
+    rules = result.protocol.model_dump()
+    pixels = {k: v for k, v in result.protocol.pixels.items() if k in ('fit', 'value_range')}
+    told = repr([rules | {'pixels': pixels}, result.data.classes, result.draws, result.seed])
+    return hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
+
+
 def _rule(result: Result) -> str:
-    """The protocol in a few words: what may differ between two results of one task."""
+    """The protocol in a few words."""
     p = result.protocol
     prompts = '' if not p.templates else p.templates[0] if len(p.templates) == 1 else f'{len(p.templates)} prompts'
-    parts = [prompts, str(p.pixels.get('fit', '')), p.duplicates and f'{p.duplicates} copies']
+    stride = f'stride {p.stride_px} px' if p.stride_px else ''
+    parts = [prompts, str(p.pixels.get('fit', '')), p.duplicates and f'{p.duplicates} copies', stride]
     return ', '.join([*(part for part in parts if part), *(['transductive'] if p.transductive else [])])
+
+
+def _fair(result: Result) -> bool:
+    """Whether a value may be called the best of others."""
+    return not (result.protocol.transductive or result.data.partial)
 
 
 def _cell(result: Result, metric: str, best: float | None, intervals: bool) -> str:
     v = result.metrics[metric]
-    mark = '†' if result.protocol.transductive else '*' if best is not None and v.value >= best else ''
-    partial = '‡' if any('partial' in note for note in result.data.notes) else ''
-    return f'{100 * v.value:.2f}{mark}{partial}' + (f' ({100 * v.low:.1f} to {100 * v.high:.1f})' if intervals else '')
+    mark = '†' * result.protocol.transductive + '‡' * result.data.partial
+    if _fair(result) and best is not None and v.value >= best:
+        mark = '*'
+    return f'{100 * v.value:.2f}{mark}' + (f' ({100 * v.low:.1f} to {100 * v.high:.1f})' if intervals else '')
 
 
 def _notes(results: Sequence[Result], several: bool) -> list[str]:
@@ -106,7 +159,7 @@ def _notes(results: Sequence[Result], several: bool) -> list[str]:
         notes.append(f'Protocol: {rules[0]}.')
     if any(r.protocol.transductive for r in results):
         notes.append('† uses statistics of the test images: not comparable with the others.')
-    if any('partial' in note for r in results for note in r.data.notes):
+    if any(r.data.partial for r in results):
         notes.append("‡ on part of the set: not the set's number.")
     return notes
 
@@ -114,26 +167,33 @@ def _notes(results: Sequence[Result], several: bool) -> list[str]:
 def by_set(results: Sequence[Result]) -> list[Table]:
     """One table a set: a row a metric, a column a model, or several where a model was asked by several protocols."""
     out = []
-    for name in dict.fromkeys(_set(r) for r in results):
-        mine = [r for r in results if _set(r) == name]
-        rules: dict[tuple[str, str], set[str]] = {}
-        for r in mine:
-            rules.setdefault((r.model.name, r.task), set()).add(_rule(r))
-        columns = {id(r): r.model.name + _aside(_rule(r), len(rules[r.model.name, r.task])) for r in mine}
-        labels = list(dict.fromkeys(columns.values()))
+    names = _Names(results)
+    for name in dict.fromkeys(names.data(r) for r in results):
+        mine = [r for r in results if names.data(r) == name]
+        labels = list(dict.fromkeys(names.model(r) for r in mine))
         rows = []
         for task, metrics in METRICS.items():
             for metric in metrics:
                 here = [r for r in mine if r.task == task and metric in r.metrics]
-                cells = {columns[id(r)]: _cell(r, metric, None, True) for r in here}
+                cells = {names.model(r): _cell(r, metric, None, True) for r in here}
                 if cells:
                     rows.append([f'{_WORDS[task]}, {metric}', *(cells.get(label, '') for label in labels)])
         out.append(Table(f'{name}: {mine[0].data.images:,} images, %', ['', *labels], rows, _notes(mine, True)[1:]))
     return out
 
 
-def _aside(rule: str, count: int) -> str:
-    return f' [{rule}]' if count > 1 else ''
+def long_csv(results: Sequence[Result]) -> str:
+    """Every value in a row of its own, for programs: shares of one, not rounded."""
+    buffer = io.StringIO()
+    out = csv.writer(buffer, lineterminator='\n')
+    head = ['model', 'kind', 'set', 'split', 'task', 'protocol', 'metric', 'value', 'low', 'high', 'images', 'unit']
+    out.writerow([*head, 'partial', 'transductive', 'key'])
+    for r in results:
+        for metric, v in r.metrics.items():
+            row: list[object] = [r.model.name, r.model.kind, r.data.name, r.data.split, r.task, _rule(r), metric]
+            row += [v.value, v.low, v.high, r.data.images, r.unit, r.data.partial, r.protocol.transductive, r.key]
+            out.writerow(row)
+    return buffer.getvalue()
 
 
 def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:
@@ -153,8 +213,7 @@ def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:
         same = [
             (p, r)
             for p, r in mine
-            if (r.task, r.data.digest, r.seed, r.draws, _rule(r))
-            == (result.task, result.data.digest, result.seed, result.draws, _rule(result))
+            if (r.task, r.data.digest, _protocol(r)) == (result.task, result.data.digest, _protocol(result))
         ]
         if not same:
             continue
@@ -186,10 +245,6 @@ def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:
 
 def write_table(table: Table, form: Format) -> str:
     """A table as text."""
-    if form == 'csv':
-        buffer = io.StringIO()
-        csv.writer(buffer).writerows([table.head, *table.rows])
-        return buffer.getvalue()
     if form == 'latex':
         return _latex(table)
     rule = ['---', *['---:'] * (len(table.head) - 1)]
@@ -199,6 +254,15 @@ def write_table(table: Table, form: Format) -> str:
 
 def _pipe(cells: Sequence[str]) -> str:
     return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+
+
+_LATEX = {c: '\\' + c for c in '&%$#_{}'} | {
+    '\\': r'\textbackslash{}',
+    '^': r'\textasciicircum{}',
+    '~': r'\textasciitilde{}',
+    '†': r'\dag{}',
+    '‡': r'\ddag{}',
+}
 
 
 def _latex(table: Table) -> str:
@@ -221,8 +285,4 @@ def _latex(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    for char, safe in (('\\', r'\textbackslash{}'), ('†', r'\dag{}'), ('‡', r'\ddag{}')):
-        text = text.replace(char, safe)
-    for char in '&%$#_':
-        text = text.replace(char, '\\' + char)
-    return text
+    return ''.join(_LATEX.get(char, char) for char in text)

@@ -38,7 +38,7 @@ def evaluate(
         Path | None, typer.Option(help='Instead of sets: a sandbox world, whose truth to use; with --store.')
     ] = None,
     store: Annotated[Path | None, typer.Option(help='The pair store that the runs were trained on.')] = None,
-    seed: Annotated[int, typer.Option(help='Seed of the draws, and of labelled sandbox tiles.', min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(help='Seed of the draws, and of labelled sandbox tiles.', min=0)] = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -51,30 +51,27 @@ def evaluate(
     Example: grafalign evaluate runs/image runs/patch --sandbox runs/sandbox --store runs/pairs
     """
     if sandbox is not None:
-        _evaluate_sandbox([Path(m) for m in models], sandbox, store, out, seed, as_json)
+        _evaluate_sandbox([Path(m) for m in models], sandbox, store, out, seed or 0, as_json)
         return
     from grafalign import console
     from grafalign.benchmarks.page import write_page
     from grafalign.benchmarks.results import read_result
     from grafalign.benchmarks.run import evaluate as run
-    from grafalign.benchmarks.suite import Suite, load_suite
+    from grafalign.benchmarks.run import title
+    from grafalign.benchmarks.suite import load_suite
     from grafalign.benchmarks.table import by_set
     from grafalign.locks import exclusive
-    from grafalign.models.load import is_embeddings
+    from grafalign.models.load import is_embeddings, split_name
 
-    missing: list[str] = []
-    changed = [*(changes or ()), f'seed={seed}', *(['partial=true'] if partial else [])]
-    if suite is None and not data and all(is_embeddings(m) for m in models):
-        names = _class_names(classes)
-        folders = {Path(m.rpartition('=')[2]).resolve().parent.name for m in models}
-        settings, missing = Suite(seed=seed, classes=dict.fromkeys(folders, names) if names else {}), []
-    else:
-        settings, missing = load_suite(suite, data or (), root, changed)
-        if classes is not None:
-            name = settings.sets[0].partition(':')[0]
-            if len(settings.sets) > 1:
-                raise GrafalignError('--classes is for one set; write `classes:` into a suite file for several.')
-            settings = settings.model_copy(update={'classes': {name: _class_names(classes)}})
+    changed = [*(changes or ()), *([f'seed={seed}'] if seed is not None else [])]
+    changed += ['partial=true'] if partial else []
+    settings, missing = load_suite(suite, data or (), root, changed)
+    if classes is not None:
+        folders = {Path(split_name(m)[1]).resolve().parent.name for m in models if is_embeddings(m)}
+        names = [*folders, *(title(spec) for spec in settings.sets)]
+        if len(names) != 1:
+            raise GrafalignError('--classes is for one set; write `classes:` into a suite file for several.')
+        settings = settings.model_copy(update={'classes': {names[0]: _class_names(classes)}})
     for spec in missing:
         console.log(f'not there, left out: {spec}')
     with exclusive(out):
@@ -87,15 +84,20 @@ def evaluate(
             workers=workers,
             command=shlex.join(['grafalign', *sys.argv[1:]]),
         )
-        page = write_page(out, done.sets)
+        page = write_page(out, done.sets) if done.paths else None
     results = [read_result(path) for path in done.paths]
     if as_json:
-        told = {'computed': done.computed, 'skipped': done.skipped, 'missing': missing}
+        told = {'computed': done.computed, 'skipped': done.skipped, 'missing': missing, 'problems': done.problems}
         print(json.dumps(told | {'results': [r.model_dump() for r in results]}))
-        return
-    for shown in by_set(results):
-        console.table(shown.title, shown.head, shown.rows)
-    console.log(f'{done.computed} computed, {done.skipped} kept; {page}')
+    else:
+        for shown in by_set(results):
+            console.table(shown.title, shown.head, shown.rows)
+            for note in shown.notes:
+                console.log(note)
+        console.log(f'{done.computed} computed, {done.skipped} kept' + (f'; {page}' if page else ''))
+    if done.problems:
+        many = f' (and {len(done.problems) - 1} more, above)' if len(done.problems) > 1 else ''
+        raise GrafalignError(f'{done.problems[0]}{many}')
 
 
 @app.command()
@@ -114,16 +116,20 @@ def table(
     Example: grafalign table runs/evaluation --against mine
     """
     from grafalign.benchmarks.results import read_results
-    from grafalign.benchmarks.table import differences, tables, write_table
+    from grafalign.benchmarks.table import differences, long_csv, newest, tables, write_table
     from grafalign.files import write_atomically
 
     forms = ('markdown', 'csv', 'latex')
     if form not in forms:
         raise GrafalignError(f'There is no table format {form!r}; give --format {", ".join(forms)}.')
-    found = read_results(results)
+    found = newest(read_results(results))
     made = tables([r for _, r in found], intervals=intervals) if against is None else [differences(found, against)]
     if as_json:
         text = json.dumps([{'title': t.title, 'head': t.head, 'rows': t.rows, 'notes': t.notes} for t in made]) + '\n'
+    elif form == 'csv' and against is None:
+        text = long_csv([r for _, r in found])
+    elif form == 'csv':
+        text = '\n'.join(','.join(f'"{c}"' for c in row) for t in made for row in (t.head, *t.rows)) + '\n'
     else:
         text = '\n'.join(write_table(t, form) for t in made)  # type: ignore[arg-type]
     if out is None:

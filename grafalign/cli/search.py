@@ -23,13 +23,20 @@ def index(
     clip: Clip = None,
     recall: Annotated[float, typer.Option(help='Share of the true nearest that a search must find.')] = 0.99,
     kind: Annotated[str | None, typer.Option(help='exact, ivf, ivfpq or hnsw; by size and memory otherwise.')] = None,
-    memory_gb: Annotated[float | None, typer.Option(help='Memory that the approximate index may take.')] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(help='Memory that the approximate index may take.', min=0.001, max=1e6)
+    ] = None,
     fit: Annotated[str, typer.Option(help='resize, or pad with black.')] = 'resize',
     bands: Annotated[str | None, typer.Option(help='Names of the bands of pictures: red,green,blue,nir.')] = None,
     value_range: Annotated[
         tuple[float, float] | None, typer.Option(help='Values that become black and white, for other than 8 bits.')
     ] = None,
-    remove: Annotated[list[str] | None, typer.Option(help='Take an item out by its id; nothing is embedded.')] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Take an item of SOURCE out by its id; the next index of SOURCE brings it back if it is still there.'
+        ),
+    ] = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -39,12 +46,16 @@ def index(
 
     Example: grafalign index runs/pairs runs/index --remove 32633_500000_5250000
     """
+    from grafalign.errors import naming_full_disk
+    from grafalign.locks import exclusive
     from grafalign.models import load_model
     from grafalign.search import Catalog, build_index
 
     if remove:
-        catalog = Catalog(out)
-        gone = catalog.remove(catalog.rows_of(remove))
+        with exclusive(out), naming_full_disk(out):
+            catalog = Catalog(out)
+            name = source if '://' in source else str(Path(source).resolve())
+            gone = catalog.remove(catalog.rows_of(remove, name))
         show({'removed': gone, 'items': len(catalog)}, str(out), as_json)
         return
     if model is None:
@@ -66,6 +77,7 @@ def index(
         bands=None if bands is None else tuple(bands.split(',')),
         value_range=value_range,
         workers=workers,
+        clip=clip,
     )
     told: dict[str, Any] = {'items': len(catalog), 'kind': 'exact', 'bytes': sum(catalog.facts['files'].values())}
     if catalog.facts['ann'] is not None:
@@ -104,11 +116,11 @@ def search(
     import shapely
 
     from grafalign import console
-    from grafalign.models import load_model
     from grafalign.search import Catalog, Query
     from grafalign.search import search as run
     from grafalign.search.page import plain, write_answers
     from grafalign.search.query import read_region
+    from grafalign.search.sources import box_of
 
     asked = [Query(text=w) for w in words or ()]
     asked += [Query(text=line) for line in _lines(queries)] if queries is not None else []
@@ -118,11 +130,9 @@ def search(
     shape = None
     if bbox is not None:
         west, south, east, north = bbox
-        if not (south < north and -180 <= west <= 180 and -180 <= east <= 180):
+        if not (south < north and west != east and -180 <= west <= 180 and -180 <= east <= 180):
             raise GrafalignError(f'--bbox {" ".join(f"{v:g}" for v in bbox)} is no box; give west south east north.')
-        # over the date line a box is two
-        parts = [(west, east)] if west < east else [(west, 180.0), (-180.0, east)]
-        shape = shapely.union_all([shapely.box(w, south, e, north) for w, e in parts])
+        shape = box_of(west, south, east, north)
     if region is not None:
         found = read_region(region)
         shape = found if shape is None else shapely.intersection(shape, found)
@@ -130,7 +140,7 @@ def search(
         catalog,
         asked,
         k,
-        model=None if model is None else load_model(model, clip),
+        model=_given_model(catalog, model, clip),
         region=shape,
         begin=_time(begin, '--from'),
         end=_time(end, '--to'),
@@ -161,9 +171,19 @@ def search(
         console.log(str(path))
 
 
+def _given_model(catalog: Any, model: str | None, clip: str | None) -> Any:
+    """The model, where the command names it or its CLIP; None to take what the index says."""
+    from grafalign.models import load_model
+
+    if model is None and clip is None:
+        return None
+    made = catalog.facts['model']
+    return load_model(model or made['spec'], clip or made['clip'])
+
+
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise GrafalignError(f'{path} cannot be read ({error}); give a text file with one query a line.') from None
     found = [line for line in lines if line]
@@ -178,6 +198,9 @@ def _time(text: str | None, name: str) -> Any:
     if text is None:
         return None
     try:
-        return datetime.fromisoformat(text)
+        found = datetime.fromisoformat(text)
+        if not 1700 < found.year < 2200:
+            raise ValueError
+        return found
     except ValueError:
         raise GrafalignError(f'{name} {text} is no date; write 2023-05-01 or 2023-05-01T10:00:00Z.') from None

@@ -9,11 +9,13 @@ Bands lie in files of their own and in three resolutions; those of 20 and 60 m a
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
+import os
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,9 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from grafalign.datasets.class_folders import SENTINEL2_RANGE
+from grafalign.datasets.class_folders import SENTINEL2_RANGE, places_of
 from grafalign.datasets.image_set import ImageSet
-from grafalign.datasets.pictures import picture_facts, read_picture
+from grafalign.datasets.pictures import read_picture
 from grafalign.datasets.tree import Tree
 from grafalign.errors import GrafalignError
 
@@ -59,7 +61,9 @@ def load_bigearthnet(
     """
     if classes not in (19, 43):
         raise GrafalignError(f'BigEarthNet has 19 or 43 classes, not {classes}.')
-    if any(PurePosixPath(n).name == 'metadata.parquet' for n in tree.names):
+    if split not in ('train', 'val', 'test', 'all'):
+        raise GrafalignError(f'BigEarthNet has the splits train, val and test, not {split!r}.')
+    if _beside(tree.path, ['metadata.parquet']) is not None:
         if classes == 43:
             raise GrafalignError(f'{tree.path} is version 2 of BigEarthNet, which has 19 classes only.')
         return _version_2(tree, split, bands, partial)
@@ -74,9 +78,7 @@ def _told() -> dict[str, Any]:
 
 def _version_1(tree: Tree, split: str, classes: int, bands: Sequence[str], partial: bool) -> ImageSet:
     ending = '_labels_metadata.json'
-    folder_of = {
-        PurePosixPath(n).name[: -len(ending)]: str(PurePosixPath(n).parent) for n in tree.names if n.endswith(ending)
-    }
+    folder_of = _patches(tree.path)
     if not folder_of:
         raise GrafalignError(
             f'{tree.path} holds neither PATCH/PATCH{ending} (BigEarthNet v1) nor metadata.parquet '
@@ -112,24 +114,21 @@ def _version_1(tree: Tree, split: str, classes: int, bands: Sequence[str], parti
     if not labelled.all():
         notes.append(f'{int((~labelled).sum()):,} patches with none of the {classes} classes were left out')
     name = f'bigearthnet{classes}'
-    whole = _image_set(name, split, tree, [f'{folder_of[p]}/{p}' for p in patches], many, names, bands, notes)
+    whole = _image_set(name, split, tree, [folder_of[p] for p in patches], many, names, bands, notes)
     return whole if labelled.all() else whole.subset(np.flatnonzero(labelled), split)
 
 
 def _version_2(tree: Tree, split: str, bands: Sequence[str], partial: bool) -> ImageSet:
-    where = next(n for n in tree.names if PurePosixPath(n).name == 'metadata.parquet')
-    source = tree.source(where)
+    where = _beside(tree.path, ['metadata.parquet'])
     try:
-        table = pd.read_parquet(io.BytesIO(source) if isinstance(source, bytes) else source)
+        table = pd.read_parquet(where)
         parts = table['split'].replace('validation', 'val')
         table = table if split == 'all' else table[parts == split]
         table = table.sort_values('patch_id')
         patch_ids, labels = table['patch_id'].tolist(), table['labels'].tolist()
     except (OSError, ValueError, KeyError) as error:
         raise GrafalignError(f'{where} is damaged or of another version ({error}); get it again.') from None
-    folder_of = {
-        PurePosixPath(n).parent.name: str(PurePosixPath(n).parent) for n in tree.names if n.endswith('_B04.tif')
-    }
+    folder_of = _patches(tree.path)
     rows = [i for i, p in enumerate(patch_ids) if p in folder_of]
     expected = sum(SPLIT_SIZES['v2'].values()) if split == 'all' else SPLIT_SIZES['v2'][split]
     notes = [] if len(rows) == expected else [_partial('bigearthnet v2', len(rows), expected, partial, str(tree.path))]
@@ -141,8 +140,33 @@ def _version_2(tree: Tree, split: str, bands: Sequence[str], partial: bool) -> I
             if label not in column:
                 raise GrafalignError(f'{where}: {patch_ids[row]} has the class {label!r}, which is none of the 19.')
             many[number, column[label]] = True
-    items = [f'{folder_of[patch_ids[i]]}/{patch_ids[i]}' for i in rows]
+    items = [folder_of[patch_ids[i]] for i in rows]
     return _image_set('bigearthnet19v2', split, tree, items, many, names, bands, notes)
+
+
+def _patches(root: Path) -> dict[str, str]:
+    """Folders of all Sentinel-2 patches by their names; nothing inside them is listed: they hold millions of files."""
+    found: dict[str, str] = {}
+    waiting = [str(root)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if not entry.is_dir() or entry.name.startswith(('.', 'S1')):
+                    continue
+                if Path(entry.path, f'{entry.name}_B04.tif').exists():
+                    found[entry.name] = os.path.relpath(entry.path, root)
+                else:
+                    waiting.append(entry.path)
+    return found
+
+
+def _beside(root: Path, names: list[str]) -> Path | None:
+    """The first file of these names in a folder, in those inside it, or beside it."""
+    for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('S')), root.parent):
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    return None
 
 
 def _partial(what: str, found: int, expected: int, partial: bool, path: str) -> str:
@@ -157,13 +181,17 @@ def _partial(what: str, found: int, expected: int, partial: bool, path: str) -> 
 def _listed(tree: Tree, split: str) -> list[str]:
     """Patches of a split, from its published list: one a line, the Sentinel-2 name first."""
     names = [f'{split}.csv', f'bigearthnet-{split}.csv']
-    found = next((n for n in tree.names if PurePosixPath(n).name in names), None)
+    found = _beside(tree.path, names)
     if found is None:
         raise GrafalignError(
             f'{tree.path} has no list {names[0]} of the split {split} (published with the 19-class models of '
             'BigEarthNet); put it there.'
         )
-    return sorted(row[0].strip() for row in csv.reader(io.StringIO(tree.text(found))) if row and row[0].strip())
+    return sorted(
+        row[0].strip()
+        for row in csv.reader(io.StringIO(found.read_text(encoding='utf-8-sig')))
+        if row and row[0].strip()
+    )
 
 
 def _image_set(
@@ -180,19 +208,26 @@ def _image_set(
         patch = PurePosixPath(items[row]).name
         return np.stack([_band(tree, f'{items[row]}/{patch}_{band}.tif') for band in bands])
 
+    first = [f'{item}/{PurePosixPath(item).name}_{bands[0]}.tif' for item in items]
+
+    @functools.cache
     def lonlat() -> npt.NDArray[np.float64] | None:
-        places = np.zeros((len(items), 2))
-        for row, item in enumerate(items):
-            where = f'{item}/{PurePosixPath(item).name}_{bands[0]}.tif'
-            bounds = picture_facts(tree.source(where), where).bounds
-            if bounds is None:
-                return None
-            places[row] = (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
-        return places
+        return places_of(tree, first)
 
     words = tuple(n[0].lower() + n[1:] for n in names)
     return ImageSet(
-        name, split, items, read, tuple(bands), SENTINEL2_RANGE, words, many=many, lonlat=lonlat, notes=tuple(notes)
+        name,
+        split,
+        items,
+        read,
+        tuple(bands),
+        SENTINEL2_RANGE,
+        words,
+        many=many,
+        lonlat=lonlat,
+        state=lambda: tree.state(first),
+        partial=any(note.startswith('partial') for note in notes),
+        notes=tuple(notes),
     )
 
 

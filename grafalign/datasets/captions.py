@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ PUBLISHED = {
     'sydney_captions': CaptionSet('dataset.json', {'train': 497, 'val': 58, 'test': 58}),
     'nwpu_captions': CaptionSet('dataset_nwpu.json', {'train': 25_200, 'val': 3150, 'test': 3150}),
 }
+MISSING = {'nwpu_captions': ('airplane_111.jpg',)}
+"""Pictures that the JSON of a set names and its archive has not."""
 _RAW = ('raw', 'raw_1', 'raw_2', 'raw_3', 'raw_4')
 
 
@@ -49,12 +52,15 @@ class _Entry:
     label: str | None = None
 
 
-def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool = False) -> ImageSet:
+def load_captions(
+    name: str, tree: Tree, file: str | None = None, split: str = 'test', *, partial: bool = False
+) -> ImageSet:
     """A caption set; `name` is one of `PUBLISHED`, or anything for one's own file.
 
     Args:
         name: what results call it.
         tree: the folder (or zip archive) with the JSON and the images.
+        file: the JSON, where it has not the published name.
         split: a split of the file, or `all`.
         partial: accept another number of images than published, and leave out images that are missing.
 
@@ -62,15 +68,16 @@ def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool =
         GrafalignError: a file is missing or of another form, an image has no caption or is missing, or a count differs.
     """
     told = PUBLISHED.get(name)
-    where = _description(tree, told.file if told else None)
+    where = _description(tree, file or (told.file if told else None))
     entries = _entries(where, tree.text(where))
     splits = sorted({e.split for e in entries})
     if split != 'all':
         entries = [e for e in entries if e.split == split]
         if not entries:
             raise GrafalignError(f'{where} has no split {split!r}; it has {", ".join(splits)}, or take all.')
-    pictures = {PurePosixPath(n).name.lower(): n for n in tree.names if is_picture(n)}
-    found = [(e, pictures.get(PurePosixPath(e.file).name.lower())) for e in entries]
+    find = _finder([n for n in tree.names if is_picture(n)], where)
+    known_missing = MISSING.get(name, ())
+    found = [(e, find(e.file)) for e in entries if PurePosixPath(e.file).name not in known_missing]
     missing = [e.file for e, at in found if at is None]
     notes: list[str] = []
     if missing and not partial:
@@ -79,10 +86,11 @@ def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool =
             f'({len(missing):,} missing); get the whole set, or accept a part with --partial.'
         )
     if missing:
-        notes.append(f'{len(missing):,} images that are missing were left out')
+        notes.append(f'partial: {len(missing):,} images that are missing were left out')
     kept = [(e, at) for e, at in found if at is not None]
     expected = told.sizes.get(split) if told else None
-    if expected is not None and len(kept) != expected:
+    listed = len(kept) + sum(PurePosixPath(e.file).name in known_missing for e in entries)
+    if expected is not None and listed != expected:
         if not partial:
             raise GrafalignError(
                 f'{name}: {where} has {len(kept):,} {split} images instead of {expected:,}; get the '
@@ -93,8 +101,9 @@ def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool =
     if bare is not None:
         raise GrafalignError(f'{where}: {bare} has no caption; add one, or take the image out of the list.')
     items = [at for _, at in kept]
-    labels = sorted({e.label for e, _ in kept if e.label})
-    numbers = np.array([labels.index(e.label) for e, _ in kept]) if all(e.label for e, _ in kept) and labels else None  # type: ignore[arg-type]
+    labels = sorted({e.label for e, _ in kept if e.label is not None})
+    labelled = len(labels) > 1 and all(e.label is not None for e, _ in kept)
+    numbers = np.array([labels.index(str(e.label)) for e, _ in kept]) if labelled else None
 
     def read(row: int) -> npt.NDArray[Any]:
         pixels = _coloured(read_picture(tree.source(items[row]), items[row]))
@@ -110,8 +119,40 @@ def load_captions(name: str, tree: Tree, split: str = 'test', *, partial: bool =
         classes=tuple(in_words(v) for v in labels) if numbers is not None else (),
         labels=numbers,
         captions=[e.captions for e, _ in kept],
+        state=lambda: tree.state([where, *items]),
+        partial=any(note.startswith('partial') for note in notes),
         notes=tuple(notes),
     )
+
+
+def _finder(pictures: list[str], where: str) -> Callable[[str], str | None]:
+    """Where a picture of a description is: by as much of its path as is needed to tell it from others.
+
+    Raises:
+        GrafalignError: several pictures fit equally well.
+    """
+    by_name: dict[str, list[str]] = {}
+    for name in pictures:
+        by_name.setdefault(PurePosixPath(name).name.lower(), []).append(name)
+
+    def find(file: str) -> str | None:
+        wanted = PurePosixPath(file.lower()).parts
+        there = by_name.get(wanted[-1], [])
+        if len(there) < 2:
+            return there[0] if there else None
+        shared = []
+        for name in there:
+            parts = PurePosixPath(name.lower()).parts
+            pairs = zip(reversed(parts), reversed(wanted), strict=False)
+            shared.append(next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(wanted))))
+        best = [name for name, many in zip(there, shared, strict=True) if many == max(shared)]
+        if len(best) > 1:
+            raise GrafalignError(
+                f'{where} names {file}, and {best[0]} and {best[1]} are both called that; give the folder of one set.'
+            )
+        return best[0]
+
+    return find
 
 
 def _description(tree: Tree, file: str | None) -> str:
@@ -160,9 +201,5 @@ def _line(where: str, number: int, line: str) -> _Entry:
             f'{where}, line {number}: {told.get("image")} has a missing caption; write one, or drop it.'
         )
     label = told.get('class')
-    return _Entry(str(told['image']), str(told.get('split', 'all')), tuple(c.strip() for c in captions), label)
-
-
-def folder_of(path: Path) -> Path:
-    """The folder of a description file that was given instead of its folder."""
-    return path.parent if path.suffix.lower() in ('.json', '.jsonl') else path
+    split = str(told.get('split', 'all'))
+    return _Entry(str(told['image']), split, tuple(c.strip() for c in captions), None if label is None else str(label))

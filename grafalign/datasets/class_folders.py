@@ -7,6 +7,7 @@ says where images are missing: a number measured on part of a set is not the set
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -91,7 +92,7 @@ def load_published(name: str, tree: Tree, split: str = 'all', *, partial: bool =
     labels = np.repeat(np.arange(len(folders)), [len(here[f]) for f in folders])
     found_set = _image_set(
         name, tree, items, tuple(v[0] for v in folders.values()), labels,
-        EUROSAT_BANDS if every_band else RGB, SENTINEL2_RANGE if every_band else (0.0, 255.0), notes,
+        EUROSAT_BANDS if every_band else RGB, SENTINEL2_RANGE if every_band else (0.0, 255.0), notes, bool(wrong),
     )  # fmt: skip
     return found_set if split == 'all' else _split(found_set, tree, told, split, partial)
 
@@ -118,7 +119,8 @@ def load_folder(
     pictures = [n for n in tree.names if is_picture(n) and '/' in n]
     folders = sorted({n.partition('/')[0] for n in pictures})
     if tree.path.is_dir():
-        there = {p.name for p in (tree.path / tree.inside).iterdir() if p.is_dir() and not p.name.startswith('.')}
+        inside = (tree.path / tree.inside).iterdir()
+        there = {p.name for p in inside if p.is_dir() and not p.name.startswith(('.', '__MACOSX'))}
         empty = sorted(there - set(folders))
         if empty:
             raise GrafalignError(f'{tree.path}: the class folder {empty[0]} holds no pictures; fill or remove it.')
@@ -176,21 +178,34 @@ def load_mlrsnet_labels(tree: Tree, *, partial: bool = False) -> ImageSet:
             raise GrafalignError(f'mlrsnet: {item} has no row in the label files; get the whole set.')
         many[i, [columns[t] for t in mine]] = True
     return ImageSet(
-        'mlrsnet', found.split, found.items, found.read, classes=tuple(words.values()), many=many, notes=found.notes
+        'mlrsnet',
+        found.split,
+        found.items,
+        found.read,
+        classes=tuple(words.values()),
+        many=many,
+        state=found.state,
+        partial=found.partial,
+        notes=found.notes,
     )
 
 
 def load_fmow(tree: Tree, split: str = 'val') -> ImageSet:
     """Functional Map of the World, its RGB files: SPLIT/CLASS/CLASS_n/CLASS_n_i_rgb.jpg beside a .json.
 
-    What is shown is the box of the .json with a margin of 15 % of its larger side (more for small boxes, as the
-    authors' baseline has it); without a .json the whole picture. The class is the folder's.
+    What is shown is the box of the .json with the margin of the authors' baseline (half of 15 % of a side on each end,
+    more where the box is a small part of the picture); without a .json the whole picture. The class is the folder's.
+    Counts are not checked: no list of them was found.
 
     Raises:
         GrafalignError: there is no such split, or no picture in it.
     """
     told = published()['fmow']
-    root = tree.find_folder([split, *(f'{r}/{split}' for r in told['roots'])]) or tree
+    root = tree.find_folder([split, *(f'{r}/{split}' for r in told['roots'])])
+    if root is None and (tree.path / tree.inside).name.lower() == split:
+        root = tree
+    if root is None:
+        raise GrafalignError(f'fmow: {tree.path} has no folder {split}/CLASS; give the folder that holds {split}.')
     folders = told['classes']
     here, _ = _by_class(root, folders)
     items = [n for f in folders for n in here[f] if n.lower().endswith('_rgb.jpg') and '_msrgb' not in n.lower()]
@@ -200,13 +215,16 @@ def load_fmow(tree: Tree, split: str = 'val') -> ImageSet:
     spelling = {f.lower(): f for f in folders}
     labels = np.array([order.index(spelling[n.partition('/')[0].lower()]) for n in items])
 
+    beside = [item[: -len('.jpg')] + '.json' for item in items]
+
     def read(row: int) -> npt.NDArray[Any]:
         pixels = _coloured(read_picture(root.source(items[row]), items[row]))
-        beside = items[row][: -len('.jpg')] + '.json'
-        return _boxed(pixels, root.text(beside)) if root.has(beside) else pixels
+        return _boxed(pixels, root.text(beside[row])) if root.has(beside[row]) else pixels
 
     words = tuple(v[0] for v in folders.values())
-    return ImageSet('fmow', split, items, read, classes=words, labels=labels)
+    return ImageSet(
+        'fmow', split, items, read, classes=words, labels=labels, state=lambda: root.state([*items, *beside])
+    )
 
 
 def _boxed(pixels: npt.NDArray[Any], text: str) -> npt.NDArray[Any]:
@@ -218,14 +236,16 @@ def _boxed(pixels: npt.NDArray[Any], text: str) -> npt.NDArray[Any]:
     except (ValueError, KeyError, TypeError, StopIteration):
         return pixels
     rows, cols = pixels.shape[-2:]
-    part = max(width / cols, height / rows)
-    margin = next(
-        (m for limit, m in ((0.1, 2.0), (0.2, 1.0), (0.3, 0.5), (0.4, 0.3), (0.5, 0.2)) if part < limit), 0.15
-    )
-    reach = margin * max(width, height)
-    first, last = max(0, int(top - reach)), min(rows, int(top + height + reach) + 1)
-    begin, end = max(0, int(left - reach)), min(cols, int(left + width + reach) + 1)
+    down, across = _margin(height, rows), _margin(width, cols)
+    first, last = max(0, int(top) - down), min(rows, int(top + height) + down)
+    begin, end = max(0, int(left) - across), min(cols, int(left + width) + across)
     return pixels[:, first:last, begin:end] if last > first and end > begin else pixels
+
+
+def _margin(side: float, whole: float) -> int:
+    """Pixels on each end of a box's side."""
+    steps = ((0.1, 2.0), (0.2, 1.0), (0.3, 0.5), (0.4, 0.3), (0.5, 0.2))
+    return int(side * next((m for limit, m in steps if side / whole < limit), 0.15) / 2)
 
 
 def in_words(folder: str) -> str:
@@ -283,6 +303,7 @@ def _image_set(
     bands: tuple[str, ...],
     value_range: tuple[float, float],
     notes: list[str],
+    partial: bool = False,
 ) -> ImageSet:
     def read(row: int) -> npt.NDArray[Any]:
         pixels = read_picture(tree.source(items[row]), f'{tree.path}/{items[row]}')
@@ -297,10 +318,24 @@ def _image_set(
             default_range(str(pixels.dtype), f'{tree.path}/{items[row]}')
         return pixels
 
+    @functools.cache
     def lonlat() -> npt.NDArray[np.float64] | None:
         return places_of(tree, items)
 
-    return ImageSet(name, 'all', items, read, bands, value_range, classes, labels, lonlat=lonlat, notes=tuple(notes))
+    return ImageSet(
+        name,
+        'all',
+        items,
+        read,
+        bands,
+        value_range,
+        classes,
+        labels,
+        lonlat=lonlat,
+        state=lambda: tree.state(items),
+        partial=partial,
+        notes=tuple(notes),
+    )
 
 
 def places_of(tree: Tree, items: Sequence[str]) -> npt.NDArray[np.float64] | None:
@@ -328,11 +363,14 @@ def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partia
     pattern = told.get('splits')
     if pattern is None:
         raise GrafalignError(f'{whole.name} has no published split; use all of it (no split).')
+    if split not in told['split_sizes']:
+        raise GrafalignError(f'{whole.name} has the splits {", ".join(told["split_sizes"])}, not {split!r}.')
     name = pattern.format(split=split)
-    places = [p for p in (tree.path / name, tree.path.parent / name) if p.is_file()] if tree.path.is_dir() else []
+    places = [p for p in (tree.path / name, tree.path.parent / name) if p.is_file()]
     if places:
         text = places[0].read_text(encoding='utf-8')
     else:
+        tree = Tree(tree.path)
         inside = next((n for n in tree.names if PurePosixPath(n).name == name), None)
         if inside is None:
             raise GrafalignError(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grafalign.datasets.image_set import ImageSet
+from grafalign.datasets.tree import Tree
 from grafalign.errors import GrafalignError
 
 CLASSES = {
@@ -43,6 +44,8 @@ def load_deepsat(name: str, path: Path, split: str = 'test', *, partial: bool = 
     if x.ndim != 4 or x.shape[:3] != (28, 28, 4):
         raise GrafalignError(f'{path}: {split}_x is {list(x.shape)} instead of [28, 28, 4, N]; get the file again.')
     y = y if y.shape[0] == len(words) else y.T
+    if split not in COUNTS[name]:
+        raise GrafalignError(f'{name} has the splits train and test, not {split!r}.')
     count = x.shape[3]
     if y.shape != (len(words), count) or not (y.sum(0) == 1).all():
         raise GrafalignError(f'{path}: {split}_y is {list(y.shape)} and no one-hot table of {len(words)} classes.')
@@ -60,7 +63,18 @@ def load_deepsat(name: str, path: Path, split: str = 'test', *, partial: bool = 
         return np.moveaxis(x[..., row], -1, 0)
 
     items = [f'{split}/{i}' for i in range(count)]
-    return ImageSet(name, split, items, read, _BANDS, classes=words, labels=y.argmax(0).astype(np.int64), notes=notes)
+    return ImageSet(
+        name,
+        split,
+        items,
+        read,
+        _BANDS,
+        classes=words,
+        labels=y.argmax(0).astype(np.int64),
+        state=lambda: Tree(path.parent).state([path.name]),
+        partial=bool(notes),
+        notes=notes,
+    )
 
 
 def _arrays(path: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:

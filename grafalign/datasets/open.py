@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from grafalign.datasets.bigearthnet import BANDS, load_bigearthnet
-from grafalign.datasets.captions import PUBLISHED, folder_of, load_captions
+from grafalign.datasets.captions import PUBLISHED, load_captions
 from grafalign.datasets.class_folders import load_fmow, load_folder, load_mlrsnet_labels, load_published, published
 from grafalign.datasets.deepsat import CLASSES, load_deepsat
 from grafalign.datasets.image_set import ImageSet
@@ -52,23 +53,30 @@ def open_set(
         partial: accept a set that is not whole; results are marked.
         classes: words for the classes, instead of the set's own.
         bands: names of the bands of one's own pictures.
-        value_range: values that become black and white, instead of the set's own.
+        value_range: values of one's own pictures that become black and white.
 
     Raises:
         GrafalignError: there is no such set, or its files are not as published.
     """
-    from dataclasses import replace
-
     name, where, split = split_spec(spec)
     path = Path(where)
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise GrafalignError(f'The value range {value_range} is none; give the smaller value first.')
     found = _open(name, path, split, partial, bands, value_range, classes)
-    if value_range is not None and found.value_range != value_range:
-        found = replace(found, value_range=value_range)
     if classes is not None and found.classes != tuple(classes):
         if len(classes) != len(found.classes):
             raise GrafalignError(f'{len(classes)} class names were given and {name} has {len(found.classes)} classes.')
         found = replace(found, classes=tuple(classes))
     return found
+
+
+def _captions_at(path: Path) -> tuple[Tree, str | None]:
+    """The files of a caption set, and the name of its description where that was given."""
+    if path.suffix.lower() in ('.json', '.jsonl'):
+        if not path.is_file():
+            raise GrafalignError(f'There is no file {path}; give the description of a caption set, or its folder.')
+        return Tree(path.parent), path.name
+    return Tree(path), None
 
 
 def _open(
@@ -88,10 +96,10 @@ def _open(
         if name == 'masks':
             return load_masks(path, title, bands, value_range)
         if name == 'captions':
-            return load_captions(title, Tree(folder_of(path)), part, partial=partial)
+            return load_captions(title, *_captions_at(path), part, partial=partial)
         return load_folder(Tree(path), title, classes, bands, value_range)
     if name in PUBLISHED:
-        return load_captions(name, Tree(folder_of(path)), split or 'test', partial=partial)
+        return load_captions(name, *_captions_at(path), split or 'test', partial=partial)
     if name in CLASSES:
         return load_deepsat(name, path, part, partial=partial)
     if name in ('bigearthnet19', 'bigearthnet43'):
@@ -101,7 +109,8 @@ def _open(
     if name == 'fmow':
         return load_fmow(Tree(path), part)
     if name in known_sets():
-        return load_published('mlrsnet' if name == 'mlrsnet46' else name, Tree(path), part, partial=partial)
+        found = load_published('mlrsnet' if name == 'mlrsnet46' else name, Tree(path), part, partial=partial)
+        return replace(found, name=name)
     raise GrafalignError(
         f'There is no data set {name!r}; the published ones are {", ".join(known_sets())}, and your own go by '
         f'{", ".join(f"{n}:PATH" for n in OWN)}.'

@@ -56,6 +56,8 @@ def load_table(
         blank = table.index[table[column].str.strip() == '']
         if len(blank):
             raise GrafalignError(f'{path}, row {blank[0] + 2}: `{column}` is empty; fill it, or remove the row.')
+    if texts:
+        table = _merged(table, texts, path)
     items = table['image'].tolist()
     missing = [i for i in items if not (path.parent / i).is_file()]
     if missing:
@@ -82,8 +84,10 @@ def load_table(
     if 'label' in table:
         told = [tuple(p.strip() for p in value.split('|') if p.strip()) for value in table['label']]
         classes = tuple(sorted({label for labels_ in told for label in labels_}))
-        if len(classes) < 2:
-            raise GrafalignError(f'{path} has only the class {classes[0]}; classification needs two or more.')
+        if len(classes) < 2 and not texts:
+            said = f'only the class {classes[0]}' if classes else 'no class'
+            raise GrafalignError(f'{path} has {said}; classification needs two or more.')
+    if len(classes) > 1:
         many = np.array([[c in labels_ for c in classes] for labels_ in told])
         if (many.sum(1) == 1).all():
             labels, many = many.argmax(1).astype(np.int64), None
@@ -94,11 +98,35 @@ def load_table(
             return None if np.isnan(places).any() else places
         return places_of(Tree(path.parent), items)
 
-    captions = None
-    if texts:
-        rows = table[texts].to_numpy().tolist()
-        captions = [[text.strip() for text in row if text.strip()] for row in rows]
-    return ImageSet(name, split, items, read, known, span, classes, labels, many, captions, lonlat=lonlat)
+    captions = table['captions'].tolist() if texts else None
+    known_classes = classes if len(classes) > 1 else ()
+    return ImageSet(
+        name,
+        split,
+        items,
+        read,
+        known,
+        span,
+        known_classes,
+        labels,
+        many,
+        captions,
+        lonlat=lonlat,
+        state=lambda: Tree(path.parent).state([path.name, *items]),
+    )
+
+
+def _merged(table: pd.DataFrame, texts: list[str], path: Path) -> pd.DataFrame:
+    """One row an image, whose captions are those of all its rows: many tables have a row a caption."""
+    rows = table[texts].to_numpy().tolist()
+    table = table.assign(captions=[[text.strip() for text in row if text.strip()] for row in rows])
+    others = [c for c in ('label', 'split', 'lon', 'lat') if c in table]
+    differ = table.groupby('image', sort=False)[others].nunique().max(axis=1) > 1 if others else None
+    if differ is not None and differ.any():
+        raise GrafalignError(f'{path}: rows of {differ.idxmax()} differ in {", ".join(others)}; make them alike.')
+    merged = table.drop_duplicates('image').set_index('image')
+    merged['captions'] = table.groupby('image', sort=False)['captions'].sum()
+    return merged.reset_index()
 
 
 def load_masks(
@@ -116,8 +144,7 @@ def load_masks(
     """
     tree = Tree(path)
     words = _mask_classes(path / 'classes.yaml')
-    images = {PurePosixPath(n).stem: n for n in tree.names if n.startswith('images/') and is_picture(n)}
-    masks = {PurePosixPath(n).stem: n for n in tree.names if n.startswith('masks/') and is_picture(n)}
+    images, masks = (_by_stem(tree, folder) for folder in ('images', 'masks'))
     if not images:
         raise GrafalignError(
             f'{path} has no pictures in images/; put images there and masks of the same names in masks/.'
@@ -148,11 +175,32 @@ def load_masks(
         size = read_picture(tree.source(items[row]), items[row]).shape[-2:]
         if pixels.shape != size:
             raise GrafalignError(f'{where} is {pixels.shape} px and {items[row]} is {size}; make them alike.')
-        return numbers[pixels.astype(np.uint16)]
+        return numbers[np.clip(pixels, 0, 65_535).astype(np.uint16)]
 
     return ImageSet(
-        name, 'all', items, read, known, span, tuple(words.values()), mask=mask, lonlat=lambda: places_of(tree, items)
+        name,
+        'all',
+        items,
+        read,
+        known,
+        span,
+        tuple(words.values()),
+        mask=mask,
+        lonlat=lambda: places_of(tree, items),
+        state=lambda: tree.state(['classes.yaml', *items, *(masks[s] for s in stems)]),
     )
+
+
+def _by_stem(tree: Tree, folder: str) -> dict[str, str]:
+    """Pictures of a folder by their paths in it without endings."""
+    found: dict[str, str] = {}
+    for name in tree.names:
+        if name.startswith(f'{folder}/') and is_picture(name):
+            stem = str(PurePosixPath(name).relative_to(folder).with_suffix(''))
+            if stem in found:
+                raise GrafalignError(f'{tree.path}: {found[stem]} and {name} have one name; leave one of them out.')
+            found[stem] = name
+    return found
 
 
 def _mask_values(source: Path | bytes, where: str) -> npt.NDArray[Any]:
@@ -182,4 +230,9 @@ def _mask_classes(path: Path) -> dict[int, str]:
         raise GrafalignError(f'{path} is no list of `value: class` lines ({error}); mend it.') from None
     if len(words) < 2:
         raise GrafalignError(f'{path} has fewer than two classes; segmentation needs two or more.')
+    outside = [v for v in words if not 0 <= v < 65_536 or v == VOID]
+    if outside:
+        raise GrafalignError(
+            f'{path}: {outside[0]} is no value of a class; give 0 to 65535, without {VOID} (no class).'
+        )
     return words

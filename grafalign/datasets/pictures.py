@@ -1,8 +1,8 @@
 """Picture files as numbers: [bands, rows, columns] in the bit depth of the file, nothing stretched.
 
-Grey pictures have one band; palettes become the colours they stand for; transparency is left out. 16-bit and
-floating-point numbers stay as they are: which of them are black and white nobody can tell from a picture, so whoever
-uses them has to say it.
+Grey pictures have one band; palettes become the colours they stand for; transparency is left out, but of a TIFF every
+band is kept, as the fourth may be near infrared whatever it is marked as. 16-bit and floating-point numbers stay as
+they are: which of them are black and white nobody can tell from a picture, so whoever uses them has to say it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', *RASTERS)
 _DIRECT = {'RGB': 3, 'L': 1}
 _NUMBERS = ('I;16', 'I;16B', 'I;16L', 'I', 'F')
 _LARGEST_PX = 400_000_000
+Image.MAX_IMAGE_PIXELS = _LARGEST_PX // 2  # Pillow refuses twice of it; pictures of fMoW have up to 265 million
 
 BANDS_BY_COUNT = {1: ('grey',), 3: ('red', 'green', 'blue'), 4: ('red', 'green', 'blue', 'nir')}
 """What the bands of a picture are taken for where nobody says it; four as in NAIP."""
@@ -85,8 +86,10 @@ def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.mode in _NUMBERS:
                 return PictureFacts(1, 'float32' if image.mode == 'F' else 'uint16')
+            if _deep(image):
+                return PictureFacts(3, 'uint16')
             return PictureFacts(1 if image.mode in ('L', '1', 'LA') else 3, 'uint8')
-    except (OSError, ValueError, SyntaxError, RasterioError) as error:
+    except (OSError, ValueError, SyntaxError, RasterioError, Image.DecompressionBombError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise GrafalignError(f'{name} cannot be read as a picture ({reason}); replace or remove it.') from None
 
@@ -104,6 +107,11 @@ def default_range(dtype: str, name: str) -> tuple[float, float]:
     )
 
 
+def _deep(image: Any) -> bool:
+    """Whether a file has colours of 16 bits."""
+    return image.mode in ('RGB', 'RGBA') and any('16' in str(tile[3]) for tile in image.tile)
+
+
 def _read_plain(source: Path | bytes) -> Pixels:
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
         image: Image.Image = opened
@@ -111,6 +119,8 @@ def _read_plain(source: Path | bytes) -> Pixels:
             raise ValueError(f'{image.width} x {image.height} px are too many')
         if image.mode in _NUMBERS:
             return np.asarray(image)[None]
+        if _deep(opened):
+            return _read_raster(source)  # Pillow would cut 16-bit colours to 8
         if image.mode in ('1', 'LA'):
             return np.asarray(image.convert('L'))[None]
         if image.mode not in _DIRECT:
@@ -128,8 +138,7 @@ def _read_raster(source: Path | bytes) -> Pixels:
             for number, colour in raster.colormap(1).items():
                 table[number] = colour[:3]
             return np.moveaxis(table[raster.read(1)], -1, 0)
-        kept = [i for i, c in enumerate(raster.colorinterp, 1) if c.name != 'alpha']
-        return np.asarray(raster.read(kept))
+        return np.asarray(raster.read())  # also what is marked as alpha: the near infrared of NAIP often is
 
 
 def _opened(source: Path | bytes) -> Any:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import threading
 import zipfile
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from grafalign.errors import GrafalignError
 
+_HIDDEN = re.compile(r'(^|/)(\.|__MACOSX/|Thumbs\.db)')
+"""What systems leave beside data."""
 _PACKED = ('.rar', '.7z', '.tar', '.gz', '.tgz', '.bz2', '.zst')
 
 
@@ -38,11 +44,28 @@ class Tree:
         """Relative names of all files, sorted, `/` between folders."""
         if self.path.is_dir():
             root = self.path / self.inside
-            found = [p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file()]
+            cut = len(str(root)) + 1
+            found = [
+                f'{folder}/{file}'[cut:].replace('\\', '/') for folder, _, files in os.walk(root) for file in files
+            ]
         else:
             lead = f'{self.inside}/' if self.inside else ''
             found = [n[len(lead) :] for n in self._zip.namelist() if n.startswith(lead) and not n.endswith('/')]
-        return sorted(found)
+        return sorted(n for n in found if not _HIDDEN.search(n))
+
+    def state(self, names: Iterable[str]) -> str:
+        """Changes when one of these files does: sizes and times, in an archive sizes and checksums."""
+        held = hashlib.blake2b(digest_size=16)
+        root = self.path / self.inside
+        for name in names:
+            if self.path.is_dir():
+                facts = (root / name).stat() if (root / name).exists() else None
+                told = (name, facts.st_size, facts.st_mtime_ns) if facts else (name,)
+            else:
+                info = self._zip.getinfo(str(PurePosixPath(self.inside) / name))
+                told = (name, info.file_size, info.CRC)
+            held.update(repr(told).encode())
+        return held.hexdigest()
 
     @property
     def _zip(self) -> zipfile.ZipFile:

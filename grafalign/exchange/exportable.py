@@ -33,6 +33,8 @@ class Exportable:
     """Then each band is divided by it."""
     value_range: tuple[float, float] | None
     """Physical values that become 0 and 1; None where nobody has said."""
+    level: str = 'image'
+    """What was trained: image, patch or both."""
 
     @property
     def image_px(self) -> int:
@@ -44,6 +46,7 @@ class Exportable:
         """What a program must know to make the input: bands, sizes (px), where the tile lies on its black ground."""
         return {
             'bands': list(self.bands),
+            'level': self.level,
             'value_range': None if self.value_range is None else list(self.value_range),
             'size_px': self.encoder.size_px,
             'canvas_px': self.encoder.canvas_px,

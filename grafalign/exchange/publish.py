@@ -70,7 +70,8 @@ def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Ex
         raise GrafalignError(f'{run / "model.json"} is damaged ({error!r}); train again.') from None
     # as short as they can be written: 0.48145467, not what float64 makes of it
     mean, std = (tuple(float(str(v)) for v in model.rule.get_buffer(n).flatten().numpy()) for n in ('mean', 'std'))
-    thing = Exportable(model.encoder, model.clip, model.sensor.bands, mean, std, model.sensor.value_range)
+    level = str(model.facts.get('level', 'image'))
+    thing = Exportable(model.encoder, model.clip, model.sensor.bands, mean, std, model.sensor.value_range, level)
     facts: dict[str, Any] = {
         'name': run.resolve().name,
         'run': model.facts,

@@ -7,6 +7,7 @@ them: the architecture says it (`ViT-B-32-quickgelu`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_
 from grafalign.errors import GrafalignError
 from grafalign.exchange.export import MARKER
 from grafalign.exchange.exportable import PATCH_HEAD
+from grafalign.files import file_digest
 from grafalign.models.model import Model
 from grafalign.models.pixels import InputRule
 
@@ -34,9 +36,12 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
     if settings.pretrained and '/' in settings.pretrained + settings.model and _is_missing(settings.pretrained):
         raise GrafalignError(f'There is no file {settings.pretrained}; give the path of a checkpoint, or a tag.')
     clip = load_clip(settings, device)
+    by_patches = False
     folder = Path(settings.model)
+    head = folder / PATCH_HEAD
     export = export_facts(folder)
     given = export.get('input') or {}
+    by_patches = given.get('level') == 'patch'
     rule = InputRule(
         tuple(given.get('bands', RGB)), int(given.get('size_px', clip.image_px)), clip.mean, clip.std, _filter(clip)
     )
@@ -44,19 +49,22 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
 
     def dense() -> SatelliteEncoder:
         encoder = SatelliteEncoder(clip, rule.bands, rule.size_px, 'pad' if padded else 'resample').to(device)
-        if (folder / PATCH_HEAD).is_file():
-            load_patch_head(encoder, folder / PATCH_HEAD)
+        if head.is_file():
+            load_patch_head(encoder, head)
         return encoder.eval()
 
-    whole = dense() if padded else None
+    whole = dense() if padded or by_patches else None
 
     def images(inputs: torch.Tensor) -> torch.Tensor:
-        return clip.encode_images(inputs) if whole is None else whole(inputs).image
+        if whole is None:
+            return clip.encode_images(inputs)
+        found = whole(inputs)
+        return found.patches.mean((1, 2)) if by_patches else found.image  # as the run itself
 
     return Model(
         name=name,
         kind='export' if export else 'open_clip',
-        digest=clip.digest,
+        digest=clip.digest if not export else _digest(clip, head, given),
         rule=rule,
         images=images,
         texts=clip.encode_text,
@@ -67,12 +75,20 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
     )
 
 
+def _digest(clip: FrozenClip, head: Path, given: dict[str, Any]) -> str:
+    """Of an export: weights, patch head, and what its input is."""
+    parts = f'{clip.digest} {file_digest(head) if head.is_file() else ""} {json.dumps(given, sort_keys=True)}'
+    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+
 def export_facts(folder: Path) -> dict[str, Any]:
     """`grafalign_export.json` of an export of ours; nothing for any other folder."""
     if not (folder / MARKER).is_file():
         return {}
     try:
         facts: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding='utf-8'))
+        if not isinstance(facts, dict) or not isinstance(facts.get('input') or {}, dict):
+            raise ValueError
     except ValueError:
         raise GrafalignError(f'{folder / MARKER} is damaged; export again.') from None
     return facts
@@ -86,9 +102,9 @@ def load_patch_head(encoder: SatelliteEncoder, path: Path) -> None:
     """
     try:
         head = load_file(path)
-        missing = [k for k in ('patch_proj.weight',) if k not in head]
-        if missing:
-            raise ValueError(f'{missing[0]} is missing')
+        wanted = {k for k in encoder.state_dict() if k.startswith(('patch_norm.', 'patch_proj.'))}
+        if wanted != set(head):
+            raise ValueError(f'it holds {", ".join(sorted(head))}')
         encoder.load_state_dict(head, strict=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = ' '.join(str(error).split())[:200]

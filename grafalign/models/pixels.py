@@ -26,6 +26,10 @@ from grafalign.errors import GrafalignError
 from grafalign.store import Sensor
 
 Fit = Literal['resize', 'pad']
+PIXELS_VERSION = 1
+"""Raised when the rules of this file change: embeddings that were kept are then made anew."""
+_LONGEST_STRIP = 40
+"""Sides of a picture differ less than this: of a longer one the middle says nothing, and it would fill the memory."""
 _FILTERS = {
     'nearest': Image.Resampling.NEAREST,
     'bilinear': Image.Resampling.BILINEAR,
@@ -79,9 +83,9 @@ def to_input(picture: npt.NDArray[Any], rule: InputRule, fit: Fit, value_range: 
 
 
 def as_unit(picture: npt.NDArray[Any], value_range: tuple[float, float]) -> npt.NDArray[np.float32]:
-    """Values of the range as 0 to 1, clipped."""
+    """Values of the range as 0 to 1, clipped; what is not finite is black."""
     low, high = value_range
-    values = picture.astype(np.float32)
+    values = np.nan_to_num(picture.astype(np.float32), nan=low, posinf=low, neginf=low)
     if (low, high) == (0, 255):
         return np.clip(values / np.float32(255), 0, 1)
     return np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
@@ -101,6 +105,8 @@ def resized(picture: npt.NDArray[Any], rule: InputRule, fit: Fit, black: float =
             picture = _scale(picture, max(1, round(height * scale)), max(1, round(width * scale)), rule)
         return _lay_on(picture, size, black)
     short = min(height, width)
+    if max(height, width) > _LONGEST_STRIP * short:
+        raise GrafalignError(f'A picture of {height} x {width} px is a strip; cut it into pieces, or pad it.')
     if short != size:
         picture = _scale(picture, int(size * height / short), int(size * width / short), rule)
     height, width = picture.shape[-2:]
@@ -112,6 +118,8 @@ def _lay_on(picture: npt.NDArray[Any], size: int, black: float) -> npt.NDArray[A
     height, width = picture.shape[-2:]
     if (height, width) == (size, size):
         return picture
+    if black != 0:
+        picture = picture.astype(np.float32)  # the black of the range may be no number of the file's type
     ground = np.full((len(picture), size, size), black, dtype=picture.dtype)
     top, left = (size - height) // 2, (size - width) // 2
     ground[:, top : top + height, left : left + width] = picture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ def from_run(run: Path, name: str, clip: ClipSettings | None, device: torch.devi
     mean, std = (tuple(float(v) for v in model.rule.get_buffer(n).flatten()) for n in ('mean', 'std'))
     rule = InputRule(model.sensor.bands, model.sensor.size_px, mean, std)
     facts = {k: model.facts.get(k) for k in ('level', 'tau', 'steps', 'store_digest')}
-    return _model(
-        model.encoder.to(device), model.clip, rule, name, 'run', str(model.facts['digest']), device,
-        by_patches=model.facts.get('level') == 'patch', facts={'run': run.name, **facts},
-    )  # fmt: skip
+    digest = _digest(run / 'model.safetensors', str(model.facts['digest']), model.clip)
+    by_patches = model.facts.get('level') == 'patch'
+    facts = {'run': run.name, **facts}
+    encoder = model.encoder.to(device)
+    return _model(encoder, model.clip, rule, name, 'run', digest, device, by_patches=by_patches, facts=facts)
 
 
 def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) -> Model:
@@ -44,7 +46,14 @@ def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) 
     encoder = load_graft(path, frozen).to(device)
     rule = InputRule(('red', 'green', 'blue'), encoder.size_px, frozen.mean, frozen.std)
     facts: dict[str, Any] = {'file': path.name, 'clip': clip.model_dump()}
-    return _model(encoder, frozen, rule, name, 'graft', file_digest(path), device, by_patches=False, facts=facts)
+    digest = _digest(path, '', frozen)
+    return _model(encoder, frozen, rule, name, 'graft', digest, device, by_patches=False, facts=facts)
+
+
+def _digest(weights: Path, run: str, clip: FrozenClip) -> str:
+    """Of the weights that are loaded, the settings they were trained by, and the CLIP whose words go with them."""
+    parts = f'{file_digest(weights)} {run} {clip.digest}'
+    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
 
 def _model(

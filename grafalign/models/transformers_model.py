@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,11 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
         raise GrafalignError(f'{folder} is of transformers; install grafalign[transformers].') from None
     kind = _model_type(folder)
     try:
-        model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True)
+        model, told = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
+        lacking = [*told['missing_keys'], *(m[0] for m in told['mismatched_keys'])]
+        lacking = [str(k) for k in lacking if not str(k).endswith('position_ids')]
+        if lacking:  # transformers would leave them random, and say so in its log alone
+            raise ValueError(f'its weights lack {lacking[0]}')
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         loader: Any = AutoImageProcessor
         processor: Any = loader.from_pretrained(str(folder), local_files_only=True)
@@ -45,6 +50,13 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
     model = model.to(device).eval().requires_grad_(False)
     vision, text = model.config.vision_config, model.config.text_config
     given = export_facts(folder).get('input') or {}
+    if given.get('level') == 'patch':
+        raise GrafalignError(
+            f'{folder} was trained at level patch, which transformers cannot embed an image with; export it with '
+            '--format open_clip.'
+        )
+    if processor.image_mean is None or processor.image_std is None:
+        raise GrafalignError(f'{folder / "preprocessor_config.json"} has no mean or deviation; save the model again.')
     bands = tuple(given.get('bands', RGB if vision.num_channels == 3 else ()))
     if len(bands) != vision.num_channels:
         raise GrafalignError(
@@ -81,8 +93,8 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
             f'{folder} is of transformers, whose patch embeddings are not read here; export it with --format open_clip.'
         )
 
-    weights = sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin'))
-    digest = '-'.join(file_digest(path)[:16] for path in [folder / 'config.json', *weights])
+    held = [p for p in sorted(folder.iterdir()) if p.suffix in ('.safetensors', '.bin', '.json', '.txt', '.model')]
+    digest = hashlib.blake2b(' '.join(file_digest(p) for p in held).encode(), digest_size=16).hexdigest()
     return Model(
         name=name,
         kind='transformers',

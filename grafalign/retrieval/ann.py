@@ -140,7 +140,7 @@ class Ann:
     def _recall(self, queries: Floats, vectors: Floats, truth: npt.NDArray[np.int64], effort: Effort) -> float:
         _, rows = self._search(queries, vectors, effort, effort.k)
         k = truth.shape[1]
-        found = [len(np.intersect1d(a[:k], b, assume_unique=True)) for a, b in zip(rows, truth, strict=True)]
+        found = [np.isin(b, a[:k]).sum() for a, b in zip(rows, truth, strict=True)]
         return float(np.sum(found)) / (k * len(truth))
 
     def _visits(self) -> Sequence[int]:
@@ -149,43 +149,30 @@ class Ann:
         steps = int(np.ceil(2 * np.log2(most / least))) + 1
         return sorted({min(most, round(least * 2 ** (i / 2))) for i in range(steps)})
 
-    def effort(self, k: int, share: float = 1.0) -> Effort:
-        """How hard to look for k neighbours among a share of all vectors.
-
-        Neighbours among a share lie as far away as 1 / share as many neighbours among all, so the visits grow with it.
-        """
+    def effort(self, k: int) -> Effort:
+        """How hard to look for k neighbours: as tuned for 10 or for 100, beyond that in proportion."""
         at = next((e for e in self.efforts if k <= e.k), self.efforts[-1])
-        visits = int(np.ceil(at.visits * max(1.0, k / at.k) / max(share, 1e-6)))
+        visits = int(np.ceil(at.visits * max(1.0, k / at.k)))
         return Effort(k, min(visits, self._visits()[-1]), at.candidates, at.recall)
 
-    def search(
-        self, queries: Floats, vectors: Floats, k: int, allowed: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def search(self, queries: Floats, vectors: Floats, k: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Scores and rows [Q, k] of the nearest vectors; -1 where fewer were found.
 
         Args:
             queries: [Q, D].
             vectors: the vectors themselves, [N, D].
             k: how many.
-            allowed: which of the indexed rows may be found, [rows].
         """
-        # of rows that were removed; squared, as they may have stood together
-        share = 1.0 if allowed is None else float(allowed.mean()) ** 2
-        return self._search(queries, vectors, self.effort(k, share), k, allowed)
+        return self._search(queries, vectors, self.effort(k), k)
 
     def _search(
-        self, queries: Floats, vectors: Floats, effort: Effort, k: int, allowed: npt.NDArray[np.bool_] | None = None
+        self, queries: Floats, vectors: Floats, effort: Effort, k: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         wanted = min(self.rows, effort.candidates * k)
-        options: dict[str, Any] = {}
-        if allowed is not None:
-            bits = np.packbits(allowed, bitorder='little')
-            options['sel'] = faiss.IDSelectorBitmap(bits)
         if self.kind == 'hnsw':
-            options['efSearch'] = max(effort.visits, wanted)
-            parameters = faiss.SearchParametersHNSW(**options)
+            parameters = faiss.SearchParametersHNSW(efSearch=max(effort.visits, wanted))
         else:
-            parameters = faiss.SearchParametersIVF(nprobe=effort.visits, **options)
+            parameters = faiss.SearchParametersIVF(nprobe=effort.visits)
         asked = np.ascontiguousarray(queries, dtype=np.float32)
         _, rows = self.index.search(asked, wanted, params=parameters)
         return score_again(asked, vectors, rows, k)
@@ -208,6 +195,10 @@ class Ann:
             reason = ' '.join(str(error).split())[-200:]
             raise GrafalignError(f'{path} is missing or damaged ({reason}); make the index again.') from None
         return cls(kind, index, target, efforts)
+
+
+FEWEST_ROWS = 1000
+"""With fewer there is nothing to approximate: FAISS could not learn its codes."""
 
 
 def choose(count: int, width: int, most_bytes: int) -> Kind:

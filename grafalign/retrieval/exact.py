@@ -18,8 +18,8 @@ from grafalign.errors import GrafalignError
 FAISS_VERSION: str = faiss.__version__
 """Asked of the module, as its distributions have several names."""
 Floats = npt.NDArray[np.floating]
-_ROWS = 131_072
-"""Rows of the gallery in memory at a time; 268 MB at 512 dimensions."""
+_PART_BYTES = 134_217_728
+"""Rows of the gallery in memory at a time: 65,536 at 512 dimensions."""
 _QUERIES = 4096
 
 
@@ -36,8 +36,9 @@ def check_vectors(vectors: Floats, what: str = 'The embeddings') -> None:
     """
     if vectors.ndim != 2 or not len(vectors):
         raise GrafalignError(f'{what} are no table of vectors, or empty; there must be one row for each item.')
-    for start in range(0, len(vectors), _ROWS):
-        part = np.asarray(vectors[start : start + _ROWS], dtype=np.float32)
+    rows = _part_rows(vectors)
+    for start in range(0, len(vectors), rows):
+        part = np.asarray(vectors[start : start + rows], dtype=np.float32)
         bad = np.flatnonzero(~np.isfinite(part).all(1))
         if len(bad):
             raise GrafalignError(f'{what} are not finite in row {start + bad[0]}; embed that item again.')
@@ -85,8 +86,9 @@ def nearest(
     asked = np.ascontiguousarray(queries, dtype=np.float32)
     scores = np.full((len(asked), k), -np.inf, dtype=np.float32)
     found = np.full((len(asked), k), -1, dtype=np.int64)
-    for start in range(0, total, _ROWS):
-        stop = min(start + _ROWS, total)
+    step = _part_rows(vectors)
+    for start in range(0, total, step):
+        stop = min(start + step, total)
         part = np.ascontiguousarray(vectors[start:stop] if rows is None else vectors[rows[start:stop]], np.float32)
         number = np.arange(start, stop) if rows is None else rows[start:stop]
         for first in range(0, len(asked), _QUERIES):
@@ -97,7 +99,12 @@ def nearest(
             best = np.argsort(-together, axis=1, kind='stable')[:, :k]
             scores[some] = np.take_along_axis(together, best, 1)
             found[some] = np.take_along_axis(places, best, 1)
+        del part  # before the next one is gathered
     return scores, found
+
+
+def _part_rows(vectors: Floats) -> int:
+    return max(1, _PART_BYTES // (4 * vectors.shape[1]))
 
 
 def _knn(queries: Floats, part: Floats, k: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

@@ -70,6 +70,11 @@ def positive_ranks(
         GrafalignError: widths differ, or values are not finite.
     """
     _check(queries, gallery)
+    for name, rows, most in (('query', query_of_pair, len(queries)), ('item', item_of_pair, len(gallery))):
+        if len(rows) and (rows.min() < 0 or rows.max() >= most):
+            raise GrafalignError(
+                f'A pair names {name} {rows.min() if rows.min() < 0 else rows.max()}, and there are {most}.'
+            )
     pairs = np.unique(np.stack([query_of_pair, item_of_pair], axis=1).astype(np.int64).reshape(-1, 2), axis=0)
     score = _exact_scores(queries, gallery, pairs[:, 0], pairs[:, 1])
     order = np.lexsort((-score, pairs[:, 0]))

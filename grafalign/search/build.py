@@ -13,6 +13,7 @@ from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.locks import LOCK, exclusive
 from grafalign.models import Model
 from grafalign.models.embedding import embed_pictures
+from grafalign.models.load import split_name
 from grafalign.models.pixels import Fit
 from grafalign.retrieval.ann import Kind
 from grafalign.search.catalog import MARKER, Catalog
@@ -43,6 +44,7 @@ def build_index(
     bands: tuple[str, ...] | None = None,
     value_range: tuple[float, float] | None = None,
     workers: int | None = None,
+    clip: str | None = None,
 ) -> Catalog:
     """Index the tiles of a store or the pictures of a folder.
 
@@ -61,6 +63,7 @@ def build_index(
         bands: names of the bands of pictures.
         value_range: physical values that become black and white.
         workers: threads that decode.
+        clip: the CLIP that the model was loaded with, for those who ask the index.
 
     Raises:
         GrafalignError: the source cannot be read, the folder holds something else or the index of another model, or
@@ -70,13 +73,23 @@ def build_index(
         raise GrafalignError(f'--recall {recall} makes no sense; give a share such as 0.99.')
     found = open_source(source, bands, value_range)
     with exclusive(out), naming_full_disk(out):
-        catalog = _open(out, model, spec, recall, model.rule.facts(fit, found.value_range))
+        pixels = {k: v for k, v in model.rule.facts(fit, (0, 1)).items() if k != 'value_range'}
+        catalog = _open(out, model, (_lasting(spec), clip), recall, pixels)
         _add(catalog, found, model, fit, workers)
         catalog.optimise(tuning_queries(catalog, model), kind, most_bytes)
     return catalog
 
 
-def _open(out: Path, model: Model, spec: str, recall: float, pixels: dict[str, Any]) -> Catalog:
+def _lasting(spec: str) -> str:
+    """A model's words that hold in any folder."""
+    where = split_name(spec)[1]
+    architecture, colon, file = where.partition(':')
+    if Path(where).exists():
+        return str(Path(where).resolve())
+    return f'{architecture}:{Path(file).resolve()}' if colon and Path(file).is_file() else where
+
+
+def _open(out: Path, model: Model, named: tuple[str, str | None], recall: float, pixels: dict[str, Any]) -> Catalog:
     if (out / MARKER).is_file():
         catalog = Catalog(out)
         catalog.check_model(model.digest, model.name)
@@ -89,22 +102,33 @@ def _open(out: Path, model: Model, spec: str, recall: float, pixels: dict[str, A
             )
         catalog.facts['target'] = recall
         return catalog
-    if out.is_dir() and any(p.name != LOCK and not p.name.startswith('vectors-') for p in out.iterdir()):
+    if out.is_dir() and any(
+        p.name != LOCK and not p.name.startswith('vectors-') and p.suffix != '.part' for p in out.iterdir()
+    ):
         raise GrafalignError(f'{out} is not empty and no index; give another folder.')
     width = model.embed_texts(['a place']).shape[1]
-    facts = {'spec': spec, 'name': model.name, 'kind': model.kind, 'digest': model.digest, 'pixels': pixels}
+    facts = {
+        'spec': named[0],
+        'clip': named[1],
+        'name': model.name,
+        'kind': model.kind,
+        'digest': model.digest,
+        'pixels': pixels,
+    }
     return Catalog.create(out, width, facts, recall)
 
 
 def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int | None) -> None:
+    before = catalog.facts['sources'].get(source.name)
+    if before is not None and before != source.facts:
+        differ = ', '.join(k for k in source.facts if before.get(k) != source.facts[k])
+        raise GrafalignError(
+            f'{source.name} was indexed with other {differ}; give the same options, or another folder for the index.'
+        )
     held = catalog.items[catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool)]
     state = pd.Series(held['signature'].to_numpy(), index=held['item_id'].to_numpy())
     known = source.items['item_id'].map(state)
     new = np.flatnonzero((known != source.items['signature']).to_numpy())
-    changed = source.items['item_id'].to_numpy()[new[known.notna().to_numpy()[new]]]
-    if len(changed):
-        stale = catalog.items['item_id'].isin(changed) & (catalog.items['source'] == source.name)
-        catalog.remove(np.flatnonzero(stale.to_numpy() & catalog.alive))
     if not len(new):
         console.log(f'{source.name}: nothing new')
         return
@@ -124,8 +148,16 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
         waiting.append(vectors)
         reached = batch.stop
         if reached - done >= COMMIT_ROWS or reached == len(new):
-            catalog.append(source.items.iloc[new[done:reached]].reset_index(drop=True), np.concatenate(waiting))
+            items = source.items.iloc[new[done:reached]].reset_index(drop=True)
+            catalog.append(items, np.concatenate(waiting), _stale(catalog, items), source.facts)
             waiting, done = [], reached
+
+
+def _stale(catalog: Catalog, items: pd.DataFrame) -> np.ndarray:
+    """Rows of earlier states of these items."""
+    held = catalog.items
+    same = held['item_id'].isin(items['item_id']) & held['source'].isin(items['source'].unique())
+    return np.flatnonzero(same.to_numpy(dtype=bool) & catalog.alive)
 
 
 def tuning_queries(catalog: Catalog, model: Model) -> np.ndarray:

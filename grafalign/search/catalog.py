@@ -12,6 +12,7 @@ run writes over it or removes it: a kill at any moment leaves the index of the l
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ import psutil
 from grafalign import console
 from grafalign.errors import GrafalignError
 from grafalign.files import write_atomically, write_table
-from grafalign.retrieval.ann import Ann, Effort, Kind, choose
+from grafalign.retrieval.ann import FEWEST_ROWS, Ann, Effort, Kind, choose
 from grafalign.retrieval.exact import check_vectors, check_width, nearest
 
 FORMAT = 1
@@ -68,13 +69,19 @@ class Catalog:
                 raise GrafalignError(f'{marker} was written by a newer grafalign; upgrade grafalign.')
             self.width, self.total = int(self.facts['width']), int(self.facts['rows'])
             self._files: dict[str, int] = dict(self.facts['files'])
-            self.facts['model']['digest'], self.facts['target']
+            self.facts['model']['digest'], self.facts['target'], self.facts['sources']
         except (ValueError, KeyError, TypeError) as error:
             raise GrafalignError(f'{marker} is damaged ({error!r}); {_AGAIN}') from None
         for name, size in self._files.items():
+            if name.startswith('ann-'):
+                continue  # can be made again from the vectors
             held = (self.path / name).stat().st_size if (self.path / name).is_file() else None
             if held is None or (held < size if name.startswith('vectors-') else held != size):
-                state = 'missing' if held is None else f'damaged ({held:,} bytes instead of {size:,})'
+                state = (
+                    'missing (or another process is writing the index now)'
+                    if held is None
+                    else f'damaged ({held:,} bytes instead of {size:,})'
+                )
                 raise GrafalignError(f'{self.path / name} is {state}; {_AGAIN}')
 
     @classmethod
@@ -90,6 +97,7 @@ class Catalog:
         path.mkdir(parents=True, exist_ok=True)
         (path / _VECTORS).write_bytes(b'')
         facts = {'format': FORMAT, 'width': width, 'rows': 0, 'model': dict(model), 'target': target}
+        facts |= {'sources': {}, 'kind': None}
         facts |= {'ann': None, 'files': {_VECTORS: 0}}
         write_atomically(path / MARKER, (json.dumps(facts, indent=2) + '\n').encode())
         return cls(path)
@@ -111,9 +119,8 @@ class Catalog:
             except (OSError, ValueError) as error:
                 raise GrafalignError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
         if not parts:
-            return gpd.GeoDataFrame(
-                {'item_id': [], 'datetime': [], 'source': [], 'signature': []}, geometry=[], crs='EPSG:4326'
-            )
+            empty = {'item_id': [], 'datetime': pd.to_datetime([], utc=True), 'source': [], 'signature': []}
+            return gpd.GeoDataFrame(empty, geometry=[], crs='EPSG:4326')
         table = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
         if len(table) != self.total:
             raise GrafalignError(f'{self.path} has {self.total:,} vectors and {len(table):,} items; {_AGAIN}')
@@ -132,14 +139,21 @@ class Catalog:
 
     @cached_property
     def ann(self) -> Ann | None:
-        """The approximate index, opened when first asked for."""
+        """The approximate index, opened when first asked for; None where there is none, or its file cannot be used."""
         told = self.facts['ann']
         if told is None:
             return None
-        efforts = [Effort(**e) for e in told['efforts']]
-        found = Ann.load(self.path / told['file'], told['kind'], self.facts['target'], efforts)
-        if found.rows != told['rows'] or found.index.d != self.width:
-            raise GrafalignError(f'{self.path / told["file"]} belongs to another index; {_AGAIN}')
+        path = self.path / told['file']
+        try:
+            if not path.is_file() or path.stat().st_size != self._files[told['file']]:
+                raise GrafalignError(f'{path} is missing or damaged')
+            efforts = [Effort(**e) for e in told['efforts']]
+            found = Ann.load(path, told['kind'], self.facts['target'], efforts)
+            if found.rows != told['rows'] or found.index.d != self.width:
+                raise GrafalignError(f'{path} belongs to another index')
+        except GrafalignError as error:
+            console.log(f'{error}: searching exactly, which is slower; run `grafalign index` again to make it anew.')
+            return None
         return found
 
     def __len__(self) -> int:
@@ -182,25 +196,52 @@ class Catalog:
         count = int(mask.sum())
         if not count:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
-        ann = self.ann
-        if ann is None or allowed is not None or k > ann.rows // 10:
+        k = min(k, count)
+        ann = None if allowed is not None else self.ann
+        found = None if ann is None else self._approximate(ann, queries, k)
+        if found is None or ann is None:
             return nearest(queries, self.vectors, k, None if count == self.total else np.flatnonzero(mask))
-        whole = bool(mask[: ann.rows].all())
-        scores, rows = ann.search(queries, self.vectors, k, None if whole else mask[: ann.rows])
+        scores, rows = found
         tail = np.flatnonzero(mask[ann.rows :]) + ann.rows
         if len(tail):
             more, others = nearest(queries, self.vectors, k, tail)
             scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, others], axis=1)
-            best = np.argsort(-scores, axis=1, kind='stable')[:, : min(k, count)]
+            best = np.argsort(-scores, axis=1, kind='stable')[:, :k]
             scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
-        short = np.flatnonzero((rows[:, : min(k, count)] < 0).any(1))
-        if len(short):  # its cells held too few that are allowed
-            exact = nearest(queries[short], self.vectors, k, np.flatnonzero(mask))
-            scores[short], rows[short] = exact[0][:, : scores.shape[1]], exact[1][:, : rows.shape[1]]
         return scores, rows
 
-    def append(self, items: gpd.GeoDataFrame, vectors: npt.NDArray[np.float32]) -> None:
+    def _approximate(self, ann: Ann, queries: npt.NDArray[np.floating], k: int) -> tuple[Scores, Rows] | None:
+        """The k nearest indexed rows that are there; None where exact search is the better way.
+
+        Rows that were removed are still in the index, often all of one kind: more neighbours are asked for until k of
+        them are there, so that the recall that was tuned for so many holds.
+        """
+        asked, alive = k, self.alive[: ann.rows]
+        while asked <= ann.rows // 10:
+            scores, rows = ann.search(queries, self.vectors, asked)
+            there = (rows >= 0) & alive[rows]
+            if (there.sum(1) >= k).all():
+                best = np.argsort(~there, axis=1, kind='stable')[:, :k]
+                return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+            if (rows < 0).any():
+                return None  # its cells hold too few
+            asked *= 2
+        return None
+
+    def append(
+        self,
+        items: gpd.GeoDataFrame,
+        vectors: npt.NDArray[np.float32],
+        instead_of: Rows | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
         """Add items and their unit vectors, in one commit.
+
+        Args:
+            items: what they are, one row a vector.
+            vectors: [n, D].
+            instead_of: rows that these replace.
+            source: what to remember of the items' source.
 
         Raises:
             GrafalignError: a vector is not finite or not normalised, or the widths differ.
@@ -215,31 +256,46 @@ class Catalog:
             os.fsync(file.fileno())
         name = self._new_name('items-', '.parquet')
         write_table(items, self.path / name)
-        self._commit({'rows': self.total + len(vectors)}, [*self._files, name])
+        files = [*self._files, name]
+        if instead_of is not None and len(instead_of):
+            files = [*(n for n in files if not n.startswith('removed-')), self._write_removed(instead_of)]
+        sources = dict(self.facts['sources'])
+        if source is not None and len(items):
+            sources[str(items['source'].iloc[0])] = dict(source)
+        self._commit({'rows': self.total + len(vectors), 'sources': sources}, files)
 
     def remove(self, rows: Rows) -> int:
         """Take rows out; how many were there."""
+        before = len(self)
+        self._commit({}, [*self._without('removed-'), self._write_removed(rows)])
+        return before - len(self)
+
+    def _write_removed(self, rows: Rows) -> str:
         gone = ~self.alive
-        before = int(gone.sum())
         gone[rows] = True
         name = self._new_name('removed-', '.npy')
-        content = np.flatnonzero(gone)
-        np.save(self.path / name, content)
-        self._commit({}, [*self._without('removed-'), name])
-        return len(content) - before
+        buffer = io.BytesIO()
+        np.save(buffer, np.flatnonzero(gone))
+        write_atomically(self.path / name, buffer.getvalue())
+        return name
 
-    def rows_of(self, item_ids: list[str]) -> Rows:
-        """Rows of items that are there, by their ids.
+    def rows_of(self, item_ids: list[str], source: str) -> Rows:
+        """Rows of items of a source that are there, by their ids.
 
         Raises:
-            GrafalignError: an item is not there; the sentence names the first.
+            GrafalignError: the source is not there, or an item; the sentence names the first.
         """
+        if source not in self.facts['sources']:
+            raise GrafalignError(
+                f'{self.path} holds nothing of {source}; its sources are {", ".join(self.facts["sources"])}.'
+            )
         known = self.items['item_id'].to_numpy()
-        missing = sorted(set(item_ids) - set(known[self.alive]))
+        there = self.alive & (self.items['source'] == source).to_numpy(dtype=bool)
+        missing = sorted(set(item_ids) - set(known[there]))
         if missing:
             more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
             raise GrafalignError(f'{self.path} has no item {missing[0]}{more}; `grafalign search` shows the ids.')
-        return np.flatnonzero(np.isin(known, item_ids) & self.alive)
+        return np.flatnonzero(np.isin(known, item_ids) & there)
 
     def optimise(
         self, queries: npt.NDArray[np.float32], kind: Kind | None = None, most_bytes: int | None = None
@@ -257,12 +313,21 @@ class Catalog:
             self._merge_items()
         limit = most_bytes or psutil.virtual_memory().available // 2
         told = self.facts['ann']
-        wanted = kind or (told['kind'] if told and told['chosen'] else choose(self.total, self.width, limit))
+        chosen = kind or self.facts['kind']
+        wanted = chosen or (told['kind'] if told else choose(self.total, self.width, limit))
+        if self.total < FEWEST_ROWS:
+            wanted = 'exact'
+        self.facts['kind'] = chosen  # told to the disk with the next commit
         if wanted == 'exact':
             if told is not None:
                 self._commit({'ann': None}, self._without('ann-'))
             return
-        keep = told is not None and told['kind'] == wanted and self.total <= _GROWN * told['trained_rows']
+        keep = (
+            told is not None
+            and told['kind'] == wanted
+            and self.ann is not None
+            and self.total <= _GROWN * told['trained_rows']
+        )
         target = self.facts['target']
         if keep and told['target'] == target and self.total - told['rows'] <= _TAIL * told['rows']:
             return
@@ -274,7 +339,9 @@ class Catalog:
             ann = Ann.build(self.vectors, queries, wanted, target, limit)
         name = self._new_name('ann-', '.faiss')
         ann.save(self.path / name)
-        new = {'file': name, 'kind': wanted, 'rows': ann.rows, 'chosen': kind is not None, 'target': target}
+        with (self.path / name).open('rb') as file:
+            os.fsync(file.fileno())
+        new = {'file': name, 'kind': wanted, 'rows': ann.rows, 'target': target}
         new['trained_rows'] = told['trained_rows'] if keep else ann.rows
         new['efforts'] = [asdict(e) for e in ann.efforts]
         self._commit({'ann': new}, [*self._without('ann-'), name])

@@ -89,7 +89,7 @@ def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
 
 def _thumbnail(source: str, item_id: str, catalog: Catalog, stores: dict[str, PairStore]) -> str:
     """A JPEG data URL of an item, or nothing where its pixels cannot be read any more."""
-    pixels_rule = catalog.facts['model']['pixels']
+    span = tuple(catalog.facts['sources'][source]['value_range'])
     try:
         if '://' in source or (Path(source) / MARKER).exists():
             store = stores.setdefault(source, PairStore(source)) if source not in stores else stores[source]
@@ -99,11 +99,11 @@ def _thumbnail(source: str, item_id: str, catalog: Catalog, stores: dict[str, Pa
             which = colours(bands)
         else:
             pixels = read_picture(Path(source) / item_id, item_id)
-            which = colours(len(pixels))
+            which = colours(catalog.facts['sources'][source]['bands'] if len(pixels) > 1 else 1)
     except (GrafalignError, IndexError, OSError):
         return ''
     shown = [which.index(c) if c in which else 0 for c in (0, 1, 2)]
-    unit = as_unit(pixels[shown], tuple(pixels_rule['value_range']))
+    unit = as_unit(pixels[shown], span)
     image = Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
     side = max(image.size)
     image = image.resize(

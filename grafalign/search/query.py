@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from grafalign.datasets.pictures import default_range, read_picture
+from grafalign.datasets.pictures import BANDS_BY_COUNT, read_picture
 from grafalign.errors import GrafalignError
 from grafalign.models import Model, to_input
 from grafalign.models.pixels import band_places
@@ -66,7 +66,9 @@ def search(
         GrafalignError: k is less than one, there is no query, or a query cannot be embedded.
     """
     catalog = index if isinstance(index, Catalog) else Catalog(Path(index))
-    asked = [Query(text=q) if isinstance(q, str) else q for q in queries]
+    asked = [Query(text=q) if isinstance(q, str) else q for q in ([queries] if isinstance(queries, str) else queries)]
+    if any((q.text is None) + (q.image is None) + (q.lonlat is None) != 2 for q in asked):
+        raise GrafalignError('A query is a text, an image or a place; give exactly one of them.')
     if not asked:
         raise GrafalignError('There is no query; give words, --image or --lonlat.')
     if k < 1:
@@ -120,6 +122,8 @@ def allowed_rows(
 
 
 def _utc(when: datetime) -> datetime:
+    if not isinstance(when, datetime):
+        when = datetime(when.year, when.month, when.day)
     return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when.astimezone(timezone.utc)
 
 
@@ -130,7 +134,13 @@ def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> n
     if (texts or images) and model is None:
         from grafalign.models import load_model
 
-        model = load_model(catalog.facts['model']['spec'])
+        made = catalog.facts['model']
+        try:
+            model = load_model(made['spec'], made['clip'])
+        except GrafalignError as error:
+            raise GrafalignError(
+                f'{error} The index {catalog.path} names that model; if it moved, give --model.'
+            ) from None
     if model is not None:
         catalog.check_model(model.digest, model.name)
     for i, query in enumerate(asked):
@@ -149,12 +159,19 @@ def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:
     """A picture's unit vector [D], its pixels prepared as those of the index were."""
     pixels = read_picture(path, str(path))
     made = catalog.facts['model']['pixels']
-    bands = ('grey',) if len(pixels) == 1 else tuple(made['bands']) if len(pixels) != 3 else ('red', 'green', 'blue')
-    if len(bands) != len(pixels):
-        raise GrafalignError(
-            f'{path} has {len(pixels)} bands and the index knows {", ".join(made["bands"])}; give a picture of those.'
-        )
-    span = default_range('uint8', str(path)) if pixels.dtype == np.uint8 else tuple(made['value_range'])
+    sources = list(catalog.facts['sources'].values())
+    like = next((s for s in sources if len(s['bands']) == len(pixels)), None)
+    bands = tuple(like['bands']) if like else BANDS_BY_COUNT.get(len(pixels))
+    if bands is None:
+        known = ' or '.join(', '.join(s['bands']) for s in sources)
+        raise GrafalignError(f'{path} has {len(pixels)} bands and the index holds {known}; give a picture of those.')
+    if pixels.dtype == np.uint8:
+        same = like is not None and like['dtype'] == 'uint8'
+        span = tuple(like['value_range']) if like is not None and same else (0.0, 255.0)
+    elif like is None or like['dtype'] == 'uint8':
+        raise GrafalignError(f'{path} holds {pixels.dtype} numbers and the index 8-bit pictures; give one of 8 bits.')
+    else:
+        span = tuple(like['value_range'])
     taken = to_input(pixels[band_places(model.rule, bands)], model.rule, made['fit'], span)
     return model.embed_images(taken[None])[0]
 
@@ -168,14 +185,14 @@ def _row_at(catalog: Catalog, lon: float, lat: float) -> int:
     if not (-180 <= lon <= 180 and -90 <= lat <= 90):
         raise GrafalignError(f'--lonlat {lon:g} {lat:g} is no place on Earth; give longitude, then latitude.')
     items = catalog.items
-    known = np.flatnonzero(catalog.alive & items.geometry.notna().to_numpy())
+    known = np.flatnonzero(catalog.alive & (items.geometry.notna() & ~items.geometry.is_empty).to_numpy())
     if not len(known):
         raise GrafalignError(f'No item of {catalog.path} has a place; ask with words or a picture.')
     here = np.intersect1d(items.sindex.query(shapely.Point(lon, lat), predicate='intersects'), known)
     rows = here if len(here) else known
-    bounds = items.geometry.iloc[rows].bounds
-    x, y = (bounds['minx'] + bounds['maxx']) / 2 - lon, (bounds['miny'] + bounds['maxy']) / 2 - lat
-    return int(rows[np.hypot(x * np.cos(np.deg2rad(lat)), y).to_numpy().argmin()])
+    inside = items.geometry.iloc[rows].representative_point()
+    x, y = (inside.x.to_numpy() - lon + 180) % 360 - 180, inside.y.to_numpy() - lat
+    return int(rows[np.nanargmin(np.hypot(x * np.cos(np.deg2rad(lat)), y))])
 
 
 def read_region(path: Path) -> shapely.Geometry:
@@ -189,7 +206,7 @@ def read_region(path: Path) -> shapely.Geometry:
     except Exception as error:  # pyogrio, pyarrow and GDAL raise types of their own
         reason = ' '.join(str(error).split())[:200]
         raise GrafalignError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoParquet.') from None
-    shapes = table.geometry.dropna()
-    if not len(shapes):
+    shapes = table.geometry.dropna() if isinstance(table, gpd.GeoDataFrame) else None
+    if shapes is None or not len(shapes):
         raise GrafalignError(f'{path} holds no geometry; give a region.')
-    return (shapes if table.crs is None else shapes.to_crs('EPSG:4326')).union_all()
+    return shapely.union_all((shapes if table.crs is None else shapes.to_crs('EPSG:4326')).make_valid().to_numpy())

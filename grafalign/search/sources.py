@@ -38,6 +38,13 @@ class Source:
     """Physical values [C, H, W] of the item in a row."""
     bands: tuple[str, ...]
     value_range: tuple[float, float]
+    dtype: str = 'uint8'
+    """Of the pixels as they are stored: 8-bit pictures from elsewhere are black at 0 and white at 255."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an index remembers of it."""
+        return {'bands': list(self.bands), 'value_range': list(self.value_range), 'dtype': self.dtype}
 
 
 def open_source(
@@ -53,6 +60,8 @@ def open_source(
     Raises:
         GrafalignError: it is neither, it is empty, or nobody has said what its numbers mean.
     """
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise GrafalignError(f'The value range {value_range[0]:g} {value_range[1]:g} is none; give the smaller first.')
     folder = Path(path)
     if '://' in path or (folder / MARKER).exists():
         return _store(PairStore(path), value_range)
@@ -69,7 +78,7 @@ def _store(store: PairStore, value_range: tuple[float, float] | None) -> Source:
             'item_id': tiles['tile_id'].astype(str).to_numpy(),
             'datetime': pd.to_datetime(tiles['datetime'], utc=True).to_numpy(),
             'source': name,
-            'signature': store.digest,
+            'signature': _tile_signatures(store),
         },
         geometry=tiles.geometry.to_numpy(),
         crs='EPSG:4326',
@@ -85,7 +94,15 @@ def _store(store: PairStore, value_range: tuple[float, float] | None) -> Source:
             return pixels  # 8-bit pictures stay 8-bit
         return np.asarray(pixels.astype(np.float32) * scale[row][:, None, None] + offset[row][:, None, None])
 
-    return Source(name, items, read, store.sensor.bands, value_range or store.sensor.value_range)
+    dtype = 'uint8' if plain and len(tiles) and store.read_tile(0).dtype == np.uint8 else 'other'
+    return Source(name, items, read, store.sensor.bands, value_range or store.sensor.value_range, dtype)
+
+
+def _tile_signatures(store: PairStore) -> list[str]:
+    """State of each tile: the digest of its shard and its place there; a shard is the same or another as a whole."""
+    digests = store.facts.get('files', {})
+    places = zip(store.tiles['shard'], store.tiles['byte_offset'], strict=True)
+    return [f'{digests.get(shard, store.digest)}-{offset}' for shard, offset in places]
 
 
 def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[float, float] | None) -> Source:
@@ -97,7 +114,14 @@ def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[floa
     if bands is None:
         raise GrafalignError(f'{files[0]} has {first.bands} bands; name them, such as --bands red,green,blue,nir.')
     many = len(bands)
+    given = value_range is not None
     value_range = value_range or default_range(first.dtype, str(files[0]))
+    for path in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            name = str(path).encode(errors='backslashreplace').decode()
+            raise GrafalignError(f'The name of {name} is no UTF-8; rename the file.') from None
 
     def read(row: int) -> np.ndarray:
         pixels = read_picture(files[row], str(files[row]))
@@ -107,7 +131,7 @@ def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[floa
             raise GrafalignError(
                 f'{files[row]} has {len(pixels)} bands and the others {many}; put pictures of one kind into a folder.'
             )
-        if pixels.dtype != np.uint8 and value_range == (0.0, 255.0):
+        if pixels.dtype != np.uint8 and not given:
             default_range(str(pixels.dtype), str(files[row]))
         return pixels
 
@@ -126,7 +150,15 @@ def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[floa
         geometry=table['geometry'].to_list(),
         crs='EPSG:4326',
     )
-    return Source(str(folder.resolve()), items, read, bands, value_range)
+    return Source(str(folder.resolve()), items, read, bands, value_range, first.dtype)
+
+
+def box_of(west: float, south: float, east: float, north: float) -> Any:
+    """A box in degrees; two of them where it lies over the date line, and so ends west of where it begins."""
+    if west <= east:
+        return shapely.box(west, south, east, north)
+    parts = shapely.box(west, south, 180.0, north), shapely.box(-180.0, south, east, north)
+    return shapely.MultiPolygon(parts)
 
 
 def _facts_of(path: Path) -> dict[str, Any]:
@@ -137,7 +169,7 @@ def _facts_of(path: Path) -> dict[str, Any]:
     when: datetime | None = None
     if path.suffix.lower() in RASTERS:
         bounds = picture_facts(path, str(path)).bounds
-        place = None if bounds is None else shapely.box(*bounds)
+        place = None if bounds is None else box_of(*bounds)
     else:
         facts = read_facts(path, verify=False)
         if facts.lon is not None and facts.lat is not None:

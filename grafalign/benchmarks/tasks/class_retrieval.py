@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.benchmarks.statistics import MeanAp, top_order
+from grafalign.benchmarks.statistics import MeanAp, ranking
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
 from grafalign.errors import GrafalignError
@@ -26,8 +26,12 @@ def retrieve_classes(images: npt.NDArray[np.float32], prompts: npt.NDArray[np.fl
         GrafalignError: the set has no labels.
     """
     relevant = relevance(data)
-    scores = images @ ensemble(prompts).T
-    statistics = {name: MeanAp(top_order(scores, k), relevant, k) for name, k in CUTS.items()}
+    if relevant.shape[0] != prompts.shape[1]:
+        raise GrafalignError(
+            f'{data.name} has {len(relevant)} classes and the texts are of {prompts.shape[1]}; give one for each.'
+        )
+    order = ranking(images @ ensemble(prompts).T)
+    statistics = {name: MeanAp(order, relevant, k) for name, k in CUTS.items()}
     ones = np.ones((1, len(images)))
     per_class = {
         name: by_class(
@@ -36,7 +40,7 @@ def retrieve_classes(images: npt.NDArray[np.float32], prompts: npt.NDArray[np.fl
         )
         for name, s in statistics.items()
     }
-    top = top_order(scores, 20)[:, :20]
+    top = order[:, :20]
     return Outcome(statistics, 'map@100', per_class, {}, {'top': top})
 
 

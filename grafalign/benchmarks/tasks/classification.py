@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grafalign.benchmarks.bootstrap import confusion
-from grafalign.benchmarks.statistics import Mean, MeanAp, MeanOfClasses, Statistic, top_order
+from grafalign.benchmarks.statistics import Mean, MeanAp, MeanOfClasses, Statistic, ranking
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
 from grafalign.errors import GrafalignError
@@ -86,7 +86,7 @@ def _single(images: Vectors, prompts: Vectors, scores: Vectors, data: ImageSet) 
 def _several(scores: Vectors, data: ImageSet) -> Outcome:
     assert data.many is not None
     relevant = data.many.T
-    order = top_order(scores, 0)
+    order = ranking(scores)
     ap = np.array(
         [MeanAp(order[i : i + 1], relevant[i : i + 1], 0)(np.ones((1, len(scores))))[0] for i in range(len(relevant))]
     )

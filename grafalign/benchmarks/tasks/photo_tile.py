@@ -10,6 +10,7 @@ import numpy.typing as npt
 from grafalign.benchmarks.statistics import Mean, Statistic
 from grafalign.benchmarks.tasks.outcome import Outcome
 from grafalign.datasets import ImageSet
+from grafalign.datasets.tree import Tree
 from grafalign.encoders.bank import open_bank
 from grafalign.errors import GrafalignError
 from grafalign.models import Model
@@ -41,7 +42,13 @@ def open_pairs(path: str, split: str) -> ImageSet:
         source.bands,
         source.value_range,
         lonlat=lambda: places,
+        state=lambda: store.digest,
     )
+
+
+def photos_state(path: str) -> str:
+    """Changes when the ground bank of a store does, or what was left out of it."""
+    return Tree(Path(path)).state(['bank/bank.json', 'bank/photos.parquet', 'bank/filtered.parquet'])
 
 
 def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, model: Model) -> Outcome:

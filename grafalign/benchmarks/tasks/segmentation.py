@@ -42,7 +42,7 @@ def segment_set(
     mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (model.rule.mean, model.rule.std))
     counts = np.zeros((len(data), len(data.classes), len(data.classes)), dtype=np.int64)
     for row in console.track(range(len(data)), f'segmenting {data.name} with {model.name}'):
-        unit = as_unit(data.read(row)[places], data.value_range)
+        unit = as_unit(data.read(row)[places], data.value_range)  # what is missing is black
         height, width = unit.shape[-2:]
         size = encoder.size_px
         ground = np.zeros((len(unit), max(height, size), max(width, size)), dtype=np.float32)
