@@ -31,8 +31,9 @@ _NUMBERS = ('I;16', 'I;16B', 'I;16L', 'I', 'F')
 _LARGEST_PX = 400_000_000
 Image.MAX_IMAGE_PIXELS = _LARGEST_PX // 2  # Pillow refuses twice of it; pictures of fMoW have up to 265 million
 
-BANDS_BY_COUNT = {1: ('grey',), 3: ('red', 'green', 'blue'), 4: ('red', 'green', 'blue', 'nir')}
-"""What the bands of a picture are taken for where nobody says it; four as in NAIP."""
+_COLOURS = ('red', 'green', 'blue')
+BANDS_BY_COUNT = {1: _COLOURS, 3: _COLOURS, 4: (*_COLOURS, 'nir')}
+"""What the bands of a picture are taken for where nobody says it: grey is all three colours, four are as in NAIP."""
 
 
 @dataclass(frozen=True)

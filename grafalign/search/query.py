@@ -158,6 +158,8 @@ def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> n
 def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:
     """A picture's unit vector [D], its pixels prepared as those of the index were."""
     pixels = read_picture(path, str(path))
+    if len(pixels) == 1:
+        pixels = np.repeat(pixels, 3, axis=0)
     made = catalog.facts['model']['pixels']
     sources = list(catalog.facts['sources'].values())
     like = next((s for s in sources if len(s['bands']) == len(pixels)), None)

@@ -1,0 +1,322 @@
+"""The commands `index` and `search` as people use them: a store, folders, words, pictures, places, filters, kills."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from PIL import Image
+
+from grafalign.encoders import FrozenClip
+from grafalign.errors import GrafalignError
+from grafalign.models import load_model
+from grafalign.search import Catalog, Query, build_index, search
+from grafalign.search.sources import box_of, open_source
+from grafalign.store import PairStore
+from tests.commands import Command, interrupted, refused, start, wait_for
+from tests.small_clips import small_clip
+from tests.test_datasets import paint, raster
+
+
+@pytest.fixture(scope='module')
+def index(store: PairStore, clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small store's tiles, indexed by the tiny CLIP; read only."""
+    out = tmp_path_factory.mktemp('index') / 'tiles'
+    build_index(str(store.path), out, load_model(clip.settings.model), clip.settings.model)
+    return out
+
+
+def test_words_find_the_tiles_whose_embeddings_are_nearest(index: Path, store: PairStore, clip: FrozenClip) -> None:
+    """Answers are the items with the largest cosine, in order, with their places and dates, query by query."""
+    found = search(index, ['forest', 'a harbour'], 5)
+    assert isinstance(found, gpd.GeoDataFrame) and found.crs == 'EPSG:4326'
+    assert found['query'].tolist() == ['forest'] * 5 + ['a harbour'] * 5
+    assert found['rank'].tolist() == [1, 2, 3, 4, 5] * 2
+    model = load_model(clip.settings.model)
+    source = open_source(str(store.path))
+    from grafalign.models import to_input
+    from grafalign.models.pixels import band_places
+
+    places = band_places(model.rule, source.bands)
+    tiles = [
+        to_input(source.read(i)[places], model.rule, 'resize', source.value_range) for i in range(len(source.items))
+    ]
+    import torch
+
+    scores = model.embed_images(torch.stack(tiles)) @ model.embed_texts(['forest'])[0]
+    best = np.argsort(-scores)[:5]
+    assert found['item_id'].tolist()[:5] == store.tiles['tile_id'].iloc[best].tolist()
+    np.testing.assert_allclose(found['score'][:5], scores[best], atol=1e-5)
+    assert found.geometry.iloc[0].equals(store.tiles.geometry.iloc[best[0]])
+    assert found['datetime'].iloc[0] == pd.to_datetime(store.tiles['datetime'].iloc[best[0]], utc=True)
+
+
+def test_a_place_finds_what_looks_like_its_tile(index: Path, store: PairStore) -> None:
+    """The tile that holds a place is its own best answer, and needs no model."""
+    tile = store.tiles.iloc[3]
+    centre = tile.geometry.centroid
+    found = search(index, [Query(lonlat=(centre.x, centre.y))], 3)
+    holding = store.tiles[store.tiles.geometry.contains(centre)]['tile_id'].tolist()
+    assert found['item_id'].iloc[0] in holding and found['score'].iloc[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_region_and_date_leave_only_what_they_allow(index: Path, store: PairStore) -> None:
+    """Answers within a region and a time are the nearest among those tiles, however few; none is a sentence."""
+    items = Catalog(index).items
+    one = store.tiles.geometry.iloc[0]
+    inside = items.geometry.intersects(one).to_numpy()
+    found = search(index, ['forest'], 100, region=one)
+    assert set(found['item_id']) == set(items['item_id'][inside]) and len(found) == inside.sum()
+    when = items['datetime'].sort_values().iloc[len(items) // 2]
+    later = search(index, ['forest'], 1000, begin=when.to_pydatetime())
+    assert set(later['item_id']) == set(items['item_id'][(items['datetime'] >= when).to_numpy()])
+    before = search(index, ['forest'], 1000, end=when.to_pydatetime())
+    assert len(later) + len(before) == len(items)
+    with pytest.raises(GrafalignError, match='widen the filter'):
+        search(index, ['forest'], 3, region=shapely.box(100, 80, 101, 81))
+
+
+def test_boxes_over_the_date_line_are_two() -> None:
+    """A box that ends west of where it begins lies over the date line, and does not go round the world."""
+    box = box_of(179.5, -1, -179.5, 1)
+    assert box.area == pytest.approx(2) and not box.intersects(shapely.Point(0, 0))
+    assert box.intersects(shapely.Point(-179.9, 0)) and box.intersects(shapely.Point(179.9, 0))
+
+
+def test_the_command_writes_every_kind_of_answer(index: Path, tmp_path: Path, command: Command) -> None:
+    """GeoJSON, GeoParquet, CSV and a page with pictures hold the same answers; queries come from a file too."""
+    (tmp_path / 'queries.txt').write_text('\ufeffforest\n\nold town\n', encoding='utf-8')
+    outs = [tmp_path / f'answers{e}' for e in ('.html', '.geojson', '.parquet', '.csv')]
+    given = [part for out in outs for part in ('--out', out)]
+    code, err = command('search', index, 'harbour', '--queries', tmp_path / 'queries.txt', '-k', 4, *given)
+    assert code == 0 and 'old town' in err, err
+    page = outs[0].read_text()
+    assert page.count('data:image/jpeg') == 12 and 'src="http' not in page and '<h2>forest</h2>' in page
+    geojson, parquet, table = gpd.read_file(outs[1]), gpd.read_parquet(outs[2]), pd.read_csv(outs[3])
+    assert geojson['item_id'].tolist() == parquet['item_id'].tolist() == table['item_id'].tolist()
+    assert len(table) == 12 and table['query'].unique().tolist() == ['harbour', 'forest', 'old town']
+    assert table[['lon', 'lat']].notna().all(axis=None)
+    refused(command('search', index, 'x', '--out', tmp_path / 'a.xlsx'), 'a.xlsx', '.geojson')
+
+
+def test_a_picture_is_prepared_as_those_of_the_index(clip: FrozenClip, tmp_path: Path, command: Command) -> None:
+    """Every indexed picture finds itself first: 8 bits by their own range, 16 bits with named bands, four bands."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        (tmp_path / 'low').mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(20, 120, (30, 30, 3), dtype=np.uint8)).save(tmp_path / 'low' / f'{i}.png')
+        raster(tmp_path / 'deep' / f'{i}.tif', 3, 30, 300 * (i + 1))
+        raster(tmp_path / 'four' / f'{i}.tif', 4, 30, 50 * (i + 1), 'uint8')
+    model = clip.settings.model
+    for name, options in (
+        ('low', ('--value-range', 20, 120)),
+        ('deep', ('--value-range', 0, 3000, '--bands', 'blue,green,red')),
+        ('four', ('--bands', 'red,green,blue,nir')),
+    ):
+        assert command('index', tmp_path / name, tmp_path / f'{name}-index', '--model', model, *options)[0] == 0
+        for file in (tmp_path / name).iterdir():
+            found = search(tmp_path / f'{name}-index', [Query(image=file)], 1)
+            assert found['item_id'].iloc[0] == file.name and found['score'].iloc[0] == pytest.approx(1, abs=1e-4)
+    code, err = command('search', tmp_path / 'low-index', '--image', tmp_path / 'deep' / '0.tif')
+    assert code == 1 and '8-bit' in err
+    again = command('index', tmp_path / 'low', tmp_path / 'low-index', '--model', model, '--value-range', 0, 200)
+    refused((again[0], again[1].splitlines()[-1]), 'other value_range')
+
+
+def test_only_what_is_new_is_embedded(clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run adds new files, replaces changed ones, and keeps the rest; another source adds to it."""
+    for i in range(5):
+        paint(tmp_path / 'a' / f'{i}.png', (10 * i, 0, 0))
+        paint(tmp_path / 'b' / f'{i}.png', (0, 10 * i, 0))
+    model, seen = load_model(clip.settings.model), []
+    embed = type(model).embed_images
+    monkeypatch.setattr(type(model), 'embed_images', lambda self, x: (seen.append(len(x)), embed(self, x))[1])
+    out = tmp_path / 'index'
+
+    def run(folder: str) -> tuple[int, int]:
+        seen.clear()
+        return len(build_index(str(tmp_path / folder), out, model, clip.settings.model)), sum(seen)
+
+    assert run('a') == (5, 5) and run('a') == (5, 0)
+    paint(tmp_path / 'a' / '9.png', (90, 90, 90))
+    paint(tmp_path / 'a' / '0.png', (255, 255, 255), 9)
+    assert run('a') == (6, 2) and run('b') == (11, 5)
+    assert Catalog(out).alive.sum() == 11 and len(set(Catalog(out).items['source'])) == 2
+
+
+def test_an_item_is_taken_out_of_its_source_alone(clip: FrozenClip, tmp_path: Path, command: Command) -> None:
+    """`--remove` needs an id and a source that are there."""
+    model = clip.settings.model
+    for folder in 'ab':
+        paint(tmp_path / folder / '0.png', (9, 9, 9))
+        paint(tmp_path / folder / '1.png', (99, 9, 9))
+        assert command('index', tmp_path / folder, tmp_path / 'index', '--model', model)[0] == 0
+    assert command('index', tmp_path / 'a', tmp_path / 'index', '--remove', '0.png')[0] == 0
+    held = Catalog(tmp_path / 'index')
+    assert held.items['item_id'][held.alive].tolist() == ['1.png', '0.png', '1.png']
+    refused(command('index', tmp_path / 'a', tmp_path / 'index', '--remove', '0.png'), 'no item 0.png')
+    refused(command('index', tmp_path / 'c', tmp_path / 'index', '--remove', '1.png'), 'nothing of')
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_index(store: PairStore, clip: FrozenClip, tmp_path: Path) -> None:
+    """Killed while it embeds and while it commits, the same command finishes with the vectors of an undisturbed run."""
+    model = clip.settings.model
+    pictures = tmp_path / 'pictures'
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(400):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(pictures / f'{i:03d}.png')
+    out = tmp_path / 'index'
+    moments = [('vectors-*.f32', signal.SIGKILL), ('index.json*', signal.SIGKILL)]
+    interrupted(out, moments, 'index', pictures, out, '--model', model)
+    whole = build_index(str(pictures), tmp_path / 'whole', load_model(model), model)
+    held = Catalog(out)
+    assert held.items['item_id'].tolist() == whole.items['item_id'].tolist()
+    np.testing.assert_allclose(held.vectors, whole.vectors, atol=1e-5)
+
+
+def test_two_processes_do_not_write_one_index(
+    store: PairStore, clip: FrozenClip, tmp_path: Path, command: Command
+) -> None:
+    """While one run writes, a second one and a removal are told so."""
+    for i in range(300):
+        paint(tmp_path / 'many' / f'{i}.png', (i % 255, 0, 0), 64)
+    out = tmp_path / 'index'
+    first = start('index', tmp_path / 'many', out, '--model', clip.settings.model)
+    wait_for(first, out, 'index.json')
+    second = command('index', tmp_path / 'many', out, '--model', clip.settings.model)
+    third = command('index', tmp_path / 'many', out, '--remove', '1.png')
+    running = first.poll() is None
+    first.communicate()
+    assert first.returncode == 0
+    if running:
+        assert second[0] == 1 and 'Another process' in second[1]
+        assert third[0] == 1 and 'Another process' in third[1]
+
+
+def test_a_moved_model_is_named_again(store: PairStore, clip: FrozenClip, tmp_path: Path, command: Command) -> None:
+    """An index remembers its model by a path that holds anywhere; where that is gone, --model says where it is now."""
+    copied = Path(shutil.copytree(clip.settings.model, tmp_path / 'clip'))
+    paint(tmp_path / 'p' / '0.png')
+    assert command('index', tmp_path / 'p', tmp_path / 'index', '--model', copied)[0] == 0
+    copied.rename(tmp_path / 'moved')
+    refused(command('search', tmp_path / 'index', 'forest'), 'give --model')
+    assert command('search', tmp_path / 'index', 'forest', '--model', tmp_path / 'moved')[0] == 0
+
+
+def test_another_model_is_refused(index: Path, store: PairStore, tmp_path: Path) -> None:
+    """Neither search nor indexing mixes models, even of one width."""
+    clip = small_clip('class token')
+    other = load_model(clip.settings.model) if Path(clip.settings.model).exists() else None
+    if other is None:  # its folder was temporary: the same model, told apart by its digest
+        made = Catalog(index).facts['model']
+        with pytest.raises(GrafalignError, match='made by another model'):
+            Catalog(index).check_model('another', 'another')
+        assert made['digest'] != 'another'
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        ((), 'no query'),
+        (('forest', '-k', 0), '-k 0'),
+        (('forest', '--from', 'yesterday'), '--from yesterday'),
+        (('forest', '--to', '9999-12-31T23:59:59-05:00'), '--to'),
+        (('forest', '--bbox', 5, 5, 5, 6), '--bbox'),
+        (('forest', '--region', 'missing.geojson'), 'missing.geojson'),
+        (('--queries', 'missing.txt'), 'missing.txt'),
+        (('--image', 'missing.png'), 'missing.png'),
+        (('--lonlat', 200, 0), 'no place on Earth'),
+        (('forest', '--model', 'nowhere'), 'nowhere'),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_one_sentence(
+    args: tuple[object, ...], said: str, index: Path, command: Command
+) -> None:
+    """Each says what is wrong and what to give."""
+    refused(command('search', index, *args), said)
+
+
+@pytest.mark.parametrize(
+    ('make', 'args', 'said'),
+    [
+        (None, (), 'no folder'),
+        ('empty', (), 'no pictures'),
+        ('grey', ('--kind', 'tree'), 'no kind of index'),
+        ('grey', ('--recall', 2), '--recall'),
+        ('grey', ('--fit', 'stretch'), '--fit'),
+        ('grey', ('--value-range', 9, 3), 'value range'),
+        ('deep', (), '--value-range'),
+        ('broken', (), 'cannot be read as a picture'),
+    ],
+)
+def test_what_cannot_be_indexed_is_one_sentence(
+    make: str | None, args: tuple[object, ...], said: str, clip: FrozenClip, tmp_path: Path, command: Command
+) -> None:
+    """Sources and options that cannot be used are named; grey and palette pictures can."""
+    folder = tmp_path / 'pictures'
+    if make is not None:
+        folder.mkdir()
+    if make == 'grey':
+        paint(folder / 'a.png', 90, mode='L')
+        paint(folder / 'b.png', 3, mode='P')
+    elif make == 'deep':
+        Image.fromarray(np.full((4, 4), 2000, np.uint16)).save(folder / 'a.png')
+    elif make == 'broken':
+        paint(folder / 'a.png')
+        (folder / 'b.png').write_bytes(b'nothing')
+    code, err = command('index', folder, tmp_path / 'index', '--model', clip.settings.model, *args)
+    assert code == 1 and 'Traceback' not in err and said in err.splitlines()[-1], err
+    if make == 'grey':
+        assert command('index', folder, tmp_path / 'index', '--model', clip.settings.model)[0] == 0
+
+
+def test_a_folder_of_something_else_is_left_alone(clip: FrozenClip, tmp_path: Path, command: Command) -> None:
+    """An index is not written into a folder with other files, nor searched in one."""
+    paint(tmp_path / 'p' / '0.png')
+    (tmp_path / 'notes').mkdir()
+    (tmp_path / 'notes' / 'a.txt').write_text('mine')
+    code, err = command('index', tmp_path / 'p', tmp_path / 'notes', '--model', clip.settings.model)
+    assert code == 1 and 'no index' in err.splitlines()[-1]
+    refused(command('search', tmp_path / 'notes', 'x'), 'is no index')
+
+
+def test_the_programs_answer_is_geojson(index: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json` prints a FeatureCollection and nothing else on standard output."""
+    import sys
+    from unittest.mock import patch
+
+    from grafalign.cli import main
+
+    with (
+        patch.object(sys, 'argv', ['grafalign', 'search', str(index), 'forest', '-k', '2', '--json']),
+        pytest.raises(SystemExit),
+    ):
+        main()
+    told = json.loads(capsys.readouterr().out)
+    assert told['type'] == 'FeatureCollection' and len(told['features']) == 2
+
+
+@pytest.mark.realdata
+def test_real_sentinel_patches_are_found_by_region(realdata: Path, clip: FrozenClip, tmp_path: Path) -> None:
+    """EuroSAT's GeoTIFFs bring their places: a box over half of Europe leaves those inside it."""
+    source = realdata / 'eurosat' / 'data'
+    bands = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B09', 'B10', 'B11', 'B12', 'B8A')
+    folder = tmp_path / 'tif'
+    folder.mkdir()
+    for path in source.rglob('*.tif'):
+        shutil.copy(path, folder)
+    out = tmp_path / 'index'
+    model = load_model(clip.settings.model)
+    build_index(str(folder), out, model, clip.settings.model, bands=bands, value_range=(0, 3000))
+    found = search(out, ['forest'], 200, region=shapely.box(-10, 35, 10, 60))
+    assert 0 < len(found) < 100
+    centres = found.geometry.centroid
+    assert ((centres.x < 10.1) & (centres.y > 34.9)).all()
