@@ -148,3 +148,21 @@ def test_recall_is_that_of_the_usual_code_and_of_torchmetrics_where_nothing_ties
     shifted = scores - scores.min() + 1  # since 1.8 torchmetrics takes no item with a score below zero for relevant
     theirs = [functional.retrieval_average_precision(s, p) for s, p in zip(shifted, positive, strict=True)]
     assert found.mean() == pytest.approx(float(torch.stack(theirs).mean()), abs=1e-6)
+
+
+def test_recall_is_that_of_clip_benchmark() -> None:
+    """CLIP_benchmark's own functions give our recall on the same matrix; run where that package is installed."""
+    theirs = pytest.importorskip('clip_benchmark.metrics.zeroshot_retrieval')
+    rng = np.random.default_rng(5)
+    images, texts = unit(rng, 80, 12), unit(rng, 400, 12)
+    owner = np.repeat(np.arange(80), 5)
+    scores = torch.from_numpy(texts) @ torch.from_numpy(images).T
+    positive = torch.zeros(scores.shape, dtype=torch.bool)
+    positive[np.arange(400), owner] = True
+    for matrix, truth, ours in (
+        (scores, positive, recall_at(texts, images, np.arange(400), owner)),
+        (scores.T, positive.T, recall_at(images, texts, owner, np.arange(400))),
+    ):
+        for k in (1, 5, 10):
+            found = theirs.batchify(theirs.recall_at_k, matrix, truth, 64, 'cpu', k=k)
+            assert float((found > 0).double().mean()) == pytest.approx(ours[k])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import geopandas as gpd
@@ -13,7 +14,9 @@ import pandas as pd
 import pytest
 import shapely
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from grafalign.cli import main
 from grafalign.encoders import FrozenClip
 from grafalign.errors import GrafalignError
 from grafalign.models import load_model
@@ -21,7 +24,6 @@ from grafalign.search import Catalog, Query, build_index, search
 from grafalign.search.sources import box_of, open_source
 from grafalign.store import PairStore
 from tests.commands import Command, interrupted, refused, start, wait_for
-from tests.small_clips import small_clip
 from tests.test_datasets import paint, raster
 
 
@@ -211,15 +213,18 @@ def test_a_moved_model_is_named_again(store: PairStore, clip: FrozenClip, tmp_pa
     assert command('search', tmp_path / 'index', 'forest', '--model', tmp_path / 'moved')[0] == 0
 
 
-def test_another_model_is_refused(index: Path, store: PairStore, tmp_path: Path) -> None:
-    """Neither search nor indexing mixes models, even of one width."""
-    clip = small_clip('class token')
-    other = load_model(clip.settings.model) if Path(clip.settings.model).exists() else None
-    if other is None:  # its folder was temporary: the same model, told apart by its digest
-        made = Catalog(index).facts['model']
-        with pytest.raises(GrafalignError, match='made by another model'):
-            Catalog(index).check_model('another', 'another')
-        assert made['digest'] != 'another'
+def test_another_model_is_refused(
+    index: Path, store: PairStore, clip: FrozenClip, tmp_path: Path, command: Command
+) -> None:
+    """Neither search nor indexing mixes models of one width; one of another width does not fit either."""
+    other = Path(shutil.copytree(clip.settings.model, tmp_path / 'other'))
+    weights = load_file(other / 'open_clip_model.safetensors')
+    weights['visual.proj'] = weights['visual.proj'] + 0.01
+    save_file(weights, str(other / 'open_clip_model.safetensors'))
+    refused(command('search', index, 'forest', '--model', other), 'made by another model', 'tiny_clip')
+    refused(command('index', store.path, index, '--model', other), 'made by another model')
+    with pytest.raises(GrafalignError, match='96'):
+        Catalog(index).search(np.ones((1, 48), dtype=np.float32) / 48**0.5, 3)
 
 
 @pytest.mark.parametrize(
@@ -288,17 +293,12 @@ def test_a_folder_of_something_else_is_left_alone(clip: FrozenClip, tmp_path: Pa
     refused(command('search', tmp_path / 'notes', 'x'), 'is no index')
 
 
-def test_the_programs_answer_is_geojson(index: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_programs_answer_is_geojson(
+    index: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`--json` prints a FeatureCollection and nothing else on standard output."""
-    import sys
-    from unittest.mock import patch
-
-    from grafalign.cli import main
-
-    with (
-        patch.object(sys, 'argv', ['grafalign', 'search', str(index), 'forest', '-k', '2', '--json']),
-        pytest.raises(SystemExit),
-    ):
+    monkeypatch.setattr(sys, 'argv', ['grafalign', 'search', str(index), 'forest', '-k', '2', '--json'])
+    with pytest.raises(SystemExit):
         main()
     told = json.loads(capsys.readouterr().out)
     assert told['type'] == 'FeatureCollection' and len(told['features']) == 2
