@@ -78,13 +78,12 @@ def test_a_lower_target_looks_less(vectors: np.ndarray, queries: np.ndarray) -> 
     assert efforts[0] < efforts[1]
 
 
-@pytest.mark.parametrize('kind', ['ivf', 'hnsw'])
 @pytest.mark.parametrize('share', [0.9, 0.5, 0.2, 0.06, 0.01, 2 / COUNT])
 def test_a_filter_is_right_at_any_selectivity(
-    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, kind: Kind, share: float
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, share: float
 ) -> None:
     """Among any share of the items, scattered or all far from the query, the true neighbours are found."""
-    made = make(tmp_path / 'index', vectors, kind, queries)
+    made = make(tmp_path / 'index', vectors, 'ivf', queries)
     scattered = np.random.default_rng(0).permutation(COUNT) < share * COUNT
     far = np.zeros(COUNT, dtype=bool)
     far[np.argsort(vectors @ queries[0])[: int(share * COUNT)]] = True
@@ -203,7 +202,7 @@ def test_a_missing_or_damaged_file_is_named(
     path = tmp_path / 'index'
     make(path, vectors, 'ivf', queries)
     (path / name).unlink() if gone else damage(path, name)
-    with pytest.raises(GrafalignError, match=r'index.json|' + name) as error:
+    with pytest.raises(GrafalignError, match=name) as error:
         Catalog(path).search(queries, 3)
     assert 'grafalign index' in str(error.value)
 

@@ -173,10 +173,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_index(store: PairStore, cli
     pictures = tmp_path / 'pictures'
     pictures.mkdir()
     rng = np.random.default_rng(0)
-    for i in range(400):
-        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(pictures / f'{i:03d}.png')
+    for i in range(2100):  # two commits, and some
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(pictures / f'{i:04d}.png')
     out = tmp_path / 'index'
-    moments = [('vectors-*.f32', signal.SIGKILL), ('index.json*', signal.SIGKILL)]
+    moments = [('vectors-*.f32', signal.SIGKILL), ('items-00000*', signal.SIGKILL), ('items-00001*', signal.SIGKILL)]
     interrupted(out, moments, 'index', pictures, out, '--model', model)
     whole = build_index(str(pictures), tmp_path / 'whole', load_model(model), model)
     held = Catalog(out)
@@ -247,6 +247,12 @@ def test_a_question_that_makes_no_sense_is_one_sentence(
 ) -> None:
     """Each says what is wrong and what to give."""
     refused(command('search', index, *args), said)
+
+
+def test_more_answers_than_items_are_said_to_be_missing(index: Path, command: Command) -> None:
+    """K larger than the index gives what there is, and says so."""
+    code, err = command('search', index, 'forest', '-k', 100_000)
+    assert code == 0 and f'Only {len(Catalog(index)):,} of 100,000 answers' in err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ Vectors must have unit length, as nearly as float16 has it; they are brought to 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
         raise GrafalignError(f'There is no file {path}; give embeddings as .npz or .parquet.') from None
     except GrafalignError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise GrafalignError(f'{path} cannot be read as embeddings ({error!r}); save it again.') from None
     if 'images' not in told or 'texts' not in told:
         raise GrafalignError(f'{path} must hold `images` and `texts`; it holds {", ".join(told)}.')
@@ -125,7 +126,7 @@ def _set(path: Path, told: dict[str, Any], count: int, width: int | None, classe
     labels, many = _labels(path, told.get('labels'), count)
     names: tuple[str, ...] = ()
     if labels is not None or many is not None:
-        kinds = many.shape[1] if many is not None else width or int(labels.max()) + 1  # type: ignore[union-attr]
+        kinds = many.shape[1] if many is not None else width or len(told.get('classes', ())) or int(labels.max()) + 1  # type: ignore[union-attr]
         if width is not None and kinds != width:
             raise GrafalignError(
                 f'{path} has labels of {kinds} classes and texts of {width}; there must be one for each.'
@@ -151,7 +152,27 @@ def _set(path: Path, told: dict[str, Any], count: int, width: int | None, classe
     items = [str(i) for i in range(count)]
     # files of several models in one folder are of one set
     title = path.resolve().parent.name
-    return ImageSet(title, 'all', items, read, classes=names, labels=labels, many=many, lonlat=lambda: places)
+    return ImageSet(
+        title,
+        'all',
+        items,
+        read,
+        classes=names,
+        labels=labels,
+        many=many,
+        captions=_owners(told, count),
+        lonlat=lambda: places,
+    )
+
+
+def _owners(told: dict[str, Any], count: int) -> list[list[str]] | None:
+    """Numbers of each image's texts in place of the texts themselves, which the file has not."""
+    if 'text_image' not in told:
+        return None
+    owners: list[list[str]] = [[] for _ in range(count)]
+    for text, image in enumerate(np.asarray(told['text_image']).tolist()):
+        owners[image].append(str(text))
+    return owners
 
 
 def _labels(path: Path, labels: Any, count: int) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.bool_] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -13,18 +14,15 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment
 from matplotlib.figure import Figure
-from PIL import Image
 
 from grafalign.benchmarks.results import Arrays, Result, read_results
 from grafalign.benchmarks.table import Table, by_set, differences, newest
 from grafalign.datasets import ImageSet
-from grafalign.encoders.bands import colours
 from grafalign.errors import GrafalignError
 from grafalign.files import write_atomically
-from grafalign.models.pixels import as_unit
+from grafalign.models.thumbnails import thumbnail
 
 _WORST = 12
-_SIDE = 144
 _BARS = ('#1f7a4a', '#2f6fb0', '#e0a030', '#9a5fb5', '#c8453b', '#5f6b73')
 
 
@@ -39,13 +37,12 @@ class Part:
     cases: list[dict[str, str]] = field(default_factory=list)
 
 
-def write_page(folder: Path, sets: Mapping[str, ImageSet] | None = None, against: str | None = None) -> Path:
+def write_page(folder: Path, sets: Mapping[str, ImageSet]) -> Path:
     """Write `report.html` of all results in a folder.
 
     Args:
         folder: the results.
         sets: sets by digest, for pictures of worst cases; those that are not given have none.
-        against: model that the others are compared with; the first by default.
 
     Returns:
         The page's path.
@@ -56,14 +53,11 @@ def write_page(folder: Path, sets: Mapping[str, ImageSet] | None = None, against
     found = newest(read_results(folder))
     results = [result for _, result in found]
     parts = [Part('Results', '', by_set(results))]
-    base = against or results[0].model.name
-    try:
+    base = results[0].model.name
+    with contextlib.suppress(GrafalignError):  # there may be nothing to compare it with
         parts.append(Part('Differences', f'Every model beside {base}, on the same images.', [differences(found, base)]))
-    except GrafalignError:
-        if against is not None:
-            raise
     for (name, _), group in _by_question(found).items():
-        parts.append(_question(name, group, sets or {}))
+        parts.append(_question(name, group, sets))
     template = (files('grafalign.benchmarks') / 'page.html').read_text(encoding='utf-8')
     facts = {
         'versions': results[-1].versions,
@@ -103,7 +97,9 @@ def _question(name: str, group: Sequence[tuple[Path, Result]], sets: Mapping[str
             part.pictures.append(_url(_confusion(result, arrays['confusion'])))
         data = sets.get(result.data.digest)
         if data is not None and 'guess' in arrays:
-            part.cases += _worst_cases(result, data, arrays)
+            part.cases += _confident_mistakes(result, data, arrays)
+        elif data is not None and 'rank_of_image' in arrays:
+            part.cases += _lost_captions(result, data, arrays['rank_of_image'])
     return part
 
 
@@ -161,7 +157,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 34 else name[:32] + '…'
 
 
-def _worst_cases(result: Result, data: ImageSet, arrays: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+def _confident_mistakes(result: Result, data: ImageSet, arrays: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
     """Images that are wrong with the most confidence, at most two of a class."""
     guess, truth, share = arrays['guess'], arrays['truth'], arrays['share_of_guess']
     wrong = np.flatnonzero(guess != truth)
@@ -172,7 +168,7 @@ def _worst_cases(result: Result, data: ImageSet, arrays: Mapping[str, np.ndarray
         if seen.get(label, 0) == 2 or len(cases) == _WORST:
             continue
         try:
-            picture = _thumbnail(data, row)
+            picture = thumbnail(data.read(row), data.bands, data.value_range)
         except GrafalignError:
             return cases
         seen[label] = seen.get(label, 0) + 1
@@ -181,24 +177,26 @@ def _worst_cases(result: Result, data: ImageSet, arrays: Mapping[str, np.ndarray
                 'picture': picture,
                 'model': result.model.name,
                 'item': data.items[row],
-                'truth': data.classes[label],
-                'guess': data.classes[int(guess[row])],
-                'share': f'{100 * share[row]:.0f} %',
+                'before': f'{data.classes[label]}, taken for ',
+                'what': data.classes[int(guess[row])],
+                'after': f' ({100 * share[row]:.0f} %)',
             }
         )
     return cases
 
 
-def _thumbnail(data: ImageSet, row: int) -> str:
-    pixels = data.read(row)
-    which = colours(data.bands)
-    shown = [which.index(c) if c in which else 0 for c in (0, 1, 2)]
-    unit = as_unit(pixels[shown], data.value_range)
-    image = Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
-    image = image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, 'JPEG', quality=85)
-    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
+def _lost_captions(result: Result, data: ImageSet, ranks: np.ndarray) -> list[dict[str, str]]:
+    """Images whose own captions stand farthest down, with the first of these."""
+    cases: list[dict[str, str]] = []
+    for row in np.argsort(-ranks, kind='stable')[:_WORST].tolist():
+        try:
+            picture = thumbnail(data.read(row), data.bands, data.value_range)
+        except GrafalignError:
+            return cases
+        caption = data.captions[row][0] if data.captions is not None else ''
+        told = {'before': 'best caption at ', 'what': f'{ranks[row]:,.0f}', 'after': f': {caption}'}
+        cases.append({'picture': picture, 'model': result.model.name, 'item': data.items[row], **told})
+    return cases
 
 
 def _url(figure: Figure) -> str:

@@ -23,14 +23,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from grafalign.benchmarks.statistics import Statistic, statistics_from
 from grafalign.errors import GrafalignError
 from grafalign.files import write_atomically
 from grafalign.retrieval import FAISS_VERSION
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 Task = Literal['classification', 'class_retrieval', 'image_text', 'image_image', 'photo_tile', 'segmentation']
 
 
@@ -42,8 +42,8 @@ class Value(_Strict):
     """A figure with its 95 % interval; all of them shares of one."""
 
     value: Annotated[float, Field(ge=0, le=1)]
-    low: float
-    high: float
+    low: Annotated[float, Field(ge=0, le=1)]
+    high: Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelFacts(_Strict):
@@ -92,7 +92,7 @@ class Protocol(_Strict):
 class Result(_Strict):
     """One file."""
 
-    schema_version: int
+    schema_version: Literal[1]
     key: str
     model: ModelFacts
     data: SetFacts
@@ -112,6 +112,12 @@ class Result(_Strict):
     versions: dict[str, str]
     machine: str
     command: str
+
+    @model_validator(mode='after')
+    def _main_is_there(self) -> Result:
+        if self.main not in self.metrics:
+            raise ValueError(f'main is {self.main}, which is not among the metrics')
+        return self
 
 
 def result_key(model: str, data: str, task: str, protocol: Mapping[str, Any]) -> str:

@@ -41,7 +41,8 @@ from grafalign.datasets import ImageSet, open_set
 from grafalign.datasets.open import OWN, split_spec
 from grafalign.errors import GrafalignError
 from grafalign.models import Model, load_model
-from grafalign.models.load import is_embeddings, split_name
+from grafalign.models.load import is_embeddings, short_name, split_name
+from grafalign.models.pixels import PIXELS_VERSION
 from grafalign.zeroshot.prompts import load_templates, prompt_vectors
 
 _PROMPTED: tuple[Task, ...] = ('classification', 'class_retrieval', 'segmentation')
@@ -107,6 +108,14 @@ def evaluate(
     if others and not suite.sets:
         raise GrafalignError(f'{others[0]} needs something to be tested on; give --suite or --data NAME:PATH.')
     _distinct(models)
+    titles = [(title(s), split_spec(s)[2]) for s in suite.sets]
+    twice = next((t for t in titles if titles.count(t) > 1), None)
+    if twice is not None:
+        raise GrafalignError(f'Two sets are called {twice[0]}; rename the folder of one, or evaluate into two folders.')
+    known = {title(spec) for spec in suite.sets} | {Path(split_name(f)[1]).resolve().parent.name for f in files}
+    strange = sorted(set(suite.classes) - known)
+    if strange:
+        raise GrafalignError(f'classes: there is no set {strange[0]!r}; the sets are {", ".join(sorted(known))}.')
     done = Done()
     for spec in files:
         name, where = split_name(spec)
@@ -114,13 +123,14 @@ def evaluate(
         found = load_embeddings(Path(where), name, names)
         done.sets[found.data.digest] = found.data
         _answer(_from_file(found, suite), suite, out, done, command)
-    known = {title(spec) for spec in suite.sets} | {Path(split_name(f)[1]).resolve().parent.name for f in files}
-    strange = sorted(set(suite.classes) - known)
-    if strange:
-        raise GrafalignError(f'classes: there is no set {strange[0]!r}; the sets are {", ".join(sorted(known))}.')
     opened = {spec: _open(spec, suite) for spec in (suite.sets if others else ())}
     for spec in others:
-        model = load_model(spec, clip, device)
+        try:
+            model = load_model(spec, clip, device)
+        except GrafalignError as error:  # the others can still be asked
+            done.problems.append(str(error))
+            console.log(str(error))
+            continue
         for where, data in opened.items():
             done.sets[data.digest] = data
             ask = _from_model(model, data, where, suite, cache or out / 'cache', workers)
@@ -138,7 +148,12 @@ def _distinct(models: Sequence[str]) -> None:
 
 
 def _plain_name(spec: str) -> str:
-    return Path(spec).stem if is_embeddings(spec) else Path(spec).resolve().name if Path(spec).exists() else spec
+    return Path(spec).stem if is_embeddings(spec) else short_name(spec)
+
+
+def _copies(ask: _Ask, suite: Suite) -> str:
+    """The rule for captions that occur twice; a file of embeddings names one image for each text."""
+    return 'own' if ask.model.kind == 'embeddings' else suite.duplicates
 
 
 def _open(spec: str, suite: Suite) -> ImageSet:
@@ -154,7 +169,7 @@ def _open(spec: str, suite: Suite) -> ImageSet:
 def title(spec: str) -> str:
     """What a set is called in `classes`: its own name, or that of one's own folder or file."""
     name, path, _ = split_spec(spec)
-    if name not in OWN:
+    if name not in (*OWN, 'pairs'):
         return name
     return Path(path).stem if Path(path).is_file() else Path(path).resolve().name
 
@@ -188,10 +203,14 @@ def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: P
             held['prompts'] = prompt_vectors(model.embed_texts, data.classes, templates)
         return held['prompts']
 
+    def vectors() -> tuple[np.ndarray, np.ndarray]:
+        words = prompts()  # first, as they are quick and may be wrong
+        return images(), words
+
     answers: dict[Task, Callable[[], Outcome]] = {}
     if len(data.classes) > 1 and (data.labels is not None or data.many is not None):
-        answers['classification'] = lambda: classify(images(), prompts(), data, transductive=suite.transductive)
-        answers['class_retrieval'] = lambda: retrieve_classes(images(), prompts(), data)
+        answers['classification'] = lambda: classify(*vectors(), data, transductive=suite.transductive)
+        answers['class_retrieval'] = lambda: retrieve_classes(*vectors(), data)
         answers['image_image'] = lambda: retrieve_images(images(), data)
     if data.captions is not None:
         answers['image_text'] = lambda: evaluate_captions(images(), data, model.embed_texts, suite.duplicates)
@@ -209,10 +228,11 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
     """All tasks of one model on one set."""
     asked = [t for t in ask.answers if (t in suite.tasks if suite.tasks is not None else t != 'image_image')]
     if not asked:
-        raise GrafalignError(
+        done.problems.append(
             f'{ask.data.name} has nothing for {", ".join(suite.tasks or ["any task"])}; it can answer '
             f'{", ".join(ask.answers) or "nothing"}.'
         )
+        return
     told = SetFacts(
         name=ask.data.name,
         split=ask.data.split,
@@ -229,10 +249,10 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
             templates=list(ask.templates) if task in _PROMPTED else [],
             pixels=ask.pixels if task != 'segmentation' else {k: v for k, v in ask.pixels.items() if k != 'fit'},
             transductive=suite.transductive and task == 'classification',
-            duplicates=suite.duplicates if task == 'image_text' and ask.model.kind != 'embeddings' else None,
+            duplicates=_copies(ask, suite) if task == 'image_text' else None,
             stride_px=suite.stride_px if task == 'segmentation' else None,
         )
-        question = [protocol.model_dump(), suite.draws, suite.seed, ask.extra.get(task, '')]
+        question = [PIXELS_VERSION, protocol.model_dump(), suite.draws, suite.seed, ask.extra.get(task, '')]
         key = result_key(ask.model.digest, f'{told.digest} {told.state}', task, {'question': question})
         held = _held(out, key, ask.model.name)
         if held is not None:

@@ -16,7 +16,7 @@ from grafalign.errors import GrafalignError
 
 Format = Literal['markdown', 'latex']
 METRICS = {
-    'classification': ('top1', 'map'),
+    'classification': ('top1', 'top5', 'balanced', 'map'),
     'class_retrieval': ('map@20', 'map@100', 'map'),
     'image_text': ('image_to_text_r@1', 'image_to_text_r@10', 'text_to_image_r@1', 'text_to_image_r@10', 'mean_recall'),
     'image_image': ('r@1', 'map@100'),
@@ -193,6 +193,13 @@ def long_csv(results: Sequence[Result]) -> str:
             row: list[object] = [r.model.name, r.model.kind, r.data.name, r.data.split, r.task, _rule(r), metric]
             row += [v.value, v.low, v.high, r.data.images, r.unit, r.data.partial, r.protocol.transductive, r.key]
             out.writerow(row)
+    return buffer.getvalue()
+
+
+def plain_csv(table: Table) -> str:
+    """A table as it is shown, as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator='\n').writerows([table.head, *table.rows])
     return buffer.getvalue()
 
 

@@ -40,6 +40,12 @@ def evaluate(
     store: Annotated[Path | None, typer.Option(help='The pair store that the runs were trained on.')] = None,
     seed: Annotated[int | None, typer.Option(help='Seed of the draws, and of labelled sandbox tiles.', min=0)] = None,
     workers: Workers = None,
+    bands: Annotated[
+        str | None, typer.Option(help='Names of the bands of your own pictures: red,green,blue,nir.')
+    ] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option(help='Values of your own pictures that become black and white.')
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Test models on data sets without training: classification, retrieval, segmentation. What is done is kept.
@@ -65,6 +71,8 @@ def evaluate(
 
     changed = [*(changes or ()), *([f'seed={seed}'] if seed is not None else [])]
     changed += ['partial=true'] if partial else []
+    changed += [f'bands=[{bands}]'] if bands is not None else []
+    changed += [f'value_range=[{value_range[0]}, {value_range[1]}]'] if value_range is not None else []
     settings, missing = load_suite(suite, data or (), root, changed)
     if classes is not None:
         folders = {Path(split_name(m)[1]).resolve().parent.name for m in models if is_embeddings(m)}
@@ -116,7 +124,7 @@ def table(
     Example: grafalign table runs/evaluation --against mine
     """
     from grafalign.benchmarks.results import read_results
-    from grafalign.benchmarks.table import differences, long_csv, newest, tables, write_table
+    from grafalign.benchmarks.table import differences, long_csv, newest, plain_csv, tables, write_table
     from grafalign.files import write_atomically
 
     forms = ('markdown', 'csv', 'latex')
@@ -129,7 +137,7 @@ def table(
     elif form == 'csv' and against is None:
         text = long_csv([r for _, r in found])
     elif form == 'csv':
-        text = '\n'.join(','.join(f'"{c}"' for c in row) for t in made for row in (t.head, *t.rows)) + '\n'
+        text = plain_csv(made[0])
     else:
         text = '\n'.join(write_table(t, form) for t in made)  # type: ignore[arg-type]
     if out is None:
@@ -139,9 +147,7 @@ def table(
         write_atomically(out, text.encode())
 
 
-def _class_names(path: Path | None) -> list[str]:
-    if path is None:
-        return []
+def _class_names(path: Path) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

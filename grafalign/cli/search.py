@@ -21,7 +21,9 @@ def index(
         str | None, typer.Option(help='Run, export, open_clip NAME:TAG or NAME:FILE, transformers folder, GRAFT .ckpt.')
     ] = None,
     clip: Clip = None,
-    recall: Annotated[float, typer.Option(help='Share of the true nearest that a search must find.')] = 0.99,
+    recall: Annotated[
+        float | None, typer.Option(help='Share of the true nearest that a search must find; 0.99 for a new index.')
+    ] = None,
     kind: Annotated[str | None, typer.Option(help='exact, ivf, ivfpq or hnsw; by size and memory otherwise.')] = None,
     memory_gb: Annotated[
         float | None, typer.Option(help='Memory that the approximate index may take.', min=0.001, max=1e6)
@@ -40,7 +42,7 @@ def index(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Index satellite images, so that words, photos and places find them.
+    """Index satellite images, so that words, pictures and places find them.
 
     Example: grafalign index runs/pairs runs/index --model runs/image
 
@@ -52,6 +54,7 @@ def index(
     from grafalign.search import Catalog, build_index
 
     if remove:
+        Catalog(out)  # that it is there
         with exclusive(out), naming_full_disk(out):
             catalog = Catalog(out)
             name = source if '://' in source else str(Path(source).resolve())
@@ -118,10 +121,12 @@ def search(
     from grafalign import console
     from grafalign.search import Catalog, Query
     from grafalign.search import search as run
-    from grafalign.search.page import plain, write_answers
+    from grafalign.search.page import check_format, plain, write_answers
     from grafalign.search.query import read_region
     from grafalign.search.sources import box_of
 
+    for path in out or ():
+        check_format(path)
     asked = [Query(text=w) for w in words or ()]
     asked += [Query(text=line) for line in _lines(queries)] if queries is not None else []
     asked += [Query(image=path) for path in image or ()]
@@ -150,7 +155,7 @@ def search(
     if as_json:
         print(plain(answers).to_json(drop_id=True))
         return
-    for label, part in plain(answers).groupby('query', sort=False):
+    for _, part in plain(answers).groupby('number', sort=False):
         places = part.geometry.representative_point()
         rows = [
             (
@@ -162,7 +167,7 @@ def search(
             )
             for a, p in zip(part.itertuples(), places, strict=True)
         ]
-        console.table(str(label), ('', 'score', 'item', 'date', 'longitude, latitude'), rows)
+        console.table(str(part['query'].iloc[0]), ('', 'score', 'item', 'date', 'longitude, latitude'), rows)
     if len(answers) < k * len(asked):
         console.log(
             f'Only {len(answers):,} of {k * len(asked):,} answers: the index has no more items that are allowed.'

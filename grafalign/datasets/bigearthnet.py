@@ -61,6 +61,8 @@ def load_bigearthnet(
     """
     if classes not in (19, 43):
         raise GrafalignError(f'BigEarthNet has 19 or 43 classes, not {classes}.')
+    if not tree.path.is_dir():
+        raise GrafalignError(f'{tree.path} is an archive; unpack BigEarthNet and give its folder.')
     if split not in ('train', 'val', 'test', 'all'):
         raise GrafalignError(f'BigEarthNet has the splits train, val and test, not {split!r}.')
     if _beside(tree.path, ['metadata.parquet']) is not None:
@@ -225,7 +227,7 @@ def _image_set(
         words,
         many=many,
         lonlat=lonlat,
-        state=lambda: tree.state(first),
+        state=lambda: tree.state(f'{item}/{PurePosixPath(item).name}_{band}.tif' for item in items for band in bands),
         partial=any(note.startswith('partial') for note in notes),
         notes=tuple(notes),
     )

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.datasets.class_folders import _coloured, in_words
+from grafalign.datasets.class_folders import in_words
 from grafalign.datasets.image_set import ImageSet
-from grafalign.datasets.pictures import default_range, is_picture, read_picture
+from grafalign.datasets.pictures import coloured, default_range, is_picture, read_picture
 from grafalign.datasets.tree import Tree
 from grafalign.errors import GrafalignError
 
@@ -77,7 +77,9 @@ def load_captions(
             raise GrafalignError(f'{where} has no split {split!r}; it has {", ".join(splits)}, or take all.')
     find = _finder([n for n in tree.names if is_picture(n)], where)
     known_missing = MISSING.get(name, ())
-    found = [(e, find(e.file)) for e in entries if PurePosixPath(e.file).name not in known_missing]
+    found = [(e, find(e.file)) for e in entries]
+    absent = [e.file for e, at in found if at is None and PurePosixPath(e.file).name in known_missing]
+    found = [(e, at) for e, at in found if e.file not in absent]
     missing = [e.file for e, at in found if at is None]
     notes: list[str] = []
     if missing and not partial:
@@ -88,8 +90,9 @@ def load_captions(
     if missing:
         notes.append(f'partial: {len(missing):,} images that are missing were left out')
     kept = [(e, at) for e, at in found if at is not None]
-    expected = told.sizes.get(split) if told else None
-    listed = len(kept) + sum(PurePosixPath(e.file).name in known_missing for e in entries)
+    expected = None if told is None else sum(told.sizes.values()) if split == 'all' else told.sizes.get(split)
+    listed = len(kept) + len(absent)
+    notes += [f'{file} was left out: the published archive has no such picture' for file in absent]
     if expected is not None and listed != expected:
         if not partial:
             raise GrafalignError(
@@ -106,7 +109,7 @@ def load_captions(
     numbers = np.array([labels.index(str(e.label)) for e, _ in kept]) if labelled else None
 
     def read(row: int) -> npt.NDArray[Any]:
-        pixels = _coloured(read_picture(tree.source(items[row]), items[row]))
+        pixels = coloured(read_picture(tree.source(items[row]), items[row]))
         if pixels.dtype != np.uint8:
             default_range(str(pixels.dtype), items[row])
         return pixels
@@ -183,7 +186,12 @@ def _entries(where: str, text: str) -> list[_Entry]:
                 for i in content['images']
             ]
         return [
-            _Entry(f'{label}/{i["filename"]}', str(i['split']), tuple(i[k].strip() for k in _RAW if i.get(k)), label)
+            _Entry(
+                f'{label}/{i["filename"]}',
+                str(i['split']),
+                tuple(i[k].strip() for k in _RAW if (i.get(k) or '').strip()),
+                label,
+            )
             for label, images in content.items()
             for i in images
         ]

@@ -1,4 +1,4 @@
-"""Sets with one folder a class: EuroSAT, UC Merced, RESISC45, AID, PatternNet, WHU-RS19, MLRSNet, fMoW, and one's own.
+"""Sets with one folder a class: EuroSAT, UC Merced, RESISC45, AID, PatternNet, WHU-RS19, MLRSNet, and one's own.
 
 Class names, layouts and counts of the published ones are in `published.yaml`. A count that differs is an error that
 says where images are missing: a number measured on part of a set is not the set's number.
@@ -6,12 +6,10 @@ says where images are missing: a number measured on part of a set is not the set
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
-import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,6 +23,8 @@ from grafalign.datasets.image_set import RGB, ImageSet
 from grafalign.datasets.pictures import (
     BANDS_BY_COUNT,
     RASTERS,
+    check_depth,
+    coloured,
     default_range,
     is_picture,
     picture_facts,
@@ -65,7 +65,7 @@ def load_published(name: str, tree: Tree, split: str = 'all', *, partial: bool =
     told = published()['eurosat' if every_band else name]
     folders = told['classes']
     tree = _root(tree, told['roots13' if every_band else 'roots'], set(folders), name)
-    here, unknown = _by_class(tree, folders)
+    here, unknown = pictures_by_class(tree, folders)
     missing = [folder for folder in folders if not here[folder]]
     if missing and not partial:
         raise GrafalignError(
@@ -142,112 +142,6 @@ def load_folder(
     return _image_set(name, tree, pictures, words, labels, known, span, [])
 
 
-def load_mlrsnet_labels(tree: Tree, *, partial: bool = False) -> ImageSet:
-    """MLRSNet with its 60 labels, of which an image has up to 13.
-
-    Columns are read by their names: their order differs between files. Files with rows of more than 13 labels are those
-    that were damaged in the repository in 2021, and refused.
-
-    Raises:
-        GrafalignError: label files are missing or damaged.
-    """
-    found = load_published('mlrsnet', tree, partial=partial)
-    words: dict[str, str] = published()['mlrsnet']['labels']
-    known: dict[str, list[str]] = {}
-    for name in tree.names:
-        if not name.lower().endswith('.csv') or 'label' not in name.lower():
-            continue
-        rows = csv.DictReader(io.StringIO(tree.text(name)))
-        for number, row in enumerate(rows, 2):
-            told = [k.strip() for k, v in row.items() if k and k.strip() in words and (v or '').strip() == '1']
-            if len(told) > 13:
-                raise GrafalignError(
-                    f'{name}, line {number}: {len(told)} labels, and an image of MLRSNet has at most 13; this file is '
-                    'damaged as published in 2021, take the one of 2020.'
-                )
-            known[(row.get('image') or '').strip()] = told
-    if not known:
-        raise GrafalignError(
-            f'{tree.path} has no label files (Labels/*.csv); get them, or use mlrsnet46 for its folders.'
-        )
-    many = np.zeros((len(found), len(words)), dtype=bool)
-    columns = {name: i for i, name in enumerate(words)}
-    for i, item in enumerate(found.items):
-        mine = known.get(PurePosixPath(item).name)
-        if mine is None:
-            raise GrafalignError(f'mlrsnet: {item} has no row in the label files; get the whole set.')
-        many[i, [columns[t] for t in mine]] = True
-    return ImageSet(
-        'mlrsnet',
-        found.split,
-        found.items,
-        found.read,
-        classes=tuple(words.values()),
-        many=many,
-        state=found.state,
-        partial=found.partial,
-        notes=found.notes,
-    )
-
-
-def load_fmow(tree: Tree, split: str = 'val') -> ImageSet:
-    """Functional Map of the World, its RGB files: SPLIT/CLASS/CLASS_n/CLASS_n_i_rgb.jpg beside a .json.
-
-    What is shown is the box of the .json with the margin of the authors' baseline (half of 15 % of a side on each end,
-    more where the box is a small part of the picture); without a .json the whole picture. The class is the folder's.
-    Counts are not checked: no list of them was found.
-
-    Raises:
-        GrafalignError: there is no such split, or no picture in it.
-    """
-    told = published()['fmow']
-    root = tree.find_folder([split, *(f'{r}/{split}' for r in told['roots'])])
-    if root is None and (tree.path / tree.inside).name.lower() == split:
-        root = tree
-    if root is None:
-        raise GrafalignError(f'fmow: {tree.path} has no folder {split}/CLASS; give the folder that holds {split}.')
-    folders = told['classes']
-    here, _ = _by_class(root, folders)
-    items = [n for f in folders for n in here[f] if n.lower().endswith('_rgb.jpg') and '_msrgb' not in n.lower()]
-    if not items:
-        raise GrafalignError(f'fmow: {tree.path} has no {split}/CLASS/*/*_rgb.jpg; give the folder that holds {split}.')
-    order = list(folders)
-    spelling = {f.lower(): f for f in folders}
-    labels = np.array([order.index(spelling[n.partition('/')[0].lower()]) for n in items])
-
-    beside = [item[: -len('.jpg')] + '.json' for item in items]
-
-    def read(row: int) -> npt.NDArray[Any]:
-        pixels = _coloured(read_picture(root.source(items[row]), items[row]))
-        return _boxed(pixels, root.text(beside[row])) if root.has(beside[row]) else pixels
-
-    words = tuple(v[0] for v in folders.values())
-    return ImageSet(
-        'fmow', split, items, read, classes=words, labels=labels, state=lambda: root.state([*items, *beside])
-    )
-
-
-def _boxed(pixels: npt.NDArray[Any], text: str) -> npt.NDArray[Any]:
-    """The part of a picture that its box and a margin cover."""
-    try:
-        boxes = json.loads(text)['bounding_boxes']
-        box = next(b for b in (boxes if isinstance(boxes, list) else [boxes]) if b.get('ID', 0) != -1)
-        left, top, width, height = (float(v) for v in box['box'])
-    except (ValueError, KeyError, TypeError, StopIteration):
-        return pixels
-    rows, cols = pixels.shape[-2:]
-    down, across = _margin(height, rows), _margin(width, cols)
-    first, last = max(0, int(top) - down), min(rows, int(top + height) + down)
-    begin, end = max(0, int(left) - across), min(cols, int(left + width) + across)
-    return pixels[:, first:last, begin:end] if last > first and end > begin else pixels
-
-
-def _margin(side: float, whole: float) -> int:
-    """Pixels on each end of a box's side."""
-    steps = ((0.1, 2.0), (0.2, 1.0), (0.3, 0.5), (0.4, 0.3), (0.5, 0.2))
-    return int(side * next((m for limit, m in steps if side / whole < limit), 0.15) / 2)
-
-
 def in_words(folder: str) -> str:
     """A folder's name as words: `SeaLake` and `sea_lake` become `sea lake`."""
     spaced = re.sub(r'(?<=[a-z0-9])(?=[A-Z])', ' ', folder)
@@ -277,8 +171,8 @@ def _root(tree: Tree, roots: list[str], folders: set[str], name: str) -> Tree:
     )
 
 
-def _by_class(tree: Tree, folders: dict[str, Any]) -> tuple[dict[str, list[str]], list[str]]:
-    """Pictures of each class, and the folders that are none."""
+def pictures_by_class(tree: Tree, folders: dict[str, Any]) -> tuple[dict[str, list[str]], list[str]]:
+    """Pictures of each class folder, in any case, and the folders that are none."""
     spelling = {f.lower(): f for f in folders} | {in_words(f): f for f in folders}
     here: dict[str, list[str]] = {f: [] for f in folders}
     unknown: dict[str, None] = {}
@@ -308,14 +202,13 @@ def _image_set(
     def read(row: int) -> npt.NDArray[Any]:
         pixels = read_picture(tree.source(items[row]), f'{tree.path}/{items[row]}')
         if bands == RGB:
-            pixels = _coloured(pixels)
+            pixels = coloured(pixels)
         if len(pixels) != len(bands):
             raise GrafalignError(
                 f'{tree.path}/{items[row]} has {len(pixels)} bands instead of {len(bands)} ({", ".join(bands)}); '
                 'replace it, or name the bands with --bands.'
             )
-        if pixels.dtype != np.uint8 and value_range == (0.0, 255.0):
-            default_range(str(pixels.dtype), f'{tree.path}/{items[row]}')
+        check_depth(pixels, value_range, f'{tree.path}/{items[row]}')
         return pixels
 
     @functools.cache
@@ -349,13 +242,9 @@ def places_of(tree: Tree, items: Sequence[str]) -> npt.NDArray[np.float64] | Non
         if facts.bounds is None:
             return None
         west, south, east, north = facts.bounds
-        places[row] = (west + east) / 2, (south + north) / 2
+        middle = (west + east) / 2 if west <= east else (west + east + 360) / 2  # over the date line
+        places[row] = (middle + 180) % 360 - 180, (south + north) / 2
     return places
-
-
-def _coloured(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A grey picture as three equal bands; four bands without the fourth."""
-    return np.repeat(pixels, 3, axis=0) if len(pixels) == 1 else pixels[:3] if len(pixels) == 4 else pixels
 
 
 def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partial: bool) -> ImageSet:
@@ -388,4 +277,7 @@ def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partia
         raise GrafalignError(
             f'{whole.name}: {missing[0]} of {name} is not there ({len(missing):,} missing); get the whole set.'
         )
-    return whole.subset(np.array(sorted(row_of[s] for s in listed if s in row_of), dtype=np.int64), split)
+    part = whole.subset(np.array(sorted(row_of[s] for s in listed if s in row_of), dtype=np.int64), split)
+    if len(part) == expected:
+        return part
+    return replace(part, partial=True, notes=(*part.notes, f'partial: {len(part):,} of {expected:,} images'))

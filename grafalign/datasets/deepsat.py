@@ -33,6 +33,10 @@ def load_deepsat(name: str, path: Path, split: str = 'test', *, partial: bool = 
     Raises:
         GrafalignError: the file is missing or damaged, or its arrays are not those of the set.
     """
+    if split not in COUNTS[name]:
+        raise GrafalignError(f'{name} has the splits train and test, not {split!r}.')
+    if path.suffix.lower() == '.zip':
+        raise GrafalignError(f'{path} is an archive; unpack it and give the .mat file or its folder.')
     if path.is_dir():
         wanted = f'sat-{name[-1]}-full.mat'
         found = sorted(path.rglob(wanted))
@@ -44,8 +48,6 @@ def load_deepsat(name: str, path: Path, split: str = 'test', *, partial: bool = 
     if x.ndim != 4 or x.shape[:3] != (28, 28, 4):
         raise GrafalignError(f'{path}: {split}_x is {list(x.shape)} instead of [28, 28, 4, N]; get the file again.')
     y = y if y.shape[0] == len(words) else y.T
-    if split not in COUNTS[name]:
-        raise GrafalignError(f'{name} has the splits train and test, not {split!r}.')
     count = x.shape[3]
     if y.shape != (len(words), count) or not (y.sum(0) == 1).all():
         raise GrafalignError(f'{path}: {split}_y is {list(y.shape)} and no one-hot table of {len(words)} classes.')

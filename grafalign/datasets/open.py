@@ -7,9 +7,11 @@ from pathlib import Path
 
 from grafalign.datasets.bigearthnet import BANDS, load_bigearthnet
 from grafalign.datasets.captions import PUBLISHED, load_captions
-from grafalign.datasets.class_folders import load_fmow, load_folder, load_mlrsnet_labels, load_published, published
+from grafalign.datasets.class_folders import load_folder, load_published, published
 from grafalign.datasets.deepsat import CLASSES, load_deepsat
+from grafalign.datasets.fmow import load_fmow
 from grafalign.datasets.image_set import ImageSet
+from grafalign.datasets.mlrsnet import load_mlrsnet_labels
 from grafalign.datasets.own import load_masks, load_table
 from grafalign.datasets.tree import Tree
 from grafalign.errors import GrafalignError
@@ -93,6 +95,8 @@ def _open(
         title = path.stem if path.is_file() else path.resolve().name
         if name == 'csv':
             return load_table(path, title, part, bands, value_range)
+        if split is not None and name in ('masks', 'folder'):
+            raise GrafalignError(f'{name}:{path} has no splits; give the folder of the part, or use csv:TABLE@{split}.')
         if name == 'masks':
             return load_masks(path, title, bands, value_range)
         if name == 'captions':
@@ -105,6 +109,8 @@ def _open(
     if name in ('bigearthnet19', 'bigearthnet43'):
         return load_bigearthnet(Tree(path), part, int(name[-2:]), bands or BANDS[:3], partial=partial)
     if name == 'mlrsnet':
+        if split not in (None, 'all'):
+            raise GrafalignError('mlrsnet has no published split; use all of it (no split).')
         return load_mlrsnet_labels(Tree(path), partial=partial)
     if name == 'fmow':
         return load_fmow(Tree(path), part)

@@ -10,9 +10,17 @@ import numpy.typing as npt
 import pandas as pd
 import yaml
 
-from grafalign.datasets.class_folders import _coloured, places_of
+from grafalign.datasets.class_folders import places_of
 from grafalign.datasets.image_set import RGB, ImageSet
-from grafalign.datasets.pictures import BANDS_BY_COUNT, default_range, is_picture, picture_facts, read_picture
+from grafalign.datasets.pictures import (
+    BANDS_BY_COUNT,
+    check_depth,
+    coloured,
+    default_range,
+    is_picture,
+    picture_facts,
+    read_picture,
+)
 from grafalign.datasets.tree import Tree
 from grafalign.errors import GrafalignError
 
@@ -72,11 +80,10 @@ def load_table(
 
     def read(row: int) -> npt.NDArray[Any]:
         pixels = read_picture(path.parent / items[row], items[row])
-        pixels = _coloured(pixels) if known == RGB else pixels
+        pixels = coloured(pixels) if known == RGB else pixels
         if len(pixels) != len(known):
             raise GrafalignError(f'{items[row]} has {len(pixels)} bands and the others {len(known)}; make them alike.')
-        if pixels.dtype != np.uint8 and span == (0.0, 255.0):
-            default_range(str(pixels.dtype), items[row])
+        check_depth(pixels, span, items[row])
         return pixels
 
     classes: tuple[str, ...] = ()
@@ -142,6 +149,10 @@ def load_masks(
     Raises:
         GrafalignError: a part is missing, an image has no mask, or a mask has another size than its image.
     """
+    if not path.is_dir():
+        raise GrafalignError(
+            f'{path} is no folder; give one with images/, masks/ and classes.yaml (unpack an archive).'
+        )
     tree = Tree(path)
     words = _mask_classes(path / 'classes.yaml')
     images, masks = (_by_stem(tree, folder) for folder in ('images', 'masks'))
@@ -167,7 +178,11 @@ def load_masks(
 
     def read(row: int) -> npt.NDArray[Any]:
         pixels = read_picture(tree.source(items[row]), items[row])
-        return _coloured(pixels) if known == RGB else pixels
+        pixels = coloured(pixels) if known == RGB else pixels
+        if len(pixels) != len(known):
+            raise GrafalignError(f'{items[row]} has {len(pixels)} bands and the others {len(known)}; make them alike.')
+        check_depth(pixels, span, items[row])
+        return pixels
 
     def mask(row: int) -> npt.NDArray[np.int64]:
         where = masks[stems[row]]
@@ -175,7 +190,8 @@ def load_masks(
         size = read_picture(tree.source(items[row]), items[row]).shape[-2:]
         if pixels.shape != size:
             raise GrafalignError(f'{where} is {pixels.shape} px and {items[row]} is {size}; make them alike.')
-        return numbers[np.clip(pixels, 0, 65_535).astype(np.uint16)]
+        valid = np.isfinite(pixels) & (pixels >= 0) & (pixels < 65_536)
+        return np.where(valid, numbers[np.where(valid, pixels, 0).astype(np.int64)], VOID)
 
     return ImageSet(
         name,
@@ -214,7 +230,7 @@ def _mask_values(source: Path | bytes, where: str) -> npt.NDArray[Any]:
             if image.mode in ('P', 'L', '1', 'I;16', 'I'):
                 return np.asarray(image).astype(np.int64)
         raise GrafalignError(f'{where} has colours where a mask has one number a pixel; save it as indices.')
-    pixels = read_picture(source, where)
+    pixels = read_picture(source, where, palette=False)
     if len(pixels) != 1:
         raise GrafalignError(f'{where} has {len(pixels)} bands where a mask has one; save it as indices.')
     return pixels[0]
@@ -228,6 +244,8 @@ def _mask_classes(path: Path) -> dict[int, str]:
         raise GrafalignError(f'There is no file {path}; write a line such as `1: forest` for each class.') from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise GrafalignError(f'{path} is no list of `value: class` lines ({error}); mend it.') from None
+    if len(words) > VOID:
+        raise GrafalignError(f'{path} has {len(words)} classes; masks tell {VOID} apart at most.')
     if len(words) < 2:
         raise GrafalignError(f'{path} has fewer than two classes; segmentation needs two or more.')
     outside = [v for v in words if not 0 <= v < 65_536 or v == VOID]

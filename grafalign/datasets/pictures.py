@@ -51,18 +51,19 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.rpartition('/')[2].startswith('.')
 
 
-def read_picture(source: Path | bytes, name: str) -> Pixels:
+def read_picture(source: Path | bytes, name: str, *, palette: bool = True) -> Pixels:
     """Pixels [C, H, W] of a picture.
 
     Args:
         source: the file or its bytes.
         name: what errors call it; its ending says what kind it is.
+        palette: give a raster's palette as colours, not as indices.
 
     Raises:
         GrafalignError: it is missing, damaged, empty or no picture.
     """
     try:
-        return _read_raster(source) if name.lower().endswith(RASTERS) else _read_plain(source)
+        return _read_raster(source, palette) if name.lower().endswith(RASTERS) else _read_plain(source)
     except FileNotFoundError:
         raise GrafalignError(f'There is no file {name}; put it back, or leave it out of the list.') from None
     except (OSError, ValueError, SyntaxError, RasterioError, Image.DecompressionBombError) as error:
@@ -95,6 +96,11 @@ def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
         raise GrafalignError(f'{name} cannot be read as a picture ({reason}); replace or remove it.') from None
 
 
+def coloured(pixels: Pixels) -> Pixels:
+    """A grey picture as three equal bands; four bands without the fourth."""
+    return np.repeat(pixels, 3, axis=0) if len(pixels) == 1 else pixels[:3] if len(pixels) == 4 else pixels
+
+
 def default_range(dtype: str, name: str) -> tuple[float, float]:
     """The values that become black and white: those of 8 bits, and of nothing else.
 
@@ -103,14 +109,26 @@ def default_range(dtype: str, name: str) -> tuple[float, float]:
     """
     if dtype == 'uint8':
         return 0.0, 255.0
-    raise GrafalignError(
-        f'{name} holds {dtype} numbers; say which are black and white, such as --value-range 0 3000 for Sentinel-2.'
-    )
+    raise GrafalignError(f'{name} holds {dtype} numbers; say which are black and white, such as --value-range 0 3000.')
 
 
 def _deep(image: Any) -> bool:
     """Whether a file has colours of 16 bits."""
     return image.mode in ('RGB', 'RGBA') and any('16' in str(tile[3]) for tile in image.tile)
+
+
+def check_depth(pixels: Pixels, value_range: tuple[float, float], name: str) -> None:
+    """Refuse a picture whose numbers are of another kind than the range of its set.
+
+    Raises:
+        GrafalignError: it has more than 8 bits and the range is that of 8, or the other way round.
+    """
+    if pixels.dtype != np.uint8 and value_range == (0.0, 255.0):
+        default_range(str(pixels.dtype), name)
+    if pixels.dtype == np.uint8 and value_range[1] > 255:
+        raise GrafalignError(
+            f'{name} is of 8 bits and {value_range[1]:g} would be white; put pictures of one depth into a set.'
+        )
 
 
 def _read_plain(source: Path | bytes) -> Pixels:
@@ -130,15 +148,16 @@ def _read_plain(source: Path | bytes) -> Pixels:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
-def _read_raster(source: Path | bytes) -> Pixels:
+def _read_raster(source: Path | bytes, palette: bool = True) -> Pixels:
     with _opened(source) as raster:
         if raster.width * raster.height * raster.count > _LARGEST_PX:
             raise ValueError(f'{raster.width} x {raster.height} px are too many')
-        if raster.colorinterp[0].name == 'palette':
+        if palette and raster.colorinterp[0].name == 'palette':
             table = np.zeros((256, 3), dtype=np.uint8)
             for number, colour in raster.colormap(1).items():
-                table[number] = colour[:3]
-            return np.moveaxis(table[raster.read(1)], -1, 0)
+                if number < 256:
+                    table[number] = colour[:3]
+            return np.moveaxis(table[np.minimum(raster.read(1), 255)], -1, 0)
         return np.asarray(raster.read())  # also what is marked as alpha: the near infrared of NAIP often is
 
 

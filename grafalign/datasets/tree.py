@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -62,8 +63,9 @@ class Tree:
                 facts = (root / name).stat() if (root / name).exists() else None
                 told = (name, facts.st_size, facts.st_mtime_ns) if facts else (name,)
             else:
-                info = self._zip.getinfo(str(PurePosixPath(self.inside) / name))
-                told = (name, info.file_size, info.CRC)
+                there = self.has(name)
+                info = self._zip.getinfo(str(PurePosixPath(self.inside) / name)) if there else None
+                told = (name, info.file_size, info.CRC) if info else (name,)
             held.update(repr(told).encode())
         return held.hexdigest()
 
@@ -97,7 +99,7 @@ class Tree:
             return self._zip.read(str(PurePosixPath(self.inside) / name))
         except KeyError:
             raise GrafalignError(f'{self.path} holds no {name}; the archive is not whole, get it again.') from None
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError) as error:
             raise GrafalignError(f'{self.path}: {name} cannot be read ({error}); get the archive again.') from None
 
     def text(self, name: str) -> str:
@@ -117,7 +119,7 @@ class Tree:
         return Tree(self.path, str(PurePosixPath(self.inside) / folder) if self.inside else folder)
 
     def find_folder(self, candidates: list[str]) -> Tree | None:
-        """The first of several folders that is there, in any case; also the tree itself, where its name is one."""
+        """The first of several folders that is there, in any case."""
         folders = {str(PurePosixPath(n).parent).lower(): str(PurePosixPath(n).parent) for n in self.names}
         for name in list(folders.values()):
             for parent in PurePosixPath(name).parents:

@@ -60,7 +60,7 @@ def load_model(spec: str, clip: str | None = None, device: str | torch.device | 
     from grafalign.models import open_clip_model, satellite_model, transformers_model
 
     name, where = split_name(spec)
-    target = torch.device(device) if device is not None else best_device()
+    target = _device(device)
     path = Path(where)
     if path.is_dir():
         name = name or path.resolve().name
@@ -84,11 +84,28 @@ def load_model(spec: str, clip: str | None = None, device: str | torch.device | 
         raise GrafalignError(
             f'{path} is weights alone; say which architecture of open_clip they belong to, such as ViT-B-32:{path}.'
         )
-    return open_clip_model.from_settings(clip_settings(where), name or _short(where), target)
+    return open_clip_model.from_settings(clip_settings(where), name or short_name(where), target)
 
 
-def _short(where: str) -> str:
-    """A name for tables: the architecture and the tag, or the file's own name."""
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return best_device()
+    try:
+        found = torch.device(name)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = ' '.join(str(error).split())[:120]
+        raise GrafalignError(f'There is no device {name} here ({reason}); give cpu, or leave it out.') from None
+    return found
+
+
+def short_name(where: str) -> str:
+    """A name for tables: of a folder or file its own, else the architecture and the tag or the checkpoint's name."""
+    path = Path(where)
+    if path.is_dir():
+        return path.resolve().name
+    if path.suffix.lower() in _CHECKPOINTS and ':' not in where:
+        return path.stem
     model, _, tag = where.removeprefix('hf-hub:').partition(':')
     model = model.rpartition('/')[2]
     return f'{model} {Path(tag).stem if Path(tag).suffix in _CHECKPOINTS else tag}'.strip()

@@ -33,10 +33,9 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
     Raises:
         GrafalignError: it cannot be loaded.
     """
-    if settings.pretrained and '/' in settings.pretrained + settings.model and _is_missing(settings.pretrained):
+    if settings.pretrained and _is_missing(settings.pretrained):
         raise GrafalignError(f'There is no file {settings.pretrained}; give the path of a checkpoint, or a tag.')
     clip = load_clip(settings, device)
-    by_patches = False
     folder = Path(settings.model)
     head = folder / PATCH_HEAD
     export = export_facts(folder)

@@ -6,8 +6,8 @@ Three kinds, all made by FAISS's factory:
     ivfpq   the same cells, product-quantised: 32 to 128 bytes a vector, where memory is short
     hnsw    a graph of neighbours over 8-bit vectors: D + 280 bytes a vector, slow to make
 
-`Ann.build` measures recall against exact search and raises the effort until the target is met on queries that it did
-not see when it chose; what it measured is kept and reported.
+`Ann.build` measures recall against exact search and raises the effort until the target is met with a margin on both
+halves of its queries; the recall of the second half is kept and reported.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Effort:
     candidates: int
     """Candidates a neighbour that are scored again."""
     recall: float
-    """Share of the true k nearest that were found, on queries that did not choose this effort."""
+    """Share of the true k nearest that were found, on the second half of the queries."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Ann:
 
         Args:
             vectors: unit vectors [N, D], also memory-mapped.
-            queries: what will be asked, [Q, D]; half of them choose the effort, half measure it.
+            queries: what will be asked, [Q, D]; one half proposes the effort, the other must agree and measures it.
             kind: not `exact`.
             target: recall to reach.
             most_bytes: memory that `ivfpq` may take.

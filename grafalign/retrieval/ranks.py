@@ -4,8 +4,8 @@ Scores are multiplied in float32. An item whose float32 score is within rounding
 float64, so that ranks are those of the float64 matrix. Memory is one block of scores, whatever the number of items.
 
 Ties. Items with exactly a positive's score (a duplicate image, a caption written twice, a model that gives everything
-the same vector) are in no order. Values here are expectations over a random one, so that no model gains by ties and no
-result depends on the order of rows.
+the same vector) are in no order. Recall is the expectation over a random one, average precision takes the expected
+place, so that no model gains by ties and no result depends on the order of rows.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 _BLOCK = 2048
 """Queries and items of a block of scores: 17 MB, large enough for the matrix product to run at full speed."""
+_FEW = 50
+"""So few scores of a block (one in 50) are looked at one by one."""
 _ROWS = 16_384
 """Rows that are looked at, or scored again in float64, at a time."""
 
@@ -144,19 +146,15 @@ def _count(queries: Floats, gallery: Floats, owner: Ints, threshold: npt.NDArray
             block = scores[: len(ours) * len(items)].view(len(ours), len(items))
             torch.mm(ours, items.T, out=block)
             for column in range(limits.shape[1]):
-                mine = slots[:, column]
-                surely = _row_counts(block, high[:, column])
-                perhaps = _row_counts(block, low[:, column])
-                filled = real[:, column]
-                higher[mine[filled]] += surely[filled]
-                rows = np.flatnonzero((perhaps != surely) & filled)
-                if len(rows):
-                    near = block.numpy()[rows]
-                    r, c = np.nonzero((near > low[rows, column, None]) & (near <= high[rows, column, None]))
-                    exact = _exact_scores(queries, gallery, asked[part][rows[r]], first + c)
-                    limit = limits[rows[r], column]
-                    np.add.at(higher, mine[rows[r]], exact > limit)
-                    np.add.at(equal, mine[rows[r]], exact == limit)
+                filled = np.flatnonzero(real[:, column])  # they come first: busy queries do
+                if len(filled):
+                    mine = slots[filled, column]
+                    band = low[filled, column], high[filled, column]
+                    surely, rows, columns = _above(block[: len(filled)], *band)
+                    higher[mine] += surely
+                    exact = _exact_scores(queries, gallery, asked[part][rows], first + columns)
+                    np.add.at(higher, mine[rows], exact > limits[rows, column])
+                    np.add.at(equal, mine[rows], exact == limits[rows, column])
     return higher, equal
 
 
@@ -165,11 +163,32 @@ def _longest(vectors: Floats) -> float:
     return max((float(part.max()) for part in lengths), default=0.0)
 
 
-def _row_counts(scores: torch.Tensor, limits: npt.NDArray[np.float32]) -> Ints:
-    """How many scores of each row are larger than its limit."""
-    larger = torch.gt(scores, torch.from_numpy(np.ascontiguousarray(limits))[:, None])
-    counts: Ints = larger.view(torch.uint8).sum(1, dtype=torch.int32).numpy()  # summing bools takes 30 times as long
-    return counts
+def _above(
+    scores: torch.Tensor, low: npt.NDArray[np.float32], high: npt.NDArray[np.float32]
+) -> tuple[Ints, Ints, Ints]:
+    """How many scores of each row are above `high`, and the places (rows, columns) of those between `low` and `high`.
+
+    Where few scores are above `low`, as they are below a good model's positives, they are looked at one by one; else
+    they are counted in two passes.
+    """
+    larger = torch.gt(scores, torch.from_numpy(low)[:, None])
+    found = np.count_nonzero(larger.numpy())
+    if found <= larger.numel() // _FEW:
+        rows, columns = np.divmod(np.flatnonzero(larger.numpy()), scores.shape[1])
+        near = scores.numpy()[rows, columns] <= high[rows]
+        return np.bincount(rows[~near], minlength=len(scores)), rows[near], columns[near]
+    perhaps = _row_counts(larger)
+    surely = _row_counts(torch.gt(scores, torch.from_numpy(high)[:, None]))
+    some = np.flatnonzero(perhaps != surely)
+    part = scores.numpy()[some]
+    rows, columns = np.nonzero((part > low[some, None]) & (part <= high[some, None]))
+    return surely, some[rows], columns
+
+
+def _row_counts(larger: torch.Tensor) -> Ints:
+    """How many of each row are true."""
+    counts = larger.view(torch.uint8).sum(1, dtype=torch.int32)  # summing bools takes 30 times as long
+    return counts.numpy().astype(np.int64)
 
 
 def hits_at(ranks: Ranks, k: int) -> npt.NDArray[np.float64]:

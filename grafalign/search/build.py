@@ -19,7 +19,7 @@ from grafalign.retrieval.ann import Kind
 from grafalign.search.catalog import MARKER, Catalog
 from grafalign.search.sources import Source, open_source
 
-COMMIT_ROWS = 4096
+COMMIT_ROWS = 1024
 """What a killed run loses at most."""
 _TUNING = 512
 _WORDS = (
@@ -37,7 +37,7 @@ def build_index(
     model: Model,
     spec: str,
     *,
-    recall: float = 0.99,
+    recall: float | None = None,
     kind: Kind | None = None,
     most_bytes: int | None = None,
     fit: Fit = 'resize',
@@ -56,7 +56,7 @@ def build_index(
         out: the index's folder.
         model: what embeds them.
         spec: how the model was named, for those who ask the index.
-        recall: share of the true nearest that an approximate index must find.
+        recall: share of the true nearest that an approximate index must find; 0.99, or what it was made with.
         kind: of approximate index; by size and memory otherwise.
         most_bytes: memory that it may take.
         fit: `resize` or `pad`, see models/pixels.py.
@@ -69,12 +69,12 @@ def build_index(
         GrafalignError: the source cannot be read, the folder holds something else or the index of another model, or
             another process is writing to it.
     """
-    if not 0 < recall <= 1:
+    if recall is not None and not 0 < recall <= 1:
         raise GrafalignError(f'--recall {recall} makes no sense; give a share such as 0.99.')
     found = open_source(source, bands, value_range)
     with exclusive(out), naming_full_disk(out):
         pixels = {k: v for k, v in model.rule.facts(fit, (0, 1)).items() if k != 'value_range'}
-        catalog = _open(out, model, (_lasting(spec), clip), recall, pixels)
+        catalog = _open(out, model, (_lasting(spec), None if clip is None else _lasting(clip)), recall, pixels)
         _add(catalog, found, model, fit, workers)
         catalog.optimise(tuning_queries(catalog, model), kind, most_bytes)
     return catalog
@@ -89,7 +89,9 @@ def _lasting(spec: str) -> str:
     return f'{architecture}:{Path(file).resolve()}' if colon and Path(file).is_file() else where
 
 
-def _open(out: Path, model: Model, named: tuple[str, str | None], recall: float, pixels: dict[str, Any]) -> Catalog:
+def _open(
+    out: Path, model: Model, named: tuple[str, str | None], recall: float | None, pixels: dict[str, Any]
+) -> Catalog:
     if (out / MARKER).is_file():
         catalog = Catalog(out)
         catalog.check_model(model.digest, model.name)
@@ -100,7 +102,7 @@ def _open(out: Path, model: Model, named: tuple[str, str | None], recall: float,
                 f'{out} was made from pixels that were prepared otherwise ({differ}); give the same '
                 'options, or another folder.'
             )
-        catalog.facts['target'] = recall
+        catalog.facts['target'] = recall or catalog.facts['target']
         return catalog
     if out.is_dir() and any(
         p.name != LOCK and not p.name.startswith('vectors-') and p.suffix != '.part' for p in out.iterdir()
@@ -115,7 +117,7 @@ def _open(out: Path, model: Model, named: tuple[str, str | None], recall: float,
         'digest': model.digest,
         'pixels': pixels,
     }
-    return Catalog.create(out, width, facts, recall)
+    return Catalog.create(out, width, facts, recall or 0.99)
 
 
 def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int | None) -> None:
@@ -172,14 +174,7 @@ def tuning_queries(catalog: Catalog, model: Model) -> np.ndarray:
     some = catalog.vectors[np.sort(rng.choice(rows, min(_TUNING, len(rows)), replace=False))]
     if not len(some):
         return words
-    near, _ = _neighbour(some)
-    mixed = some + near
-    return np.concatenate([words, mixed / np.linalg.norm(mixed, axis=1, keepdims=True)]).astype(np.float32)
-
-
-def _neighbour(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest other vector of each."""
-    scores = vectors @ vectors.T
+    scores = some @ some.T
     np.fill_diagonal(scores, -2)
-    rows = scores.argmax(1)
-    return vectors[rows], rows
+    mixed = some + some[scores.argmax(1)]
+    return np.concatenate([words, mixed / np.linalg.norm(mixed, axis=1, keepdims=True)]).astype(np.float32)

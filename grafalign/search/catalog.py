@@ -317,7 +317,8 @@ class Catalog:
         wanted = chosen or (told['kind'] if told else choose(self.total, self.width, limit))
         if self.total < FEWEST_ROWS:
             wanted = 'exact'
-        self.facts['kind'] = chosen  # told to the disk with the next commit
+        if self.facts['kind'] != chosen:
+            self._commit({'kind': chosen}, list(self._files))
         if wanted == 'exact':
             if told is not None:
                 self._commit({'ann': None}, self._without('ann-'))

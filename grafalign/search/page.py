@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from importlib.resources import files
@@ -11,18 +10,16 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import shapely
 from jinja2 import Environment
-from PIL import Image
 
 from grafalign.datasets.pictures import read_picture
-from grafalign.encoders.bands import colours
 from grafalign.errors import GrafalignError
 from grafalign.files import write_atomically
-from grafalign.models.pixels import as_unit
+from grafalign.models.thumbnails import thumbnail
 from grafalign.search.catalog import Catalog
 from grafalign.store import MARKER, PairStore
 
-_THUMBNAIL_PX = 192
 FORMATS = ('.html', '.geojson', '.parquet', '.csv')
 
 
@@ -32,26 +29,35 @@ def write_answers(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> No
     Raises:
         GrafalignError: the ending is unknown.
     """
+    check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     match path.suffix.lower():
         case '.html':
             write_atomically(path, _page(answers, catalog).encode())
         case '.geojson':
             write_atomically(path, (plain(answers).to_json(drop_id=True) + '\n').encode())
-        case '.parquet' | '.geoparquet':
+        case '.parquet':
             buffer = io.BytesIO()
             answers.to_parquet(buffer, index=False)
             write_atomically(path, buffer.getvalue())
         case '.csv':
             table = plain(answers)
-            centre = table.geometry.to_crs('EPSG:6933').centroid.to_crs('EPSG:4326')
+            centre = table.geometry.representative_point()
             flat = table.drop(columns='geometry').assign(lon=centre.x, lat=centre.y)
             write_atomically(path, flat.to_csv(index=False).encode())
-        case other:
-            raise GrafalignError(f'{path}: answers are not written as {other or "a file without ending"}; {_KNOWN}')
 
 
-_KNOWN = f'give one of {", ".join(FORMATS)}.'
+def check_format(path: Path) -> None:
+    """Refuse endings that no answers are written with.
+
+    Raises:
+        GrafalignError: the ending is unknown.
+    """
+    ending = path.suffix.lower()
+    if ending not in FORMATS:
+        raise GrafalignError(
+            f'{path}: answers are not written as {ending or "a file without ending"}; give one of {", ".join(FORMATS)}.'
+        )
 
 
 def plain(answers: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -63,20 +69,21 @@ def plain(answers: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 
 def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     stores: dict[str, PairStore] = {}
     for answer in answers.itertuples():
         place = answer.geometry
         known = place is not None and not place.is_empty
-        groups.setdefault(answer.query, []).append(
+        spot = place.representative_point() if known else shapely.Point()  # in it, also over the date line
+        groups.setdefault((answer.number, answer.query), []).append(
             {
                 'rank': answer.rank,
                 'score': f'{answer.score:.3f}',
                 'id': answer.item_id,
                 'date': '' if answer.datetime != answer.datetime else f'{answer.datetime:%d %b %Y}',
-                'lonlat': f'{place.centroid.x:.5f}, {place.centroid.y:.5f}' if known else '',
-                'link': f'https://www.openstreetmap.org/?mlat={place.centroid.y:.5f}&mlon={place.centroid.x:.5f}#map=15'
-                f'/{place.centroid.y:.5f}/{place.centroid.x:.5f}'
+                'lonlat': f'{spot.x:.5f}, {spot.y:.5f}' if known else '',
+                'link': f'https://www.openstreetmap.org/?mlat={spot.y:.5f}&mlon={spot.x:.5f}#map=15'
+                f'/{spot.y:.5f}/{spot.x:.5f}'
                 if known
                 else '',
                 'picture': _thumbnail(answer.source, answer.item_id, catalog, stores),
@@ -96,20 +103,9 @@ def _thumbnail(source: str, item_id: str, catalog: Catalog, stores: dict[str, Pa
             row = int(np.flatnonzero(store.tiles['tile_id'].to_numpy() == item_id)[0])
             scale, offset = (v[row][:, None, None] for v in store.radiometry)
             pixels, bands = store.read_tile(row) * scale + offset, store.sensor.bands
-            which = colours(bands)
         else:
             pixels = read_picture(Path(source) / item_id, item_id)
-            which = colours(catalog.facts['sources'][source]['bands'] if len(pixels) > 1 else 1)
+            bands = tuple(catalog.facts['sources'][source]['bands'])
     except (GrafalignError, IndexError, OSError):
         return ''
-    shown = [which.index(c) if c in which else 0 for c in (0, 1, 2)]
-    unit = as_unit(pixels[shown], span)
-    image = Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
-    side = max(image.size)
-    image = image.resize(
-        (max(1, image.width * _THUMBNAIL_PX // side), max(1, image.height * _THUMBNAIL_PX // side)),
-        Image.Resampling.BICUBIC,
-    )
-    buffer = io.BytesIO()
-    image.save(buffer, 'JPEG', quality=85)
-    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
+    return thumbnail(pixels, bands, span)

@@ -25,7 +25,7 @@ class Query:
 
     text: str | None = None
     image: Path | None = None
-    """A picture from above, embedded like the items; or a photo, as CLIP sees photos, with a model that is CLIP."""
+    """A picture, embedded like the items: from above; of the ground too where the model is a CLIP that knows photos."""
     lonlat: tuple[float, float] | None = None
     """A place: what looks like the item there. Degrees."""
 
@@ -60,7 +60,7 @@ def search(
 
     Returns:
         One row an answer, EPSG:4326: query (text), rank (from 1), score (cosine), row, item_id, datetime, source,
-        geometry.
+        number (of the query, from 0), geometry.
 
     Raises:
         GrafalignError: k is less than one, there is no query, or a query cannot be embedded.
@@ -78,10 +78,11 @@ def search(
     scores, rows = catalog.search(vectors, min(k, max(len(catalog), 1)), allowed)
     shown = catalog.items
     frames = []
-    for query, score, row in zip(asked, scores, rows, strict=True):
+    for number, (query, score, row) in enumerate(zip(asked, scores, rows, strict=True)):
         there = row >= 0
         answer = shown.iloc[row[there]].reset_index(drop=True)
         answer.insert(0, 'query', query.label)
+        answer['number'] = number
         answer.insert(1, 'rank', np.arange(1, len(answer) + 1))
         answer.insert(2, 'score', score[there])
         answer.insert(3, 'row', row[there])
@@ -158,10 +159,10 @@ def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> n
 def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:
     """A picture's unit vector [D], its pixels prepared as those of the index were."""
     pixels = read_picture(path, str(path))
-    if len(pixels) == 1:
-        pixels = np.repeat(pixels, 3, axis=0)
     made = catalog.facts['model']['pixels']
     sources = list(catalog.facts['sources'].values())
+    if len(pixels) == 1 and not any(len(s['bands']) == 1 for s in sources):
+        pixels = np.repeat(pixels, 3, axis=0)
     like = next((s for s in sources if len(s['bands']) == len(pixels)), None)
     bands = tuple(like['bands']) if like else BANDS_BY_COUNT.get(len(pixels))
     if bands is None:

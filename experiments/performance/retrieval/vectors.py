@@ -18,18 +18,17 @@ KIND_DIMENSIONS, SCENE_DIMENSIONS = 48, 18
 
 
 def clustered(count: int, width: int = 512, seed: int = 0, draw: int = 0) -> Vectors:
-    """Unit vectors [count, width]; equal seeds share their kinds, `draw` tells one sample of them from another."""
+    """Unit vectors [count, width]; equal seeds share their KINDS, `draw` tells one sample of them from another."""
     world = np.random.default_rng(seed)
-    kinds = KINDS
     common = world.normal(size=width)
     common *= CONE / np.linalg.norm(common)
     basis = np.linalg.qr(world.normal(size=(width, KIND_DIMENSIONS)))[0].T
-    centres = common + SPREAD * world.normal(size=(kinds, KIND_DIMENSIONS)) / KIND_DIMENSIONS**0.5 @ basis
+    centres = common + SPREAD * world.normal(size=(KINDS, KIND_DIMENSIONS)) / KIND_DIMENSIONS**0.5 @ basis
     shapes = [np.linalg.qr(world.normal(size=(width, SCENE_DIMENSIONS)))[0].T.astype(np.float32) for _ in range(64)]
-    shape_of = world.integers(0, len(shapes), kinds)
-    weight = 1 / np.arange(1, kinds + 1) ** 0.8
+    shape_of = world.integers(0, len(shapes), KINDS)
+    weight = 1 / np.arange(1, KINDS + 1) ** 0.8
     rng = np.random.default_rng((seed, draw, 1))
-    kind = np.sort(rng.choice(kinds, count, p=weight / weight.sum()))
+    kind = np.sort(rng.choice(KINDS, count, p=weight / weight.sum()))
     out = np.empty((count, width), dtype=np.float32)
     scale = (1 / np.arange(1, SCENE_DIMENSIONS + 1) ** 0.5).astype(np.float32)
     scale *= 0.45 / np.linalg.norm(scale)

@@ -32,8 +32,8 @@ def open_pairs(path: str, split: str) -> ImageSet:
     rows = store.tiles_of(split)
     if not len(rows):
         raise GrafalignError(f'{path} has no tile of the split {split}; its splits are train, val and test.')
-    centre = store.tiles.geometry.iloc[rows].bounds
-    places = np.stack([(centre['minx'] + centre['maxx']) / 2, (centre['miny'] + centre['maxy']) / 2], axis=1)
+    centre = store.tiles.geometry.iloc[rows].representative_point()
+    places = np.stack([centre.x, centre.y], axis=1)
     return ImageSet(
         Path(path).name,
         split,
@@ -48,6 +48,8 @@ def open_pairs(path: str, split: str) -> ImageSet:
 
 def photos_state(path: str) -> str:
     """Changes when the ground bank of a store does, or what was left out of it."""
+    if not Path(path).is_dir():
+        raise GrafalignError(f'{path} is not on this machine; give a local store, beside whose tiles its bank lies.')
     return Tree(Path(path)).state(['bank/bank.json', 'bank/photos.parquet', 'bank/filtered.parquet'])
 
 
@@ -64,6 +66,10 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
         GrafalignError: the bank is missing or of another CLIP.
     """
     store = PairStore(path)
+    if model.clip_digest is None:
+        raise GrafalignError(
+            f'{model.name} does not say whose photo embeddings lie in its space; give the run itself, not its export.'
+        )
     bank = open_bank(store)
     if bank.clip_digest != model.clip_digest:
         raise GrafalignError(

@@ -1,0 +1,30 @@
+"""Pictures of satellite images for pages: small JPEGs as data URLs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from grafalign.encoders.bands import colours
+from grafalign.models.pixels import as_unit
+
+
+def thumbnail(
+    pixels: npt.NDArray[Any], bands: Sequence[str], value_range: tuple[float, float], longest_px: int = 192
+) -> str:
+    """A JPEG data URL of physical values [C, H, W], stretched by the same range as the model's input."""
+    which = colours(bands) if len(bands) == len(pixels) else colours(len(pixels))
+    shown = [which.index(c) if c in which else 0 for c in (0, 1, 2)]
+    unit = as_unit(pixels[shown], value_range)
+    image = Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
+    scale = longest_px / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, 'JPEG', quality=85)
+    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
