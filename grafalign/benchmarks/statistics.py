@@ -212,7 +212,8 @@ def estimates(statistics: Mapping[str, Statistic], how: Resampling) -> dict[str,
         if not np.isfinite(value):
             raise GrafalignError(f'{name} has no value: no image can be asked; look at the labels of the set.')
         low, high = _interval(every[np.isfinite(every)], value)
-        low, high = max(0.0, low), min(1.0, high)  # all are shares of one
+        # all are shares of one, but for the last bit
+        value, low, high = (min(max(v, 0.0), 1.0) for v in (value, low, high))
         out[name] = Estimate(value=value, low=low, high=high)
     return out
 

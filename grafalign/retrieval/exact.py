@@ -125,8 +125,9 @@ def score_again(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The k best of candidates [Q, C] (-1 for none) by their true scores."""
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    rows = np.where(rows < len(vectors), rows, -1)  # a damaged index may name anything
     for i, candidates in enumerate(rows):
-        real = (candidates >= 0) & (candidates < len(vectors))  # a damaged index may name anything
+        real = candidates >= 0
         scores[i, real] = vectors[candidates[real]] @ queries[i]
     best = np.argsort(-scores, axis=1, kind='stable')[:, :k]
     return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
