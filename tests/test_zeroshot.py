@@ -28,7 +28,7 @@ def test_class_vectors_are_the_mean_of_their_prompts(clip: FrozenClip) -> None:
 
 def test_prompts_without_a_place_for_the_name_are_refused(clip: FrozenClip) -> None:
     """A template without {} and an empty list of classes are one sentence each."""
-    with pytest.raises(GrafalignError, match=r'has no \{\}'):
+    with pytest.raises(GrafalignError, match=r'must hold \{\} once'):
         class_vectors(clip, ['water'], ['a photo.'])
     with pytest.raises(GrafalignError, match='no classes'):
         class_vectors(clip, [])
