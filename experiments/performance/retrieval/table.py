@@ -37,7 +37,8 @@ _RANKS = """## Ranks without the score matrix
 N queries against N items at 512 dimensions, five positives each (`grafalign/retrieval/ranks.py`). The bare product
 multiplies the same blocks and throws the scores away. Memory is the peak above what stood before, embeddings apart.
 One-hot recall is the usual code: the whole score matrix, a boolean one beside it, the top k as one-hot rows in batches
-of 64; at 100,000 its two matrices alone would take 50 GB.
+of 64; at 100,000 its two matrices alone would take 50 GB. The 300,000 were run once, for the memory, beside other work:
+their seconds say nothing. Average precision needs the ranks of all five positives, of which four are random here.
 
 | N | way | seconds | of the bare product | GB above | R@1, R@10 |
 |---:|---|---:|---:|---:|---:|"""
@@ -47,7 +48,9 @@ Vectors are made up (`retrieval/vectors.py`): 4,000 kinds of places, some common
 dimensions in a cone. Two random ones have cosine {mean_cosine}, nearest neighbours {nearest_cosine}, and the intrinsic
 dimension around a vector is {dimension} (by maximum likelihood). Of real ones, CLIP ViT-B/32 on the 1,005 images of
 WHU-RS19, these are 0.675, 0.928 and 9.8. Recall at 10 is measured on 2,000 queries that tuned nothing; all ways answer
-the same queries, in turns, three times.
+the same queries, in turns, three times. The first two hold the vectors in memory; the others are what is held in
+memory beside the vectors on disk (2,048 MB), which score the candidates again. On these clusters a graph has to visit
+4,096 nodes to find what 16 cells of 4,000 hold: so `hnsw` is made only if asked for.
 
 | way | build, s | index, MB | recall@10 | queries a second | of exact FAISS | one query, ms |
 |---|---:|---:|---:|---:|---:|---:|"""
