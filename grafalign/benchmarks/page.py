@@ -52,12 +52,15 @@ def write_page(folder: Path, sets: Mapping[str, ImageSet]) -> Path:
     """
     found = newest(read_results(folder))
     results = [result for _, result in found]
-    parts = [Part('Results', '', by_set(results))]
+    units = ' or '.join(sorted({r.unit for r in results}))
+    parts = [Part('Results', f'In percent, with 95 % bootstrap intervals over {units}.', by_set(results))]
     base = results[0].model.name
     with contextlib.suppress(GrafalignError):  # there may be nothing to compare it with
         parts.append(Part('Differences', f'Every model beside {base}, on the same images.', [differences(found, base)]))
     for (name, _), group in _by_question(found).items():
-        parts.append(_question(name, group, sets))
+        part = _question(name, group, sets)
+        if part.tables or part.pictures or part.cases:
+            parts.append(part)
     template = (files('grafalign.benchmarks') / 'page.html').read_text(encoding='utf-8')
     facts = {
         'versions': results[-1].versions,
