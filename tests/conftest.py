@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from grafalign.cli import main
 from grafalign.config import load_settings
@@ -119,3 +121,16 @@ def builtin(clip: FrozenClip, tmp_path: Path) -> Iterator[FrozenClip]:
 
     factory._MODEL_CONFIG_PATHS.pop()
     factory._MODEL_CONFIGS.pop('ViT-tiny-16')
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a colour, six pictures each."""
+    root = tmp_path_factory.mktemp('sets') / 'colours'
+    rng = np.random.default_rng(0)
+    for name, colour in {'dark forest': (20, 60, 20), 'blue_lake': (20, 40, 120), 'Beach': (220, 200, 150)}.items():
+        for i in range(6):
+            pixels = np.clip(np.array(colour) + rng.integers(-20, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / name / f'{i}.png')
+    return root
