@@ -40,8 +40,7 @@ def retrieve_classes(images: npt.NDArray[np.float32], prompts: npt.NDArray[np.fl
         )
         for name, s in statistics.items()
     }
-    top = order[:, :20]
-    return Outcome(statistics, 'map@100', per_class, {}, {'top': top})
+    return Outcome(statistics, 'map@100', per_class)
 
 
 def relevance(data: ImageSet) -> npt.NDArray[np.bool_]:

@@ -24,7 +24,7 @@ class Outcome:
     """Metric to class to value; None where the set has no such image."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """guess, confusion, top ... for pictures."""
+    """guess, confusion, rank_of_image ... for pictures."""
 
 
 def by_class(classes: tuple[str, ...], values: npt.NDArray[np.floating]) -> dict[str, float | None]:
