@@ -1,8 +1,9 @@
 """Tile geometry: where a tile lies, which pixel a place falls on, and which block of the Earth it belongs to.
 
-A tile is north-up in the UTM zone of its centre, `size_px` pixels of `gsd_m` metres on a side, with its origin snapped
-to multiples of the GSD, so that a scene on the same grid is read without resampling. Rows count down from the top edge
-and columns right from the left edge, both in pixels and fractional: pixel (0, 0) covers [0, 1) x [0, 1).
+A tile is north-up in the UTM zone of its centre, `size_px` pixels of `gsd_m` metres on a side, with its corner snapped
+to the grid of the scenes (multiples of the GSD, counted from an origin), so that they are read without resampling. Rows
+count down from the top edge and columns right from the left edge, both in pixels and fractional: pixel (0, 0) covers
+[0, 1) x [0, 1).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 UTM_SOUTH_LIMIT, UTM_NORTH_LIMIT = -80.0, 84.0
-EARTH_KM_PER_DEGREE = 111.32
+METRES_PER_DEGREE = 111_320.0
+"""Length of a degree along the equator."""
+EARTH_KM_PER_DEGREE = METRES_PER_DEGREE / 1000
 
 
 def utm_epsg(lon: Floats, lat: Floats) -> Ints:
@@ -64,6 +67,8 @@ class TileGrid:
     """Pixels on a side."""
     gsd_m: float
     """Metres a pixel."""
+    origin_m: tuple[float, float] = (0.0, 0.0)
+    """Easting and northing of a corner of the grid: Landsat's is at odd multiples of 15 m."""
 
     @property
     def side_m(self) -> float:
@@ -71,9 +76,14 @@ class TileGrid:
         return self.size_px * self.gsd_m
 
     def corner(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Left and top (metres, multiples of the GSD) of the tile centred on a position, to the nearest pixel."""
-        left = np.round((x - self.side_m / 2) / self.gsd_m) * self.gsd_m
-        top = np.round((y + self.side_m / 2) / self.gsd_m) * self.gsd_m
+        """Left and top (metres) of the tile centred on a position, to the nearest corner of the grid.
+
+        >>> TileGrid(64, 30, (15, 15)).corner(np.array([1000.0]), np.array([1000.0]))
+        (array([45.]), array([1965.]))
+        """
+        east, north = self.origin_m
+        left = np.round((x - self.side_m / 2 - east) / self.gsd_m) * self.gsd_m + east
+        top = np.round((y + self.side_m / 2 - north) / self.gsd_m) * self.gsd_m + north
         return left, top
 
     def row_col(self, x: Floats, y: Floats, left: Floats, top: Floats) -> tuple[Floats, Floats]:
@@ -96,7 +106,9 @@ class TileGrid:
     def tile_ids(self, epsg: Ints, left: Floats, top: Floats) -> list[str]:
         """Names of many places."""
         tail = f'{_plain(self.gsd_m)}m_{self.size_px}px'
-        if float(self.gsd_m).is_integer():  # then corners are whole metres, and writing whole numbers is much faster
+        if all(
+            float(v).is_integer() for v in (self.gsd_m, *self.origin_m)
+        ):  # then corners are whole metres, and writing whole numbers is much faster
             corners = zip(epsg.tolist(), left.astype(np.int64).tolist(), top.astype(np.int64).tolist(), strict=True)
             return [f'{e}_{x}_{y}_{tail}' for e, x, y in corners]
         corners_m = zip(epsg.tolist(), left.tolist(), top.tolist(), strict=True)
@@ -117,32 +129,37 @@ class TileGrid:
             outlines[here] = shapely.polygons(np.stack([lon, lat], axis=-1))
         return outlines
 
-    def box_around(self, epsg: int, left: Floats, top: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """West, south, east, north of a box that surely contains each tile of one zone, in degrees.
+    def box_around(
+        self, epsg: int, left: Floats, top: Floats, margin_m: float = 0.0
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """West, south, east, north of a box that surely contains each tile of one zone and a margin, in degrees.
 
         Cheaper than `bounds_lonlat`: the tile's centre and its diagonal on a sphere, a twentieth longer.
         """
         lon, lat = unproject(left + self.side_m / 2, top - self.side_m / 2, epsg)
-        reach_lat = 1.05 * self.side_m * np.sqrt(0.5) / 110_000
+        reach_lat = 1.05 * (self.side_m + 2 * margin_m) * np.sqrt(0.5) / 110_000
         reach_lon = reach_lat / np.maximum(np.cos(np.deg2rad(np.clip(np.abs(lat) + reach_lat, 0, 89.9))), 1e-3)
         return lon - reach_lon, lat - reach_lat, lon + reach_lon, lat + reach_lat
 
-    def bounds_lonlat(self, epsg: int, left: Floats, top: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """West, south, east, north of tiles of one zone, in degrees, from points along all four edges.
+    def bounds_lonlat(
+        self, epsg: int, left: Floats, top: Floats, margin_m: float = 0.0
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """West, south, east, north of tiles of one zone with a margin, in degrees, from points along all four edges.
 
         Across the antimeridian `east` exceeds 180.
         """
-        steps = np.linspace(0, self.side_m, 5)
+        side = self.side_m + 2 * margin_m
+        steps = np.linspace(0, side, 5)
         edge = np.concatenate(
             [
                 np.stack([steps, 0 * steps]),
-                np.stack([steps, 0 * steps + self.side_m]),
+                np.stack([steps, 0 * steps + side]),
                 np.stack([0 * steps, steps]),
-                np.stack([0 * steps + self.side_m, steps]),
+                np.stack([0 * steps + side, steps]),
             ],
             axis=1,
         )
-        lon, lat = unproject(left[:, None] + edge[0], top[:, None] - edge[1], epsg)
+        lon, lat = unproject(left[:, None] - margin_m + edge[0], top[:, None] + margin_m - edge[1], epsg)
         wraps = (lon.max(1) - lon.min(1)) > 180
         lon = np.where(wraps[:, None] & (lon < 0), lon + 360, lon)
         return lon.min(1), lat.min(1), lon.max(1), lat.max(1)
@@ -153,27 +170,32 @@ def _plain(value: float) -> str:
     return f'{value:.10g}'.replace('.', 'p')
 
 
-def blocks_touched(west: Floats, south: Floats, east: Floats, north: Floats, block_km: float) -> npt.NDArray[np.int64]:
-    """Blocks of the Earth that boxes touch, as [N, 4] block numbers (repeated where fewer than four).
+def blocks_touched(
+    west: Floats, south: Floats, east: Floats, north: Floats, block_km: float, points: int = 2
+) -> npt.NDArray[np.int64]:
+    """Blocks of the Earth that boxes touch, as [N, points ** 2] block numbers (repeated where there are fewer).
 
     Blocks are rows of equal height in latitude, each row cut into as many equal columns as make them about square. The
     partition is the same everywhere, whatever the UTM zone, so that two tiles that overlap share a block even where
     zones meet.
 
     Args:
-        west: degrees, with `south`, `east`, `north` the box of each tile; boxes are smaller than a block.
+        west: degrees, with `south`, `east`, `north` the box of each tile.
         south: degrees.
         east: degrees, above 180 across the antimeridian.
         north: degrees.
         block_km: side of a block in kilometres.
+        points: places along each axis of a box that are looked at, no further apart than a block: the two ends where
+            boxes are smaller than a block.
     """
     height_deg = block_km / EARTH_KM_PER_DEGREE
     found = []
-    for lat in (south, north):
+    steps = np.linspace(0, 1, points)
+    for lat in (south + step * (north - south) for step in steps):
         row = np.floor((lat + 90) / height_deg)
         middle = np.deg2rad(np.clip((row + 0.5) * height_deg - 90, -89.9, 89.9))
         columns = np.maximum(1, np.floor(360 * np.cos(middle) / height_deg))
-        for lon in (west, east):
+        for lon in (west + step * (east - west) for step in steps):
             column = np.floor((lon + 180) % 360 / 360 * columns)
             found.append(row.astype(np.int64) * 10_000_000 + column.astype(np.int64))
     return np.stack(found, axis=1)

@@ -54,6 +54,7 @@ def recipe(world: Path) -> Recipe:
             f'photos.folder={world / "photos"}',
             f'scenes.catalog={world / "catalog" / "catalog.json"}',
             'split.block_km=1',
+            'split.buffer_m=0',  # a world of a few kilometres has no land to leave between splits
             'shard_tiles=16',
         ],
     )

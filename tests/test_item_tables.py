@@ -66,7 +66,7 @@ def test_all_real_items_come_back(realdata: Path, tmp_path: Path, together: bool
             bands = {'naip': ['red', 'nir']}.get(
                 before['collection'], [k for k in ('B04', 'red') if k in before['assets']]
             )
-            assert band_sources(after, bands) == band_sources(before, bands)
+            assert band_sources(after, bands, 10) == band_sources(before, bands, 10)
             one, other = scene_of(before), scene_of(after)
             assert (one.when, one.cloud_percent, one.baseline) == (other.when, other.cloud_percent, other.baseline)
 
@@ -172,4 +172,4 @@ def test_tables_from_elsewhere_are_read(realdata: Path, tmp_path: Path) -> None:
             other.cloud_percent,
             other.baseline,
         )
-        assert band_sources(one.item, ['B04', 'B08']) == band_sources(other.item, ['B04', 'B08'])
+        assert band_sources(one.item, ['B04', 'B08'], 10) == band_sources(other.item, ['B04', 'B08'], 10)

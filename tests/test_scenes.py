@@ -192,7 +192,7 @@ def test_earth_search_offset_is_not_applied_twice(realdata: Path) -> None:
     applied = [i for i in items if i['properties'].get('earthsearch:boa_offset_applied')]
     assert applied
     for item in applied:
-        source = band_sources(item, ['red'])[0]
+        source = band_sources(item, ['red'], 10)[0]
         assert (source.scale, source.offset) == (0.0001, 0.0)
 
 
@@ -201,7 +201,7 @@ def test_planetary_computer_offset_follows_the_baseline(realdata: Path) -> None:
     items = lines(realdata / 'stac' / 'planetarycomputer.microsoft.com__sentinel-2-l2a.items.ndjson')
     kinds = set()
     for item in items:
-        source = band_sources(item, ['B04'])[0]
+        source = band_sources(item, ['B04'], 10)[0]
         new = float(item['properties']['s2:processing_baseline']) >= 4
         assert (source.scale, source.offset) == (0.0001, -0.1 if new else 0.0)
         kinds.add(new)
@@ -209,16 +209,16 @@ def test_planetary_computer_offset_follows_the_baseline(realdata: Path) -> None:
 
 
 def test_naip_bands_are_found_in_its_one_asset(realdata: Path) -> None:
-    """Red, green and blue are bands 1 to 3 of `image`, with nothing to scale."""
+    """Red, green and blue are bands 1 to 3 of `image`; scale and offset are left to the file."""
     item = lines(realdata / 'stac' / 'planetarycomputer.microsoft.com__naip.items.ndjson')[0]
-    found = band_sources(item, ['red', 'green', 'blue'])
-    assert [(b.index, b.scale, b.offset) for b in found] == [(1, 1, 0), (2, 1, 0), (3, 1, 0)]
+    found = band_sources(item, ['red', 'green', 'blue'], 10)
+    assert [(b.index, b.scale, b.offset) for b in found] == [(n, None, None) for n in (1, 2, 3)]
     assert {b.href for b in found} == {item['assets']['image']['href']}
-    assert band_sources(item, ['image:4'])[0].index == 4
+    assert band_sources(item, ['image:4'], 10)[0].index == 4
 
 
 def test_an_unknown_band_lists_those_there_are(realdata: Path) -> None:
     """A band that an item lacks is named, with the item's bands."""
     item = lines(realdata / 'stac' / 'planetarycomputer.microsoft.com__naip.items.ndjson')[0]
     with pytest.raises(GrafalignError, match=r"no band 'thermal'.*image"):
-        band_sources(item, ['thermal'])
+        band_sources(item, ['thermal'], 10)

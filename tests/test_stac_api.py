@@ -198,7 +198,7 @@ def test_bands_mean_the_same_after_the_api_and_the_kept_table(api: str, items: l
     for item in items:
         scene = found[item['collection'], item['id']]
         names = [b for b in bands[item['collection']] if item['collection'] == 'naip' or b in item['assets']]
-        assert band_sources(scene.item, names) == band_sources(item, names)
+        assert band_sources(scene.item, names, 10) == band_sources(item, names, 10)
         properties = item['properties']
         assert scene.when == datetime.fromisoformat(properties['datetime'].replace('Z', '+00:00'))
         assert scene.cloud_percent == properties.get('eo:cloud_cover')

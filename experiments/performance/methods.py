@@ -121,7 +121,8 @@ def ours(items: Items, tiles: list[Tile], workers: int) -> Iterator[tuple[int, P
         numbers.setdefault(tile.item, []).append(number)
     wanted = [
         SceneTiles(
-            band_sources(items[item], list(BANDS)), [grid.geobox(EPSG, tiles[n].left, tiles[n].top) for n in mine]
+            band_sources(items[item], list(BANDS), GSD_M),
+            [grid.geobox(EPSG, tiles[n].left, tiles[n].top) for n in mine],
         )
         for item, mine in numbers.items()
     ]

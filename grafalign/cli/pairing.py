@@ -72,10 +72,22 @@ def pair(
     with exclusive(out):
         summary = run(settings, out, workers, retry_failed)
     show({k: v for k, v in asdict(summary).items() if as_json or k != 'reasons'}, store, as_json)
-    if summary.reasons and not as_json:
-        from grafalign import console
+    if as_json:
+        return
+    from grafalign import console
 
+    if summary.reasons:
         console.histogram('rejected', summary.reasons)
+    show_pixels(out)
+
+
+def show_pixels(path: Any) -> None:
+    """Tell the shares of odd numbers among a store's pixels, by scene where they are remarkable."""
+    from grafalign import console
+    from grafalign.pairing.pixel_shares import HEADER, table_rows
+    from grafalign.store import PairStore
+
+    console.table('pixels', HEADER, table_rows(PairStore(path).tiles))
 
 
 @app.command()
@@ -99,6 +111,7 @@ def check(
         from grafalign import console
 
         console.table(store, ('check', 'looked at', ''), [_finding_row(f) for f in findings])
+        show_pixels(store)
         for finding in bad:
             for problem in finding.problems[:20]:
                 console.log(f'{finding.check}: {problem}')

@@ -134,6 +134,8 @@ def _shard_problems(name: str, rows: gpd.GeoDataFrame, file: Any, shape: tuple[i
             pixels = np.load(io.BytesIO(content.read()))
             if pixels.shape != shape or str(pixels.dtype) != dtype:
                 yield f'{name}: {tile_id} is {pixels.dtype} {pixels.shape}, not {dtype} {shape}'
+            elif np.issubdtype(pixels.dtype, np.inexact) and not np.isfinite(pixels).all():
+                yield f'{name}: {tile_id} holds NaN or infinite numbers, which no training can use; pair again'
     yield from (f'{name} lacks {t}' for t in listed.index if t not in seen)
 
 

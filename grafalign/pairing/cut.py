@@ -2,7 +2,9 @@
 
 One job holds all it needs, so that any thread, process or Dask worker can do it. Tiles that share their best scene
 stand together, so its blocks are read once for all of them (`grafalign.scenes.blocks`); a tile that fails there is
-tried again with its next best scene, together with others that want the same.
+tried again with its next best scene, together with others that want the same. Pixels that a scene leaves missing are
+filled from its mates, scenes of the same collection and day, in the order of `scenes.choice`: a mosaic over the seam of
+two sheets.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rasterio.enums import Resampling
 
 from grafalign.errors import GrafalignError
 from grafalign.files import Place, place, write_atomically
 from grafalign.geo import TileGrid
-from grafalign.scenes import BandSource, Scene, SceneCutter, SceneTiles, band_sources, cloud_mask
+from grafalign.pairing.pixel_shares import shares_of
+from grafalign.scenes import BandSource, Cut, Scene, SceneCutter, SceneTiles, band_sources, cloud_mask
+from grafalign.scenes.radiometry import BandOverride
 from grafalign.scenes.ranges import RangeReader
 from grafalign.scenes.signing import Signer
 from grafalign.scenes.source import SignSettings
@@ -51,6 +54,8 @@ class TileJob:
     coverage: list[float]
     days_apart: list[float]
     considered: int
+    mates: list[list[int]] = field(default_factory=list)
+    """For each candidate the scenes that may fill what it leaves missing."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class CutJob:
     """Whether files at private addresses are refused."""
     threads: int
     """Threads of this process that fetch and decode."""
+    overrides: dict[str, BandOverride] = field(default_factory=dict)
+    value_range: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -98,14 +105,29 @@ class _Progress:
 
     job: TileJob
     attempt: int = 0
-    pixels: npt.NDArray[np.generic] | None = None
+    """Which of its candidate scenes is tried."""
+    joining: int | None = None
+    """The scene that is to fill what others of its day left missing."""
+    mates: list[int] = field(default_factory=list)
+    """Scenes that may be asked after that one."""
+    first: Cut | None = None
+    """What the candidate gave, with the holes that were filled."""
+    used: list[int] = field(default_factory=list)
+    """Scenes whose pixels are in it, in that order."""
+    clouds: list[tuple[int, int]] = field(default_factory=list)
+    """Cloudy and all classified pixels of each scene that was looked at."""
     facts: dict[str, Any] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
-    emptiest: float = 0.0
-    cloudiest: float = 0.0
+    refused: list[tuple[str, float]] = field(default_factory=list)
+    """Why each candidate would not do, with the share of the tile that is missing or cloudy, in percent."""
     decided: bool = False
     cut: bool = False
     unreadable: bool = False
+
+    @property
+    def target(self) -> int:
+        """The scene to read next."""
+        return self.job.scenes[self.attempt] if self.joining is None else self.joining
 
 
 def cut_shards(job: CutJob, tell: Callable[[int, int, int], None] | None = None) -> CutResult:
@@ -124,7 +146,7 @@ def cut_shards(job: CutJob, tell: Callable[[int, int, int], None] | None = None)
         while written < len(shards) and all(t.decided for t in shards[written]):
             _write(job.shards[written], shards[written], job, out)
             for tile in shards[written]:
-                tile.pixels = None  # on disk now
+                tile.first = None  # on disk now
             written += 1
         now = _count(shards)
         if tell and now.tiles > told.tiles:
@@ -166,14 +188,14 @@ def _decide(tiles: list[_Progress], job: CutJob, pool: ThreadPoolExecutor, reade
         yield
         by_scene: dict[int, list[_Progress]] = defaultdict(list)
         for tile in open_tiles:
-            by_scene[tile.job.scenes[tile.attempt]].append(tile)
+            by_scene[tile.target].append(tile)
         sources: dict[int, list[BandSource]] = {}
         for scene in list(by_scene):
             try:
-                sources[scene] = band_sources(job.scenes[scene].item, job.bands)
+                sources[scene] = band_sources(job.scenes[scene].item, job.bands, job.grid.gsd_m, job.overrides)
             except GrafalignError as error:
                 for tile in by_scene.pop(scene):
-                    _next_scene(tile, job, str(error))
+                    _give_up_scene(tile, job, str(error))
         if job.max_tile_cloud_percent is not None:
             _look_at_clouds(by_scene, job, pool, reader)
         wanted = [
@@ -186,13 +208,10 @@ def _decide(tiles: list[_Progress], job: CutJob, pool: ThreadPoolExecutor, reade
             scene = wanted[index][0]
             tile = by_scene[scene][cut.number]
             if cut.pixels is None or cut.missing is None:
-                _next_scene(tile, job, cut.problem)
-            elif (empty := float(cut.missing.mean())) > job.max_nodata:
-                tile.emptiest = max(tile.emptiest, empty)
-                _next_scene(tile, job)
+                _give_up_scene(tile, job, cut.problem)
             else:
-                tile.pixels, tile.decided, tile.cut = cut.pixels, True, True
-                tile.facts |= _facts(tile, job.scenes[scene], sources[scene], empty)
+                _take(tile, scene, cut)
+                _decide_tile(tile, job)
             yield
     yield
 
@@ -200,6 +219,37 @@ def _decide(tiles: list[_Progress], job: CutJob, pool: ThreadPoolExecutor, reade
 def _box(tile: _Progress, job: CutJob) -> Any:
     facts = tile.job.facts
     return job.grid.geobox(facts['epsg'], facts['left'], facts['top'])
+
+
+def _take(tile: _Progress, scene: int, cut: Cut) -> None:
+    """Take what a scene gave: the tile itself, or pixels for its holes."""
+    if tile.first is None:
+        tile.first, tile.used = cut, [scene]
+        tile.mates = list(tile.job.mates[tile.attempt]) if tile.job.mates else []
+        return
+    first = tile.first
+    assert first.pixels is not None and first.missing is not None and cut.pixels is not None and cut.missing is not None
+    fits = (cut.scale, cut.offset, cut.pixels.dtype) == (first.scale, first.offset, first.pixels.dtype)
+    filled = first.missing & ~cut.missing
+    if fits and filled.any():  # numbers that mean other things do not go into one tile
+        first.pixels[:, filled] = cut.pixels[:, filled]
+        first.missing[filled] = False
+        tile.used.append(scene)
+
+
+def _decide_tile(tile: _Progress, job: CutJob) -> None:
+    """After a scene was read: ask one of its mates, or take the tile as it is, or refuse it."""
+    first = tile.first
+    assert first is not None and first.pixels is not None and first.missing is not None
+    if tile.mates and first.missing.any():
+        tile.joining = tile.mates.pop(0)
+        return
+    empty = float(first.missing.mean())
+    if empty > job.max_nodata:
+        _next_scene(tile, job, ('too many missing pixels', 100 * empty))
+        return
+    tile.decided = tile.cut = True
+    tile.facts = _facts(tile, job, first, empty)
 
 
 def _look_at_clouds(
@@ -213,27 +263,39 @@ def _look_at_clouds(
         scene = wanted[index][0]
         tile = by_scene[scene][cut.number]
         if cut.pixels is None or cut.missing is None:
-            _next_scene(tile, job, cut.problem)
+            _give_up_scene(tile, job, cut.problem)
             cloudy[scene].add(cut.number)
             continue
-        seen = cut.pixels[0][~cut.missing]
-        percent = 100 * float(np.isin(seen, CLOUDY_CLASSES).mean()) if len(seen) else 0.0
-        tile.facts['tile_cloud_percent'] = percent
+        classes = cut.pixels[0][~cut.missing]
+        clouds = int(np.isin(classes, CLOUDY_CLASSES).sum())
+        percent = 100 * clouds / max(1, len(classes))
         if job.max_tile_cloud_percent is not None and percent > job.max_tile_cloud_percent:
-            tile.cloudiest = max(tile.cloudiest, percent)
-            _next_scene(tile, job)
+            _give_up_scene(tile, job, refused=('too cloudy', percent))
             cloudy[scene].add(cut.number)
+        else:
+            tile.clouds.append((clouds, len(classes)))
     for scene, numbers in cloudy.items():
         by_scene[scene] = [t for n, t in enumerate(by_scene[scene]) if n not in numbers]
 
 
-def _next_scene(tile: _Progress, job: CutJob, problem: str = '') -> None:
-    """Note why a scene would not do, and go on to the next one or give the tile up."""
-    tile_id = tile.job.facts['tile_id']
-    tile.facts = {}
+def _give_up_scene(tile: _Progress, job: CutJob, problem: str = '', refused: tuple[str, float] | None = None) -> None:
+    """A scene cannot be read, or is too cloudy: do without that mate, or without that candidate."""
     if problem:
-        scene = job.scenes[tile.job.scenes[tile.attempt]]
-        tile.rejects.append(('scene', scene.item_id, 'scene cannot be read', f'{tile_id}: {problem}'))
+        scene = job.scenes[tile.target]
+        detail = f'{tile.job.facts["tile_id"]}: {problem}'
+        tile.rejects.append(('scene', scene.item_id, 'scene cannot be read', detail))
+    if tile.joining is None:
+        _next_scene(tile, job, refused)
+    else:
+        _decide_tile(tile, job)
+
+
+def _next_scene(tile: _Progress, job: CutJob, refused: tuple[str, float] | None = None) -> None:
+    """Go on to the next candidate, or give the tile up for the reason of its best one."""
+    tile_id = tile.job.facts['tile_id']
+    tile.first, tile.joining, tile.used, tile.mates, tile.clouds = None, None, [], [], []
+    if refused is not None:
+        tile.refused.append(refused)
     tile.attempt += 1
     if tile.attempt < len(tile.job.scenes):
         return
@@ -241,29 +303,38 @@ def _next_scene(tile: _Progress, job: CutJob, problem: str = '') -> None:
     if tile.rejects:  # trying again may help, so this comes first
         tile.unreadable = True
         tile.rejects.append(('tile', tile_id, UNREADABLE, f'{len(tile.rejects)} of {tile.attempt} scenes failed'))
-    elif tile.emptiest:
-        tile.rejects.append(('tile', tile_id, 'too many missing pixels', f'{100 * tile.emptiest:.0f} % nodata'))
-    else:
-        tile.rejects.append(('tile', tile_id, 'too cloudy', f'{tile.cloudiest:.0f} % cloud inside the tile'))
+        return
+    reason = tile.refused[0][0]
+    least = min(percent for why, percent in tile.refused if why == reason)
+    what = {'too cloudy': 'cloud inside the tile', 'too many missing pixels': 'nodata'}[reason]
+    tile.rejects.append(('tile', tile_id, reason, f'{least:.3g} % {what} in the best of {tile.attempt} scenes'))
 
 
 UNREADABLE = 'no scene could be read'
 """Why a tile was rejected that is worth another try."""
 
 
-def _facts(tile: _Progress, scene: Scene, sources: list[BandSource], empty: float) -> dict[str, Any]:
+def _facts(tile: _Progress, job: CutJob, cut: Cut, empty: float) -> dict[str, Any]:
+    assert cut.pixels is not None and cut.missing is not None
     attempt = tile.attempt
+    scene = job.scenes[tile.job.scenes[attempt]]
     days = tile.job.days_apart[attempt]
+    clouds, classified = (sum(part) for part in zip(*tile.clouds, strict=True)) if tile.clouds else (0, 0)
+    outside, zero = shares_of(cut.pixels, cut.missing, cut.scale, cut.offset, job.value_range)
     return {
         'item_id': scene.item_id,
         'collection': scene.collection,
         'datetime': scene.when.isoformat(),
+        'mosaic': [job.scenes[s].item_id for s in tile.used],
         'cloud_cover': scene.cloud_percent,
-        'tile_cloud_percent': tile.facts.get('tile_cloud_percent'),
+        'tile_cloud_percent': 100 * clouds / classified if classified else (0.0 if tile.clouds else None),
         'processing_baseline': scene.baseline,
         'nodata_fraction': empty,
-        'scale': [s.scale for s in sources],
-        'offset': [s.offset for s in sources],
+        'outside_fraction': round(outside, 6),
+        'zero_fraction': round(zero, 6),
+        'not_finite_fraction': round(cut.not_finite, 6),
+        'scale': list(cut.scale),
+        'offset': list(cut.offset),
         'coverage': round(tile.job.coverage[attempt], 6),
         'days_apart': None if days != days else round(days, 6),
         'scene_rank': attempt,
@@ -276,11 +347,12 @@ def _write(shard: ShardJob, tiles: list[_Progress], job: CutJob, out: Place) -> 
     rows: list[dict[str, Any]] = []
     with ShardWriter(out / shard.name) as writer:
         for tile in tiles:
-            if tile.pixels is None:
+            if not tile.cut or tile.first is None or tile.first.pixels is None:
                 continue
-            row = {**tile.job.facts, **tile.facts, 'dtype': str(tile.pixels.dtype)}
+            pixels = tile.first.pixels
+            row = {**tile.job.facts, **tile.facts, 'dtype': str(pixels.dtype)}
             inside = {**row, 'photos': tile.job.photos, 'bands': job.bands, 'gsd_m': job.grid.gsd_m}
-            offset, nbytes = writer.add(tile.job.facts['tile_id'], tile.pixels, inside)
+            offset, nbytes = writer.add(tile.job.facts['tile_id'], pixels, inside)
             rows.append(
                 {**row, 'number': tile.job.number, 'shard': shard.name, 'byte_offset': offset, 'nbytes': nbytes}
             )

@@ -65,6 +65,7 @@ def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
     scenes, choice = stages.scenes.scenes, stages.choice
     best = choice.scene[:, 0]
     wanted, costs, layouts, problems = _costs(stages)
+    warped, origin = _warped(stages, wanted, costs)
     total = {k: float(sum(getattr(c, k) for c in costs)) for k in ('requests', 'bytes', 'blocks', 'reads')}
     decoded = float(sum(c.decoded_bytes for c in costs))
     remote = any(layout.remote for layout in layouts)
@@ -83,6 +84,11 @@ def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
         'splits': {str(k): int(v) for k, v in plan.tiles['split'].value_counts().sort_index().items()},
         'pairs': len(plan.pairs),
         'tiles_without_scene': int((best < 0).sum()),
+        'tiles_copied': int((best >= 0).sum()) - len(warped),
+        'tiles_warped': len(warped),
+        'grid_origin_m': origin,
+        'tiles_over_seams': int(choice.seams.sum()),
+        'mosaic': recipe.sensor.mosaic,
         'scenes': len(np.unique(best[best >= 0])),
         'scenes_found': len(scenes),
         'search': stages.scenes.counts,
@@ -125,6 +131,28 @@ class _Wanted:
     resampling: Resampling
     tiles: npt.NDArray[np.int64]
     """Rows of the plan."""
+    mask: bool = False
+    """It tells clouds and is no band of the tile."""
+
+
+def _warped(
+    stages: Stages, wanted: list[_Wanted], costs: list[FileCost]
+) -> tuple[set[int], tuple[float, float] | None]:
+    """Tiles that will be resampled, and the origin of the grid that most of their scenes have, where they share one."""
+    recipe, tiles = stages.recipe, stages.plan.tiles
+    warped: set[int] = set()
+    origins: Counter[tuple[float, float]] = Counter()
+    gsd = recipe.sensor.gsd_m
+    for file, cost in zip(wanted, costs, strict=True):
+        rows = file.tiles[~cost.copied]
+        if file.mask or not len(rows):
+            continue
+        warped |= set(rows.tolist())
+        grid = cost.grid
+        if abs(grid.transform.a - gsd) < 1e-6 * gsd and grid.crs_name == f'EPSG:{tiles["epsg"].iloc[rows[0]]}':
+            origins[round(grid.transform.c % gsd, 6), round(grid.transform.f % gsd, 6)] += len(rows)
+    origin = origins.most_common(1)[0][0] if origins else None
+    return warped, origin
 
 
 def _costs(stages: Stages) -> tuple[list[_Wanted], list[FileCost], list[Layout], list[str]]:
@@ -144,24 +172,30 @@ def _costs(stages: Stages) -> tuple[list[_Wanted], list[FileCost], list[Layout],
 
 def _wanted_files(stages: Stages, problems: Counter[str]) -> Iterator[_Wanted]:
     """Every file as often as it will be opened: once for each job that cuts tiles of its scene."""
-    recipe, scenes = stages.recipe, stages.scenes.scenes
-    best = stages.choice.scene[:, 0]
+    recipe, scenes, choice = stages.recipe, stages.scenes.scenes, stages.choice
     for group in group_shards(stages, make_shards(stages)):
         rows = np.concatenate([shard.tiles for shard in group])
-        for number in np.unique(best[rows]).tolist():
-            if number < 0:
-                continue
-            scene = scenes[number]
+        asked = choice.scene[rows, 0]
+        over = rows[choice.seams[rows]]  # the first of its mates fills what the best scene leaves
+        rows = np.concatenate([rows, over])
+        asked = np.concatenate([asked, choice.mates[over, 0, 0]]) if len(over) else asked
+        for number in np.unique(asked[asked >= 0]).tolist():
+            scene, mine = scenes[number], rows[asked == number]
             try:
-                by_href = {s.href: s for s in band_sources(scene.item, recipe.sensor.bands)}
+                sources = list({s.href: s for s in _bands_of(recipe, scene)}.values())
             except GrafalignError as error:
                 problems[str(error)] += 1
                 continue
-            files = [(source, Resampling[recipe.sensor.resampling]) for source in by_href.values()]
+            resampling = Resampling[recipe.sensor.resampling]
+            for place, source in enumerate(sources):
+                yield _Wanted((scene.collection, place), scene, source, resampling, mine)
             if recipe.max_tile_cloud_percent is not None and (mask := cloud_mask(scene.item)) is not None:
-                files.append((mask, Resampling.nearest))
-            for place, (source, resampling) in enumerate(files):
-                yield _Wanted((scene.collection, place), scene, source, resampling, rows[best[rows] == number])
+                yield _Wanted((scene.collection, len(sources)), scene, mask, Resampling.nearest, mine, mask=True)
+
+
+def _bands_of(recipe: Recipe, scene: Scene) -> list[BandSource]:
+    sensor = recipe.sensor
+    return band_sources(scene.item, sensor.bands, sensor.gsd_m, sensor.overrides)
 
 
 def _layouts(recipe: Recipe, wanted: list[_Wanted], problems: Counter[str]) -> dict[tuple[str, int], Layout]:
@@ -196,6 +230,8 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
         ('tiles', f'{told["tiles"]:,} ({splits})'),
         ('pairs', f'{told["pairs"]:,}'),
         ('tiles without a scene', f'{told["tiles_without_scene"]:,}'),
+        ('copied from the scene, or resampled', f'{told["tiles_copied"]:,}, {told["tiles_warped"]:,}'),
+        ('over the seam of two scenes', f'{told["tiles_over_seams"]:,} {_MOSAIC[told["mosaic"]]}'),
         ('scenes', f'{told["scenes"]:,} of {told["scenes_found"]:,} found'),
         ('files', f'{told["files"]:,}'),
         ('requests', f'{told["requests"]:,}'),
@@ -205,7 +241,16 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
         ('time, about', f'{duration_text(told["seconds"])}'),
         ('of which', ', '.join(f'{k} {duration_text(v)}' for k, v in of.items()) + ' (side by side)'),
     ]
-    return [*shown, *(('note', p) for p in told['assumptions']['problems'])]
+    notes = list(told['assumptions']['problems'])
+    if told['tiles_warped'] and told['grid_origin_m'] is not None:
+        east, north = told['grid_origin_m']
+        notes.append(
+            f'the scenes lie on another grid; with sensor.origin_m: [{east:g}, {north:g}] tiles would be copied'
+        )
+    return [*shown, *(('note', note) for note in notes)]
+
+
+_MOSAIC = {'day': 'made of the scenes of a day', 'none': '(sensor.mosaic: day would fill them)'}
 
 
 def show(told: dict[str, Any], title: str) -> None:

@@ -54,7 +54,8 @@ def finish(stages: Stages, out: Place, shards: list[Shard]) -> PairSummary:
     tables = make_tables(recipe, photos, plan, cut, rejects)
     for name in _TABLES:
         write_table(getattr(tables, name), out / f'{name}.parquet')
-    wanted = set(zip(tables.tiles['collection'], tables.tiles['item_id'], strict=True))
+    mosaics = zip(tables.tiles['collection'], tables.tiles['mosaic'], strict=True)
+    wanted = {(collection, item) for collection, items in mosaics for item in items}
     used = [s.item for s in scenes.scenes if (s.collection, s.item_id) in wanted]
     write_atomically(out / 'scenes.parquet', items_to_parquet(used))
     rejected = tables.rejected

@@ -90,7 +90,8 @@ def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]]) -> Iterator
                 options = choice.scene[number]
                 kept = int((options >= 0).sum())
                 scenes = options[:kept].tolist()
-                wanted.update(scenes)
+                mates = [[m for m in choice.mates[number, k].tolist() if m >= 0] for k in range(kept)]
+                wanted.update(scenes, *mates)
                 jobs.append(
                     TileJob(
                         number,
@@ -100,6 +101,7 @@ def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]]) -> Iterator
                         choice.coverage[number, :kept].tolist(),
                         choice.days_apart[number, :kept].tolist(),
                         int(choice.considered[number]),
+                        mates,
                     )
                 )
             shards.append(ShardJob(shard_name(shard.index), sidecar_name(shard.index), jobs))
@@ -115,4 +117,6 @@ def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]]) -> Iterator
             recipe.scenes.sign,
             public_assets_only(recipe.scenes),
             recipe.run.threads,
+            recipe.sensor.overrides,
+            recipe.sensor.value_range,
         )

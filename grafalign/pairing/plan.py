@@ -2,7 +2,8 @@
 
 Photos are visited in a fixed pseudo-random order (a hash of photo id and seed). A photo that no tile holds yet seeds a
 tile centred on it; in the end every photo inside a tile belongs to it, and at most `max_photos` are kept per tile,
-chosen by the same hash. Tiles that touch blocks of two splits are dropped, so that no pixel is on both sides.
+chosen by the same hash. Tiles that touch blocks of two splits, or lie within a buffer of another split's block, are
+dropped: no pixel is on both sides, and no place is shown from both either.
 
 The visit is the one step that must be taken photo by photo; all others work on whole columns. Both cost time and memory
 in proportion to the number of photos (`experiments/performance/planning.md`).
@@ -11,6 +12,7 @@ in proportion to the number of photos (`experiments/performance/planning.md`).
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,8 @@ from grafalign.photos.ranks import ranks
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_BLOCK_SHARE = 0.7
+"""Share of a block's height that its width surely has, however the columns of its row are divided."""
 _VISITED_TOGETHER = 200_000
 """Photos that are Python numbers at one time."""
 
@@ -63,6 +67,7 @@ def make_plan(
     seed: int,
     block_km: float,
     shares: dict[str, float],
+    buffer_m: float = 0.0,
 ) -> Plan:
     """Plan the tiles for a photo table.
 
@@ -75,11 +80,16 @@ def make_plan(
         seed: seed of the visiting order and of the splits.
         block_km: side of the split blocks.
         shares: share of each split.
+        buffer_m: metres that a tile keeps from blocks of other splits.
     """
     rank = ranks(photo_ids, seed)
     places = _places(lon, lat, grid)
     epsg, left, top = _seed_tiles(rank, places, grid)
     split = _splits(epsg, left, top, grid, block_km, shares, seed)
+    near = np.zeros(len(epsg), dtype=bool)
+    if buffer_m:
+        near = (split != None) & (_splits(epsg, left, top, grid, block_km, shares, seed, buffer_m) == None)  # noqa: E711
+        split[near] = None
     photo, tile, row, col = _members(epsg, left, top, places, grid)
     order = np.lexsort((rank[photo], tile))
     photo, tile, row, col = photo[order], tile[order], row[order], col[order]
@@ -99,11 +109,18 @@ def make_plan(
             'split': pd.Series(split[rows], dtype='str'),
         }
     )
-    held, crowded = np.zeros((2, len(lon)), dtype=bool)
+    held, crowded, kept_away = np.zeros((3, len(lon)), dtype=bool)
     held[pairs['photo']] = True
     crowded[photo[usable[tile]]] = True
+    kept_away[photo[near[tile]]] = True
     lost = np.flatnonzero(~held)
-    reason = pd.Series(np.where(crowded[lost], f'tile already has {max_photos} photos', 'tile touches two splits'))
+    reason = pd.Series(
+        np.select(
+            [crowded[lost], kept_away[lost]],
+            [f'tile already has {max_photos} photos', f'tile lies within {buffer_m:g} m of another split'],
+            'tile touches two splits',
+        )
+    )
     return Plan(tiles, pairs, pd.DataFrame({'photo': lost, 'reason': reason.astype('category')}))
 
 
@@ -219,19 +236,27 @@ def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid) -> tuple[Ints, Floa
 
 
 def _splits(
-    epsg: Ints, left: Floats, top: Floats, grid: TileGrid, block_km: float, shares: dict[str, float], seed: int
+    epsg: Ints,
+    left: Floats,
+    top: Floats,
+    grid: TileGrid,
+    block_km: float,
+    shares: dict[str, float],
+    seed: int,
+    margin_m: float = 0.0,
 ) -> npt.NDArray[np.object_]:
-    """The split of every tile, None where its blocks disagree."""
+    """The split of every tile with a margin around it, None where its blocks disagree."""
     split = np.full(len(epsg), None, dtype=object)
+    points = 1 + math.ceil((grid.side_m + 2 * margin_m) / (_BLOCK_SHARE * 1000 * block_km))
     order = np.argsort(epsg, kind='stable')
     for start, stop in _runs(epsg[order]):
         here = order[start:stop]
         zone = int(epsg[here[0]])
-        blocks = blocks_touched(*grid.box_around(zone, left[here], top[here]), block_km)
+        blocks = blocks_touched(*grid.box_around(zone, left[here], top[here], margin_m), block_km, points)
         doubtful = (blocks != blocks[:, :1]).any(axis=1)  # only near a block's edge the exact outline matters
         if doubtful.any():
-            exact = grid.bounds_lonlat(zone, left[here[doubtful]], top[here[doubtful]])
-            blocks[doubtful] = blocks_touched(*exact, block_km)
+            exact = grid.bounds_lonlat(zone, left[here[doubtful]], top[here[doubtful]], margin_m)
+            blocks[doubtful] = blocks_touched(*exact, block_km, points)
         names = split_of_blocks(blocks, shares, seed)
         agree = (names == names[:, :1]).all(axis=1)
         split[here[agree]] = names[agree, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +13,7 @@ from grafalign.engine import Kind
 from grafalign.geo import TileGrid
 from grafalign.photos import PhotoSource
 from grafalign.scenes import SceneSource
+from grafalign.scenes.radiometry import BandOverride
 
 
 class SensorSettings(Settings):
@@ -27,6 +29,14 @@ class SensorSettings(Settings):
     """Physical values, after scale and offset, that become 0 and 1 at the model's input: the same for every tile.
     [0, 255] for 8-bit pictures; [0, 0.3] for reflectance, as GRAFT's Sentinel-2 tiles (DN / 3000)."""
 
+    origin_m: tuple[float, float] = (0.0, 0.0)
+    """Easting and northing of any corner of a pixel of the scenes, so that tiles lie on their grid and are copied, not
+    resampled: [15, 15] for Landsat. `pair --explain` says how many tiles are copied, and what to write here."""
+    mosaic: Literal['day', 'none'] = 'day'
+    """Where a scene leaves pixels of a tile missing: fill them from other scenes of the same collection and day (UTC),
+    those that cover more of the tile first; or leave them missing."""
+    overrides: dict[str, BandOverride] = {}
+    """For bands whose items or files are wrong: nodata, scale, offset and mask, by the band's name."""
     resampling: Literal['nearest', 'bilinear', 'cubic', 'average', 'lanczos'] = 'bilinear'
     """How tiles are warped that are not on a scene's own grid; on it they are copied."""
 
@@ -34,6 +44,10 @@ class SensorSettings(Settings):
     def _rising(self) -> Self:
         if self.value_range[1] <= self.value_range[0]:
             raise ValueError('`value_range` must rise')
+        if not all(math.isfinite(v) for v in (*self.value_range, *self.origin_m)):
+            raise ValueError('`value_range` and `origin_m` must be finite')
+        if unknown := set(self.overrides) - set(self.bands):
+            raise ValueError(f'`overrides` names {sorted(unknown)[0]!r}, which is not among `bands`')
         return self
 
 
@@ -49,6 +63,9 @@ class SplitSettings(Settings):
     """The `split:` part: which blocks of the Earth are held out."""
 
     block_km: float = Field(default=20.0, gt=0)
+    buffer_m: float | None = Field(default=None, ge=0)
+    """Metres that tiles keep from blocks of other splits, so that no place is shown from both sides; one tile side by
+    default. Tiles within it are dropped and counted."""
     shares: dict[str, float] = {'train': 0.8, 'val': 0.1, 'test': 0.1}
 
     @model_validator(mode='after')
@@ -106,7 +123,12 @@ class Recipe(Settings):
     @property
     def grid(self) -> TileGrid:
         """The tiles' common shape."""
-        return TileGrid(self.sensor.size_px, self.sensor.gsd_m)
+        return TileGrid(self.sensor.size_px, self.sensor.gsd_m, self.sensor.origin_m)
+
+    @property
+    def buffer_m(self) -> float:
+        """Metres that tiles keep from blocks of other splits."""
+        return self.grid.side_m if self.split.buffer_m is None else self.split.buffer_m
 
     @property
     def digest(self) -> str:

@@ -27,7 +27,6 @@ from grafalign.store import MARKER, PairStore, shard_name
 
 WORK = '_work'
 _RETRIES = 'retries.json'
-_SCENES_CHECKED = 20
 
 
 def pair(recipe: Recipe, out: Place, workers: int | None = None, retry_failed: bool = False) -> PairSummary:
@@ -77,17 +76,17 @@ def _pair(recipe: Recipe, out: Place, workers: int | None, retry_failed: bool) -
 
 
 def _check_bands(stages: Stages) -> None:
-    """Raise if the best scenes lack the recipe's bands, before anything is cut, so that the recipe can be mended."""
-    best = np.unique(stages.choice.scene[:, 0])
-    problems = []
-    for number in best[best >= 0][:_SCENES_CHECKED].tolist():
+    """Raise if no best scene has the recipe's bands, before anything is cut, so that the recipe can be mended."""
+    best, sensor = np.unique(stages.choice.scene[:, 0]), stages.recipe.sensor
+    problem: GrafalignError | None = None
+    for number in best[best >= 0].tolist():
         try:
-            band_sources(stages.scenes.scenes[number].item, stages.recipe.sensor.bands)
+            band_sources(stages.scenes.scenes[number].item, sensor.bands, sensor.gsd_m, sensor.overrides)
             return
         except GrafalignError as error:
-            problems.append(error)
-    if problems:
-        raise problems[0]
+            problem = problem or error
+    if problem is not None:
+        raise problem
 
 
 def begin(recipe: Recipe, out: Place) -> None:

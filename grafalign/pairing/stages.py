@@ -89,11 +89,13 @@ class Stages:
                 settings.seed,
                 split.block_km,
                 split.shares,
+                recipe.buffer_m,
             )
             if not len(plan.tiles):
                 raise GrafalignError(
-                    f'All {len(table)} photos lie in tiles that touch two splits; make split.block_km '
-                    f'({split.block_km} km) larger against the tile ({recipe.grid.side_m / 1000:g} km).'
+                    f'All {len(table)} photos lie in tiles that touch two splits, or within split.buffer_m '
+                    f'({recipe.buffer_m:g} m) of another split; make split.block_km ({split.block_km} km) larger '
+                    f'against the tile ({recipe.grid.side_m / 1000:g} km).'
                 )
             write_table(plan.pairs, self.work / 'plan_pairs.parquet')
             write_table(plan.dropped, self.work / 'plan_dropped.parquet')
@@ -143,6 +145,7 @@ class Stages:
             photo_days(self.photos.table['taken_at'])[plan.pairs['photo'].to_numpy()],
             self.first_pair,
             CANDIDATES,
+            mosaic=self.recipe.sensor.mosaic == 'day',
         )
 
     @cached_property

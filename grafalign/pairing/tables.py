@@ -9,6 +9,7 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import shapely
 
 from grafalign.errors import GrafalignError
 from grafalign.pairing.cut import UNREADABLE
@@ -16,6 +17,7 @@ from grafalign.pairing.plan import Plan
 from grafalign.pairing.recipe import Recipe
 from grafalign.photos import Photos
 from grafalign.photos.table import REJECTED_COLUMNS
+from grafalign.scenes.regions import across_antimeridian
 
 Reject = tuple[str, str, str, str]
 """kind (photo, tile or scene), id, reason, detail."""
@@ -91,6 +93,9 @@ def _tile_table(recipe: Recipe, plan: Plan, tiles: pd.DataFrame, when: pd.Series
         days_apart=tiles['days_apart'].astype('float64'),
     )
     outlines = recipe.grid.polygons(*(tiles[c].to_numpy() for c in ('epsg', 'left', 'top')))
+    # in two parts where they cross the antimeridian (RFC 7946), so that a region on either side finds them
+    over = np.flatnonzero(shapely.bounds(outlines)[:, 2] > 180)
+    outlines[over] = [across_antimeridian(outline) for outline in outlines[over]]
     return gpd.GeoDataFrame(columns, geometry=outlines, crs='EPSG:4326')
 
 

@@ -10,6 +10,7 @@ completed in about that order and only a few are open at a time.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,11 @@ class Cut:
     missing: npt.NDArray[np.bool_] | None
     """[H, W]: pixels that are missing in any of the files."""
     problem: str = ''
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+    """[C]: physical = stored * scale + offset."""
+    not_finite: float = 0.0
+    """Share of the pixels that the files hold there and that are NaN or infinite in any band; all of them missing."""
 
 
 @dataclass
@@ -55,7 +61,10 @@ class _File:
     raster: Raster
     bands: list[int]
     places: list[int]
-    nodata: float | None
+    nodata: tuple[float, ...]
+    scales: list[float]
+    offsets: list[float]
+    """What the numbers of each band mean."""
     parts: dict[int, TilePart] = field(default_factory=dict)
 
 
@@ -175,14 +184,41 @@ class SceneCutter:
         gsd_m = abs(scene.boxes[0].affine.a)
 
         def open_file(href: str, places: list[int]) -> _File:
-            raster = Raster(href, self._reader, gsd_m)
-            wanted = [scene.bands[p].index for p in places]
-            if max(wanted) > raster.count:
-                raise SceneReadError(f'{href}: has {raster.count} bands, no band {max(wanted)}')
-            stated = scene.bands[places[0]].nodata
-            return _File(raster, wanted, places, stated if stated is not None else raster.nodata)
+            sources = [scene.bands[p] for p in places]
+            stated = tuple(dict.fromkeys(value for s in sources for value in s.nodata))
+            raster = Raster(
+                href,
+                self._reader,
+                gsd_m,
+                data_bands=sorted({band for s in sources for band in (*s.data_bands, s.index)}),
+                nodata=bool(stated),
+                mask=all(s.mask for s in sources),
+            )
+            bands = [s.index for s in sources]
+            if max(bands) > raster.count:
+                raise SceneReadError(f'{href}: has {raster.count} bands, no band {max(bands)}')
+            scales, offsets = zip(*(_radiometry(raster, s) for s in sources), strict=True)
+            nodata = stated if raster.nodata is None else (*stated, raster.nodata)
+            return _File(raster, bands, places, nodata, list(scales), list(offsets))
 
         return [self._pool.submit(open_file, href, places) for href, places in by_href.items()]
+
+
+def _radiometry(raster: Raster, band: BandSource) -> tuple[float, float]:
+    """Scale and offset of a band: as its item or recipe states them, else as its file does.
+
+    Raises:
+        SceneReadError: those of the file make no sense.
+    """
+    if band.scale is not None and band.offset is not None:
+        return band.scale, band.offset
+    scale, offset = raster.scales[band.index - 1], raster.offsets[band.index - 1]
+    if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
+        raise SceneReadError(
+            f'{raster.href}: scale {scale:g} and offset {offset:g} of band {band.index} make no sense; set them in '
+            'sensor.overrides'
+        )
+    return scale, offset
 
 
 class _Cutting:
@@ -194,6 +230,7 @@ class _Cutting:
         self._planes: dict[int, list[tuple[_File, npt.NDArray[np.generic], npt.NDArray[np.bool_]]]] = defaultdict(list)
         self._wanting: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
         self._done: list[Cut] = []
+        self._not_finite: dict[int, float] = {}
         self._problems: dict[int, list[tuple[int, int, int, str]]] = defaultdict(list)
         self._left = len(scene.boxes)
         self.runs: list[Run] = []
@@ -207,6 +244,8 @@ class _Cutting:
         kinds = {file.raster.dtypes[b - 1] for file in self._files for b in file.bands}
         if not problem and len(kinds) > 1:
             problem = f'{scene.bands[0].href}: bands are stored as {", ".join(sorted(kinds))}'
+        by_band = sorted(b for f in self._files for b in zip(f.places, f.scales, f.offsets, strict=True))
+        self._radiometry = tuple(scale for _, scale, _ in by_band), tuple(offset for *_, offset in by_band)
         self._parts_left = dict.fromkeys(range(len(scene.boxes)), len(self._files))
         if not problem:
             try:
@@ -315,6 +354,7 @@ class _Cutting:
         with self._lock:
             if plane is not None:
                 self._planes[number].append((file, *plane))
+                self._not_finite[number] = max(self._not_finite.get(number, 0.0), part.not_finite)
             self._parts_left[number] -= 1
             if self._parts_left[number]:
                 return
@@ -328,6 +368,7 @@ class _Cutting:
                 tile[source.places] = pixels
                 holes |= missing
             tile[:, holes] = 0
-            cut = Cut(number, tile, holes)
+            scale, offset = self._radiometry
+            cut = Cut(number, tile, holes, '', scale, offset, self._not_finite.pop(number, 0.0))
         with self._lock:
             self._done.append(cut)

@@ -3,6 +3,9 @@
 Cloudy scenes never reach this point (`max_cloud_percent`), so among the scenes that are clear enough the time decides,
 as in GRAFT (cloud limit, then the image closest in time to the photo). Coverage counts in twentieths: a sliver more of
 a tile is worth no year.
+
+Scenes of one collection and day (UTC) may be put together in a tile, so what counts is what they cover together; among
+them the one that covers most of the tile comes first, and the others are its mates.
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ Ints = npt.NDArray[np.int64]
 
 _FULL = 0.999
 _STEP = 0.05
+_MORE = 1e-3
+"""Share of a tile that mates must add to be worth asking."""
 _TILES_AT_ONCE = 10_000
+MATES = 3
+"""Scenes that may fill what another one of their day leaves missing: four sheets meet at a corner."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,16 @@ class Choice:
     scene: Ints
     """[T, K] numbers of scenes; -1 where there are no more."""
     coverage: Floats
-    """[T, K]: share of the tile inside the scene's footprint."""
+    """[T, K]: share of the tile inside the scene's footprint, and those of its mates."""
     days_apart: Floats
     """[T, K]: mean days between the scene and the tile's photos; NaN where no photo has a time."""
     considered: Ints
     """[T]: scenes that touch the tile."""
+    mates: npt.NDArray[np.int32]
+    """[T, K, `MATES`] numbers of other scenes of the same collection and day over the tile, those that cover more of it
+    first; -1 where there are no more. [T, K, 0] where tiles are no mosaics."""
+    seams: npt.NDArray[np.bool_]
+    """[T]: the best scene covers only a part of the tile, and its mates more."""
 
 
 def choose_scenes(
@@ -44,6 +56,7 @@ def choose_scenes(
     photo_days: Floats,
     first_photo: Ints,
     keep: int,
+    mosaic: bool = False,
 ) -> Choice:
     """Rank the scenes over every tile.
 
@@ -53,6 +66,7 @@ def choose_scenes(
         photo_days: times of the tiles' photos in days since 1970, tile after tile; NaN where unknown.
         first_photo: [T + 1] where each tile's photos begin in `photo_days`.
         keep: K.
+        mosaic: whether scenes of one collection and day are put together.
     """
     count = len(first_photo) - 1
     choice = Choice(
@@ -60,7 +74,12 @@ def choose_scenes(
         np.zeros((count, keep)),
         np.full((count, keep), np.nan),
         np.zeros(count, dtype=np.int64),
+        np.full((count, keep, MATES if mosaic else 0), -1, dtype=np.int32),
+        np.zeros(count, dtype=bool),
     )
+    days = {(s.collection, s.when.date()) for s in scenes}
+    numbers = {day: i for i, day in enumerate(sorted(days))}
+    group = np.array([numbers[s.collection, s.when.date()] for s in scenes], dtype=np.int64)
     footprints = np.array([s.footprint for s in scenes], dtype=object)
     shapely.prepare(footprints)
     tree = shapely.STRtree(footprints)
@@ -68,19 +87,96 @@ def choose_scenes(
     cloud = np.array([np.inf if s.cloud_percent is None else s.cloud_percent for s in scenes])
     for start in range(0, count, _TILES_AT_ONCE):
         stop = min(start + _TILES_AT_ONCE, count)
-        tile, scene, covered = _overlaps(tree, footprints, outlines(start, stop))
+        boxes = outlines(start, stop)
+        tile, scene, own = _overlaps(tree, footprints, boxes)
         first = first_photo[start : stop + 1]
         apart = _days_apart(day[scene], photo_days[first[0] : first[-1]], first - first[0], tile)
-        step = np.where(covered >= _FULL, 1.0, np.floor(covered / _STEP) * _STEP)
         # photos without a time leave it to the newest scene
-        order = np.lexsort((scene, cloud[scene], np.where(np.isnan(apart), -day[scene], apart), -step, tile))
-        tile, scene, covered, apart = tile[order], scene[order], covered[order], apart[order]
+        time = np.where(np.isnan(apart), -day[scene], apart)
+        covered, day_time, day_cloud = own, time, cloud[scene]
+        if mosaic:
+            _, member = np.unique(tile * len(numbers) + group[scene], return_inverse=True)
+            covered, joined = _together(member, tile, scene, own, footprints, boxes)
+            day_time = np.where(joined, _least(time, member), time)
+            day_cloud = np.where(joined, _least(cloud[scene], member), cloud[scene])
+        order = np.lexsort((scene, cloud[scene], time, -_steps(own), day_cloud, day_time, -_steps(covered), tile))
+        tile, scene, covered, apart, own = tile[order], scene[order], covered[order], apart[order], own[order]
         choice.considered[start:stop] = np.bincount(tile, minlength=stop - start)
         place = np.arange(len(tile)) - np.searchsorted(tile, tile)
         kept = place < keep
         at = start + tile[kept], place[kept]
         choice.scene[at], choice.coverage[at], choice.days_apart[at] = scene[kept], covered[kept], apart[kept]
+        if mosaic:
+            more = (own < _FULL) & (covered > own + _MORE)
+            choice.seams[start + tile[(place == 0) & more]] = True
+            # an outline may promise more than its file holds: of scenes that should cover all, mates are asked, too
+            helpful = (more | (own >= _FULL))[kept]
+            choice.mates[at] = np.where(
+                helpful[:, None], _mates(member[order], scene, own, np.flatnonzero(kept)), np.int32(-1)
+            )
     return choice
+
+
+def _steps(covered: Floats) -> Floats:
+    """Coverage in twentieths."""
+    return np.where(covered >= _FULL, 1.0, np.floor(covered / _STEP) * _STEP)
+
+
+def _least(values: Floats, member: Ints) -> Floats:
+    """For every entry the least value of its group."""
+    least = np.full(member.max(initial=-1) + 1, np.inf)
+    np.minimum.at(least, member, values)
+    return least[member]
+
+
+def _together(
+    member: Ints,
+    tile: Ints,
+    scene: Ints,
+    own: Floats,
+    footprints: npt.NDArray[np.object_],
+    tiles: npt.NDArray[np.object_],
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """What of a tile the scenes of one collection and day cover together, and where that is more than one alone does.
+
+    Args:
+        member: for every (tile, scene) the number of its tile and day.
+        tile: its tile.
+        scene: its scene.
+        own: share of the tile that the scene covers.
+        footprints: of all scenes.
+        tiles: outlines of all tiles; longitudes may exceed 180.
+    """
+    covered, joined = own.copy(), np.zeros(len(own), dtype=bool)
+    members = np.bincount(member)
+    most = -_least(-own, member)
+    order = np.argsort(member, kind='stable')
+    first = np.cumsum(members) - members
+    for number in np.unique(member[(members[member] > 1) & (most < _FULL)]).tolist():
+        rows = order[first[number] : first[number] + members[number]]
+        outline = tiles[tile[rows[0]]]
+        union = shapely.union_all(footprints[scene[rows]])
+        sides = (outline, shapely.transform(outline, lambda xy: xy - (360.0, 0.0)))
+        share = sum(float(shapely.area(shapely.intersection(side, union))) for side in sides)
+        covered[rows] = max(float(most[rows[0]]), min(1.0, share / float(shapely.area(outline))))
+        joined[rows] = True
+    return covered, joined
+
+
+def _mates(member: Ints, scene: Ints, own: Floats, rows: Ints) -> npt.NDArray[np.int32]:
+    """For some (tile, scene) the others of the same tile and day, [rows, MATES], more coverage first."""
+    order = np.lexsort((scene, -own, member))
+    ranked = member[order]
+    first, stop = (np.searchsorted(ranked, member[rows], side=side) for side in ('left', 'right'))
+    found = np.full((len(rows), MATES), -1, dtype=np.int32)
+    filled = np.zeros(len(rows), dtype=np.int64)
+    for step in range(MATES + 1):
+        at = np.minimum(first + step, len(order) - 1)
+        other = scene[order[at]]
+        there = (first + step < stop) & (other != scene[rows]) & (filled < MATES)
+        found[there, filled[there]] = other[there]
+        filled += there
+    return found
 
 
 def _overlaps(

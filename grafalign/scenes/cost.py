@@ -43,6 +43,8 @@ class Layout:
     header_seconds: float
     """Time the header took: about one request."""
     remote: bool
+    asks_for_mask: bool = False
+    """Whether a mask beside the file is asked for: one more request."""
     assumed: bool = False
     """No header could be read."""
 
@@ -57,6 +59,9 @@ class FileCost:
     reads: int
     """Blocks that tiles would read one by one, each tile on its own."""
     decoded_bytes: float
+    grid: Grid
+    copied: npt.NDArray[np.bool_]
+    """[tiles]: the tile lies on the file's grid and is copied, not resampled."""
 
 
 def read_layout(band: BandSource, reader: RangeReader, gsd_m: float) -> Layout:
@@ -66,7 +71,7 @@ def read_layout(band: BandSource, reader: RangeReader, gsd_m: float) -> Layout:
         SceneReadError: the file cannot be opened.
     """
     started = time.perf_counter()
-    raster = Raster(band.href, reader, gsd_m)
+    raster = Raster(band.href, reader, gsd_m, data_bands=band.data_bands, nodata=bool(band.nodata), mask=band.mask)
     seconds = time.perf_counter() - started
     grid = raster.grid
     steps = range(0, grid.width, raster.block_width), range(0, grid.height, raster.block_height)
@@ -76,9 +81,11 @@ def read_layout(band: BandSource, reader: RangeReader, gsd_m: float) -> Layout:
     stored = [b.nbytes for b in blocks if b.nbytes]
     bands = raster.count if raster.pixel_interleaved else 1
     decoded = raster.block_width * raster.block_height * np.dtype(raster.dtypes[band.index - 1]).itemsize * bands
+    remote = '://' in band.href
+    asks = remote and band.mask and not band.nodata and raster.nodata is None
     raster.close()
     mean = float(np.mean(stored)) if stored else 0.6 * decoded
-    return Layout(grid, raster.block_width, raster.block_height, mean, float(decoded), seconds, '://' in band.href)
+    return Layout(grid, raster.block_width, raster.block_height, mean, float(decoded), seconds, remote, asks)
 
 
 def assumed_layout(gsd_m: float) -> Layout:
@@ -115,13 +122,17 @@ def item_grid(item: dict[str, Any], href: str, layout: Layout, boxes: Sequence[G
     if layout.grid.crs_name != str(boxes[0].crs):
         size = gsd_m
     left, top = min(b.affine.c for b in boxes), max(b.affine.f for b in boxes)
+    if layout.grid.crs_name == str(boxes[0].crs) and not layout.assumed:  # scenes of a collection share their grid
+        left -= (left - layout.grid.transform.c) % size
+        top += (layout.grid.transform.f - top) % size
     wkt = CRS.from_user_input(str(boxes[0].crs)).to_wkt()
     return Grid(str(boxes[0].crs), wkt, Affine(size, 0, left, 0, -size, top), width=1 << 16, height=1 << 16)
 
 
 def file_cost(grid: Grid, layout: Layout, boxes: Sequence[GeoBox], resampling: Resampling) -> FileCost:
     """What tiles need of one file, block by block, with neighbours merged as the cutter does."""
-    windows = footprints(grid, boxes, resampling).windows
+    found = footprints(grid, boxes, resampling)
+    windows = found.windows
     left, top = np.maximum(windows[:, 0], 0), np.maximum(windows[:, 1], 0)
     right = np.minimum(windows[:, 0] + windows[:, 2], grid.width)
     bottom = np.minimum(windows[:, 1] + windows[:, 3], grid.height)
@@ -139,9 +150,11 @@ def file_cost(grid: Grid, layout: Layout, boxes: Sequence[GeoBox], resampling: R
     edges = np.flatnonzero(np.diff(blocks) > 1)
     lengths = np.diff(np.concatenate([[-1], edges, [len(blocks) - 1]])) if len(blocks) else np.array([], dtype=int)
     return FileCost(
-        requests=1 + int((-(-lengths // run)).sum()),
+        requests=1 + layout.asks_for_mask + int((-(-lengths // run)).sum()),
         bytes=HEADER_BYTES + layout.block_bytes * len(blocks),
         blocks=len(blocks),
         reads=len(tile),
         decoded_bytes=layout.decoded_bytes * len(blocks),
+        grid=grid,
+        copied=found.aligned,
     )

@@ -22,7 +22,16 @@ _REDIRECTS = urllib3.Retry(total=None, connect=0, read=0, other=0, status=0, red
 
 
 class RangeError(OSError):
-    """A range could not be had; the text says why."""
+    """A range could not be had; the text says why.
+
+    Args:
+        text: why.
+        missing: whether the server says that there is no such file, or none that may be read.
+    """
+
+    def __init__(self, text: str, missing: bool = False) -> None:
+        super().__init__(text)
+        self.missing = missing
 
 
 class _Again(Exception):
@@ -191,7 +200,7 @@ class RangeReader:
                 raise RangeError(str(error)) from None
             if fresh != url:
                 raise _Again(f'HTTP {response.status}', -1)
-        raise RangeError(f'HTTP {response.status}')
+        raise RangeError(f'HTTP {response.status}', missing=400 <= response.status < 500)
 
     def _take(self, href: str, response: urllib3.BaseHTTPResponse, skip: int, length: int, short: bool) -> bytes:
         """The next bytes of a body, after some that nobody wants."""
@@ -222,6 +231,8 @@ class RangeReader:
         try:
             fs, path = fsspec.core.url_to_fs(href)
             content: bytes = fs.cat_file(path, start=start, end=start + length)
+        except FileNotFoundError as error:
+            raise RangeError(str(error) or 'there is no such file', missing=True) from None
         except Exception as error:  # the packages behind fsspec raise types of their own (botocore's are plain ones)
             raise RangeError(str(error) or type(error).__name__) from None
         self.traffic.add(1, len(content))

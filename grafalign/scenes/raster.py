@@ -16,35 +16,42 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
+from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from grafalign.engine import default_workers
+from grafalign.foreign import ForeignFileError
+from grafalign.foreign.rasters import NO_NETWORK, check_references, open_raster, raster_driver
+from grafalign.geo import METRES_PER_DEGREE
 from grafalign.scenes.ranges import RangeError, RangeReader
 
 HEADER_BYTES = 32_768
 """First request for a file: the directories of a COG of 10,980 x 10,980 pixels with its overviews take 10 to 20 kB."""
 _ON_DEMAND_BYTES = 65_536
 """Least bytes fetched when GDAL asks for something that was not planned (a mask, a long header)."""
-_MAGIC = {b'II*\0': 'GTiff', b'MM\0*': 'GTiff', b'II+\0': 'GTiff', b'MM\0+': 'GTiff', b'\0\0\0\x0c': 'JP2OpenJPEG'}
-"""First bytes of what a remote file may be, and GDAL's driver for it: a VRT could name any file of this machine."""
 _DECODING = threading.BoundedSemaphore(default_workers())
 """Many threads wait for servers, but decoding in more of them than there are cores only wears out the caches."""
 _names = itertools.count()
-_SETTINGS = {'GDAL_CACHEMAX': 64}
+_SETTINGS = {'GDAL_CACHEMAX': 64, **NO_NETWORK}
 """A small block cache, as every block is read once."""
 _REMOTE_SETTINGS = {**_SETTINGS, 'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'}
-"""An asset elsewhere has no files beside it that would tell more; one on this machine may (.msk, .aux.xml)."""
+"""GDAL looks for no files beside an asset that is elsewhere; its mask is asked for by `Raster` itself."""
 _BLOCK_BYTES = 256 << 20
 """Largest decoded block: a file in one piece would have to be in memory whole, in every thread."""
+_READ_BYTES = 64 << 20
+"""Largest piece of a remote file that GDAL may ask for besides blocks: what it says of itself may be wrong."""
+_BLOCK_SLACK = 1 << 16
+"""Bytes by which a stored block may exceed twice its decoded size: no codec makes more of it."""
 
 
 class SceneReadError(Exception):
@@ -88,15 +95,28 @@ class Raster:
         reader: fetches bytes of remote files.
         gsd_m: the finest resolution wanted, in metres; the coarsest overview that is no coarser is used. None for the
             file's own resolution.
+        data_bands: bands that hold data, however they are tagged: an alpha band among them is no mask.
+        nodata: whether nodata values are known from elsewhere.
+        mask: whether masks and alpha bands of the file count.
 
     Raises:
         SceneReadError: the file is missing, damaged or no raster.
     """
 
-    def __init__(self, href: str, reader: RangeReader, gsd_m: float | None = None) -> None:
+    def __init__(
+        self,
+        href: str,
+        reader: RangeReader,
+        gsd_m: float | None = None,
+        *,
+        data_bands: Sequence[int] = (),
+        nodata: bool = False,
+        mask: bool = True,
+    ) -> None:
         self.href = href
         self._reader = reader
         self._remote = '://' in href
+        self._mask_file: _MaskFile | None = None
         self._level: int | None = None
         self._idle: queue.LifoQueue[_Handle] = queue.LifoQueue()
         self._header = b''
@@ -113,23 +133,58 @@ class Raster:
         self._idle.put(handle)
         dataset = handle.dataset
         if dataset.crs is None:
-            raise SceneReadError(f'{href}: has no coordinate reference system')
+            raise SceneReadError(f'{href}: {_no_grid(dataset)}')
         self.grid = Grid(
             str(dataset.crs), dataset.crs.to_wkt(), dataset.transform, width=dataset.width, height=dataset.height
         )
         self.count: int = dataset.count
         self.nodata: float | None = dataset.nodata
         self.dtypes: tuple[str, ...] = dataset.dtypes
+        self.scales: tuple[float, ...] = dataset.scales
+        self.offsets: tuple[float, ...] = dataset.offsets
         self.block_height, self.block_width = dataset.block_shapes[0]
         self.pixel_interleaved = dataset.count == 1 or str(dataset.interleaving).lower().endswith('pixel')
-        self.masked = MaskFlags.per_dataset in dataset.mask_flag_enums[0]
-        """Whether a mask or alpha band says which pixels are valid."""
         bands = dataset.count if self.pixel_interleaved else 1
-        block_bytes = self.block_height * self.block_width * bands * np.dtype(dataset.dtypes[0]).itemsize
-        if block_bytes > _BLOCK_BYTES:
+        self._decoded_bytes = self.block_height * self.block_width * bands * np.dtype(dataset.dtypes[0]).itemsize
+        if self._decoded_bytes > _BLOCK_BYTES:
             raise SceneReadError(
-                f'{href}: one block has {block_bytes >> 20} MB when decoded; make a tiled copy (gdal_translate -of COG)'
+                f'{href}: one block has {self._decoded_bytes >> 20} MB when decoded; make a tiled copy '
+                '(gdal_translate -of COG)'
             )
+        nodata = nodata or self.nodata is not None
+        self.masked = mask and self._has_mask(dataset, data_bands, nodata)
+        """Whether a mask or alpha band inside the file says which pixels are valid; or one beside it, where no nodata
+        value does."""
+        if mask and not self.masked and not nodata and self._remote:
+            self._mask_file = self._mask_beside()
+            self.masked = self._mask_file is not None
+
+    def _has_mask(self, dataset: DatasetReader, data_bands: Sequence[int], nodata: bool) -> bool:
+        if not self._remote and nodata and any(str(path).endswith('.msk') for path in dataset.files):
+            return False  # not asked for on a server either
+        flags = dataset.mask_flag_enums[0]
+        if MaskFlags.alpha in flags:
+            colours = [colour.name for colour in dataset.colorinterp]
+            return all(colours[band - 1] != 'alpha' for band in data_bands if band <= len(colours))
+        return MaskFlags.per_dataset in flags
+
+    def _mask_beside(self) -> _MaskFile | None:
+        """The file's mask in a file of its own (`FILE.tif.msk`, as GDAL finds it on a disk), where there is one.
+
+        Asked for only where nothing else says which pixels are missing: most scenes state a nodata value.
+
+        Raises:
+            SceneReadError: there may be one, and it cannot be read.
+        """
+        address, question, query = self.href.partition('?')
+        href = f'{address}.msk{question}{query}'
+        try:
+            self._reader.read(href, 0, 1)
+        except RangeError as error:
+            if error.missing:
+                return None
+            raise SceneReadError(f'{href}: {error}') from None
+        return _MaskFile(href, self._reader)
 
     def blocks(self, bands: list[int], windows: Sequence[tuple[int, int, int, int]]) -> list[list[Block]]:
         """The blocks under each window (col, row, width, height in pixels); every block is one object."""
@@ -152,7 +207,8 @@ class Raster:
             dataset.get_tag_item(f'BLOCK_{what}_{col}_{row}', 'TIFF', bidx=max(band, 1)) for what in ('OFFSET', 'SIZE')
         ]
         start, nbytes = (int(p) for p in place) if all(place) else (0, 0)
-        return Block(band, row, col, start, nbytes)
+        # a file may claim any size; beyond this one it cannot be true, and decoding what was cut then fails
+        return Block(band, row, col, start, min(nbytes, 2 * self._decoded_bytes + _BLOCK_SLACK))
 
     def window(self, block: Block) -> Window:
         """Pixels of a block that lie inside the raster."""
@@ -202,6 +258,8 @@ class Raster:
         self, handle: _Handle, bands: list[int], window: Window
     ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_] | None]:
         pixels = handle.dataset.read(bands, window=window, out=handle.scratch(bands, window))
+        if self._mask_file is not None:
+            return pixels, self._mask_file.valid(window, self.grid)
         return pixels, handle.dataset.read_masks(1, window=window) != 0 if self.masked else None
 
     @contextlib.contextmanager
@@ -221,6 +279,8 @@ class Raster:
 
     def close(self) -> None:
         """Close all idle handles."""
+        if self._mask_file is not None:
+            self._mask_file.close()
         while True:
             try:
                 self._idle.get_nowait().close()
@@ -229,27 +289,67 @@ class Raster:
 
     def _open(self) -> _Handle:
         options: dict[str, Any] = {} if self._level is None else {'overview_level': self._level}
-        file = _Bytes(self.href, self._reader, self._header)
-        with rasterio.Env(**(_REMOTE_SETTINGS if self._remote else _SETTINGS)):
-            if not self._remote:
-                return _Handle(rasterio.open(self.href, **options), file, contextvars.copy_context())
-            driver = _MAGIC.get(self._header[:4])
-            if driver is None:
-                raise SceneReadError('is neither TIFF nor JPEG 2000')
-            name = f'/{next(_names)}/asset.tif'  # rasterio keeps openers by folder: one of its own for every handle
+        if self._remote:
+            with self._lock:
+                return _open_remote(self.href, self._reader, self._header, **options)
+        with rasterio.Env(**_SETTINGS):
+            dataset = open_raster(Path(self.href), **options)
+            return _Handle(dataset, _Bytes(self.href, self._reader, b''), contextvars.copy_context())
 
-            def opener(path: str, mode: str = 'r') -> _Bytes:
-                if path != name:  # GDAL looks for side-car files; a STAC asset has none
-                    raise FileNotFoundError(path)
-                return file
 
-            context = contextvars.copy_context()
-            try:
-                with self._lock:
-                    dataset = context.run(rasterio.open, name, opener=opener, driver=driver, **options)
-                return _Handle(dataset, file, context)
-            except RasterioError:
-                raise file.problem or SceneReadError('is damaged') from None
+def _open_remote(href: str, reader: RangeReader, header: bytes, **options: Any) -> _Handle:
+    """Open a remote file of which the header is at hand."""
+    driver = raster_driver(header)
+    file = _Bytes(href, reader, header)
+    name = f'/{next(_names)}/asset.tif'  # rasterio keeps openers by folder: one of its own for every handle
+
+    def opener(path: str, mode: str = 'r') -> _Bytes:
+        if path != name:  # GDAL looks for side-car files; a STAC asset has none
+            raise FileNotFoundError(path)
+        return file
+
+    with rasterio.Env(**_REMOTE_SETTINGS):
+        context = contextvars.copy_context()
+        try:
+            dataset = context.run(rasterio.open, name, opener=opener, driver=driver, **options)
+        except RasterioError:
+            raise file.problem or SceneReadError('is damaged') from None
+        handle = _Handle(dataset, file, context)
+        try:
+            context.run(check_references, dataset)
+        except ForeignFileError:
+            handle.close()
+            raise
+        return handle
+
+
+class _MaskFile:
+    """The mask of a remote file that lies beside it: fetched when asked for, as masks inside files are."""
+
+    def __init__(self, href: str, reader: RangeReader) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._handle = _open_remote(href, reader, reader.read(href, 0, HEADER_BYTES))
+        except (RasterioError, OSError, ValueError, SceneReadError) as error:
+            raise SceneReadError(f'{href}: {_reason(error)}') from None
+
+    def valid(self, window: Window, grid: Grid) -> npt.NDArray[np.bool_]:
+        """Which pixels [h, w] of a window of the file's grid (or of one of its overviews) are there."""
+        with self._lock:
+            return self._handle.context.run(self._read, window, grid)
+
+    def _read(self, window: Window, grid: Grid) -> npt.NDArray[np.bool_]:
+        mask = self._handle.dataset
+        across, down = mask.width / grid.width, mask.height / grid.height
+        same = Window(window.col_off * across, window.row_off * down, window.width * across, window.height * down)
+        pixels = mask.read(1, window=same, out_shape=(round(window.height), round(window.width)))
+        if self._handle.file.problem is not None:
+            raise self._handle.file.problem
+        return np.asarray(pixels != 0)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
 
 
 @dataclass(frozen=True)
@@ -318,6 +418,8 @@ class _Bytes(io.RawIOBase):
                 break
         else:
             try:
+                if size > _READ_BYTES:
+                    raise RangeError(f'it claims a piece of {size >> 20} MB, so it is damaged')
                 content = self._reader.read(self._href, self._at, max(size, _ON_DEMAND_BYTES))
             except RangeError as error:
                 self.problem = error
@@ -333,16 +435,31 @@ class _Bytes(io.RawIOBase):
 
 def _overview(dataset: DatasetReader, gsd_m: float) -> int | None:
     """Index of the coarsest overview whose pixels are no larger than `gsd_m`; None for the full resolution."""
-    own = math.hypot(dataset.transform.a, dataset.transform.d)
     if dataset.crs is None:
         return None
-    if dataset.crs.is_geographic:
-        own *= 111_320
+    own = math.hypot(dataset.transform.a, dataset.transform.d) * metres_per_unit(dataset.crs)
     best = None
     for index, factor in enumerate(dataset.overviews(1)):
         if own * factor <= gsd_m * 1.001:
             best = index
     return best
+
+
+def metres_per_unit(crs: CRS) -> float:
+    """Metres that one unit of a CRS is long: kilometres and feet as the CRS says, degrees along a meridian."""
+    if crs.is_geographic:
+        return METRES_PER_DEGREE
+    return float(crs.linear_units_factor[1])
+
+
+def _no_grid(dataset: DatasetReader) -> str:
+    """Why a file's pixels have no place, and what mends it."""
+    if dataset.gcps[0]:
+        return (
+            'has ground control points and no grid; warp it first (gdalwarp -t_srs EPSG:CODE IN OUT), or take a '
+            'product that is terrain-corrected (RTC)'
+        )
+    return 'has no coordinate reference system; give it one (gdal_edit.py -a_srs EPSG:CODE FILE)'
 
 
 def _reason(error: Exception) -> str:

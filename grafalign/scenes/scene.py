@@ -12,6 +12,7 @@ import shapely
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
+from grafalign.scenes.radiometry import processing_baseline
 from grafalign.scenes.regions import across_antimeridian
 
 
@@ -60,13 +61,12 @@ def scene_of(item: dict[str, Any]) -> Scene:
     properties = item.get('properties') or {}
     if not isinstance(properties, dict):
         raise ItemError('the item has no properties')
-    baseline = properties.get('s2:processing_baseline') or properties.get('processing:version')
     return Scene(
         str(item['id']),
         str(item.get('collection') or ''),
         _when(properties),
         _cloud(properties),
-        None if baseline is None else str(baseline),
+        processing_baseline(item),
         _footprint(item),
         item,
     )

@@ -12,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from pyproj import Transformer
+from pyproj import CRS, Transformer
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import reproject
@@ -28,6 +29,7 @@ from grafalign.scenes.raster import Grid, Raster
 warnings.filterwarnings('ignore', category=NotGeoreferencedWarning)
 Ints = npt.NDArray[np.int64]
 
+_WEB_MERCATOR, _WEB_MERCATOR_RADIUS_M = 3857, 6_378_137.0
 _ALIGNED_PX = 0.01
 """Grids that differ by less than this share of a pixel count as the same."""
 _KERNEL_PX = {Resampling.nearest: 1, Resampling.bilinear: 2, Resampling.cubic: 3, Resampling.lanczos: 4}
@@ -53,7 +55,7 @@ class TilePart:
         raster: the file.
         box: the tile's grid.
         bands: C band numbers wanted, from 1.
-        nodata: value of missing pixels; None where there is none.
+        nodata: values of missing pixels.
         resampling: how to warp where the grids differ.
         aligned: whether the tile is a window of the raster, pixel for pixel.
         window: col, row, width, height of the source pixels it needs.
@@ -65,7 +67,7 @@ class TilePart:
         raster: Raster,
         box: GeoBox,
         bands: list[int],
-        nodata: float | None,
+        nodata: Sequence[float],
         resampling: Resampling,
         aligned: bool,
         window: tuple[int, int, int, int],
@@ -74,6 +76,8 @@ class TilePart:
         self._raster, self._box, self._bands, self._nodata, self._resampling = raster, box, bands, nodata, resampling
         self.waiting = 0
         """Blocks that have not come yet."""
+        self.not_finite = 0.0
+        """Share of the source pixels that are NaN or infinite in any band, once `finish` was called."""
         self._aligned, self._scale = aligned, scale
         self._col, self._row, width, height = window
         # only what lies inside the raster can be read
@@ -113,8 +117,9 @@ class TilePart:
     def finish(self) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
         """The tile's pixels [C, H, W] as stored (0 where missing), and the mask [H, W] of missing pixels.
 
-        A pixel is missing where the file's mask says so, or where all of the wanted bands of this one file are nodata:
-        the bands of one file share their footprint, and a dark lake that is 0 in one band of an 8-bit picture is there.
+        A pixel is missing where the file's mask says so, where any band is not a finite number, or where all of the
+        wanted bands of this one file are nodata: the bands of one file share their footprint, and a dark lake that is 0
+        in one band of an 8-bit picture is there.
         """
         size = self._box.shape
         shape = (len(self._bands), size[0], size[1])
@@ -122,9 +127,11 @@ class TilePart:
             return np.zeros(shape, dtype=self._raster.dtypes[self._bands[0] - 1]), np.ones(size, dtype=bool)
         source = self._pixels
         valid = np.ones(source.shape[1:], dtype=bool) if self._valid is None else self._valid
-        if self._nodata is not None:
-            hole = np.isnan(source) if math.isnan(self._nodata) else source == self._nodata
-            valid &= ~hole.all(axis=0)
+        finite = finite_pixels(source)
+        if finite is not None:
+            self.not_finite = 1 - float(finite.mean())
+            valid &= finite
+        valid &= ~nodata_pixels(source, self._nodata)
         self._pixels = self._valid = None
         left, top, width, height = self.window
         if self._aligned:
@@ -146,13 +153,17 @@ class TilePart:
         The scale is given, as GDAL would derive it from the bounding boxes: between two zones north is turned by some
         degrees, the box of the source is larger for it, and GDAL would blur as if pixels were being merged.
         """
+        kept = source.dtype
+        if kept == np.int8:  # in which no alpha of 255 can be written
+            source = source.astype(np.int16)
         alpha = np.where(valid, 255, 0).astype(source.dtype)[None]
         out = np.zeros((len(self._bands) + 1, *self._box.shape), dtype=source.dtype)
+        crs, transform = _seen_from(self._raster.grid, self._box)
         reproject(
-            np.concatenate([source, alpha]),
+            np.concatenate([np.where(valid, source, np.zeros((), source.dtype)), alpha]),
             out,
-            src_transform=self._raster.grid.transform * Affine.translation(*self.window[:2]),
-            src_crs=self._raster.grid.crs_wkt,
+            src_transform=transform @ Affine.translation(*self.window[:2]),
+            src_crs=crs,
             dst_transform=self._box.affine,
             dst_crs=str(self._box.crs),
             src_alpha=len(self._bands) + 1,
@@ -164,9 +175,43 @@ class TilePart:
             YSCALE=f'{min(1.0, 1 / self._scale[1]):.9g}',
         )
         missing = out[-1] == 0
-        pixels = out[:-1]
+        pixels = out[:-1].astype(kept, copy=False)
         pixels[:, missing] = 0
         return pixels, missing
+
+
+def finite_pixels(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_] | None:
+    """Which pixels [H, W] of [C, H, W] are finite in all bands; None where the data type has no other numbers.
+
+    NaN is never a measurement, whatever a file or item says or does not say.
+    """
+    return np.isfinite(pixels).all(axis=0) if np.issubdtype(pixels.dtype, np.inexact) else None
+
+
+def nodata_pixels(pixels: npt.NDArray[np.generic], nodata: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Which pixels [H, W] of [C, H, W] are nodata in all bands.
+
+    Values are compared in the data type of the pixels, as an item may round them.
+    """
+    empty = np.zeros(pixels.shape, dtype=bool)
+    for value in nodata:
+        stored = _as_stored(value, pixels.dtype)
+        if stored is not None:
+            empty |= pixels == stored
+    return np.asarray(empty.all(axis=0)) if len(nodata) else np.zeros(pixels.shape[1:], dtype=bool)
+
+
+def _as_stored(value: float, dtype: np.dtype[Any]) -> Any:
+    """A value in a data type; None where no pixel of the type can have it."""
+    if not math.isfinite(value):
+        return None  # of floating point, and missing anyway
+    if np.issubdtype(dtype, np.integer):
+        known = np.iinfo(dtype)
+        if value != round(value) or not known.min <= value <= known.max:
+            return None
+        return dtype.type(int(value))
+    with np.errstate(over='ignore'):
+        return dtype.type(value)
 
 
 def footprints(grid: Grid, boxes: Sequence[GeoBox], resampling: Resampling) -> Footprints:
@@ -187,6 +232,8 @@ def footprints(grid: Grid, boxes: Sequence[GeoBox], resampling: Resampling) -> F
         if grid.crs_name != crs:
             # two datums of one projection (NAD 83 and WGS 84 in UTM) may be one grid for all that a pixel can tell
             x, y = _transformer(crs, grid.crs_wkt).transform(x, y)
+            if (period := _period(grid.crs_wkt)) is not None:
+                x = _unwrapped(x, grid, period)
         col, row = to_pixel @ (x, y)
         seen = np.isfinite(col).all(1) & np.isfinite(row).all(1)  # else out of the projection's reach
         col, row = np.where(seen[:, None], col, 2.0 * grid.width), np.where(seen[:, None], row, 2.0 * grid.height)
@@ -206,6 +253,49 @@ def footprints(grid: Grid, boxes: Sequence[GeoBox], resampling: Resampling) -> F
             np.stack([west, north, east - west, south - north], axis=1),
         )
     return Footprints(aligned, windows, scale)
+
+
+def _unwrapped(x: npt.NDArray[np.float64], grid: Grid, period: float) -> npt.NDArray[np.float64]:
+    """Positions [N, points] of tiles along a CRS's x, as the raster counts them.
+
+    Longitudes are the same modulo 360, and rasters use that: 0 to 360, or 179.99 to 180.01 over the antimeridian, where
+    the transformation gives -180 to 180. A tile's own points stay together, and all of it goes to where the raster is.
+
+    >>> # a raster from 179.9 to 180.1, a tile from 179.99 over the line to -179.99:
+    >>> # 179.99, -179.99 -> 179.99, 180.01
+    """
+    x = x[:, :1] + np.remainder(x - x[:, :1] + period / 2, period) - period / 2
+    middle = (grid.transform @ (grid.width / 2, grid.height / 2))[0]
+    return x + period * np.round((middle - x.mean(1, keepdims=True)) / period)
+
+
+@lru_cache(maxsize=256)
+def _period(wkt: str) -> float | None:
+    """After how many units a CRS's x comes back to the same place: 360 degrees, or once around in Web Mercator."""
+    crs = CRS.from_wkt(wkt)
+    if crs.is_geographic:
+        return 2 * math.pi / crs.axis_info[0].unit_conversion_factor
+    return 2 * math.pi * _WEB_MERCATOR_RADIUS_M if crs.to_epsg() == _WEB_MERCATOR else None
+
+
+def _seen_from(grid: Grid, box: GeoBox) -> tuple[str, Affine]:
+    """A raster's CRS and transform as GDAL shall have them for a tile.
+
+    GDAL counts longitudes as the raster does, but knows no such thing of Web Mercator: there the CRS is centred on the
+    tile where the tile lies near its seam or the raster counts on beyond it.
+    """
+    period = _period(grid.crs_wkt)
+    if period is None or CRS.from_wkt(grid.crs_wkt).is_geographic:
+        return grid.crs_wkt, grid.transform
+    size_y, size_x = box.shape
+    reached = _transformer(str(box.crs), grid.crs_wkt).transform(*(box.affine @ (size_x / 2, size_y / 2)))[0]
+    middle = (grid.transform @ (grid.width / 2, grid.height / 2))[0]
+    turns = round((middle - reached) / period)
+    if not turns and abs(reached) < 0.49 * period:
+        return grid.crs_wkt, grid.transform
+    radius, lon = _WEB_MERCATOR_RADIUS_M, math.degrees(reached / _WEB_MERCATOR_RADIUS_M)
+    crs = f'+proj=merc +a={radius} +b={radius} +lon_0={lon!r} +units=m +nadgrids=@null +wktext +no_defs'
+    return crs, Affine.translation(-(reached + turns * period), 0) @ grid.transform
 
 
 @lru_cache(maxsize=256)

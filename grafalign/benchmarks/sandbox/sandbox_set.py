@@ -199,7 +199,8 @@ class SandboxTruth:
         wanted = []
         for number, places in sorted(jobs.items()):
             in_order = sorted(places, key=lambda i: (-boxes[i].affine.f // 2560, boxes[i].affine.c))
-            sources = band_sources(self._scenes[number].item, self.recipe.sensor.bands)
+            sensor = self.recipe.sensor
+            sources = band_sources(self._scenes[number].item, sensor.bands, sensor.gsd_m, sensor.overrides)
             wanted.append((in_order, SceneTiles(sources, [boxes[i] for i in in_order])))
         workers = engine.default_workers()
         with ThreadPoolExecutor(workers) as pool:
@@ -207,9 +208,7 @@ class SandboxTruth:
                 if cut.pixels is None or cut.missing is None:
                     raise GrafalignError(f'{cut.problem}; make the world again with `grafalign sandbox`.')
                 if cut.missing.mean() < 0.01:
-                    in_order, scene = wanted[index]
-                    factors = ([s.scale for s in scene.bands], [s.offset for s in scene.bands])
-                    found[in_order[cut.number]] = cut.pixels, factors
+                    found[wanted[index][0][cut.number]] = cut.pixels, (cut.scale, cut.offset)
         rows = np.array(sorted(found))
         if not len(rows):
             raise GrafalignError(f'No clear scene covers the labelled places of {self.path.parent.parent}.')

@@ -1,0 +1,100 @@
+"""Pillow's pictures: formats named one by one, sizes checked before a pixel is decoded."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import threading
+from typing import BinaryIO
+
+from PIL import Image
+
+from grafalign.foreign.files import ForeignFileError
+
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'GIF', 'BMP', 'AVIF', 'JPEG2000', 'HEIF')
+"""What pictures are stored as. Pillow knows many more, and would run Ghostscript on a PostScript file."""
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.webp', '.tif', '.tiff', '.gif', '.bmp', '.avif', '.jp2')
+HEIF_SUFFIXES = ('.heic', '.heif', '.hif')
+MAX_EXIF_BYTES = 4 << 20
+"""EXIF of a JPEG in all its segments; each has 64 kB at most, and to join hundreds of them takes minutes."""
+_PREFIX = 16
+_HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'hevm', b'hevs', b'mif1', b'msf1')
+"""ISO 23008-12: the major brands of HEIF files."""
+_LOCK = threading.Lock()
+
+
+def open_image(stream: BinaryIO | io.BytesIO, max_pixels: int) -> Image.Image:
+    """Recognise a picture by its first bytes and read its head; nothing is decoded yet.
+
+    As `PIL.Image.open` does, but with `FORMATS` alone and with a limit of this call: Pillow's own is one number for the
+    whole process.
+
+    Args:
+        stream: a seekable binary file, at its begin; stays open as long as the picture is used.
+        max_pixels: refuse pictures that claim more.
+
+    Raises:
+        ForeignFileError: it is of no such format, claims too many pixels, or has too much metadata.
+        Exception: what Pillow's codecs raise on damaged files (OSError, SyntaxError, struct.error, ...).
+    """
+    head = stream.read(_PREFIX)
+    stream.seek(0)
+    if head.startswith(b'\xff\xd8'):
+        _check_exif_size(stream)
+    if head[4:8] == b'ftyp' and head[8:12] in _HEIF_BRANDS:
+        _learn_heif()
+    for name in _formats():
+        factory, accept = Image.OPEN[name]
+        accepted = accept is None or accept(head)
+        if not accepted or isinstance(accepted, str):
+            continue
+        stream.seek(0)
+        try:
+            image: Image.Image = factory(stream, '')
+        except (SyntaxError, IndexError, TypeError, KeyError, EOFError):
+            continue  # as Pillow does: another format with the same first bytes may fit
+        if image.width * image.height > max_pixels:
+            image.close()
+            raise ForeignFileError('too many pixels (decompression bomb?)')
+        return image
+    stream.seek(0)
+    raise ForeignFileError('not an image')
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _learn_heif() -> None:
+    """Teach Pillow HEIF: most photos are JPEG and should not pay for loading the plugin."""
+    with _LOCK:
+        if 'HEIF' in Image.OPEN:
+            return
+        importlib.import_module('pillow_heif').register_heif_opener(thumbnails=False)
+        _formats.cache_clear()
+
+
+def _check_exif_size(stream: BinaryIO | io.BytesIO) -> None:
+    """Walk over the segments before the pixels of a JPEG (ITU T.81, annex B) and add up those of EXIF."""
+    size, at = 0, 2
+    try:
+        while True:
+            stream.seek(at)
+            marker = stream.read(4)
+            if len(marker) < 4 or marker[0] != 0xFF or marker[1] in (0xDA, 0xD9):
+                return
+            if marker[1] == 0xFF:  # padding
+                at += 1
+                continue
+            length = int.from_bytes(marker[2:4], 'big')
+            if marker[1] == 0xE1 and stream.read(4) == b'Exif':
+                size += length
+                if size > MAX_EXIF_BYTES:
+                    raise ForeignFileError(f'more than {MAX_EXIF_BYTES >> 20} MB of metadata')
+            at += 2 + max(2, length)
+    finally:
+        stream.seek(0)
