@@ -92,3 +92,26 @@ def test_the_choice_does_not_depend_on_which_tiles_are_asked_together() -> None:
         alone = choose(scenes, [box], [times], 3)
         assert (alone.scene[0] == together.scene[n]).all()
         np.testing.assert_allclose(alone.days_apart[0], together.days_apart[n])
+
+
+def test_scenes_of_a_day_count_together_and_are_each_others_mates() -> None:
+    """Two sheets that meet in a tile beat a whole scene of a later date; the larger share comes first."""
+    scenes = [
+        scene('west', (-1, -1, 0.3, 2), 10),
+        scene('east', (0.3, -1, 2, 2), 10),
+        scene('whole', WHOLE, 20),
+        scene('other day', (-1, -1, 0.5, 2), 12),
+    ]
+    outlines = np.array([shapely.box(0, 0, 1, 1)], dtype=object)
+    found = choose_scenes(scenes, lambda a, b: outlines[a:b], np.array([TAKEN]), np.array([0, 1]), 4, mosaic=True)
+    assert [scenes[i].item_id for i in found.scene[0]] == ['east', 'west', 'whole', 'other day']
+    np.testing.assert_allclose(found.coverage[0], [1, 1, 1, 0.5])
+    assert found.mates[0, :, 0].tolist() == [0, 1, -1, -1] and found.seams[0]
+
+
+def test_a_mate_that_adds_nothing_is_not_asked() -> None:
+    """Two scenes of one day with the same outline leave the same part of a tile empty."""
+    scenes = [scene('one', (-1, -1, 0.5, 2), 10), scene('other', (-1, -1, 0.5, 2), 10)]
+    outlines = np.array([shapely.box(0, 0, 1, 1)], dtype=object)
+    found = choose_scenes(scenes, lambda a, b: outlines[a:b], np.array([TAKEN]), np.array([0, 1]), 4, mosaic=True)
+    assert (found.mates == -1).all() and not found.seams[0]

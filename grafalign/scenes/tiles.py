@@ -281,15 +281,18 @@ def _period(wkt: str) -> float | None:
 def _seen_from(grid: Grid, box: GeoBox) -> tuple[str, Affine]:
     """A raster's CRS and transform as GDAL shall have them for a tile.
 
-    GDAL counts longitudes as the raster does, but knows no such thing of Web Mercator: there the CRS is centred on the
-    tile where the tile lies near its seam or the raster counts on beyond it.
+    GDAL counts longitudes as the raster does, up to once around, but knows no such thing of Web Mercator: there the CRS
+    is centred on the tile where the tile lies near its seam or the raster counts on beyond it.
     """
     period = _period(grid.crs_wkt)
-    if period is None or CRS.from_wkt(grid.crs_wkt).is_geographic:
+    if period is None:
         return grid.crs_wkt, grid.transform
+    middle = (grid.transform @ (grid.width / 2, grid.height / 2))[0]
+    if CRS.from_wkt(grid.crs_wkt).is_geographic:
+        shift = period * round(middle / period) if abs(middle) > period else 0.0
+        return grid.crs_wkt, Affine.translation(-shift, 0) @ grid.transform
     size_y, size_x = box.shape
     reached = _transformer(str(box.crs), grid.crs_wkt).transform(*(box.affine @ (size_x / 2, size_y / 2)))[0]
-    middle = (grid.transform @ (grid.width / 2, grid.height / 2))[0]
     turns = round((middle - reached) / period)
     if not turns and abs(reached) < 0.49 * period:
         return grid.crs_wkt, grid.transform
