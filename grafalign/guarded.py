@@ -1,28 +1,73 @@
-"""Connections that go to public addresses only, and whose reads end at a deadline however slowly bytes drip in.
+"""The gate for addresses that data names: connections to public addresses only, whose reads end at a deadline.
 
-The address is checked at the moment of connecting, so that neither DNS nor a redirect leads inside.
+The address is checked at the moment of connecting, so that neither DNS nor a redirect leads inside. What a person named
+(a table, the root of an API) may lie in a private network; then so may what it names on the same origin, and nothing
+else. One parser, the one that connects, says what the host of an address is.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 import ssl
 import threading
 import time
 from typing import Any
+from urllib.parse import urljoin
 
 import urllib3
 from urllib3 import exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
+USER_AGENT = 'grafalign'
 _NAT64 = ipaddress.IPv6Network('64:ff9b::/96')
 """RFC 6052: the last 32 bits are an IPv4 address."""
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(n)
+    for n in ('192.0.0.0/24', '168.63.129.16/32', 'fec0::/10', '3fff::/20', '5f00::/16', '100::/64', '2001:db8::/32')
+)
+"""What older Pythons, or the registries, call global and is not: protocol assignments (Oracle's metadata service), the
+host service of Azure, site-local addresses, documentation."""
+_ISATAP = (0x00005EFE, 0x02005EFE)
+"""RFC 5214: the upper half of an interface identifier whose lower half is an IPv4 address."""
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST_REDIRECTS = 5
 
 
 class PrivateAddressError(Exception):
     """A host turned out to be at an address that is not public."""
+
+    def __init__(self) -> None:
+        super().__init__('its host has a private address, which data from elsewhere must not name')
+
+
+class AddressError(ValueError):
+    """An address cannot be used; the text says why."""
+
+
+def host_of(url: str) -> str:
+    """The host of an address, in lower case and as the connection will understand it; empty where there is none."""
+    try:
+        return (urllib3.util.parse_url(url).host or '').strip('[]').lower()
+    except exceptions.LocationParseError:
+        return ''
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of an address (RFC 6454).
+
+    Raises:
+        AddressError: it is no http or https address with a host.
+    """
+    try:
+        parts = urllib3.util.parse_url(url)
+    except exceptions.LocationParseError:
+        raise AddressError(f'{url!r} is no valid address') from None
+    if parts.scheme not in ('http', 'https') or not parts.host:
+        raise AddressError(f'{parts.scheme or "nothing"}: is not followed, only http and https are')
+    return parts.scheme, parts.host.lower(), parts.port or (443 if parts.scheme == 'https' else 80)
 
 
 def is_public(address: str) -> bool:
@@ -36,8 +81,12 @@ def is_public(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if ip in _NAT64 or ip in ipaddress.IPv6Network('::/96'):
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if int(ip) >> 32 & 0xFFFFFFFF in _ISATAP:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+    if any(ip.version == network.version and ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
@@ -46,6 +95,17 @@ class Limits(threading.local):
 
     deadline = 0.0
     private = False
+    read_s = math.inf
+
+    def start(self, seconds: float, private: bool, read_s: float = math.inf) -> None:
+        """Begin a request.
+
+        Args:
+            seconds: until its last byte must have come.
+            private: whether its host may be private.
+            read_s: longest silence.
+        """
+        self.deadline, self.private, self.read_s = time.monotonic() + seconds, private, read_s
 
 
 LIMITS = Limits()
@@ -65,7 +125,7 @@ def seconds_left() -> float:
 
 def _keep_deadline(connection: socket.socket) -> None:
     """Let the next read end at the deadline; off by a twentieth, as setting it costs system calls."""
-    left = seconds_left()
+    left = min(seconds_left(), LIMITS.read_s)
     if not left <= (connection.gettimeout() or 0.0) <= 1.05 * left:
         connection.settimeout(1.02 * left)
 
@@ -106,9 +166,9 @@ def _connect(connection: HTTPConnection) -> socket.socket:
         made = _Socket(family, kind, protocol)
         try:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            made.settimeout(seconds_left())
+            made.settimeout(min(seconds_left(), LIMITS.read_s))
             made.connect(place)
-            made.settimeout(seconds_left())
+            made.settimeout(min(seconds_left(), LIMITS.read_s))
             return made
         except OSError as error:
             made.close()
@@ -148,3 +208,68 @@ def guarded_pools(per_host: int) -> urllib3.PoolManager:
     pools = urllib3.PoolManager(num_pools=256, maxsize=per_host, ssl_context=tls, retries=False)
     pools.pool_classes_by_scheme = {'http': _PlainPool, 'https': _TlsPool}
     return pools
+
+
+_POOLS: list[urllib3.PoolManager] = []
+_POOLS_LOCK = threading.Lock()
+
+
+def _shared_pools() -> urllib3.PoolManager:
+    with _POOLS_LOCK:
+        if not _POOLS:
+            _POOLS.append(guarded_pools(4))
+        return _POOLS[0]
+
+
+def open_url(url: str, *, timeout_s: float, trusted: bool) -> urllib3.BaseHTTPResponse:
+    """Open a file on the web, following redirects one by one.
+
+    Args:
+        url: http or https.
+        timeout_s: seconds for each hop; reads of the body need a deadline of their own (`LIMITS.deadline`).
+        trusted: whether a person named the address: then it, and redirects within its origin, may be private.
+
+    Returns:
+        A response whose body has not been read; close it.
+
+    Raises:
+        AddressError: an address is no address, leads to another scheme, or redirects go round in circles.
+        PrivateAddressError: a host is private that must not be.
+        urllib3.exceptions.HTTPError, TimeoutError: there is no answer.
+    """
+    home = origin_of(url)
+    for _ in range(_MOST_REDIRECTS + 1):
+        LIMITS.start(timeout_s, trusted and origin_of(url) == home)
+        headers = {'User-Agent': USER_AGENT}
+        response = _shared_pools().urlopen(
+            'GET', url, headers=headers, redirect=False, retries=False, preload_content=False, timeout=timeout_s
+        )
+        where = response.headers.get('Location')
+        if response.status not in _REDIRECTS or not where:
+            return response
+        response.close()
+        url = urljoin(url, where)
+    raise AddressError('too many redirects')
+
+
+def read_url(url: str, *, timeout_s: float, trusted: bool, most_bytes: int) -> bytes:
+    """The whole content of a small file on the web.
+
+    Raises:
+        AddressError: it is larger than `most_bytes`, or as `open_url`.
+        PrivateAddressError, urllib3.exceptions.HTTPError, TimeoutError: as `open_url`.
+    """
+    response = open_url(url, timeout_s=timeout_s, trusted=trusted)
+    try:
+        if response.status != 200:
+            raise AddressError(f'HTTP {response.status}')
+        LIMITS.deadline = time.monotonic() + timeout_s
+        content = bytearray()
+        while piece := response.read(1 << 16, decode_content=True):
+            content += piece
+            if len(content) > most_bytes:
+                raise AddressError(f'more than {most_bytes / 1e6:g} MB')
+            seconds_left()
+        return bytes(content)
+    finally:
+        response.close()

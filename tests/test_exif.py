@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import itertools
 import resource
@@ -236,21 +235,17 @@ def test_long_text_of_a_picture_program_is_no_reason() -> None:
         (encoded(picture(), 'EPS'), 'not an image'),
         (encoded(picture(400, 300))[:4000], 'truncated image'),
         (encoded(picture(400, 300), 'PNG')[:4000], 'truncated image'),
-        (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'HEIC'),
+        (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'damaged image'),
     ],
     ids=['nothing', 'page', 'postscript', 'half a jpeg', 'half a png', 'half a heic'],
 )
 def test_what_is_no_image_has_a_reason(content: bytes, reason: str, tmp_path: Path) -> None:
-    """Facts give the reason and opening raises it; a HEIC without the plugin names the extra to install."""
-    if reason == 'HEIC':
-        if importlib.util.find_spec('pillow_heif'):
-            pytest.skip('the plugin is installed')
-        assert 'grafalign[heic]' in (read_facts(content).problem or '')
+    """Facts give the reason and opening raises it."""
     assert reason in (read_facts(content).problem or '')
     with pytest.raises(PhotoError, match=reason):
         open_photo(content)
     assert read_facts(tmp_path / 'none.jpg').problem == 'file is missing'
-    assert 'cannot be read' in (read_facts(tmp_path).problem or '')
+    assert read_facts(tmp_path).problem == 'not a file'
 
 
 def test_heic_photos_are_read_where_the_plugin_is() -> None:

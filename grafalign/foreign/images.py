@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import io
 import threading
@@ -10,7 +9,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from grafalign.foreign.files import ForeignFileError
+from grafalign.foreign.files import ForeignFileError, open_plain
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'GIF', 'BMP', 'AVIF', 'JPEG2000', 'HEIF')
 """What pictures are stored as. Pillow knows many more, and would run Ghostscript on a PostScript file."""
@@ -62,9 +61,23 @@ def open_image(stream: BinaryIO | io.BytesIO, max_pixels: int) -> Image.Image:
     raise ForeignFileError('not an image')
 
 
-@functools.cache
+_STARTS = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*')
+
+
+def looks_like_image(path: str) -> bool:
+    """Whether a file's first bytes are those of a picture, whatever its name says; a look, no promise."""
+    try:
+        with open_plain(path) as file:
+            head = file.read(_PREFIX)
+    except (OSError, ForeignFileError):
+        return False
+    webp = head[:4] == b'RIFF' and head[8:12] == b'WEBP'
+    heif = head[4:8] == b'ftyp' and head[8:12] in (*_HEIF_BRANDS, b'avif', b'avis')
+    return head.startswith(_STARTS) or webp or heif
+
+
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow reads."""
+    """Those of `FORMATS` that this Pillow reads, with the plugins that were registered."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -75,7 +88,6 @@ def _learn_heif() -> None:
         if 'HEIF' in Image.OPEN:
             return
         importlib.import_module('pillow_heif').register_heif_opener(thumbnails=False)
-        _formats.cache_clear()
 
 
 def _check_exif_size(stream: BinaryIO | io.BytesIO) -> None:

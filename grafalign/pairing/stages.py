@@ -27,7 +27,7 @@ from grafalign.pairing.recipe import Recipe
 from grafalign.photos import Photos, read_photos
 from grafalign.scenes import Choice, Scene, choose_scenes, load_scenes, regions_of
 from grafalign.scenes.items import scene_of
-from grafalign.scenes.table import items_to_parquet, read_items
+from grafalign.scenes.table import UNWRITABLE, keep_items, read_items
 
 CANDIDATES = 4
 """Scenes tried per tile."""
@@ -123,12 +123,17 @@ class Stages:
                 raise
             if shapely.contains_xy(shapely.union_all([s.footprint for s in found.scenes]), lon, lat).mean() < 0.05:
                 self._reject_swapped(lon, lat)
-            rejected = pd.DataFrame(found.rejected, columns=['kind', 'id', 'reason', 'detail'], dtype='str')
+            items, bad = keep_items([s.item for s in found.scenes])
+            lost = [('scene', str(item.get('id')), UNWRITABLE, reason) for item, reason in bad]
+            printable = [
+                tuple(str(v).encode('utf-8', 'backslashreplace').decode() for v in r) for r in (*found.rejected, *lost)
+            ]
+            rejected = pd.DataFrame(printable, columns=['kind', 'id', 'reason', 'detail'], dtype='str')
             if source.api is not None:
                 console.log(f'scenes: {", ".join(f"{count:,} {what}" for what, count in found.counts.items())}')
             write_table(rejected, self.work / 'scenes_rejected.parquet')
             write_atomically(self.work / 'scenes_counts.json', json.dumps(found.counts).encode())
-            write_atomically(path, items_to_parquet(s.item for s in found.scenes))
+            write_atomically(path, items)
         with _local(path) as local:
             scenes = [scene_of(item) for item in read_items(local)]
         counts = json.loads((self.work / 'scenes_counts.json').read_text())

@@ -23,7 +23,10 @@ import pyproj
 import shapely
 
 from grafalign.errors import GrafalignError
+from grafalign.foreign import parse_json
+from grafalign.foreign.vectors import check_vector
 from grafalign.photos.opening import kind_of, local_copy, name_of, open_seekable, open_stream
+from grafalign.photos.quotes import WholeRecords
 
 BLOCK_BYTES = 16 << 20
 """Text is parsed in blocks of this size; no row may be longer."""
@@ -114,6 +117,11 @@ def _csv(path: str, choose: Choose, form: Form, compression: str | None) -> Iter
     unique = [n if names.index(n) == i else f'{n}#{i}' for i, n in enumerate(names)]
     malformed: list[tuple[str, str]] = []
 
+    def unclosed(number: int, text: str) -> None:
+        malformed.append(
+            (f'{name_of(path)} row {number}', f'{path}, row {number}: a quotation mark is not closed: {text[:80]!r}')
+        )
+
     def skip(row: Any) -> str:
         number = '' if row.number is None else row.number
         what = f'{row.actual_columns} fields instead of {row.expected_columns}: {str(row.text)[:80]!r}'
@@ -145,7 +153,8 @@ def _csv(path: str, choose: Choose, form: Form, compression: str | None) -> Iter
     try:
         with open_stream(path, compression) as stream:
             try:
-                reader = pacsv.open_csv(stream, **options)
+                records = WholeRecords(stream, len(names), form.delimiter, unclosed) if form.quoted else stream
+                reader = pacsv.open_csv(pa.PythonFile(records, mode='r') if form.quoted else stream, **options)
             except pa.ArrowInvalid as error:
                 if 'Empty CSV' in str(error):
                     return
@@ -156,10 +165,7 @@ def _csv(path: str, choose: Choose, form: Form, compression: str | None) -> Iter
                 malformed.clear()
     except (pa.ArrowException, OSError, EOFError) as error:
         if 'straddling' in str(error):
-            raise GrafalignError(
-                f'{path} has a row of more than {BLOCK_BYTES >> 20} MB or a quotation mark that is never closed; mend '
-                'that row.'
-            ) from None
+            raise GrafalignError(f'{path} has a row of more than {BLOCK_BYTES >> 20} MB; mend that row.') from None
         raise _unreadable(path, error) from None
     if malformed:
         yield Batch(pa.table({n: pa.array([], pa.string()) for n in wanted}), malformed)
@@ -367,11 +373,14 @@ def _primary_geometry(schema: Any) -> tuple[str | None, Any]:
     told = (schema.metadata or {}).get(b'geo')
     if told is None:
         return None, None
-    geo = json.loads(told)
-    name = geo.get('primary_column')
-    if name not in schema.names:
-        return None, None
-    return name, geo['columns'][name].get('crs', 'OGC:CRS84')
+    try:
+        geo = parse_json(told)
+        name = geo.get('primary_column')
+        if name not in schema.names:
+            return None, None
+        return name, geo['columns'][name].get('crs', 'OGC:CRS84')
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'its `geo` metadata is damaged ({error!r})') from None
 
 
 def _geojson(path: str, choose: Choose, compression: str | None) -> Iterator[Batch]:
@@ -379,19 +388,24 @@ def _geojson(path: str, choose: Choose, compression: str | None) -> Iterator[Bat
 
     # times as they are written: GDAL would drop the zones of all where they differ
     options = {'batch_size': BATCH_ROWS, 'use_pyarrow': True, 'DATE_AS_STRING': 'YES'}
-    with (
-        local_copy(path, compression) as local,
-        pyogrio.raw.open_arrow(local, **options) as (meta, reader),
-    ):
-        geometry = meta['geometry_name'] or 'wkb_geometry'
-        names = [n for n in reader.schema.names if n != geometry]
-        wanted = choose([*names, 'geometry.lon', 'geometry.lat'])
-        for rows in reader:
-            table = pa.Table.from_batches([rows])
-            chosen = {n: table[n] for n in wanted if n in names}
-            if 'geometry.lon' in wanted:
-                chosen['geometry.lon'], chosen['geometry.lat'] = _positions(table[geometry], meta['crs'])
-            yield Batch(pa.table(chosen))
+    with local_copy(path, compression) as local:
+        kind = check_vector(local)  # GDAL would open anything, such as a VRT that names other files
+        if kind != 'GeoJSON':
+            raise ValueError(f'it is {kind}, not GeoJSON')
+        with pyogrio.raw.open_arrow(local, **options) as (meta, reader):
+            yield from _features(meta, reader, choose)
+
+
+def _features(meta: Any, reader: Any, choose: Choose) -> Iterator[Batch]:
+    geometry = meta['geometry_name'] or 'wkb_geometry'
+    names = [n for n in reader.schema.names if n != geometry]
+    wanted = choose([*names, 'geometry.lon', 'geometry.lat'])
+    for rows in reader:
+        table = pa.Table.from_batches([rows])
+        chosen = {n: table[n] for n in wanted if n in names}
+        if 'geometry.lon' in wanted:
+            chosen['geometry.lon'], chosen['geometry.lat'] = _positions(table[geometry], meta['crs'])
+        yield Batch(pa.table(chosen))
 
 
 def _positions(outlines: Any, crs: Any) -> tuple[Any, Any]:

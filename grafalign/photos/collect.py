@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,8 +11,25 @@ import pyarrow.compute as pc
 from grafalign.photos.filters import PhotoFilters, RowFilter, mark_groups
 from grafalign.photos.local_images import with_facts
 from grafalign.photos.raw import Raw
-from grafalign.photos.table import Marks, Photos, SwapWatch, canonical, finished, mark_same_ids, mark_unusable, rejects
+from grafalign.photos.spelled_times import DayOrder, TimeSettings
+from grafalign.photos.table import (
+    Marks,
+    Photos,
+    SwapWatch,
+    canonical,
+    finished,
+    mark_impossible_times,
+    mark_same_ids,
+    mark_unusable,
+    rejects,
+    with_order,
+)
 from grafalign.photos.uris import is_local, resolve_uris
+
+
+def _whole(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
 
 FROM_FILES = ('taken_at', 'heading_deg', 'accuracy_m')
 """What images tell where their table does not speak of it at all."""
@@ -19,8 +38,17 @@ FROM_FILES = ('taken_at', 'heading_deg', 'accuracy_m')
 class Collected:
     """The rows of a source so far."""
 
-    def __init__(self, name: str, filters: PhotoFilters, schemes: tuple[str, ...], verify: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        filters: PhotoFilters,
+        schemes: tuple[str, ...],
+        verify: bool,
+        taken_at: TimeSettings | None = None,
+    ) -> None:
         self._name, self._filters, self._schemes, self._verify = name, filters, schemes, verify
+        self._taken_at = taken_at or TimeSettings()
+        self._order = DayOrder(name)
         self._row_filter = RowFilter(filters)
         self._swap = SwapWatch(name)
         self._kept = [canonical({}, 0)]
@@ -36,7 +64,9 @@ class Collected:
         if not raw.rows:
             return
         self._silent -= set(raw.columns)
-        table = canonical(raw.columns, raw.rows)
+        table = canonical(raw.columns, raw.rows, self._taken_at)
+        if 'taken_at' in raw.columns:
+            self._order.see(_whole(raw.columns['taken_at']))
         if raw.root is not None:
             uris, problem = resolve_uris(table['uri'].combine_chunks(), raw.root, self._schemes)
             detail = pc.if_else(pc.is_valid(problem), table['uri'], table['detail'])
@@ -51,7 +81,8 @@ class Collected:
             return
         marks = Marks(table)
         mark_unusable(marks)
-        self._row_filter.mark(marks, self._silent | {'width'})  # an image that is not wanted need not be read
+        unsure = {'taken_at'} if table['unsure'].null_count < len(table) else set()
+        self._row_filter.mark(marks, self._silent | unsure | {'width'})  # an image that is not wanted need not be read
         self._split(marks)
 
     def _split(self, marks: Marks) -> None:
@@ -68,12 +99,14 @@ class Collected:
         self._swap.check()
         table = pa.concat_tables(self._kept)
         self._kept = []
+        table = with_order(table, self._order, self._taken_at)
         local = is_local(table['uri'])
         if local.any():
             ours = {*FROM_FILES, 'lon', 'lat'} if self._places_in_files else self._silent
             table = with_facts(table.combine_chunks(), np.flatnonzero(local), ours, self._verify, workers)
         marks = Marks(table)
         mark_unusable(marks)
+        mark_impossible_times(marks)
         self._row_filter.mark(marks)
         mark_same_ids(marks)
         mark_groups(marks, self._filters)

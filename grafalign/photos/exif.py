@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib
 import io
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import numpy.typing as npt
+from PIL import Image
 
-# Pillow warns of every crooked EXIF directory; a filter a call would not hold, as filters are shared by all threads
-warnings.filterwarnings('ignore', module=r'PIL\.')
+from grafalign.files import stream_digest
+from grafalign.foreign.files import PASSING, ForeignFileError, open_plain
+from grafalign.foreign.images import open_image
+from grafalign.photos.exif_values import camera_time, edit_time_counts, gps_time, heading, number, position, taken_time
 
 GPS_IFD, EXIF_IFD, ORIENTATION = 0x8825, 0x8769, 0x0112
-_UNSET_CLOCK = datetime(1970, 1, 1)
-"""What a lost time reads in UTC; in local time up to a day beside it (`1969:12:31 19:00:00` in New England)."""
+MAX_FILE_BYTES = 500_000_000
+"""Larger files are no photos, and are not read."""
 MAX_PIXELS = 178_000_000
 """Images that claim more are taken for decompression bombs and are not decoded; Pillow's own limit."""
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'TIFF', 'GIF', 'BMP', 'AVIF', 'JPEG2000', 'HEIF')
-"""What photos are stored as. Pillow knows many more, and would run Ghostscript on a PostScript file."""
 _LOOK_PX = 256
 """Where a photo is decoded only to be checked, its shorter side may shrink to this: the whole stream is still read."""
 _UPRIGHT = {
@@ -40,11 +36,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF 2.32 Orientation to what brings the image upright."""
+_WHITES = (255, 1023, 4095, 16383, 65535)
+"""Largest numbers of 8, 10, 12, 14 and 16 bits: what cameras and scanners have."""
 _QUARTER_TURNS = tuple(_UPRIGHT[i] for i in (5, 6, 7, 8))
 _REDUCIBLE = ('L', 'LA', 'RGB', 'RGBA', 'CMYK')
-_HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'hevm', b'hevs', b'mif1', b'msf1')
-"""ISO 23008-12: the major brands of HEIF files."""
-_HEIF_LOCK = threading.Lock()
 
 
 class PhotoError(ValueError):
@@ -67,6 +62,8 @@ class PhotoFacts:
     taken_at: datetime | None = None
     problem: str | None = None
     """Why the image cannot be used, or None."""
+    place_problem: str | None = None
+    """Why what the file says of its position is none, or None."""
     width: int | None = None
     """Pixels across, upright."""
     height: int | None = None
@@ -105,7 +102,7 @@ def load_photo(
         OSError: the file cannot be read.
     """
     with _stream(source) as stream:
-        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        digest = stream_digest(stream)
         stream.seek(0)
         with _opened(stream, max_pixels) as image:
             facts, size = _said(image) if exif else PhotoFacts(), image.size
@@ -126,9 +123,8 @@ def load_photo(
 def read_facts(source: Path | bytes, verify: bool = True, max_pixels: int = MAX_PIXELS) -> PhotoFacts:
     """Read EXIF position, heading, error and time, size, digest and hash, and check that the image decodes.
 
-    Positions follow EXIF 2.32: degrees, minutes and seconds with N/S and E/W; the time is UTC from the GPS directory or
-    else `DateTimeOriginal` with `OffsetTimeOriginal` (taken for UTC where the offset is missing). Whatever the file
-    holds, this returns: what is wrong with the image becomes `problem`, and garbage in EXIF counts as nothing said.
+    `exif_values` says how tags are read. Whatever the file holds, this returns: what is wrong with the image becomes
+    `problem`, and garbage in EXIF counts as nothing said.
 
     Args:
         source: the file or its content.
@@ -169,61 +165,34 @@ def difference_hash(image: Image.Image) -> int:
 
 
 @contextmanager
-def _stream(source: Path | bytes) -> Iterator[io.BufferedReader | io.BytesIO]:
+def _stream(source: Path | bytes) -> Iterator[BinaryIO | io.BytesIO]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
-    else:
-        with source.open('rb') as file:
-            yield file
+        return
+    try:
+        file = open_plain(source, MAX_FILE_BYTES)
+    except ForeignFileError as error:
+        raise PhotoError(str(error)) from None
+    with file:
+        yield file
 
 
 @contextmanager
-def _opened(stream: io.BufferedReader | io.BytesIO, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(stream: BinaryIO | io.BytesIO, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image; whatever Pillow and its codecs raise inside becomes one reason."""
     try:
-        try:
-            image = Image.open(stream, formats=_formats())
-        except UnidentifiedImageError:
-            _learn_heif(stream)
-            image = Image.open(stream, formats=_formats())
-        with image:
-            if image.width * image.height > max_pixels:
-                raise PhotoError('too many pixels (decompression bomb?)')
+        with open_image(stream, max_pixels) as image:
             yield image
     except PhotoError:
         raise
-    except UnidentifiedImageError:
-        raise PhotoError('not an image') from None
+    except ForeignFileError as error:
+        raise PhotoError(str(error)) from None
     except (Image.DecompressionBombError, MemoryError):
         raise PhotoError('too many pixels (decompression bomb?)') from None
     except Exception as error:  # codecs raise OSError, SyntaxError, struct.error, IndexError and more on damaged files
+        if isinstance(error, OSError) and error.errno in PASSING:  # the disk is at fault, not the image
+            raise
         raise PhotoError('truncated image' if 'truncated' in str(error) else 'damaged image') from None
-
-
-def _formats() -> tuple[str, ...]:
-    """Those of `_FORMATS` that this Pillow reads; HEIF from when its plugin was loaded."""
-    _know_formats()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-@functools.cache
-def _know_formats() -> None:
-    Image.init()  # by itself Pillow loads most plugins only where `formats` is not given
-
-
-def _learn_heif(stream: io.BufferedReader | io.BytesIO) -> None:
-    """Teach Pillow HEIF if this is one: most photos are JPEG and should not pay for loading the plugin."""
-    stream.seek(0)
-    head = stream.read(12)
-    stream.seek(0)
-    if head[4:8] != b'ftyp' or head[8:12] not in _HEIF_BRANDS:
-        raise UnidentifiedImageError
-    try:
-        plugin = importlib.import_module('pillow_heif')
-    except ImportError:
-        raise PhotoError('HEIC image; to read it: pip install "grafalign[heic]"') from None
-    with _HEIF_LOCK:
-        plugin.register_heif_opener(thumbnails=False)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -235,15 +204,23 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith('I'):  # Pillow clips instead of scaling: 16-bit photos would come out white
-        values = np.asarray(image)
-        if image.mode.startswith('I;16') or values.max() > 255:
-            values = values >> 8
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert('RGB')
+    if image.mode.startswith('I') or image.mode == 'F':  # Pillow clips instead of scaling: photos would come out white
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert('RGB')
     if image.has_transparency_data:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
     return image.convert('RGB')
+
+
+def _eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Deep greys as 8 bits: white is 1 for fractions, else the largest number of the bits that are used (8 to 16)."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    largest = float(values.max(initial=0))
+    white = next((w for w in _WHITES if largest <= w), largest)
+    if np.issubdtype(values.dtype, np.floating) and largest <= 1:
+        white = 1.0
+    return (values.clip(0, white) * (255 / white)).astype(np.uint8)
 
 
 def _said(image: Image.Image) -> PhotoFacts:
@@ -251,71 +228,20 @@ def _said(image: Image.Image) -> PhotoFacts:
     try:
         exif = image.getexif()
         gps, detail = exif.get_ifd(GPS_IFD), exif.get_ifd(EXIF_IFD)
-        heading = _number(gps.get(17))
+        lon, lat, problem = position(gps.get(4), gps.get(3), gps.get(2), gps.get(1))
+        offset = detail.get(36881) or detail.get(36880)
+        stamps = [detail.get(36867), detail.get(36868)]
+        if edit_time_counts(exif.get(271), exif.get(305)):
+            stamps.append(exif.get(306))
+        camera = next((t for t in (camera_time(stamp, offset) for stamp in stamps) if t is not None), None)
+        when = taken_time(gps_time(gps.get(29), gps.get(7)), camera)
         return PhotoFacts(
-            lon=_degrees(gps.get(4), gps.get(3), 'W'),
-            lat=_degrees(gps.get(2), gps.get(1), 'S'),
-            accuracy_m=_number(gps.get(31)),
-            heading_deg=None if heading is None else heading % 360,
-            taken_at=_gps_time(gps) or _camera_time(detail, exif),
+            lon=lon,
+            lat=lat,
+            accuracy_m=number(gps.get(31)),
+            heading_deg=heading(gps.get(17), gps.get(16), lon, lat, when),
+            taken_at=when,
+            place_problem=problem,
         )
     except Exception:  # Pillow raises a dozen types on garbage: struct.error, KeyError, SyntaxError ...
         return PhotoFacts()
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-        return None
-    return number if number == number and abs(number) != float('inf') else None
-
-
-def _degrees(parts: Any, hemisphere: Any, negative: str) -> float | None:
-    """Degrees, minutes, seconds to signed degrees; None unless all of it makes sense."""
-    if not isinstance(parts, (tuple, list)):
-        return None
-    values = [_number(part) for part in parts[:3]]
-    if not values or any(v is None for v in values):
-        return None
-    total = sum(v / 60**i for i, v in enumerate(v for v in values if v is not None))
-    if isinstance(hemisphere, bytes):
-        hemisphere = hemisphere.decode('ascii', 'replace')
-    return -total if str(hemisphere or '').strip('\x00 ').upper().startswith(negative) else total
-
-
-def _gps_time(gps: Any) -> datetime | None:
-    try:
-        day = datetime.strptime(str(gps[29]).strip('\x00 '), '%Y:%m:%d')
-        hours, minutes, seconds = (float(part) for part in gps[7])
-        return (day + timedelta(hours=hours, minutes=minutes, seconds=seconds)).replace(tzinfo=timezone.utc)
-    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
-        return None
-
-
-def _camera_time(detail: Any, exif: Any) -> datetime | None:
-    stamp = detail.get(36867) or detail.get(36868) or exif.get(306)
-    return camera_time(str(stamp), str(detail.get(36881) or detail.get(36880) or ''))
-
-
-def camera_time(stamp: str, offset: str) -> datetime | None:
-    """UTC of a camera's clock; None where it was never set or says nothing.
-
-    Args:
-        stamp: `DateTimeOriginal`, as EXIF spells it.
-        offset: `OffsetTimeOriginal`; the clock is taken for UTC where there is none.
-    """
-    try:
-        local = datetime.strptime(stamp.strip('\x00 '), '%Y:%m:%d %H:%M:%S')
-    except ValueError:
-        return None
-    if abs(local - _UNSET_CLOCK) <= timedelta(days=1):
-        return None
-    try:
-        zone = datetime.strptime(offset.strip('\x00 '), '%z').tzinfo
-    except ValueError:
-        zone = timezone.utc
-    try:
-        return local.replace(tzinfo=zone).astimezone(timezone.utc)
-    except (OverflowError, ValueError):
-        return None

@@ -10,17 +10,15 @@ Nothing is ever written to disk.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from grafalign.errors import GrafalignError
+from grafalign.foreign.files import PASSING, ForeignFileError, open_plain
 from grafalign.photos.exif import PhotoError
 from grafalign.photos.tars import Tars
 from grafalign.photos.uris import KNOWN
@@ -59,7 +57,6 @@ class Fetcher:
 
         Raises:
             PhotoError: why it cannot be had; `transient` says whether another day may help.
-            GrafalignError: a package is missing for this kind of uri.
         """
         if uri.startswith('tar://'):
             member, chain, archive = uri.removeprefix('tar://').partition('::')
@@ -119,7 +116,7 @@ class Fetcher:
         for left in range(self.settings.retries, -1, -1):
             try:
                 return read()
-            except (PhotoError, GrafalignError):
+            except PhotoError:
                 raise
             except FileNotFoundError:
                 raise PhotoError('file is missing') from None
@@ -127,9 +124,9 @@ class Fetcher:
                 raise PhotoError('not a file') from None
             except PermissionError:
                 raise PhotoError('may not be read') from None
-            except ImportError as error:
-                raise GrafalignError(
-                    f'Photos at {scheme}:// need a package that is not installed ({error}); install it.'
+            except ImportError as error:  # one such row among others must not end the run
+                raise PhotoError(
+                    f'{scheme}:// needs a package that is not installed ({error})'[:160], transient=True
                 ) from None
             except ValueError as error:
                 raise PhotoError(f'not a valid address ({error})'[:100]) from None
@@ -160,27 +157,22 @@ def _local(uri: str, offset: int, size: int | None) -> bytes:
     """A local file or a part of it; only plain files are read, as reading a pipe would wait forever."""
     path = Path(unquote(urlsplit(uri).path) if uri.startswith('file://') else uri)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))
-        with os.fdopen(descriptor, 'rb') as file:
-            known = os.fstat(file.fileno())
-            if not stat.S_ISREG(known.st_mode):
-                raise PhotoError('not a file')
+        with open_plain(path, MAX_LOCAL_BYTES if size is None else None) as file:
             if size is None:
-                if known.st_size > MAX_LOCAL_BYTES:
-                    raise PhotoError(f'more than {MAX_LOCAL_BYTES / 1e6:g} MB')
                 return file.read(MAX_LOCAL_BYTES)
-            if offset >= known.st_size:
+            length = os.fstat(file.fileno()).st_size
+            if offset >= length:
                 return b''
             file.seek(offset)
-            return file.read(min(size, known.st_size - offset))
-    except PhotoError:
-        raise
+            return file.read(min(size, length - offset))
+    except ForeignFileError as error:
+        raise PhotoError(str(error)) from None
     except FileNotFoundError:
         raise PhotoError('file is missing') from None
     except (IsADirectoryError, NotADirectoryError):
         raise PhotoError('not a file') from None
     except OSError as error:
-        passing = error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)  # network disks
+        passing = error.errno in PASSING  # network disks, descriptors
         raise PhotoError(f'cannot be read ({error.strerror or error})', transient=passing) from None
     except ValueError:  # a null byte in the name
         raise PhotoError('not a valid address') from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def with_facts(table: Any, rows: npt.NDArray[np.int64], ours: Set[str], verify: 
 
     def read(part: npt.NDArray[np.int64]) -> dict[str, Any]:
         facts = [_facts(path, verify) for path in uris.take(pa.array(part)).to_pylist()]
+        if 'lon' in ours:
+            facts = [replace(f, problem=f.problem or f.place_problem) for f in facts]
         return {n: pa.array([getattr(f, n, None) for f in facts], _kind(n)) for n in names}
 
     work = engine.run(read, chunks, workers)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import glob
+import io
+import math
 import shutil
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -14,8 +14,11 @@ from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
+from urllib3.exceptions import HTTPError
 
 from grafalign.errors import GrafalignError
+from grafalign.foreign import open_plain
+from grafalign.guarded import LIMITS, AddressError, PrivateAddressError, open_url
 
 KINDS = {
     '.csv': 'csv',
@@ -134,13 +137,35 @@ def local_copy(path: str, compression: str | None = None) -> Iterator[str]:
 
 def _open(path: str) -> IO[bytes]:
     if path.startswith(('http://', 'https://')):
-        request = urllib.request.Request(path, headers={'User-Agent': 'grafalign'})
-        response: IO[bytes] = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-        return response
+        response = open_url(path, timeout_s=TIMEOUT_S, trusted=True)
+        if response.status != 200:
+            response.close()
+            raise AddressError(f'HTTP {response.status}')
+        body: IO[bytes] = _Body(response)  # type: ignore[assignment]
+        return body
     if is_url(path):
         opened: IO[bytes] = fsspec.open(path, 'rb').open()
         return opened
-    return Path(path).open('rb')
+    return open_plain(path)
+
+
+class _Body(io.RawIOBase):
+    """The body of an answer, which may be large: it ends where the server falls silent, not at a deadline."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        LIMITS.start(math.inf, False, TIMEOUT_S)
+        piece: bytes = self._response.read(None if size < 0 else size, decode_content=True)
+        return piece
+
+    def close(self) -> None:
+        self._response.close()
+        super().close()
 
 
 @contextmanager
@@ -152,8 +177,9 @@ def _naming(path: str) -> Iterator[None]:
         raise GrafalignError(
             f'There is no file {path}; set photos.table to a CSV, JSONL, Parquet, GeoParquet or GeoJSON file.'
         ) from None
-    except urllib.error.HTTPError as error:
-        raise GrafalignError(f'{path} cannot be read (HTTP {error.code}); check the address and the rights.') from None
+    except (AddressError, PrivateAddressError, HTTPError) as error:
+        reason = ' '.join(str(error).split())
+        raise GrafalignError(f'{path} cannot be read ({reason}); check the address and the rights.') from None
     except ImportError as error:
         raise GrafalignError(f'{path} cannot be read ({error}); install that package or copy the table here.') from None
     except (OSError, ValueError) as error:

@@ -12,18 +12,20 @@ from pydantic import Field, model_validator
 
 from grafalign.config import Settings
 from grafalign.errors import GrafalignError
+from grafalign.foreign.images import HEIF_SUFFIXES, SUFFIXES, looks_like_image
 from grafalign.photos.collect import Collected
 from grafalign.photos.filters import PhotoFilters
 from grafalign.photos.guess import GUESSES, read_plain
 from grafalign.photos.layouts import LAYOUTS, Layout
 from grafalign.photos.opening import files_of, is_url
 from grafalign.photos.raw import Raw, Where
+from grafalign.photos.spelled_times import TimeSettings
 from grafalign.photos.table import Photos
 from grafalign.photos.uris import KNOWN, SCHEMES
 from grafalign.photos.web import RemoteSettings
 from grafalign.photos.webdataset import read_webdataset
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff', '.heic', '.heif')
+_IMAGE_SUFFIXES = (*SUFFIXES, *HEIF_SUFFIXES)
 _LISTED = 1 << 16
 
 
@@ -31,7 +33,9 @@ class PhotoSource(Settings):
     """The `photos:` part of a recipe; give `folder`, `table` or `webdataset`."""
 
     folder: Path | None = None
-    """Folder of images (JPEG, PNG, WebP, TIFF, HEIC), searched with its subfolders; positions come from EXIF."""
+    """Folder of images (JPEG, PNG, WebP, TIFF, HEIC ...), searched with its subfolders; positions come from EXIF."""
+    taken_at: TimeSettings = TimeSettings()
+    """How the times of a table are spelled, where they do not tell it themselves."""
     table: str | Path | list[str | Path] | None = None
     """A path, glob, folder or URL, or a list of them: CSV, TSV, JSONL, Parquet, GeoParquet or GeoJSON, optionally
     compressed (.gz, .bz2, .zst); one photo a row."""
@@ -82,7 +86,7 @@ def read_photos(source: PhotoSource, workers: int | None = None) -> Photos:
     Raises:
         GrafalignError: the folder or table is missing or unreadable, a column is missing, or no photo is usable.
     """
-    collected = Collected(source.name, source.filters, source.schemes, source.verify)
+    collected = Collected(source.name, source.filters, source.schemes, source.verify, source.taken_at)
     for raw in _raw(source):
         collected.add(raw)
     return collected.finish(workers)
@@ -113,7 +117,7 @@ def _root(root: str | Path | None, file: str) -> str:
 
 
 def _list_folder(folder: Path) -> Iterator[Raw]:
-    """Every image below a folder, in the order of the paths."""
+    """Every image below a folder, in the order of the paths: known by its name, or by its first bytes."""
     if not folder.is_dir():
         raise GrafalignError(f'There is no folder {folder}; set photos.folder to a folder of images.')
     base = str(folder.resolve())
@@ -122,7 +126,7 @@ def _list_folder(folder: Path) -> Iterator[Raw]:
         folders.sort()
         for name in sorted(files):
             path = f'{parent}/{name}'
-            if name.lower().endswith(IMAGE_SUFFIXES) and Path(path).is_file():
+            if (name.lower().endswith(_IMAGE_SUFFIXES) or looks_like_image(path)) and Path(path).is_file():
                 names.append(path)
         if len(names) >= _LISTED:
             yield _listed(names, base, folder.name)

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from grafalign.errors import GrafalignError
 from grafalign.geo import UTM_NORTH_LIMIT, UTM_SOUTH_LIMIT
-from grafalign.photos.values import TIME, licence_names, numbers, texts, times
+from grafalign.photos.spelled_times import DayOrder, TimeSettings, read_times, settled
+from grafalign.photos.values import TIME, licence_names, numbers, texts
 
 SCHEMA = pa.schema(
     {
@@ -51,13 +52,13 @@ class Photos:
     """`REJECTED_COLUMNS`, strings, sorted by `id`."""
 
 
-def canonical(columns: dict[str, Any], rows: int) -> Any:
-    """An Arrow table of `SCHEMA`, `problem` and `detail` from columns of any type; what is not given is missing.
+def canonical(columns: dict[str, Any], rows: int, taken_at: TimeSettings | None = None) -> Any:
+    """An Arrow table of `SCHEMA`, `problem`, `detail` and `unsure` from columns of any type; what lacks is missing.
 
     `problem` is the reason why a row cannot be used, or missing. Where a position is no number, `detail` keeps what the
-    table has.
+    table has. `unsure` keeps the text of times whose day and month cannot be told apart (`spelled_times`).
     """
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {'unsure': pa.nulls(rows, pa.string())}
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
         column = columns.get(name)
         if column is None:
@@ -67,7 +68,7 @@ def canonical(columns: dict[str, Any], rows: int) -> Any:
         elif kind == pa.string():
             made[name] = texts(column)
         elif kind == TIME:
-            made[name] = times(column)
+            made[name], made['unsure'] = read_times(_whole(column), taken_at or TimeSettings())
         elif name in ('width', 'height'):
             size = numbers(column)
             fits = (size >= 1) & (size < 2**31)
@@ -82,7 +83,12 @@ def canonical(columns: dict[str, Any], rows: int) -> Any:
     made['photo_id'] = pc.coalesce(made['photo_id'], made['uri'])
     made['problem'] = texts(columns['problem']) if 'problem' in columns else pa.nulls(rows, pa.string())
     made['detail'] = texts(columns['detail']) if 'detail' in columns else _raw_places(columns, made, rows)
+    made['unsure'] = made.pop('unsure')  # behind the columns of the schema
     return pa.table(made)
+
+
+def _whole(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _whole_numbers(column: Any) -> Any:
@@ -165,6 +171,37 @@ def mark_unusable(marks: Marks) -> None:
     marks.mark(pc.is_null(table['uri']).to_numpy(), 'no uri')
 
 
+_FIRST_PHOTO = pd.Timestamp('1826-01-01', tz='UTC')
+"""Niépce's view from the window at Le Gras is of 1826 or 1827."""
+
+
+def mark_impossible_times(marks: Marks) -> None:
+    """Reject rows taken before there were photos or after tomorrow: programs write year 1 and 9999 for none."""
+    taken = marks.table['taken_at']
+    latest = pd.Timestamp.now(tz='UTC').floor('D') + pd.Timedelta(days=2)
+    bounds = [pa.scalar(b.to_pydatetime(), TIME) for b in (_FIRST_PHOTO, latest)]
+    odd = pc.or_(pc.less(taken, bounds[0]), pc.greater_equal(taken, bounds[1]))
+    marks.mark(
+        pc.fill_null(odd, False).to_numpy(),
+        'impossible time',
+        lambda rows: pc.binary_join_element_wise('taken at ', pc.cast(rows['taken_at'], pa.string()), ''),
+    )
+
+
+def with_order(table: Any, order: DayOrder, taken_at: TimeSettings) -> Any:
+    """A table in which the times that were unsure are settled.
+
+    Raises:
+        GrafalignError: no row of the column tells whether the day or the month comes first.
+    """
+    unsure = table['unsure'].combine_chunks()
+    if unsure.null_count == len(unsure):
+        return table
+    example = next(c for c in unsure.to_pylist() if c is not None)
+    found = pc.coalesce(table['taken_at'].combine_chunks(), settled(unsure, taken_at, order.decide(example)))
+    return table.set_column(table.schema.get_field_index('taken_at'), 'taken_at', found)
+
+
 def mark_same_ids(marks: Marks) -> None:
     """Keep one row of each `photo_id`: the least by uri, then by the other columns, whatever the order of the rows."""
     free = np.flatnonzero(marks.free)
@@ -216,6 +253,8 @@ def _remedy(reason: str) -> str:
         return 'set photos.root to the folder that the uris are relative to, or photos.columns.uri to their column'
     if reason in ('no position', 'impossible coordinates', 'position 0, 0', 'malformed row'):
         return 'check that the images carry a position, or name the position columns in the recipe'
+    if reason == 'impossible time':
+        return 'check the column of the times, or set photos.taken_at.format'
     if reason in ('not an image', 'damaged image', 'truncated image'):
         return 'check the files'
     return 'check photos.filters and photos.schemes of the recipe'
@@ -260,11 +299,15 @@ def check_photos(frame: pd.DataFrame, source: str) -> Photos:
         GrafalignError: no usable photo, or latitude and longitude are swapped in the whole table.
     """
     columns = {str(n): pa.Array.from_pandas(frame[n]) for n in frame}
-    marks = Marks(canonical(columns, len(frame)))
+    order = DayOrder(source)
+    if 'taken_at' in columns:
+        order.see(_whole(columns['taken_at']))
+    marks = Marks(with_order(canonical(columns, len(frame)), order, TimeSettings()))
     watch = SwapWatch(source)
     watch.see(marks.table['lon'].to_numpy(), marks.table['lat'].to_numpy())
     watch.check()
     mark_unusable(marks)
+    mark_impossible_times(marks)
     mark_same_ids(marks)
     kept, rejected = marks.split()
     return finished(kept, rejected, source)

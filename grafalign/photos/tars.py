@@ -18,6 +18,10 @@ ReadPart = Callable[[int, int], bytes]
 """(offset, size) to bytes; shorter at the end of the archive, empty beyond it."""
 MAX_MEMBERS = 1_000_000
 """Members in one archive; an index of so many takes about 200 MB."""
+MAX_WALKED_BYTES = 8 << 30
+"""Bytes read while an archive is walked over; a shard of 10,000 photos has 1 or 2 GB."""
+MAX_REPEATED = 100
+"""Members of one name: a few are what appending to a tar leaves, more are made up."""
 MAX_CACHED_MEMBERS = 2_000_000
 """Members in all indexes that are kept; the archives used longest ago are forgotten first."""
 _LONGEST_HEADER = 1 << 16
@@ -35,18 +39,21 @@ def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
         ahead: bytes to read at once; more than a block where every read has a price.
 
     Raises:
-        PhotoError: it is no tar, is compressed, has too many members, or `read` fails.
+        PhotoError: it is no tar, is compressed, has too many members or no end, or `read` fails.
     """
     index: Index = {}
-    window, start = b'', 0
+    window, start, fetched = b'', 0, 0
 
     def at(offset: int, size: int) -> bytes:
-        nonlocal window, start
+        nonlocal window, start, fetched
         if not (start <= offset and offset + size <= start + len(window)):
             window, start = read(offset, max(size, ahead)), offset
+            fetched += len(window)
+            if fetched > MAX_WALKED_BYTES:
+                raise PhotoError(f'a tar without end (more than {MAX_WALKED_BYTES >> 30} GB)')
         return window[offset - start : offset - start + size]
 
-    offset, renamed, resized = 0, None, None
+    offset, headers, repeated, renamed, resized = 0, 0, 0, None, None
     while len(block := at(offset, _BLOCK)) == _BLOCK and block.strip(b'\0'):
         try:
             head = tarfile.TarInfo.frombuf(block, 'utf-8', 'surrogateescape')
@@ -71,10 +78,14 @@ def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
             if head.type == tarfile.XGLTYPE:
                 pass
             elif head.type in tarfile.REGULAR_TYPES and head.type != tarfile.GNUTYPE_SPARSE:
+                repeated += _plain(name) in index
+                if repeated > MAX_REPEATED:
+                    raise PhotoError('a tar that repeats its files')
                 index[_plain(name)] = _refusal(name) or (body, size)
             elif head.type != tarfile.DIRTYPE:
                 index[_plain(name)] = 'a link or a device in the tar, not a file'
-            if len(index) > MAX_MEMBERS:
+            headers += 1
+            if headers > MAX_MEMBERS:
                 raise PhotoError(f'a tar of more than {MAX_MEMBERS:,} files')
             renamed = resized = None
             if head.type in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):

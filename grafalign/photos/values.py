@@ -18,6 +18,8 @@ _ISO = r'^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?)?Z?$'
 _COMPACT = r'^(19|20)\d{6}(\d{6})?$'
 _MILLISECONDS = 1e11
 """Epoch times from here on are milliseconds: as seconds, that would be the year 5138."""
+_SMALLEST_S = 1e8
+"""3 March 1973: smaller numbers are years, months or days, and hardly ever a photo's time."""
 _LARGEST_S = 253_402_300_799
 """The end of the year 9999."""
 
@@ -68,7 +70,10 @@ def times(column: Any) -> Any:
     """A column as UTC times: dates in any spelling, or numbers of seconds or milliseconds since 1970.
 
     Every cell is judged by itself, so that the result does not depend on the rows around it: numbers of 8 or 14 digits
-    that begin with 19 or 20 are dates (`20151024`), numbers from 1e11 on are milliseconds.
+    that begin with 19 or 20 are dates (`20151024`, also where a gap in its column made it `20151024.0`), numbers from
+    1e11 on are milliseconds, and those below 1e8 (1973) are no times: years, months and spreadsheets' serial numbers.
+    A text without a year of four digits is no time either: a clock alone would mean today, another day each time.
+    See `spelled_times` for the order of day and month.
     """
     column = _whole(column)
     kind = column.type
@@ -76,8 +81,13 @@ def times(column: Any) -> Any:
         stamps = pc.cast(column, pa.timestamp('us', getattr(kind, 'tz', None)), safe=False)
         return pc.cast(stamps if getattr(kind, 'tz', None) else pc.assume_timezone(stamps, 'UTC'), TIME)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return _epoch(numbers(column))
-    cells = texts(column)
+        values = numbers(column)
+        if not bool(np.any(values == np.round(values))):
+            return _epoch(values)
+        column = pa.array(
+            [None if v != v else repr(int(v)) if v == int(v) else repr(v) for v in values.tolist()], pa.string()
+        )
+    cells = pc.replace_substring_regex(texts(column), r'^(\d{8,})\.0*$', r'\1')
     cells = pc.replace_substring_regex(cells, r'^(\d{4}):(\d{2}):(\d{2})', r'\1-\2-\3')  # as EXIF writes them
     compact = pc.match_substring_regex(cells, _COMPACT)
     if pc.any(compact).as_py():
@@ -97,7 +107,7 @@ def times(column: Any) -> Any:
 
 def _epoch(values: Floats) -> Any:
     seconds = np.where(np.abs(values) > _MILLISECONDS, values / 1000, values)
-    sane = np.abs(seconds) <= _LARGEST_S
+    sane = (np.abs(seconds) <= _LARGEST_S) & (np.abs(seconds) >= _SMALLEST_S)
     micros = np.round(np.where(sane, seconds, 0) * 1e6).astype(np.int64)
     return pa.array(micros, mask=~sane).cast(TIME)
 
@@ -111,6 +121,8 @@ def _spelled(cells: Any) -> Any:
         rest = pc.if_else(plain, None, cells)
     except pa.ArrowInvalid:  # such as the 30th of February
         fast, rest = pa.nulls(len(cells), TIME), cells
+    dated = pc.fill_null(pc.match_substring_regex(rest, r'(^|\D)\d{4}(\D|$)'), False)
+    rest = pc.if_else(dated, rest, None)
     if rest.null_count < len(rest):
         where = pc.is_valid(rest)
         others = pd.to_datetime(

@@ -37,6 +37,9 @@ _STRIKES = 20
 wait for their time-outs."""
 _GONE_S = 600.0
 """Seconds until a host that is gone is asked again."""
+_REFUSALS = 100
+"""Refusals (429, 503 and the like) in a row, without one photo among them, after which a host counts as gone, too: it
+may ask for a pause of two minutes each time, and ten thousand photos would take a fortnight, all in vain."""
 
 
 class RemoteSettings(Settings):
@@ -71,8 +74,16 @@ class _Host:
         self._lock = threading.Lock()
         self._next = 0.0
         self._strikes = 0
+        self._refusals = 0
         self._gone_until = 0.0
         self.users = 0
+
+    def refused(self, did: bool) -> None:
+        """Take note whether an answer was one of those that may pass, such as 429."""
+        with self._lock:
+            self._refusals = self._refusals + 1 if did else 0
+            if self._refusals >= _REFUSALS:
+                self._gone_until, self._refusals = time.monotonic() + _GONE_S, 0
 
     def answered(self, did: bool) -> None:
         """Take note whether a try brought an answer, whatever it was."""
@@ -100,6 +111,7 @@ class _Host:
         """Wait until one more request may be made, and count it while it lasts."""
         with self._slots:
             while True:
+                self.check()
                 with self._lock:
                     wait = self._next - time.monotonic()
                     if wait <= 0:
@@ -173,8 +185,7 @@ class Web:
         headers = {'User-Agent': self._settings.user_agent, 'Accept-Encoding': 'identity', 'Accept': '*/*', **headers}
         with self._host(f'{parts.scheme}://{name}:{port}') as host, host.turn(), _reasons(host):
             host.check()
-            LIMITS.deadline = time.monotonic() + self._settings.timeout_s
-            LIMITS.private = self._settings.private_addresses
+            LIMITS.start(self._settings.timeout_s, self._settings.private_addresses)
             response = self._pools.urlopen(
                 'GET',
                 url,
@@ -203,6 +214,7 @@ class Web:
         if part and status == 416:  # beyond the end
             _drain(response)
             return b''
+        host.refused(status in _WORTH_RETRYING)
         if status in _WORTH_RETRYING:
             pause = _retry_after(response)
             if pause is not None and pause <= _LONGEST_PAUSE_S:

@@ -17,25 +17,33 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import fsspec.implementations.local
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from grafalign.errors import GrafalignError
 from grafalign.photos.batches import read_batches
-from grafalign.photos.exif import camera_time
+from grafalign.photos.exif_values import (
+    camera_time,
+    edit_time_counts,
+    gps_time,
+    heading,
+    number,
+    position,
+    taken_time,
+)
 from grafalign.photos.guess import GUESSES, theirs_for_ours
 from grafalign.photos.opening import files_of, is_url, name_of, open_stream
 from grafalign.photos.raw import Raw
 from grafalign.photos.values import Floats, numbers, texts
 
 _IMAGES = ('jpg', 'jpeg', 'png', 'webp')
-_REF = {'lon': 'GPS GPSLongitude', 'lat': 'GPS GPSLatitude'}
 
 
 def read_webdataset(folder: str, columns: Mapping[str, str]) -> Iterator[Raw]:
@@ -106,7 +114,8 @@ def _shard(table: str, tar: str, columns: Mapping[str, str]) -> Iterator[Raw]:
         told = (
             texts(rows['error_message']) if 'error_message' in rows.column_names else pa.nulls(len(rows), pa.string())
         )
-        found['problem'] = pc.if_else(failed, pc.coalesce(texts(rows['status']), pa.scalar('no status')), None)
+        status = pc.if_else(failed, pc.coalesce(texts(rows['status']), pa.scalar('no status')), None)
+        found['problem'] = pc.coalesce(status, found['problem']) if 'problem' in found else status
         found['detail'] = pc.if_else(failed, pc.coalesce(told, pa.scalar('')), None)
         yield Raw({**found, 'uri': member}, len(rows), None)
 
@@ -127,13 +136,24 @@ def _suffix(tar: str) -> str:
 def _from_exif(cells: Any, found: Mapping[str, Any]) -> dict[str, Any]:
     """Columns from the exif texts, for rows where the columns of the table do not speak."""
     told: dict[str, list[Any]] = {n: [] for n in ('lon', 'lat', 'accuracy_m', 'heading_deg', 'taken_at')}
+    problems: list[str | None] = []
     for cell in cells.to_pylist():
         tags = _tags(cell)
-        told['lon'].append(_degrees(tags, _REF['lon'], 'W'))
-        told['lat'].append(_degrees(tags, _REF['lat'], 'S'))
+        lon, lat, problem = position(
+            _ratios(tags.get('GPS GPSLongitude')),
+            tags.get('GPS GPSLongitudeRef'),
+            _ratios(tags.get('GPS GPSLatitude')),
+            tags.get('GPS GPSLatitudeRef'),
+        )
+        when = _time(tags)
+        told['lon'].append(lon)
+        told['lat'].append(lat)
         told['accuracy_m'].append(_first(tags.get('GPS GPSHPositioningError') or tags.get('GPS Tag 0x001F')))
-        told['heading_deg'].append(_first(tags.get('GPS GPSImgDirection')))
-        told['taken_at'].append(_time(tags))
+        told['heading_deg'].append(
+            heading(_first(tags.get('GPS GPSImgDirection')), tags.get('GPS GPSImgDirectionRef'), lon, lat, when)
+        )
+        told['taken_at'].append(when)
+        problems.append(problem)
     made: dict[str, Any] = {
         'taken_at': found.get('taken_at', pa.array(told.pop('taken_at'), pa.timestamp('us', 'UTC')))
     }
@@ -143,6 +163,8 @@ def _from_exif(cells: Any, found: Mapping[str, Any]) -> dict[str, Any]:
             theirs = numbers(found[name])
             mine = np.where(np.isnan(theirs), mine, theirs)
         made[name] = pa.array(mine)
+    if not {'lon', 'lat'} <= set(found):
+        made['problem'] = pa.array(problems, pa.string())
     return made
 
 
@@ -154,15 +176,17 @@ def _tags(cell: str | None) -> dict[str, str]:
     return {k: str(v) for k, v in tags.items()} if isinstance(tags, dict) else {}
 
 
-def _ratios(text: str | None) -> list[float]:
-    """The numbers of `[42, 36, 617/50]` or `617/50`; empty where one of them makes no sense."""
+def _ratios(text: str | None) -> list[float | None]:
+    """The numbers of `[42, 36, 617/50]` or `617/50`; None for those that make no sense (`0/0`)."""
+    if not text:
+        return []
     values = []
-    for part in (text or '').strip('[] ').split(','):
+    for part in text.strip('[] ').split(','):
         above, _, below = part.strip().partition('/')
         try:
-            values.append(float(above) / float(below or 1))
+            values.append(number(float(above) / float(below or 1)))
         except (ValueError, ZeroDivisionError):
-            return []
+            values.append(None)
     return values
 
 
@@ -170,20 +194,10 @@ def _first(text: str | None) -> float | None:
     return next(iter(_ratios(text)), None)
 
 
-def _degrees(tags: Mapping[str, str], name: str, negative: str) -> float | None:
-    parts = _ratios(tags.get(name))
-    if not parts:
-        return None
-    total = sum(v / 60**i for i, v in enumerate(parts[:3]))
-    return -total if tags.get(f'{name}Ref', '').strip().upper().startswith(negative) else total
-
-
 def _time(tags: Mapping[str, str]) -> datetime | None:
-    """UTC from the GPS directory, or else the camera's clock, taken for UTC where no offset is told."""
-    clock = _ratios(tags.get('GPS GPSTimeStamp'))
-    try:
-        day = datetime.strptime(tags['GPS GPSDate'].strip(), '%Y:%m:%d').replace(tzinfo=timezone.utc)
-        return day + timedelta(hours=clock[0], minutes=clock[1], seconds=clock[2])
-    except (KeyError, ValueError, IndexError, OverflowError):
-        pass
-    return camera_time(tags.get('EXIF DateTimeOriginal', ''), tags.get('EXIF OffsetTimeOriginal', ''))
+    offset = tags.get('EXIF OffsetTimeOriginal') or tags.get('EXIF OffsetTime')
+    stamps = [tags.get('EXIF DateTimeOriginal'), tags.get('EXIF DateTimeDigitized')]
+    if edit_time_counts(tags.get('Image Make'), tags.get('Image Software')):
+        stamps.append(tags.get('Image DateTime'))
+    camera = next((t for t in (camera_time(stamp, offset) for stamp in stamps) if t is not None), None)
+    return taken_time(gps_time(tags.get('GPS GPSDate'), _ratios(tags.get('GPS GPSTimeStamp'))), camera)

@@ -8,6 +8,7 @@ to a page that was read already; filters that the server declares but refuses.
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -20,9 +21,14 @@ from pystac_client.exceptions import APIError
 from pystac_client.item_search import ItemSearch
 from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import PystacClientWarning
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 from urllib3.exceptions import MaxRetryError
 
+from grafalign import console
 from grafalign.errors import GrafalignError
+from grafalign.foreign import parse_json
+from grafalign.guarded import LIMITS, AddressError, guarded_pools, origin_of
 from grafalign.scenes.regions import Box
 from grafalign.scenes.retry import FOR_THE_MOMENT, CappedRetry
 from grafalign.scenes.source import SceneSource
@@ -31,6 +37,13 @@ from grafalign.scenes.where import as_cql2, as_query
 _TOO_MUCH = (413, 500, 502, 504)
 """Status codes of servers whose answer would be too large, such as 502 of a gateway with a limit of some MB."""
 _FILTER_REFUSED = (400, 405, 422, 501)
+_BOM = '\ufeff'
+_ANSWER_BYTES = 256 << 20
+"""Largest answer, unpacked: a page of 10,000 items with everything has 200 MB."""
+_ANSWER_TIMES = 5
+"""An answer must be whole after so many times `scenes.timeout_s`, however slowly it drips."""
+_MOST_PAGES = 10_000
+"""Pages of one search after which a server is taken to make them up."""
 _BARREN_PAGES = 3
 """Pages in a row without anything new after which a search is taken to turn in circles."""
 
@@ -51,6 +64,45 @@ class _CountingRetry(CappedRetry):
         return following
 
 
+class _Adapter(HTTPAdapter):
+    """Sends requests of requests' sessions through the gate of addresses, and bounds what comes back.
+
+    What the recipe names, the API's own origin, may be private; a link or redirect to another origin may not.
+    """
+
+    def __init__(self, source: SceneSource, retry: Retry) -> None:
+        self._home = origin_of(str(source.api))
+        self._private, self._timeout_s = source.private_addresses, source.timeout_s
+        self._answer_s = _ANSWER_TIMES * source.timeout_s
+        super().__init__(max_retries=retry)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
+        """Connections that check the address they go to."""
+        self.poolmanager = guarded_pools(maxsize)
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        """Send one request of a chain of redirects and read its answer whole."""
+        if request.method not in ('GET', 'POST'):
+            raise requests.exceptions.InvalidURL(f'a search makes no {request.method} requests')
+        try:
+            private = self._private or origin_of(str(request.url)) == self._home
+        except AddressError as error:
+            raise requests.exceptions.InvalidURL(str(error)) from None
+        LIMITS.start(self._answer_s, private, self._timeout_s)
+        response = super().send(request, *args, **{**options, 'stream': True})
+        content = bytearray()
+        for piece in response.iter_content(1 << 16):
+            content += piece
+            if len(content) > _ANSWER_BYTES:
+                response.close()
+                raise requests.exceptions.InvalidURL(f'it answers with more than {_ANSWER_BYTES >> 20} MB')
+            if time.monotonic() > LIMITS.deadline:
+                response.close()
+                raise requests.exceptions.ReadTimeout(f'its answer takes longer than {self._answer_s:g} s')
+        response._content = bytes(content)
+        return response
+
+
 class _Io(StacApiIO):
     """Requests that are counted, tried again, and answered in JSON."""
 
@@ -66,6 +118,8 @@ class _Io(StacApiIO):
         )
         retry.counts = counts
         super().__init__(timeout=source.timeout_s, max_retries=retry)
+        for scheme in ('http://', 'https://'):
+            self.session.mount(scheme, _Adapter(source, retry))
         self._tries = source.retries + 1
         self.counts = counts
 
@@ -84,8 +138,8 @@ class _Io(StacApiIO):
         for left in reversed(range(self._tries)):
             self.counts['requests'] += 1
             try:
-                text = super().request(href, method, headers, parameters)
-                json.loads(text)
+                text = super().request(href, method, headers, parameters).removeprefix(_BOM)
+                parse_json(text)
             except APIError as error:
                 if not left or not _broke_off(error.__context__):
                     raise
@@ -168,9 +222,10 @@ class Api:
     def _failure(self, error: Exception) -> GrafalignError:
         status = getattr(error, 'status_code', None)
         why = f'status {status}: {_short(error)}' if status else _short(error)
+        pages = ', scenes.page_items (servers cap it)' if status == 400 else ''
         return GrafalignError(
-            f'The STAC API {self._source.api} did not answer the search ({why}); check scenes.api and '
-            'scenes.collections, and try again: what was found so far is kept.'
+            f'The STAC API {self._source.api} did not answer the search ({why}); check scenes.api, '
+            f'scenes.collections{pages}, and try again: what was found so far is kept.'
         )
 
     def _open(self) -> Client:
@@ -215,7 +270,7 @@ class Api:
             **self._filters(),
         )
         items: dict[tuple[str, str], dict[str, Any]] = {}
-        barren, total, repeated = 0, 0, self._counts['repeated pages']
+        barren, total, repeated, pages = 0, 0, self._counts['repeated pages'], self._counts['pages']
         for page in self._pages(search):
             self._counts['pages'] += 1
             before = len(items)
@@ -230,12 +285,23 @@ class Api:
             barren = 0 if len(items) > before else barren + 1
             if barren == _BARREN_PAGES:
                 break
+            if self._counts['pages'] - pages > _MOST_PAGES:
+                raise GrafalignError(
+                    f'The STAC API {self._source.api} gives pages without end ({_MOST_PAGES:,} so far); set a larger '
+                    'scenes.page_items or a smaller scenes.search_cell_deg.'
+                )
         self._counts['repeated pages'] += barren
         circled = self._counts['repeated pages'] > repeated
         if circled and total > len(items):
             raise GrafalignError(
                 f'The STAC API {self._source.api} repeats its pages and gave {len(items)} of {total} items; set '
                 'another scenes.page_items or a smaller scenes.search_cell_deg.'
+            )
+        if total > len(items):
+            self._counts['matched and not given'] += total - len(items)
+            console.log(
+                f'The STAC API matched {total:,} items and gave {len(items):,} of them without a link to more; if its '
+                f'pages are capped, set a smaller scenes.page_items (it is {self._source.page_items}).'
             )
         return list(items.values())
 
@@ -254,21 +320,22 @@ class Api:
                 search.method = method = 'GET'
                 first = body = search.get_parameters()
                 continue
-            page = json.loads(text)
+            page = parse_json(text)
             if not isinstance(page, dict) or not isinstance(page.get('features'), list):
                 raise APIError(f'{href} answered JSON that is no list of items: {text[:60]!r}')
             yield page
             link = next((k for k in page.get('links') or [] if isinstance(k, dict) and k.get('rel') == 'next'), None)
             if link is None or not link.get('href'):
                 return
-            href, method, headers = (
-                urljoin(href, link['href']),
-                str(link.get('method') or 'GET').upper(),
-                link.get('headers'),
-            )
+            before, href = href, urljoin(href, str(link['href']))
+            method = str(link.get('method') or 'GET').upper()
+            headers = link.get('headers')
             body = {}  # a GET link holds its parameters
             if method == 'POST':
                 body = {**(first if link.get('merge') else {}), **(link.get('body') or {})}
+            if origin_of(href) != origin_of(before) and (headers or method != 'GET'):
+                raise APIError(f'its next page, {href}, lies elsewhere and wants more than a GET; that is not followed')
+            headers = {str(k): str(v) for k, v in headers.items()} if isinstance(headers, dict) else None
             if json.dumps([href, method, body], sort_keys=True, default=str) in seen:
                 self._counts['repeated pages'] += 1
                 return

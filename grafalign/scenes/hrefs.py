@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from grafalign.guarded import is_public
+from grafalign.guarded import host_of, is_public
 
 
-def absolute_assets(item: dict[str, Any], base: str, local: bool) -> dict[str, Any]:
+def self_link(item: dict[str, Any]) -> str | None:
+    """Where an item says that it is published, if that is on the web."""
+    links = item.get('links')
+    for link in links if isinstance(links, list) else []:
+        if isinstance(link, dict) and link.get('rel') == 'self' and isinstance(link.get('href'), str):
+            return str(link['href'])
+    return None
+
+
+def absolute_assets(item: dict[str, Any], base: str, local: bool, published: str | None = None) -> dict[str, Any]:
     """An item with the addresses of its assets made absolute.
 
     Addresses are URI references (RFC 3986), so a relative one of a local item has its percent escapes undone: it
@@ -27,14 +36,24 @@ def absolute_assets(item: dict[str, Any], base: str, local: bool) -> dict[str, A
         base: the file or URL that relative addresses start from.
         local: whether the item was read from this machine. Plain paths and file:// of other items stay as they are, for
             `refused` to find.
+        published: of a local item, where it says that it is published: its relative addresses start there where no such
+            file lies beside it, as in a search that was saved.
     """
     assets = {}
     for key, asset in (item.get('assets') or {}).items():
         if not isinstance(asset, dict):
             continue  # a band that is looked for here is then reported as missing
         href = str(asset.get('href') or '')
-        assets[key] = {**asset, 'href': _absolute(href, base, local)}
+        absolute = _absolute(href, base, local)
+        if local and published and '://' in published and not _names_itself(href) and not Path(absolute).exists():
+            absolute = urljoin(published, href)
+        assets[key] = {**asset, 'href': absolute}
     return {**item, 'assets': assets}
+
+
+def _names_itself(href: str) -> bool:
+    """Whether an address is absolute, or none."""
+    return not href or '://' in href or href.startswith(('/', 'file:'))
 
 
 def _absolute(href: str, base: str, local: bool) -> str:
@@ -74,7 +93,7 @@ def refused(item: dict[str, Any], schemes: list[str], public_only: bool) -> str 
         scheme = (urlsplit(href).scheme if ':' in href and not href.startswith('/') else '').lower() or 'file'
         if scheme not in schemes:
             return f'{key}: {href or "no address"} ({"a path" if "://" not in href else scheme} is not allowed here)'
-        if public_only and scheme in ('http', 'https') and is_private(urlsplit(href).hostname or ''):
+        if public_only and scheme in ('http', 'https') and is_private(host_of(href)):
             return f'{key}: {href} (an address of a private network)'
     return None
 

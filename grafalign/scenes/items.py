@@ -10,15 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
 from grafalign.errors import GrafalignError
+from grafalign.guarded import host_of
+from grafalign.scenes.catalog import from_catalog
 from grafalign.scenes.hrefs import is_private, refused
-from grafalign.scenes.local import Rejected, from_catalog, from_file
+from grafalign.scenes.local import Rejected, from_file
 from grafalign.scenes.regions import Box, as_boxes, regions_of
 from grafalign.scenes.scene import ItemError, Scene, scene_of
 from grafalign.scenes.source import SceneSource, SignSettings
@@ -66,7 +67,7 @@ def public_assets_only(source: SceneSource) -> bool:
     """Whether assets must lie at public addresses: those of an API that is itself public, unless the recipe says so."""
     if source.api is None or source.private_addresses:
         return False
-    return not is_private(urlsplit(source.api).hostname or '')
+    return not is_private(host_of(source.api))
 
 
 def load_scenes(
@@ -94,7 +95,7 @@ def load_scenes(
     rejected: list[Rejected] = []
     counts: Counter[str] = Counter()
     if source.catalog is not None:
-        raw: Iterable[dict[str, Any]] = from_catalog(source.catalog, rejected)
+        raw: Iterable[dict[str, Any]] = from_catalog(source.catalog, rejected, source.private_addresses)
     elif source.items is not None:
         raw = from_file(source.items, rejected)
     else:

@@ -13,10 +13,9 @@ import fsspec
 import urllib3
 
 from grafalign.errors import GrafalignError
-from grafalign.guarded import LIMITS, PrivateAddressError, guarded_pools
+from grafalign.guarded import LIMITS, USER_AGENT, PrivateAddressError, guarded_pools
 
 _STATUS_WORTH_RETRYING = (408, 425, 429, 500, 502, 503, 504)
-USER_AGENT = 'grafalign'
 _REDIRECTS = urllib3.Retry(total=None, connect=0, read=0, other=0, status=0, redirect=5)
 """Other failures are counted and waited for here."""
 
@@ -173,7 +172,11 @@ class RangeReader:
             response = self._pool.request('GET', url, headers=headers, preload_content=False, retries=_REDIRECTS)
         except PrivateAddressError:
             raise RangeError('its host has a private address, which an item of an API must not name') from None
+        except urllib3.exceptions.LocationValueError:  # a redirect to file: or to no address at all
+            raise RangeError('it leads to an address that is none of http and https') from None
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
+            if isinstance(getattr(error, 'reason', None), urllib3.exceptions.ResponseError):
+                raise RangeError('too many redirects') from None
             raise _Again(_plain(error)) from None
         span, _, whole = response.headers.get('Content-Range', '').rpartition('/')
         if whole.isdigit():
@@ -225,7 +228,7 @@ class RangeReader:
         return piece
 
     def _start_clock(self) -> None:
-        LIMITS.deadline, LIMITS.private = time.monotonic() + self._timeout_s, self._private
+        LIMITS.start(self._timeout_s, self._private)
 
     def _read_fsspec(self, href: str, start: int, length: int) -> bytes:
         try:

@@ -15,6 +15,9 @@ from shapely.geometry.base import BaseGeometry
 from grafalign.scenes.radiometry import processing_baseline
 from grafalign.scenes.regions import across_antimeridian
 
+_MOST_KEYS = 1000
+"""Properties or assets of one item: each would be a column of the table of all."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -61,6 +64,8 @@ def scene_of(item: dict[str, Any]) -> Scene:
     properties = item.get('properties') or {}
     if not isinstance(properties, dict):
         raise ItemError('the item has no properties')
+    if max(len(properties), len(item['assets'])) > _MOST_KEYS:
+        raise ItemError('the item has too many properties or assets', f'more than {_MOST_KEYS:,}')
     return Scene(
         str(item['id']),
         str(item.get('collection') or ''),

@@ -26,12 +26,12 @@ import shapely
 from grafalign import console
 from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.scenes.api import Api
-from grafalign.scenes.hrefs import absolute_assets
+from grafalign.scenes.hrefs import absolute_assets, self_link
 from grafalign.scenes.local import Rejected
 from grafalign.scenes.regions import Box
 from grafalign.scenes.scene import ItemError, scene_of
 from grafalign.scenes.source import SceneSource
-from grafalign.scenes.table import items_to_parquet, read_items
+from grafalign.scenes.table import UNWRITABLE, keep_items, read_items
 
 _FORMAT = 1
 """Changes when what is kept changes its meaning."""
@@ -114,9 +114,9 @@ def _search_one(api: Api, region: Box, file: Path, asked: dict[str, Any], counts
         try:
             scene_of(item)
         except ItemError as error:
-            rejected.append(('scene', str(item.get('id')), error.reason, error.detail))
+            rejected.append(('scene', _printable(item.get('id')), error.reason, _printable(error.detail)))
             continue
-        usable.append(absolute_assets(item, _self_link(item) or asked['api'], False))
+        usable.append(absolute_assets(item, self_link(item) or asked['api'], False))
     facts = {
         **asked,
         'region': region,
@@ -128,7 +128,9 @@ def _search_one(api: Api, region: Box, file: Path, asked: dict[str, Any], counts
     try:
         with naming_full_disk(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
-            table = items_to_parquet(usable)
+            table, bad = keep_items(usable)
+            facts['items'] = len(usable) - len(bad)
+            rejected += [('scene', _printable(item.get('id')), UNWRITABLE, reason) for item, reason in bad]
             facts['digest'] = _digest_of(table)
             _write(file, table)
             _write(file.with_suffix('.json'), (json.dumps(facts, indent=1) + '\n').encode())
@@ -139,12 +141,9 @@ def _search_one(api: Api, region: Box, file: Path, asked: dict[str, Any], counts
     return facts
 
 
-def _self_link(item: dict[str, Any]) -> str | None:
-    links = item.get('links')
-    for link in links if isinstance(links, list) else []:
-        if isinstance(link, dict) and link.get('rel') == 'self' and isinstance(link.get('href'), str):
-            return str(link['href'])
-    return None
+def _printable(value: Any) -> str:
+    """Text that can be written: JSON may hold halves of surrogate pairs, files may not."""
+    return str(value).encode('utf-8', 'backslashreplace').decode()
 
 
 def _finished(file: Path) -> dict[str, Any] | None:

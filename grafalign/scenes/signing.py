@@ -8,16 +8,18 @@ Tokens are never written to disk: scenes and stores hold the unsigned addresses.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import pandas as pd
 import urllib3
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from grafalign.errors import GrafalignError
 from grafalign.scenes.retry import FOR_THE_MOMENT, CappedRetry
@@ -26,6 +28,8 @@ from grafalign.scenes.source import SignSettings
 _MARGIN_S = 60.0
 """A token is fetched anew when it is valid for less than this, or than a fifth of its life where that is shorter."""
 _MIN_LIFE_S = 0.05
+_NAME = re.compile(r'[a-z0-9$][a-z0-9-]{2,62}', re.IGNORECASE)
+"""Names of accounts and containers: nothing that leads to another path of the token service."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,17 @@ class Signer:
 
     def _place(self, href: str) -> tuple[str, str] | None:
         """Account and container of an address; None where it needs no token."""
-        parts = urlsplit(href)
-        host, path = parts.netloc.lower(), [p for p in parts.path.split('/') if p]
-        if host == self._hosts and parts.scheme in ('http', 'https'):
-            return (path[0], path[1]) if len(path) > 2 else None
-        if parts.scheme == 'https' and self._hosts.startswith('.') and host.endswith(self._hosts) and len(path) > 1:
-            return host.removesuffix(self._hosts).partition('.')[0], path[0]
-        return None
+        try:
+            parts = parse_url(href)  # the parser that connects: a host that others read otherwise gets no token
+        except LocationParseError:
+            return None
+        host, path = (parts.host or '').lower(), [p for p in (parts.path or '').split('/') if p]
+        place: tuple[str, ...] = ()
+        if f'{host}:{parts.port}' == self._hosts or (host == self._hosts and parts.port is None):
+            place = tuple(path[:2]) if parts.scheme in ('http', 'https') and len(path) > 2 else ()
+        elif parts.scheme == 'https' and self._hosts.startswith('.') and host.endswith(self._hosts) and len(path) > 1:
+            place = host.removesuffix(self._hosts), path[0]
+        return (place[0], place[1]) if place and all(_NAME.fullmatch(p) for p in place) else None
 
     def _lock_of(self, place: tuple[str, str]) -> threading.Lock:
         with self._lock:

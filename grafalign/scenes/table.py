@@ -32,6 +32,7 @@ _ASSETS = 'grafalign:assets'
 _MOST_ASSET_KEYS = 400
 """Beyond this, items that name their assets freely would make a column for every field of every name."""
 _BATCH = 512
+UNWRITABLE = 'the item cannot be kept in a table'
 
 Path_ = tuple[str, ...]
 """Keys from the item down; `[]` stands for the entries of a list."""
@@ -66,34 +67,66 @@ def items_to_parquet(items: Iterable[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+def keep_items(items: list[dict[str, Any]]) -> tuple[bytes, list[tuple[dict[str, Any], str]]]:
+    """As `items_to_parquet`, but for the items that cannot be written: these come back with the reason.
+
+    One item among thousands may hold what no table can (half of a surrogate pair, an outline that is a word, a hundred
+    levels of nesting); it is found by halving.
+    """
+    try:
+        return items_to_parquet(items), []
+    except Exception as error:  # stac-geoparquet, Arrow, Shapely and Python itself raise types of their own
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    bad = _unwritable(items, reason)
+    lost = {id(item) for item, _ in bad}
+    return items_to_parquet(item for item in items if id(item) not in lost), bad
+
+
+def _unwritable(items: list[dict[str, Any]], reason: str) -> list[tuple[dict[str, Any], str]]:
+    if len(items) == 1:
+        return [(items[0], reason)]
+    found = []
+    for half in (items[: len(items) // 2], items[len(items) // 2 :]):
+        try:
+            items_to_parquet(half)
+        except Exception as error:
+            found += _unwritable(half, ' '.join(str(error).split())[:200] or type(error).__name__)
+    if not found:  # each half can be written and both together cannot: the larger table goes on without the smaller
+        return [(item, reason) for item in items[len(items) // 2 :]]
+    return found
+
+
 def read_items(path: Path, boxes: shapely.STRtree | None = None) -> Iterator[dict[str, Any]]:
     """The items of a stac-geoparquet file, ours or another's.
 
     Args:
         path: the file.
-        boxes: only items whose bbox touches one of these geometries (degrees); a bbox over the antimeridian (west >
-            east) always counts.
+        boxes: only items whose outline's box touches one of these geometries (degrees); one that lies over the
+            antimeridian always counts. What the item states as its bbox is not asked.
     """
     from stac_geoparquet.arrow import stac_table_to_items
 
     file = pq.ParquetFile(path)
     as_json = [tuple(p) for p in json.loads((file.schema_arrow.metadata or {}).get(_JSON_KEY, b'[]'))]
     for batch in file.iter_batches(_BATCH):
-        if boxes is not None and 'bbox' in batch.schema.names and pa.types.is_struct(batch.schema.field('bbox').type):
-            batch = batch.filter(pa.array(_touching(batch['bbox'], boxes)))
+        if boxes is not None and 'geometry' in batch.schema.names:
+            batch = batch.filter(pa.array(_touching(batch['geometry'], boxes)))
         if not batch.num_rows:
             continue
         for item in stac_table_to_items(pa.Table.from_batches([batch])):
             yield _restored(item, as_json)
 
 
-def _touching(bbox: Any, boxes: shapely.STRtree) -> Any:
-    west, south, east, north = (
-        np.asarray(bbox.field(name).to_numpy(zero_copy_only=False), dtype=float)
-        for name in ('xmin', 'ymin', 'xmax', 'ymax')
-    )
-    sure = ~(west <= east)  # over the antimeridian, or unknown
-    found = boxes.query(shapely.box(np.where(sure, 0, west), south, np.where(sure, 0, east), north))[0]
+def _touching(outlines: Any, boxes: shapely.STRtree) -> Any:
+    """Whose outline's box touches one of the geometries, or cannot be told."""
+    shapes = shapely.from_wkb(outlines.cast(pa.binary()).to_numpy(zero_copy_only=False), on_invalid='ignore')
+    west, south, east, north = shapely.bounds(shapes).T
+    sure = ~(east - west <= 180) | (west < -180) | (east > 180)  # over the antimeridian, or unknown
+    found = boxes.query(
+        shapely.box(
+            np.where(sure, 0, west), np.where(sure, 0, south), np.where(sure, 0, east), np.where(sure, 0, north)
+        )
+    )[0]
     sure[np.unique(found)] = True
     return sure
 

@@ -14,6 +14,7 @@ import shapely
 
 from grafalign.datasets.pictures import BANDS_BY_COUNT, read_picture
 from grafalign.errors import GrafalignError
+from grafalign.foreign.vectors import check_vector
 from grafalign.models import Model, to_input
 from grafalign.models.pixels import band_places
 from grafalign.search.catalog import Catalog
@@ -205,7 +206,7 @@ def read_region(path: Path) -> shapely.Geometry:
         GrafalignError: the file cannot be read or holds no geometry.
     """
     try:
-        table = gpd.read_parquet(path) if path.suffix.lower() in ('.parquet', '.geoparquet') else gpd.read_file(path)
+        table = gpd.read_parquet(path) if check_vector(path) == 'GeoParquet' else gpd.read_file(path)
     except Exception as error:  # pyogrio, pyarrow and GDAL raise types of their own
         reason = ' '.join(str(error).split())[:200]
         raise GrafalignError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoParquet.') from None
