@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from grafalign.escapes import printable
 
 err = Console(stderr=True, highlight=False)
 Item = TypeVar('Item')
@@ -68,23 +71,62 @@ def progress(label: str, total: int | None = None) -> Iterator[Bar]:
     started = time.perf_counter()
     columns = (
         SpinnerColumn(),
-        TextColumn('{task.description}'),
+        TextColumn('{task.description}', markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
-        TextColumn('[yellow]{task.fields[notes]}'),
+        TextColumn('{task.fields[notes]}', style='yellow'),
         TimeElapsedColumn(),
         TextColumn('left'),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
-        bar = Bar(shown, shown.add_task(label, total=total, notes=''))
-        yield bar
+        bar = Bar(shown, shown.add_task(printable(label), total=total, notes=''))
+        with contextlib.nullcontext() if err.is_terminal else _heard(bar, label, total, started):
+            yield bar
     seconds = time.perf_counter() - started
     if seconds > 2:
         count = min(bar.count, total) if total is not None else bar.count
         notes = f'; {bar.notes()}' if bar.notes() else ''
         log(f'{label}: {count:,} in {seconds:.1f} s ({_per_second(count / seconds)}){notes}')
+
+
+_EVERY_S = 60.0
+"""Seconds between lines where there is no terminal, so that a log of hours is not silent."""
+
+
+@contextlib.contextmanager
+def _heard(bar: Bar, label: str, total: int | None, started: float) -> Iterator[None]:
+    """Write a line a minute with count, rate and time left."""
+    ended = threading.Event()
+
+    def speak() -> None:
+        while not ended.wait(_EVERY_S):
+            seconds = time.perf_counter() - started
+            count, rate = bar.count, bar.count / seconds
+            left = f', {_duration((total - count) / rate)} left' if total is not None and 0 < count < total else ''
+            of = f' of {total:,}' if total is not None else ''
+            notes = f'; {bar.notes()}' if bar.notes() else ''
+            log(f'{label}: {count:,}{of} ({_per_second(rate)}{left}){notes}')
+
+    thread = threading.Thread(target=speak, name='grafalign-progress', daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours} h {minutes} min' if hours else f'{minutes} min {rest} s' if minutes else f'{rest} s'
+
+
+def quiet_libraries() -> None:
+    """Keep warnings of libraries out of what people see; for processes that are ours, not for those that import us."""
+    warnings.filterwarnings('ignore', module=r'PIL\.')  # of every crooked EXIF directory
+    warnings.filterwarnings('ignore', message='Dataset has no geotransform')  # arrays carry none when they are warped
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None, step: int = 1) -> Iterator[Item]:
@@ -100,12 +142,12 @@ def track(items: Iterable[Item], label: str, total: int | None = None, step: int
 def histogram(title: str, counts: Mapping[str, int]) -> None:
     """Write counts by name as a table with bars, the largest first."""
     largest = max(counts.values(), default=0)
-    view = Table(title=title, title_justify='left', header_style='bold')
+    view = Table(title=literal(title), title_justify='left', header_style='bold')
     view.add_column('reason')
     view.add_column('count', justify='right')
     view.add_column('')
     for name, count in sorted(counts.items(), key=lambda c: -c[1]):
-        view.add_row(name, f'{count:,}', '█' * max(1, round(24 * count / largest)))
+        view.add_row(literal(name), f'{count:,}', '█' * max(1, round(24 * count / largest)))
     err.print(view)
 
 
@@ -114,15 +156,20 @@ def _per_second(rate: float) -> str:
 
 
 def log(line: str) -> None:
-    """Write one line."""
-    err.print(line, soft_wrap=True, markup=False)
+    """Write one line, as it is: neither markup nor emoji codes nor control characters mean anything."""
+    err.print(literal(line), soft_wrap=True)
+
+
+def literal(text: str) -> Text:
+    """Text that rich shows as it is."""
+    return Text(printable(text))
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a table; numbers should come formatted."""
-    view = Table(title=title, title_justify='left', header_style='bold')
+    view = Table(title=literal(title), title_justify='left', header_style='bold')
     for i, name in enumerate(header):
-        view.add_column(name, justify='left' if i == 0 else 'right')
+        view.add_column(literal(name), justify='left' if i == 0 else 'right')
     for row in rows:
-        view.add_row(*row)
+        view.add_row(*(literal(cell) for cell in row))
     err.print(view)

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from grafalign import console
 from grafalign.errors import GrafalignError
 
 Unit = TypeVar('Unit')
@@ -85,6 +86,7 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    console.quiet_libraries()
 
 
 def _with_pool(

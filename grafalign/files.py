@@ -18,6 +18,7 @@ from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
 
 from grafalign.errors import GrafalignError
+from grafalign.foreign.files import open_plain
 
 Place: TypeAlias = Path | UPath
 """A local path, or a file or folder on a URL that fsspec knows (s3://, gs://, az://, memory://)."""
@@ -144,7 +145,7 @@ def read_range(path: Place, start: int, length: int) -> bytes:
 
 def file_digest(path: Place) -> str:
     """BLAKE2b digest of a file."""
-    with path.open('rb') as file:
+    with open_plain(path) if isinstance(path, Path) else path.open('rb') as file:
         return stream_digest(file)
 
 

@@ -15,17 +15,20 @@ runs, every WebDataset tool streams the same files, and the values are exact for
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import tarfile
 import tempfile
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import geopandas as gpd
 import numpy as np
@@ -34,9 +37,27 @@ import pandas as pd
 
 from grafalign.errors import GrafalignError
 from grafalign.files import ME, Place, make_folder, place, read_range, stream_digest
+from grafalign.foreign.files import PASSING, below, open_plain, parse_object, whole_number
 
 SCHEMA_VERSION = 1
 MARKER = 'dataset.json'
+_OPEN_SHARDS = 64
+"""Shards that are open at a time: a process may have a thousand files, and a store many thousands of shards."""
+_PASSING = {
+    errno.EMFILE: 'this process has too many files open: raise its limit (ulimit -n) or use fewer workers',
+    errno.ENFILE: 'this machine has too many files open: wait, or close others',
+    errno.EIO: 'the disk does not answer as it should: check it, the file itself may be whole',
+    errno.ESTALE: 'the network disk has lost the file: mount it again',
+    errno.ETIMEDOUT: 'the network disk does not answer: try again',
+    errno.ENOMEM: 'there is no memory left: use fewer workers',
+}
+"""What helps where reading failed for a reason that says nothing of the file."""
+_COLUMNS = {
+    'tiles': ('tile_id', 'shard', 'byte_offset', 'nbytes', 'split', 'scale', 'offset', 'geometry'),
+    'photos': ('photo_id', 'uri', 'geometry'),
+    'pairs': ('tile_id', 'photo_id', 'row', 'col'),
+    'rejected': ('kind', 'id', 'reason'),
+}
 
 
 @dataclass(frozen=True)
@@ -140,20 +161,30 @@ class PairStore:
             )
             raise GrafalignError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
         try:
-            self.facts: dict[str, Any] = json.loads(marker.read_text(encoding='utf-8'))
-            version = int(self.facts['schema_version'])
+            self.facts: dict[str, Any] = parse_object(marker.read_text(encoding='utf-8'))
+            version = whole_number(self.facts['schema_version'], 10**6)
             if version > SCHEMA_VERSION:
                 raise GrafalignError(
                     f'{marker}: schema_version is {version}, this grafalign reads up to {SCHEMA_VERSION}; '
                     'upgrade grafalign.'
                 )
             sensor = self.facts['sensor']
+            low, high = (float(v) for v in sensor['value_range'])
             self.sensor = Sensor(
-                sensor['name'], tuple(sensor['bands']), sensor['gsd_m'], sensor['size_px'], tuple(sensor['value_range'])
+                str(sensor['name']),
+                tuple(str(band) for band in sensor['bands']),
+                float(sensor['gsd_m']),
+                whole_number(sensor['size_px'], 1 << 16),
+                (low, high),
             )
-        except (ValueError, KeyError, TypeError) as error:
+            if not self.sensor.bands or not self.sensor.size_px:
+                raise ValueError('its tiles have no bands or no pixels')
+        except OSError as error:
+            raise GrafalignError(f'{marker} cannot be read ({error.strerror or error}).') from None
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise GrafalignError(f'{marker} is damaged ({error!r}); pair again into an empty folder.') from None
-        self._shards: dict[str, int] = {}
+        self._shards: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._lock = threading.Lock()
         self._process = os.getpid()
 
     @cached_property
@@ -188,9 +219,19 @@ class PairStore:
         path = self.path / f'{name}.parquet'
         try:
             with path.open('rb') as file:
-                return gpd.read_parquet(file) if name in ('tiles', 'photos') else pd.read_parquet(file)
-        except (OSError, ValueError) as error:
+                table = gpd.read_parquet(file) if name in ('tiles', 'photos') else pd.read_parquet(file)
+        except OSError as error:
+            if error.errno in PASSING:
+                raise GrafalignError(
+                    f'{path} cannot be read now ({error.strerror}); {_PASSING[error.errno]}.'
+                ) from None
             raise GrafalignError(f'{path} cannot be read ({error}); pair again into an empty folder.') from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise GrafalignError(f'{path} cannot be read ({error}); pair again into an empty folder.') from None
+        lacking = [column for column in _COLUMNS[name] if column not in table]
+        if lacking:
+            raise GrafalignError(f'{path} has no column {lacking[0]}; pair again into an empty folder.')
+        return table
 
     def tiles_of(self, split: str) -> npt.NDArray[np.int64]:
         """Row numbers of the tiles of a split."""
@@ -200,30 +241,44 @@ class PairStore:
         """Stored pixels [C, H, W] of one tile, by row number.
 
         Raises:
-            GrafalignError: the shard is missing or shorter than it should be.
+            GrafalignError: the shard is missing or shorter than it should be, or cannot be read for now.
         """
-        shard, offset, nbytes = self._places[0][index], self._places[1][index], self._places[2][index]
+        shard, offset, nbytes = self.places[0][index], self.places[1][index], self.places[2][index]
         try:
+            if not 0 <= nbytes <= self._most_bytes or offset < 0:
+                raise ValueError(f'{nbytes} bytes at {offset} are no tile')
             if isinstance(self.path, Path):
-                content = os.pread(self._shard(shard), nbytes, offset)
+                content = self._pread(shard, nbytes, offset)
             else:
                 content = read_range(self.path / shard, offset, nbytes)
             pixels = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
             if pixels.shape != self._shape:
                 raise ValueError(f'its shape is {pixels.shape}, not {self._shape}')
             return np.asarray(pixels)
-        except (OSError, ValueError, EOFError, TokenError) as error:
+        except OSError as error:
+            remedy = _PASSING.get(error.errno or 0, 'copy it again from where it is whole, or pair again')
             raise GrafalignError(
-                f'{self.path / shard}: tile {index} cannot be read ({error}); the shard is damaged, '
+                f'{self.path}/{shard}: tile {index} cannot be read ({error.strerror or error}); {remedy}.'
+            ) from None
+        except (ValueError, EOFError, TokenError, SyntaxError, MemoryError, TypeError) as error:
+            raise GrafalignError(
+                f'{self.path}/{shard}: tile {index} cannot be read ({error}); the shard is damaged, '
                 'pair again into an empty folder.'
             ) from None
+
+    @cached_property
+    def _most_bytes(self) -> int:
+        """Bytes of a tile's .npy, at most: 16 a number, and the head."""
+        bands, height, width = self._shape
+        return 16 * bands * height * width + 4096
 
     @cached_property
     def _shape(self) -> tuple[int, int, int]:
         return len(self.sensor.bands), self.sensor.size_px, self.sensor.size_px
 
     @cached_property
-    def _places(self) -> tuple[list[str], list[int], list[int]]:
+    def places(self) -> tuple[list[str], list[int], list[int]]:
+        """Shard, byte offset and length of every tile."""
         return self.tiles['shard'].tolist(), self.tiles['byte_offset'].tolist(), self.tiles['nbytes'].tolist()
 
     @cached_property
@@ -232,18 +287,28 @@ class PairStore:
         scale, offset = (np.array(self.tiles[c].tolist(), dtype=np.float32) for c in ('scale', 'offset'))
         return scale, offset
 
-    def _shard(self, name: str) -> int:
-        if self._process != os.getpid():  # a forked data worker: descriptors of the parent are not ours to share
-            self._shards, self._process = {}, os.getpid()
-        if name not in self._shards:
-            self._shards[name] = os.open(str(self.path / name), os.O_RDONLY)
-        return self._shards[name]
+    def _pread(self, name: str, nbytes: int, offset: int) -> bytes:
+        """Bytes of a shard; the descriptors of the shards used last stay open."""
+        with self._lock:
+            if self._process != os.getpid():  # a forked data worker: descriptors of the parent are not ours to share
+                self._shards, self._process = OrderedDict(), os.getpid()
+            if name not in self._shards:
+                self._shards[name] = open_plain(below(Path(str(self.path)), name))
+                while len(self._shards) > _OPEN_SHARDS:
+                    self._shards.popitem(last=False)[1].close()
+            self._shards.move_to_end(name)
+            return os.pread(self._shards[name].fileno(), nbytes, offset)
 
     def close(self) -> None:
         """Close all shards."""
-        for descriptor in self._shards.values():
-            os.close(descriptor)
-        self._shards.clear()
+        with self._lock:
+            for file in self._shards.values():
+                file.close()
+            self._shards.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_shards': {}}
+        return {k: v for k, v in self.__dict__.items() if k not in ('_shards', '_lock')}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards, self._lock = OrderedDict(), threading.Lock()

@@ -260,7 +260,7 @@ def test_more_answers_than_items_are_said_to_be_missing(index: Path, command: Co
         ('grey', ('--fit', 'stretch'), '--fit'),
         ('grey', ('--value-range', 9, 3), 'value range'),
         ('deep', (), '--value-range'),
-        ('broken', (), 'cannot be read as a picture'),
+        ('broken', (), 'none of its 1 pictures can be read (b.png: not an image)'),
     ],
 )
 def test_what_cannot_be_indexed_is_one_sentence(
@@ -276,7 +276,6 @@ def test_what_cannot_be_indexed_is_one_sentence(
     elif make == 'deep':
         Image.fromarray(np.full((4, 4), 2000, np.uint16)).save(folder / 'a.png')
     elif make == 'broken':
-        paint(folder / 'a.png')
         (folder / 'b.png').write_bytes(b'nothing')
     code, err = command('index', folder, tmp_path / 'index', '--model', clip.settings.model, *args)
     assert code == 1 and 'Traceback' not in err and said in err.splitlines()[-1], err

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from grafalign import console, engine
 from grafalign.datasets import ImageSet
+from grafalign.errors import GrafalignError
 from grafalign.files import write_atomically
 from grafalign.locks import exclusive
 from grafalign.models import Model
@@ -54,8 +56,11 @@ def embed_set(
             found = embed_pictures(
                 model, data.read, rows, data.bands, data.value_range, fit, label=label, workers=workers
             )
-            for _, vectors in found:
-                file.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
+            try:
+                for _, vectors in found:
+                    file.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
+            except GrafalignError as error:
+                raise _all_unreadable(data, rows, error) from None
             file.flush()
             os.fsync(file.fileno())
         told = {'width': width, 'model': model.name, 'set': data.name}
@@ -63,3 +68,25 @@ def embed_set(
     with contextlib.suppress(OSError):
         (cache / f'{key}.lock').rmdir()
     return np.fromfile(path, dtype=np.float32).reshape(len(data), width)
+
+
+_NAMED = 10
+
+
+def _all_unreadable(data: ImageSet, rows: range, first: GrafalignError) -> GrafalignError:
+    """The sentence for images that cannot be read: all are looked for at once, not one a run."""
+
+    def reason(row: int) -> str | None:
+        try:
+            data.read(row)
+        except GrafalignError as error:
+            return str(error)
+        return None
+
+    reasons = [r for _, r in console.track(engine.run(reason, rows), 'looking for others', len(rows)) if r is not None]
+    if len(reasons) < 2:
+        return first
+    more = f' and {len(reasons) - _NAMED} more' if len(reasons) > _NAMED else ''
+    return GrafalignError(
+        f'{len(reasons)} images of {data.name} cannot be used: {" | ".join(sorted(reasons)[:_NAMED])}{more}'
+    )

@@ -116,6 +116,9 @@ def evaluate(
     strange = sorted(set(suite.classes) - known)
     if strange:
         raise GrafalignError(f'classes: there is no set {strange[0]!r}; the sets are {", ".join(sorted(known))}.')
+    for key in ('duplicates', 'templates') if files else ():
+        if not others and key in suite.model_fields_set:
+            raise GrafalignError(f'{key} has no effect on embeddings made elsewhere ({files[0]}); leave it out.')
     done = Done()
     for spec in files:
         name, where = split_name(spec)
@@ -213,7 +216,9 @@ def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: P
         answers['class_retrieval'] = lambda: retrieve_classes(*vectors(), data)
         answers['image_image'] = lambda: retrieve_images(images(), data)
     if data.captions is not None:
-        answers['image_text'] = lambda: evaluate_captions(images(), data, model.embed_texts, suite.duplicates)
+        answers['image_text'] = lambda: evaluate_captions(
+            images(), data, model.embed_texts, suite.duplicates, model.count_cut
+        )
     if data.mask is not None:
         answers['segmentation'] = lambda: segment_set(model, data, prompts(), suite.stride_px)
     extra = {}

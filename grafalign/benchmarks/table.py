@@ -13,6 +13,7 @@ from typing import Literal
 from grafalign.benchmarks.results import Arrays, Result
 from grafalign.benchmarks.statistics import Resampling, paired_difference
 from grafalign.errors import GrafalignError
+from grafalign.escapes import csv_cell, markdown
 
 Format = Literal['markdown', 'latex']
 METRICS = {
@@ -159,6 +160,10 @@ def _notes(results: Sequence[Result], several: bool) -> list[str]:
         notes.append(f'Protocol: {rules[0]}.')
     if any(r.protocol.transductive for r in results):
         notes.append('† uses statistics of the test images: not comparable with the others.')
+    guessed = {r.model.name: r.model.facts['activation'] for r in results if r.model.facts.get('activation_is_a_guess')}
+    notes += [f'{name} is read with {how}: its file does not say its activation.' for name, how in guessed.items()]
+    cut = {r.model.name: (r.extra['captions_cut'], r.extra['captions']) for r in results if r.extra.get('captions_cut')}
+    notes += [f'{name} reads only the begin of {n:,} of {of:,} captions.' for name, (n, of) in cut.items()]
     if any(r.data.partial for r in results):
         notes.append("‡ on part of the set: not the set's number.")
     return notes
@@ -192,14 +197,15 @@ def long_csv(results: Sequence[Result]) -> str:
         for metric, v in r.metrics.items():
             row: list[object] = [r.model.name, r.model.kind, r.data.name, r.data.split, r.task, _rule(r), metric]
             row += [v.value, v.low, v.high, r.data.images, r.unit, r.data.partial, r.protocol.transductive, r.key]
-            out.writerow(row)
+            out.writerow([csv_cell(cell) for cell in row])
     return buffer.getvalue()
 
 
 def plain_csv(table: Table) -> str:
     """A table as it is shown, as CSV."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator='\n').writerows([table.head, *table.rows])
+    rows = [[csv_cell(cell) for cell in row] for row in (table.head, *table.rows)]
+    csv.writer(buffer, lineterminator='\n').writerows(rows)
     return buffer.getvalue()
 
 
@@ -255,12 +261,14 @@ def write_table(table: Table, form: Format) -> str:
     if form == 'latex':
         return _latex(table)
     rule = ['---', *['---:'] * (len(table.head) - 1)]
-    lines = [f'### {table.title}', '', *(_pipe(row) for row in (table.head, rule, *table.rows)), '', *table.notes]
+    head, *rows = ([markdown(cell) for cell in row] for row in (table.head, *table.rows))
+    lines = [f'### {markdown(table.title)}', '', *(_pipe(row) for row in (head, rule, *rows)), '']
+    lines += [markdown(note) for note in table.notes]
     return '\n'.join(lines) + '\n'
 
 
 def _pipe(cells: Sequence[str]) -> str:
-    return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+    return '| ' + ' | '.join(cells) + ' |'
 
 
 _LATEX = {c: '\\' + c for c in '&%$#_{}'} | {

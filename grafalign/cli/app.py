@@ -9,19 +9,39 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from grafalign.errors import GrafalignError
+from grafalign.escapes import printable
 
 app = typer.Typer(
     help='Train vision-language models for satellite imagery without a single caption.',
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={'help_option_names': ['-h', '--help']},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f'grafalign {version("grafalign")}')
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option('--version', callback=_show_version, is_eager=True, help='Print the version and end.')
+    ] = False,
+) -> None:
+    """Train vision-language models for satellite imagery without a single caption."""
+
+
 Json = Annotated[bool, typer.Option('--json', help='Print the result as JSON on standard output.')]
 Workers = Annotated[int | None, typer.Option(help='Threads; the number of cores by default.', min=1)]
 Pretrained = Annotated[str | None, typer.Option(help='open_clip tag or checkpoint file, e.g. openai.')]
@@ -30,6 +50,9 @@ Set = Annotated[list[str] | None, typer.Option('--set', help='Override a setting
 
 def main() -> None:
     """Run the command line; errors of the user become one line and exit code 1, Ctrl-C exit code 130."""
+    from grafalign.console import quiet_libraries
+
+    quiet_libraries()
     try:
         code = app(standalone_mode=False)  # the code of an exit that typer decides: 0 after --help, 130 after Ctrl-C
     except GrafalignError as error:
@@ -49,7 +72,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f'Error: {message}', file=sys.stderr, flush=True)
+    print(f'Error: {printable(message)}', file=sys.stderr, flush=True)
     if code == 130:
         os._exit(code)  # after Ctrl-C nothing waits for threads that still read
     sys.exit(code)

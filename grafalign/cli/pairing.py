@@ -92,18 +92,23 @@ def show_pixels(path: Any) -> None:
 
 @app.command()
 def check(
-    store: Annotated[str, typer.Argument(help='Folder or URL of a pair store.')],
+    store: Annotated[str, typer.Argument(help='Folder or URL of a pair store, or folder of an index.')],
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a pair store: digests, counts, bounds, splits, and every tile. Exit code 1 if something is wrong.
+    """Verify a pair store (digests, counts, bounds, splits, every tile) or an index. Exit code 1 if something is wrong.
 
     Example: grafalign check runs/pairs
     """
     from grafalign.pairing.check import check_store
     from grafalign.store import PairStore
 
-    findings = check_store(PairStore(store), workers)
+    if (Path(store) / 'index.json').is_file():
+        from grafalign.search.check import check_index
+
+        findings, what = check_index(Path(store)), 'index'
+    else:
+        findings, what = check_store(PairStore(store), workers), 'store'
     bad = [f for f in findings if f.problems]
     if as_json:
         print(json.dumps({'ok': not bad, 'checks': [asdict(f) for f in findings]}))
@@ -111,7 +116,8 @@ def check(
         from grafalign import console
 
         console.table(store, ('check', 'looked at', ''), [_finding_row(f) for f in findings])
-        show_pixels(store)
+        if what == 'store':
+            show_pixels(store)
         for finding in bad:
             for problem in finding.problems[:20]:
                 console.log(f'{finding.check}: {problem}')
@@ -119,9 +125,12 @@ def check(
                 console.log(f'{finding.check}: and {len(finding.problems) - 20} more')
     if bad:
         raise GrafalignError(
-            f'{store} is damaged ({", ".join(f.check for f in bad)}); pair again into an empty folder, or copy the '
+            f'{store} is damaged ({", ".join(f.check for f in bad)}); {_AGAIN[what]} into an empty folder, or copy the '
             'damaged files from where they are whole.'
         )
+
+
+_AGAIN = {'store': 'pair again', 'index': 'index again'}
 
 
 def _finding_row(finding: Any) -> tuple[str, str, str]:

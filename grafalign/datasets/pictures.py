@@ -2,13 +2,16 @@
 
 Grey pictures have one band; palettes become the colours they stand for; transparency is left out, but of a TIFF every
 band is kept, as the fourth may be near infrared whatever it is marked as. 16-bit and floating-point numbers stay as
-they are: which of them are black and white nobody can tell from a picture, so whoever uses them has to say it.
+they are: which of them are black and white nobody can tell from a picture, so whoever uses them has to say it. Pictures
+are upright, turned by their EXIF orientation as photos are; GeoTIFFs have none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +20,23 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from PIL import Image
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.warp import transform_bounds
 
 from grafalign.errors import GrafalignError
+from grafalign.foreign import images
+from grafalign.foreign.files import PASSING, open_plain
+from grafalign.foreign.images import turned, upright
+from grafalign.foreign.rasters import NO_NETWORK, open_raster
 
 Pixels = npt.NDArray[Any]
 RASTERS = ('.tif', '.tiff', '.jp2')
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', *RASTERS)
-_DIRECT = {'RGB': 3, 'L': 1}
+SUFFIXES = tuple(dict.fromkeys((*images.SUFFIXES, *images.HEIF_SUFFIXES, *RASTERS)))
 _NUMBERS = ('I;16', 'I;16B', 'I;16L', 'I', 'F')
 _LARGEST_PX = 400_000_000
-Image.MAX_IMAGE_PIXELS = _LARGEST_PX // 2  # Pillow refuses twice of it; pictures of fMoW have up to 265 million
+"""Pictures of fMoW have up to 265 million."""
+_LARGEST_BYTES = 4_000_000_000
 
 _COLOURS = ('red', 'green', 'blue')
 BANDS_BY_COUNT = {1: _COLOURS, 3: _COLOURS, 4: (*_COLOURS, 'nir')}
@@ -66,9 +73,8 @@ def read_picture(source: Path | bytes, name: str, *, palette: bool = True) -> Pi
         return _read_raster(source, palette) if name.lower().endswith(RASTERS) else _read_plain(source)
     except FileNotFoundError:
         raise GrafalignError(f'There is no file {name}; put it back, or leave it out of the list.') from None
-    except (OSError, ValueError, SyntaxError, RasterioError, Image.DecompressionBombError) as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise GrafalignError(f'{name} cannot be read as a picture ({reason}); replace or remove it.') from None
+    except Exception as error:  # codecs raise types of their own on damaged files
+        raise _unreadable(name, error) from None
 
 
 def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
@@ -79,21 +85,29 @@ def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
     """
     try:
         if name.lower().endswith(RASTERS):
-            with _opened(source) as raster:
+            with open_raster(source) as raster:
                 bounds = None
                 if raster.crs is not None and not raster.transform.is_identity:
                     bounds = transform_bounds(raster.crs, 'EPSG:4326', *raster.bounds)
                 colours = raster.colorinterp[0].name == 'palette'
                 return PictureFacts(3 if colours else raster.count, raster.dtypes[0], bounds)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _opened(source) as image:
             if image.mode in _NUMBERS:
                 return PictureFacts(1, 'float32' if image.mode == 'F' else 'uint16')
             if _deep(image):
-                return PictureFacts(3, 'uint16')
+                return PictureFacts(1 if str(image.tile[0][3]).startswith('LA') else 3, 'uint16')
             return PictureFacts(1 if image.mode in ('L', '1', 'LA') else 3, 'uint8')
-    except (OSError, ValueError, SyntaxError, RasterioError, Image.DecompressionBombError) as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise GrafalignError(f'{name} cannot be read as a picture ({reason}); replace or remove it.') from None
+    except FileNotFoundError:
+        raise GrafalignError(f'There is no file {name}; put it back, or leave it out of the list.') from None
+    except Exception as error:  # codecs raise types of their own on damaged files
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> GrafalignError:
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, OSError) and error.errno in PASSING:
+        return GrafalignError(f'{name} cannot be read now ({error.strerror}); the file itself may be whole, try again.')
+    return GrafalignError(f'{name} cannot be read as a picture ({reason}); replace or remove it.')
 
 
 def coloured(pixels: Pixels) -> Pixels:
@@ -132,24 +146,25 @@ def check_depth(pixels: Pixels, value_range: tuple[float, float], name: str) -> 
 
 
 def _read_plain(source: Path | bytes) -> Pixels:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+    with _opened(source) as opened:
+        deep = _deep(opened)  # before anything is decoded: then nothing tells the depth of the file any more
+        turn = upright(opened)
         image: Image.Image = opened
-        if image.width * image.height > _LARGEST_PX:
-            raise ValueError(f'{image.width} x {image.height} px are too many')
         if image.mode in _NUMBERS:
-            return np.asarray(image)[None]
-        if _deep(opened):
-            return _read_raster(source)  # Pillow would cut 16-bit colours to 8
-        if image.mode in ('1', 'LA'):
-            return np.asarray(image.convert('L'))[None]
-        if image.mode not in _DIRECT:
-            image = image.convert('RGBA').convert('RGB') if 'transparency' in image.info else image.convert('RGB')
-        pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+            pixels = np.asarray(image)[None]
+        elif deep:
+            pixels = _without_alpha(_decode_deep(source))  # Pillow would cut 16-bit colours to 8
+        elif image.mode in ('1', 'L', 'LA'):
+            pixels = np.asarray(image.convert('L'))[None]
+        else:
+            if image.mode != 'RGB':
+                image = image.convert('RGBA').convert('RGB') if 'transparency' in image.info else image.convert('RGB')
+            pixels = np.ascontiguousarray(np.moveaxis(np.asarray(image), -1, 0))
+        return turned(pixels, turn)
 
 
 def _read_raster(source: Path | bytes, palette: bool = True) -> Pixels:
-    with _opened(source) as raster:
+    with open_raster(source) as raster:
         if raster.width * raster.height * raster.count > _LARGEST_PX:
             raise ValueError(f'{raster.width} x {raster.height} px are too many')
         if palette and raster.colorinterp[0].name == 'palette':
@@ -161,7 +176,22 @@ def _read_raster(source: Path | bytes, palette: bool = True) -> Pixels:
         return np.asarray(raster.read())  # also what is marked as alpha: the near infrared of NAIP often is
 
 
-def _opened(source: Path | bytes) -> Any:
-    with warnings.catch_warnings():
+def _decode_deep(source: Path | bytes) -> Pixels:
+    """All channels of a PNG of 16 bits, by GDAL."""
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    with warnings.catch_warnings(), rasterio.Env(**NO_NETWORK), MemoryFile(content) as memory:
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
-        return MemoryFile(source).open() if isinstance(source, bytes) else rasterio.open(source)
+        with memory.open(driver='PNG') as raster:
+            return np.asarray(raster.read())
+
+
+def _without_alpha(pixels: Pixels) -> Pixels:
+    """Grey or colours, without the transparency that may follow them."""
+    return pixels[: {2: 1, 4: 3}.get(len(pixels), len(pixels))]
+
+
+@contextlib.contextmanager
+def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+    stream = io.BytesIO(source) if isinstance(source, bytes) else open_plain(source, _LARGEST_BYTES)
+    with stream, images.open_image(stream, _LARGEST_PX) as image:
+        yield image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grafalign import console
 from grafalign.config import Settings
 from grafalign.errors import GrafalignError
 
@@ -26,7 +28,8 @@ class ClipSettings(Settings):
     model: str
     """open_clip architecture (`ViT-B-16`), `hf-hub:NAME`, or a folder with `open_clip_config.json`."""
     pretrained: str | None = None
-    """open_clip tag (`openai`) or path of a checkpoint; not for folders and hub names."""
+    """open_clip tag (`openai`) or path of a checkpoint; beside a folder or a hub name a checkpoint of that
+    architecture, in place of the folder's own weights."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,20 @@ class FrozenClip:
         with torch.no_grad():
             return functional.normalize(self._call('encode_text', self.tokenizer(list(texts)).to(self.device)), dim=-1)
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than the model reads: what is behind the cut says nothing to it."""
+        length = int(getattr(self.tokenizer, 'context_length', 77) or 77)
+        encode = getattr(self.tokenizer, 'encode', None)
+        if encode is not None:
+            return sum(len(encode(text)) + 2 > length for text in texts)
+        inner = getattr(self.tokenizer, 'tokenizer', None)
+        return 0 if inner is None else sum(len(ids) > length for ids in inner(list(texts))['input_ids'])
+
+    @property
+    def activation(self) -> str:
+        """Which activation the weights run with: nothing in a checkpoint says which one they were trained with."""
+        return 'quickgelu' if any(type(m).__name__ == 'QuickGELU' for m in self.model.modules()) else 'gelu'
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image embeddings [B, D] of preprocessed images [B, 3, H, W]; on a GPU in TF32."""
         with torch.no_grad(), _tensor_cores(self.device):
@@ -74,43 +91,39 @@ class FrozenClip:
 
 
 def load_clip(settings: ClipSettings, device: str | torch.device = 'cpu') -> FrozenClip:
-    """Load a CLIP model, frozen and in evaluation mode.
+    """Load a CLIP model, frozen and in evaluation mode; one without weights never is.
 
     Raises:
-        GrafalignError: the architecture, tag or file is unknown or does not fit; the sentence says what to give.
+        GrafalignError: the architecture, tag or file is unknown or does not fit, or there are no weights; the sentence
+            says what to give.
     """
     import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    folder = Path(settings.model)
-    name = settings.model
-    if (folder / 'open_clip_config.json').is_file():
-        name = f'local-dir:{folder.resolve()}'
-    elif folder.is_dir():
-        raise GrafalignError(f'{folder} holds no open_clip_config.json; give a folder saved by open_clip.')
-    elif '/' in settings.model and ':' not in settings.model:
-        raise GrafalignError(f'There is no folder {folder}; set clip.model to an open_clip name or an existing folder.')
-    elif ':' not in name and name not in open_clip.list_models():
-        raise GrafalignError(f'open_clip knows no model {name!r}; `open_clip.list_models()` lists the names.')
-    elif ':' not in name and settings.pretrained is None:
-        raise GrafalignError(
-            f'clip.pretrained is missing for {name}: without it CLIP would be random; '
-            'give a tag such as `openai` or the path of a checkpoint.'
-        )
+    name, file = _named(settings)
+    preprocess_cfg = None if file is None or ':' in name else published_preprocessing(name)
     try:
         with _quiet():
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=settings.pretrained, force_quick_gelu=needs_quick_gelu(name, settings.pretrained)
+            model = open_clip.create_model(
+                name,
+                pretrained=None if file is not None else settings.pretrained,
+                load_weights=file is None,
+                require_pretrained=file is None,
+                force_quick_gelu=needs_quick_gelu(name, settings.pretrained),
+                force_preprocess_cfg=preprocess_cfg,
+                pretrained_text=False,
             )
+            if file is not None:
+                load_weights(model, file)
             tokenizer = open_clip.get_tokenizer(name)
+    except GrafalignError:
+        raise
     except Exception as error:  # open_clip, safetensors, torch and the hub raise types of their own
-        reason = ' '.join(str(error).split())[:300]
-        raise GrafalignError(
-            f'The CLIP {settings.model} ({settings.pretrained or "no pretrained tag"}) cannot be loaded: {reason}. '
-            'Check the name and tag, or give the path of a whole checkpoint of this architecture.'
-        ) from None
+        raise _not_loaded(settings, error) from None
+    config = open_clip.get_model_preprocess_cfg(model)
+    preprocess = image_transform_v2(PreprocessCfg(**config), is_train=False)
     model = model.to(device).eval().requires_grad_(False)
     size: Any = model.visual.image_size
-    config = open_clip.get_model_preprocess_cfg(model)
     return FrozenClip(
         model,
         preprocess,
@@ -120,6 +133,123 @@ def load_clip(settings: ClipSettings, device: str | torch.device = 'cpu') -> Fro
         tuple(config['std']),
         int(size[0] if isinstance(size, tuple) else size),
     )
+
+
+def _named(settings: ClipSettings) -> tuple[str, Path | None]:
+    """open_clip's name of a model, and the file of its weights where one was given.
+
+    Raises:
+        GrafalignError: there is no such model, or no weights for it.
+    """
+    import open_clip
+
+    folder, name, tag = Path(settings.model), settings.model, settings.pretrained
+    if (folder / 'open_clip_config.json').is_file():
+        name = f'local-dir:{folder.resolve()}'
+        if tag is None and not any(p.suffix in _FOLDER_SUFFIXES for p in folder.iterdir()):
+            others = [p.name for p in folder.iterdir() if p.suffix in _CHECKPOINTS]
+            remedy = (
+                f'name its checkpoint, such as --pretrained {folder / others[0]}'
+                if others
+                else 'copy the weights there'
+            )
+            raise GrafalignError(
+                f'{folder} holds a configuration and no weights (open_clip_model.safetensors); without them CLIP would '
+                f'be random: {remedy}.'
+            )
+    elif folder.is_dir():
+        raise GrafalignError(f'{folder} holds no open_clip_config.json; give a folder saved by open_clip.')
+    elif '/' in settings.model and ':' not in settings.model:
+        raise GrafalignError(f'There is no folder {folder}; set clip.model to an open_clip name or an existing folder.')
+    elif ':' not in name and name not in open_clip.list_models():
+        raise GrafalignError(f'open_clip knows no model {name!r}; `open_clip.list_models()` lists the names.')
+    elif ':' not in name and tag is None:
+        raise GrafalignError(
+            f'clip.pretrained is missing for {name}: without it CLIP would be random; '
+            'give a tag such as `openai` or the path of a checkpoint.'
+        )
+    if tag is None:
+        return name, None
+    if Path(tag).is_file():
+        return name, Path(tag)
+    if ':' in name or Path(tag).suffix in _CHECKPOINTS or '/' in tag:
+        raise GrafalignError(f'There is no file {tag}; beside {settings.model} give the path of a checkpoint.')
+    return name, None
+
+
+_FOLDER_SUFFIXES = ('.safetensors', '.bin', '.pth')
+"""Files that open_clip takes for the weights of a folder."""
+_CHECKPOINTS = (*_FOLDER_SUFFIXES, '.pt', '.ckpt', '.npz')
+
+
+def _not_loaded(settings: ClipSettings, error: Exception) -> GrafalignError:
+    """One sentence from what the libraries say, which may be a page with colours."""
+    text = ' '.join(re.sub(r'\x1b\[[0-9;]*m', '', str(error)).split())
+    if 'weights_only' in text or 'Unsupported global' in text:
+        text = 'the file holds Python code, which is not run; save the plain weights, or use safetensors'
+    elif len(text) > _LONGEST_REASON:
+        text = text[:_LONGEST_REASON].rpartition(' ')[0] + ' ...'
+    return GrafalignError(
+        f'The CLIP {settings.model} ({settings.pretrained or "no pretrained tag"}) cannot be loaded: '
+        f'{text.rstrip(".")}. '
+        'Check the name and tag, or give the path of a whole checkpoint of this architecture.'
+    )
+
+
+_LONGEST_REASON = 300
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Load a checkpoint into a model of its very size.
+
+    open_clip would bend position embeddings of another image size or text length to fit, without a word.
+
+    Raises:
+        GrafalignError: the sizes differ.
+        Exception: what torch, safetensors and open_clip raise on files that do not fit.
+    """
+    from open_clip.factory import load_checkpoint, load_state_dict
+
+    if file.suffix not in ('.npz', '.npy'):
+        ours = model.state_dict()
+        theirs = load_state_dict(str(file), device='cpu', weights_only=True)
+        for name, tensor in theirs.items():
+            place = name if name in ours else f'text.{name}'
+            if _POSITIONS.search(name) and place in ours and tensor.shape != ours[place].shape:
+                raise GrafalignError(
+                    f'{file} is of another size than the architecture: {name} is {list(tensor.shape)} there and '
+                    f'{list(ours[place].shape)} here (image size or text length); name the architecture of that size.'
+                )
+    load_checkpoint(model, str(file), strict=True, weights_only=True)
+
+
+_POSITIONS = re.compile(r'(^|\.)(positional_embedding|pos_embed)$')
+
+
+def published_preprocessing(name: str) -> dict[str, Any] | None:
+    """Mean, deviation, interpolation and resizing that all published weights of an architecture want.
+
+    A checkpoint file says nothing of them, and 45 architectures (SigLIP, MobileCLIP, CLIPA ...) have others than CLIP.
+
+    Returns:
+        None where nothing is published, or the published weights differ: then CLIP's own rule is used, and said.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    rules = []
+    for tag in tags:
+        known = open_clip.get_pretrained_cfg(name, tag)
+        rules.append({key: known[key] for key in ('mean', 'std', 'interpolation', 'resize_mode') if known.get(key)})
+    if not rules:
+        return None
+    if any(rule != rules[0] for rule in rules):
+        console.log(
+            f"the published weights of {name} want different preprocessing; CLIP's own is used (bicubic, OpenAI's mean) "
+            'for this file'
+        )
+        return None
+    return rules[0]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import yaml
 
 from grafalign import __version__
 from grafalign.errors import GrafalignError
+from grafalign.escapes import fenced, markdown
 from grafalign.exchange.exportable import Exportable
 
 
@@ -207,13 +208,13 @@ def _data(facts: CardFacts) -> str:
         '## Data',
         'Trained on `train`; splits are blocks of land.',
         f'| split | tiles | photos | pairs |\n|---|---|---|---|\n{splits}',
-        f'- Sensor: {data["sensor"]["name"]}, {data["sensor"]["gsd_m"]} m a pixel, bands '
-        f'{", ".join(data["sensor"]["bands"])}.',
+        f'- Sensor: {markdown(data["sensor"]["name"])}, {data["sensor"]["gsd_m"]} m a pixel, bands '
+        f'{markdown(", ".join(data["sensor"]["bands"]))}.',
         f'- Place: longitude {west:.3f} to {east:.3f}, latitude {south:.3f} to {north:.3f} degrees.',
         f'- Photos taken: {_period(data.get("photos_taken"))}; scenes: {_period(data.get("scenes_taken"))}.',
         f'- Sources of the photos: {_counts(data["sources"])}.',
         f'- Licences of the photos: {_counts(data["licences"])}. No photo is in these files.',
-        f'Pair store {data["store_digest"]}, made by this recipe:\n\n```yaml\n{_yaml(data["recipe"])}```',
+        f'Pair store {data["store_digest"]}, made by this recipe:\n\n{fenced(_yaml(data["recipe"]), "yaml")}',
     ]
     return '\n\n'.join(lines[:3]) + '\n\n' + '\n'.join(lines[3:8]) + '\n\n' + lines[8]
 
@@ -223,7 +224,7 @@ def _period(period: list[str] | None) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ', '.join(f'{name} ({count:,})' for name, count in counts.items()) or 'not known'
+    return ', '.join(f'{markdown(name)} ({count:,})' for name, count in counts.items()) or 'not known'
 
 
 def _yaml(content: Mapping[str, Any]) -> str:
@@ -250,14 +251,14 @@ def _training(facts: CardFacts) -> str:
         if key in run
     ]
     text = f'## Training\n\n{", ".join(said)}; {versions}.'
-    return text + (f' Settings:\n\n```yaml\n{_yaml(facts.settings)}```' if facts.settings else '')
+    return text + (f' Settings:\n\n{fenced(_yaml(facts.settings), "yaml")}' if facts.settings else '')
 
 
 def _results(facts: CardFacts) -> str:
     if not facts.results:
         return '## Results\n\nNo evaluation was given with this export: measure it on your own data first.'
     rows = [
-        f'| {r.task} | {r.metric} | {"**" + r.model + "**" if r.ours else r.model} | {r.value:.3f} | '
+        f'| {r.task} | {r.metric} | {"**" * r.ours}{markdown(r.model)}{"**" * r.ours} | {r.value:.3f} | '
         f'{r.low:.3f} to {r.high:.3f} |'
         for r in facts.results
     ]
@@ -274,7 +275,7 @@ def _results(facts: CardFacts) -> str:
 
 
 def _limits(thing: Exportable, facts: CardFacts) -> str:
-    sensor = ((facts.data or {}).get('sensor') or {}).get('name') or 'the sensor it was trained on'
+    sensor = markdown(((facts.data or {}).get('sensor') or {}).get('name') or 'the sensor it was trained on')
     return f"""\
 ## Intended use and limits
 

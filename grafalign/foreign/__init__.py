@@ -11,6 +11,6 @@ one, and only plain files of a bounded size are. `SECURITY.md` says what is prom
     vectors.py   GDAL: tables and regions (imports pyogrio where it is needed)
 """
 
-from grafalign.foreign.files import ForeignFileError, below, open_plain, parse_json
+from grafalign.foreign.files import ForeignFileError, below, open_plain, parse_json, parse_object, whole_number
 
-__all__ = ['ForeignFileError', 'below', 'open_plain', 'parse_json']
+__all__ = ['ForeignFileError', 'below', 'open_plain', 'parse_json', 'parse_object', 'whole_number']

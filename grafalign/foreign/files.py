@@ -34,20 +34,17 @@ def open_plain(path: Path | str, most_bytes: int | None = None) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_CLOEXEC', 0))
     except (IsADirectoryError, NotADirectoryError):
         raise ForeignFileError('not a file') from None
-    file = os.fdopen(descriptor, 'rb')
     known = os.fstat(descriptor)
+    reason = None
     # files of /proc and /sys say that they are plain and empty, and have content without end all the same
-    if not stat.S_ISREG(known.st_mode) or _is_of_the_kernel(known):
-        file.close()
-        raise ForeignFileError('not a file')
-    if most_bytes is not None and known.st_size > most_bytes:
-        file.close()
-        raise ForeignFileError(f'more than {most_bytes / 1e6:g} MB')
-    return file
-
-
-def _is_of_the_kernel(known: os.stat_result) -> bool:
-    return known.st_dev in _kernel_devices()
+    if not stat.S_ISREG(known.st_mode) or known.st_dev in _kernel_devices():
+        reason = 'not a file'
+    elif most_bytes is not None and known.st_size > most_bytes:
+        reason = f'more than {most_bytes / 1e6:g} MB'
+    if reason is not None:
+        os.close(descriptor)
+        raise ForeignFileError(reason)
+    return os.fdopen(descriptor, 'rb')
 
 
 @functools.cache
@@ -83,6 +80,29 @@ def below(folder: Path, name: str) -> Path:
     if parts.is_absolute() or '..' in parts.parts:
         raise ForeignFileError(f'{name} leads out of {folder}')
     return folder / name
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object of any origin, such as the marker of a store or an index.
+
+    Raises:
+        ValueError: it is none.
+    """
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError('it is no JSON object')
+    return content
+
+
+def whole_number(value: Any, most: int) -> int:
+    """A number of things that a file claims.
+
+    Raises:
+        ValueError: it is no whole number from 0 to `most`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError(f'{str(value)[:40]} is no number of such things')
+    return value
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import io
 import threading
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from grafalign.foreign.files import ForeignFileError, open_plain
@@ -74,6 +77,51 @@ def looks_like_image(path: str) -> bool:
     webp = head[:4] == b'RIFF' and head[8:12] == b'WEBP'
     heif = head[4:8] == b'ftyp' and head[8:12] in (*_HEIF_BRANDS, b'avif', b'avis')
     return head.startswith(_STARTS) or webp or heif
+
+
+_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF 2.32 Orientation to what brings the image upright."""
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's Orientation of an image, 1 to 8; 1 where it says nothing."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+        return value if isinstance(value, int) and value in UPRIGHT else 1
+    except Exception:  # Pillow raises a dozen types on garbage
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Transpose | None:
+    """What brings a picture upright once it is decoded; None where it is. Pillow turns TIFF by itself."""
+    return None if image.format == 'TIFF' else UPRIGHT.get(orientation(image))
+
+
+def turned(pixels: npt.NDArray[Any], turn: Image.Transpose | None) -> npt.NDArray[Any]:
+    """Pixels [C, H, W] turned as Pillow turns an image."""
+    if turn is None:
+        return pixels
+    return np.ascontiguousarray(_TURNS[turn](pixels))
+
+
+_TURNS: dict[Image.Transpose, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+    Image.Transpose.FLIP_LEFT_RIGHT: lambda p: p[:, :, ::-1],
+    Image.Transpose.ROTATE_180: lambda p: p[:, ::-1, ::-1],
+    Image.Transpose.FLIP_TOP_BOTTOM: lambda p: p[:, ::-1],
+    Image.Transpose.TRANSPOSE: lambda p: p.transpose(0, 2, 1),
+    Image.Transpose.ROTATE_270: lambda p: p.transpose(0, 2, 1)[:, :, ::-1],
+    Image.Transpose.TRANSVERSE: lambda p: p.transpose(0, 2, 1)[:, ::-1, ::-1],
+    Image.Transpose.ROTATE_90: lambda p: p.transpose(0, 2, 1)[:, ::-1],
+}
 
 
 def _formats() -> tuple[str, ...]:

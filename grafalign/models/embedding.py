@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from grafalign import console, engine
+from grafalign.errors import GrafalignError
 from grafalign.models.model import Model, Vectors
 from grafalign.models.pixels import Fit, band_places, to_input
 
@@ -27,7 +28,9 @@ def embed_pictures(
     *,
     label: str = 'embedding',
     workers: int | None = None,
-) -> Iterator[tuple[range, Vectors]]:
+    name: Callable[[int], str] | None = None,
+    reject: Callable[[int, str], None] | None = None,
+) -> Iterator[tuple[list[int], Vectors]]:
     """Embed pictures in order; yields rows and their unit embeddings [b, D].
 
     Args:
@@ -39,14 +42,20 @@ def embed_pictures(
         fit: see `pixels.py`.
         label: of the progress bar.
         workers: threads that decode.
+        name: what to call the picture of a row in errors.
+        reject: told the row and the reason of a picture that cannot be read, which is then left out.
 
     Raises:
-        GrafalignError: a picture cannot be read, or a band is missing.
+        GrafalignError: a band is missing, or a picture cannot be read and there is no `reject`.
     """
     places = band_places(model.rule, bands)
 
     def prepare(row: int) -> torch.Tensor:
-        return to_input(read(row)[places], model.rule, fit, value_range)
+        picture = read(row)
+        try:
+            return to_input(picture[places], model.rule, fit, value_range)
+        except GrafalignError as error:
+            raise GrafalignError(f'{name(row)}: {error}' if name else str(error)) from None
 
     batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
     pool = ThreadPoolExecutor(workers or engine.default_workers(), thread_name_prefix='pictures')
@@ -57,8 +66,17 @@ def embed_pictures(
                 for later in range(number, min(number + _AHEAD, len(batches))):
                     if later not in ahead:
                         ahead[later] = [pool.submit(prepare, row) for row in batches[later]]
-                inputs = torch.stack([future.result() for future in ahead.pop(number)])
-                yield batch, model.embed_images(inputs)
-                bar.advance(len(batch))
+                rows_read, inputs = [], []
+                for row, future in zip(batch, ahead.pop(number), strict=True):
+                    try:
+                        inputs.append(future.result())
+                        rows_read.append(row)
+                    except GrafalignError as error:
+                        if reject is None:
+                            raise
+                        reject(row, str(error))
+                if inputs:
+                    yield rows_read, model.embed_images(torch.stack(inputs))
+                bar.advance(len(batch), rejected=len(batch) - len(rows_read))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

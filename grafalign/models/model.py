@@ -42,6 +42,8 @@ class Model:
     """Of the CLIP whose photo embeddings (a ground bank's) lie in this space."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Where it came from, for results."""
+    count_cut: Callable[[Sequence[str]], int] | None = None
+    """How many texts are longer than the model reads, where it can tell."""
 
     def embed_images(self, inputs: Tensor) -> Vectors:
         """Unit embeddings [B, D] of inputs [B, C, S, S].

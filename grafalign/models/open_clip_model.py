@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from grafalign import console
 from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_clip
 from grafalign.errors import GrafalignError
 from grafalign.exchange.export import MARKER
@@ -33,9 +34,14 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
     Raises:
         GrafalignError: it cannot be loaded.
     """
-    if settings.pretrained and _is_missing(settings.pretrained):
-        raise GrafalignError(f'There is no file {settings.pretrained}; give the path of a checkpoint, or a tag.')
     clip = load_clip(settings, device)
+    facts: dict[str, Any] = {'model': settings.model, 'pretrained': settings.pretrained, 'activation': clip.activation}
+    if settings.pretrained and Path(settings.pretrained).is_file() and _has_both_activations(settings.model):
+        facts['activation_is_a_guess'] = True
+        console.log(
+            f'{settings.pretrained} does not say its activation: {settings.model} means {clip.activation}; weights '
+            "that continue OpenAI's need quickgelu, others gelu"
+        )
     folder = Path(settings.model)
     head = folder / PATCH_HEAD
     export = export_facts(folder)
@@ -70,7 +76,8 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
         device=device,
         dense=dense,
         clip_digest=None if export else clip.digest,
-        facts={'model': settings.model, 'pretrained': settings.pretrained, 'activation': _activation(clip)},
+        facts=facts,
+        count_cut=clip.count_cut,
     )
 
 
@@ -116,10 +123,9 @@ def _filter(clip: FrozenClip) -> str:
     return str(known.get('interpolation', 'bicubic'))
 
 
-def _activation(clip: FrozenClip) -> str:
-    """Which activation the weights run with: nothing in a checkpoint says which one they were trained with."""
-    return 'quickgelu' if any(type(m).__name__ == 'QuickGELU' for m in clip.model.modules()) else 'gelu'
+def _has_both_activations(architecture: str) -> bool:
+    """Whether open_clip has an architecture with QuickGELU and without."""
+    import open_clip
 
-
-def _is_missing(tag: str) -> bool:
-    return '/' in tag and not Path(tag).is_file()
+    plain = architecture.removesuffix('-quickgelu')
+    return {plain, f'{plain}-quickgelu'} <= set(open_clip.list_models())

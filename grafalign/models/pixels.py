@@ -7,7 +7,8 @@
 3. Values of the set's `value_range` become 0 to 1 and are clipped: one fixed stretch, never one per picture.
 4. The model's mean and standard deviation.
 
-For 8-bit colour pictures `resize` gives to the bit what open_clip's own preprocessing of a CLIP gives.
+For 8-bit colour pictures `resize` gives to the bit what open_clip's own preprocessing of a CLIP gives to the upright
+picture: open_clip itself does not look at EXIF's orientation.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from grafalign.errors import GrafalignError
 from grafalign.store import Sensor
 
 Fit = Literal['resize', 'pad']
-PIXELS_VERSION = 1
+PIXELS_VERSION = 2
 """Raised when the rules of this file change: embeddings that were kept are then made anew."""
 _LONGEST_STRIP = 40
 """Sides of a picture differ less than this: of a longer one the middle says nothing, and it would fill the memory."""

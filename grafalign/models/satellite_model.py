@@ -78,6 +78,7 @@ def _model(
         kind=kind,
         digest=digest,
         rule=rule,
+        count_cut=clip.count_cut,
         images=images,
         texts=clip.encode_text,
         device=device,

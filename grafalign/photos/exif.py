@@ -16,29 +16,19 @@ from PIL import Image
 
 from grafalign.files import stream_digest
 from grafalign.foreign.files import PASSING, ForeignFileError, open_plain
-from grafalign.foreign.images import open_image
+from grafalign.foreign.images import UPRIGHT, open_image, orientation
 from grafalign.photos.exif_values import camera_time, edit_time_counts, gps_time, heading, number, position, taken_time
 
-GPS_IFD, EXIF_IFD, ORIENTATION = 0x8825, 0x8769, 0x0112
+GPS_IFD, EXIF_IFD = 0x8825, 0x8769
 MAX_FILE_BYTES = 500_000_000
 """Larger files are no photos, and are not read."""
 MAX_PIXELS = 178_000_000
 """Images that claim more are taken for decompression bombs and are not decoded; Pillow's own limit."""
 _LOOK_PX = 256
 """Where a photo is decoded only to be checked, its shorter side may shrink to this: the whole stream is still read."""
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF 2.32 Orientation to what brings the image upright."""
 _WHITES = (255, 1023, 4095, 16383, 65535)
 """Largest numbers of 8, 10, 12, 14 and 16 bits: what cameras and scanners have."""
-_QUARTER_TURNS = tuple(_UPRIGHT[i] for i in (5, 6, 7, 8))
+_QUARTER_TURNS = tuple(UPRIGHT[i] for i in (5, 6, 7, 8))
 _REDUCIBLE = ('L', 'LA', 'RGB', 'RGBA', 'CMYK')
 
 
@@ -110,7 +100,7 @@ def load_photo(
                 image.draft('RGB', (smallest_px, smallest_px))
             decoded = image.size
             image.load()
-            turn = _UPRIGHT.get(_orientation(image))  # after loading: Pillow turns TIFF by itself and says so here
+            turn = UPRIGHT.get(orientation(image))  # after loading: Pillow turns TIFF by itself and says so here
             if image.size != decoded or turn in _QUARTER_TURNS:
                 size = (size[1], size[0])
             factor = 1 if smallest_px is None or image.mode not in _REDUCIBLE else min(image.size) // smallest_px
@@ -138,7 +128,7 @@ def read_facts(source: Path | bytes, verify: bool = True, max_pixels: int = MAX_
         with _stream(source) as stream, _opened(stream, max_pixels) as image:
             width, height = image.size
             facts = _said(image)
-            if image.format != 'TIFF' and _orientation(image) >= 5:  # Pillow's size of a TIFF is upright already
+            if image.format != 'TIFF' and orientation(image) >= 5:  # Pillow's size of a TIFF is upright already
                 width, height = height, width
             return replace(facts, width=width, height=height)
     except PhotoError as error:
@@ -193,14 +183,6 @@ def _opened(stream: BinaryIO | io.BytesIO, max_pixels: int) -> Iterator[Image.Im
         if isinstance(error, OSError) and error.errno in PASSING:  # the disk is at fault, not the image
             raise
         raise PhotoError('truncated image' if 'truncated' in str(error) else 'damaged image') from None
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(ORIENTATION, 1)
-        return value if isinstance(value, int) and value in _UPRIGHT else 1
-    except Exception:  # as in `_said`
-        return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,6 @@ up: pixels that no valid source pixel covers are missing, and are told apart fro
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +19,10 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import reproject
 
 from grafalign.scenes.raster import Grid, Raster
 
-# arrays carry no transform of their own; a filter a call would not hold, as filters are shared by all threads
-warnings.filterwarnings('ignore', category=NotGeoreferencedWarning)
 Ints = npt.NDArray[np.int64]
 
 _WEB_MERCATOR, _WEB_MERCATOR_RADIUS_M = 3857, 6_378_137.0

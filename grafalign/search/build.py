@@ -10,6 +10,7 @@ import pandas as pd
 
 from grafalign import console
 from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.files import write_table
 from grafalign.locks import LOCK, exclusive
 from grafalign.models import Model
 from grafalign.models.embedding import embed_pictures
@@ -19,6 +20,7 @@ from grafalign.retrieval.ann import Kind
 from grafalign.search.catalog import MARKER, Catalog
 from grafalign.search.sources import Source, open_source
 
+REJECTED = 'rejected.parquet'
 COMMIT_ROWS = 1024
 """What a killed run loses at most."""
 _TUNING = 512
@@ -105,7 +107,8 @@ def _open(
         catalog.facts['target'] = recall or catalog.facts['target']
         return catalog
     if out.is_dir() and any(
-        p.name != LOCK and not p.name.startswith('vectors-') and p.suffix != '.part' for p in out.iterdir()
+        p.name not in (LOCK, REJECTED) and not p.name.startswith('vectors-') and p.suffix != '.part'
+        for p in out.iterdir()
     ):
         raise GrafalignError(f'{out} is not empty and no index; give another folder.')
     width = model.embed_texts(['a place']).shape[1]
@@ -131,11 +134,23 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
     state = pd.Series(held['signature'].to_numpy(), index=held['item_id'].to_numpy())
     known = source.items['item_id'].map(state)
     new = np.flatnonzero((known != source.items['signature']).to_numpy())
+    rejected = dict(source.rejected)
     if not len(new):
         console.log(f'{source.name}: nothing new')
+        _keep_rejected(catalog, source, rejected)
         return
     waiting: list[np.ndarray] = []
-    done = 0
+    rows: list[int] = []
+
+    def reject(row: int, reason: str) -> None:
+        rejected[str(source.items['item_id'].iloc[new[row]])] = reason
+
+    def commit() -> None:
+        items = source.items.iloc[new[rows]].reset_index(drop=True)
+        catalog.append(items, np.concatenate(waiting), _stale(catalog, items), source.facts)
+        waiting.clear()
+        rows.clear()
+
     embedded = embed_pictures(
         model,
         lambda row: source.read(int(new[row])),
@@ -145,14 +160,36 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
         fit,
         label='embedding tiles',
         workers=workers,
+        name=lambda row: str(source.items['item_id'].iloc[new[row]]),
+        reject=reject,
     )
     for batch, vectors in embedded:
         waiting.append(vectors)
-        reached = batch.stop
-        if reached - done >= COMMIT_ROWS or reached == len(new):
-            items = source.items.iloc[new[done:reached]].reset_index(drop=True)
-            catalog.append(items, np.concatenate(waiting), _stale(catalog, items), source.facts)
-            waiting, done = [], reached
+        rows += batch
+        if len(rows) >= COMMIT_ROWS:
+            commit()
+    if rows:
+        commit()
+    _keep_rejected(catalog, source, rejected)
+    if not len(catalog):
+        name, reason = next(iter(rejected.items()))
+        raise GrafalignError(f'{source.name}: none of its {len(rejected)} pictures can be used ({name}: {reason}).')
+
+
+def _keep_rejected(catalog: Catalog, source: Source, rejected: dict[str, str]) -> None:
+    """Write down what of this source is not in the index and why; what other sources lack stays written."""
+    path = catalog.path / REJECTED
+    columns = ['kind', 'source', 'id', 'reason']
+    table = pd.DataFrame(
+        [('picture', source.name, i, r) for i, r in sorted(rejected.items())], columns=columns, dtype='str'
+    )
+    if path.is_file():
+        before = pd.read_parquet(path)
+        table = pd.concat([before[before['source'] != source.name], table], ignore_index=True)
+    if len(table) or path.is_file():
+        write_table(table, path)
+    if rejected:
+        console.log(f'{len(rejected):,} of {source.name} cannot be used; {path} has the reasons')
 
 
 def _stale(catalog: Catalog, items: pd.DataFrame) -> np.ndarray:

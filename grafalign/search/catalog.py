@@ -6,12 +6,16 @@
     removed-00000.npy     rows that are no longer there
     ann-00000.faiss       FAISS's approximate index of the first rows, where there are many (see retrieval/ann.py)
 
-index.json names every file that counts, with its size. Whatever else is there is what a killed run left, and the next
-run writes over it or removes it: a kill at any moment leaves the index of the last commit.
+    rejected.parquet      pictures that are in none of these, with their reason
+
+index.json names every file that counts, with its size and digest; of the vectors, which grow, it has the digest of each
+stretch that was added (`grafalign check INDEX` compares them). Whatever else is there is what a killed run left, and
+the next run writes over it or removes it: a kill at any moment leaves the index of the last commit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import geopandas as gpd
@@ -29,7 +34,8 @@ import psutil
 
 from grafalign import console
 from grafalign.errors import GrafalignError
-from grafalign.files import write_atomically, write_table
+from grafalign.files import file_digest, write_atomically, write_table
+from grafalign.foreign import below, parse_object, whole_number
 from grafalign.retrieval.ann import FEWEST_ROWS, Ann, Effort, Kind, choose
 from grafalign.retrieval.exact import check_vectors, check_width, nearest
 
@@ -64,13 +70,20 @@ class Catalog:
         if not marker.is_file():
             raise GrafalignError(f'{self.path} is no index (no {MARKER}); make one with `grafalign index`.')
         try:
-            self.facts: dict[str, Any] = json.loads(marker.read_text(encoding='utf-8'))
-            if int(self.facts['format']) > FORMAT:
+            self.facts: dict[str, Any] = parse_object(marker.read_text(encoding='utf-8'))
+            if whole_number(self.facts['format'], 10**6) > FORMAT:
                 raise GrafalignError(f'{marker} was written by a newer grafalign; upgrade grafalign.')
-            self.width, self.total = int(self.facts['width']), int(self.facts['rows'])
-            self._files: dict[str, int] = dict(self.facts['files'])
-            self.facts['model']['digest'], self.facts['target'], self.facts['sources']
-        except (ValueError, KeyError, TypeError) as error:
+            self.width, self.total = whole_number(self.facts['width'], 10**6), whole_number(self.facts['rows'], 10**12)
+            self._files = {below(self.path, n).name: whole_number(s, 10**15) for n, s in self.facts['files'].items()}
+            self.facts['model']['digest'], self.facts['model']['name'], self.facts['target'], self.facts['kind']
+            if not all(isinstance(source, dict) for source in self.facts['sources'].values()):
+                raise ValueError('a source is no object')
+            vectors = self._files[self._vectors]
+            if not self.width or vectors != self.total * self.width * 4:
+                raise ValueError(f'{self.total} vectors of {self.width} numbers are not {vectors} bytes')
+        except OSError as error:
+            raise GrafalignError(f'{marker} cannot be read ({error.strerror or error}).') from None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise GrafalignError(f'{marker} is damaged ({error!r}); {_AGAIN}') from None
         for name, size in self._files.items():
             if name.startswith('ann-'):
@@ -97,7 +110,7 @@ class Catalog:
         path.mkdir(parents=True, exist_ok=True)
         (path / _VECTORS).write_bytes(b'')
         facts = {'format': FORMAT, 'width': width, 'rows': 0, 'model': dict(model), 'target': target}
-        facts |= {'sources': {}, 'kind': None}
+        facts |= {'sources': {}, 'kind': None, 'digests': {}, 'stretches': []}
         facts |= {'ann': None, 'files': {_VECTORS: 0}}
         write_atomically(path / MARKER, (json.dumps(facts, indent=2) + '\n').encode())
         return cls(path)
@@ -116,8 +129,10 @@ class Catalog:
         for name in self._names('items-'):
             try:
                 parts.append(gpd.read_parquet(self.path / name))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise GrafalignError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
+            if not {'item_id', 'datetime', 'source', 'signature'} <= set(parts[-1].columns):
+                raise GrafalignError(f'{self.path / name} is damaged (a column lacks); {_AGAIN}')
         if not parts:
             empty = {'item_id': [], 'datetime': pd.to_datetime([], utc=True), 'source': [], 'signature': []}
             return gpd.GeoDataFrame(empty, geometry=[], crs='EPSG:4326')
@@ -132,8 +147,8 @@ class Catalog:
         there = np.ones(self.total, dtype=bool)
         for name in self._names('removed-'):
             try:
-                there[np.load(self.path / name)] = False
-            except (OSError, ValueError, IndexError) as error:
+                there[np.load(self.path / name, allow_pickle=False)] = False
+            except (OSError, ValueError, IndexError, EOFError, SyntaxError, TokenError, MemoryError) as error:
                 raise GrafalignError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
         return there
 
@@ -251,18 +266,23 @@ class Catalog:
         with (self.path / self._vectors).open('r+b') as file:
             file.truncate(self._files[self._vectors])  # a killed run may have written more
             file.seek(0, os.SEEK_END)
-            file.write(np.ascontiguousarray(vectors, dtype='<f4').tobytes())
+            content = np.ascontiguousarray(vectors, dtype='<f4').tobytes()
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         name = self._new_name('items-', '.parquet')
         write_table(items, self.path / name)
+        stretches = self.facts.get('stretches')
+        if stretches is not None:
+            stretches = [*stretches, [len(vectors), hashlib.blake2b(content, digest_size=16).hexdigest()]]
         files = [*self._files, name]
         if instead_of is not None and len(instead_of):
             files = [*(n for n in files if not n.startswith('removed-')), self._write_removed(instead_of)]
         sources = dict(self.facts['sources'])
         if source is not None and len(items):
             sources[str(items['source'].iloc[0])] = dict(source)
-        self._commit({'rows': self.total + len(vectors), 'sources': sources}, files)
+        facts = {'rows': self.total + len(vectors), 'sources': sources, 'stretches': stretches}
+        self._commit(facts, files)
 
     def remove(self, rows: Rows) -> int:
         """Take rows out; how many were there."""
@@ -362,14 +382,18 @@ class Catalog:
         """Write the rows that are there anew, and forget the others."""
         kept = np.flatnonzero(self.alive)
         vectors = self._new_name('vectors-', '.f32')
+        stretches = []
         with (self.path / vectors).open('wb') as file:
             for start in range(0, len(kept), _COPY_ROWS):
-                file.write(np.ascontiguousarray(self.vectors[kept[start : start + _COPY_ROWS]], dtype='<f4').tobytes())
+                rows = kept[start : start + _COPY_ROWS]
+                content = np.ascontiguousarray(self.vectors[rows], dtype='<f4').tobytes()
+                file.write(content)
+                stretches.append([len(rows), hashlib.blake2b(content, digest_size=16).hexdigest()])
             file.flush()
             os.fsync(file.fileno())
         items = self._new_name('items-', '.parquet')
         write_table(self.items.iloc[kept].reset_index(drop=True), self.path / items)
-        self._commit({'rows': len(kept), 'ann': None}, [vectors, items])
+        self._commit({'rows': len(kept), 'ann': None, 'stretches': stretches}, [vectors, items])
 
     @property
     def _vectors(self) -> str:
@@ -390,7 +414,9 @@ class Catalog:
         rows = facts.get('rows', self.total)
         sizes = {n: (self.path / n).stat().st_size for n in dict.fromkeys(names)}
         sizes |= {n: rows * self.width * 4 for n in sizes if n.startswith('vectors-')}
-        self.facts = {**self.facts, **facts, 'files': sizes}
+        known = self.facts.get('digests', {})
+        digests = {n: known.get(n) or file_digest(self.path / n) for n in sizes if not n.startswith('vectors-')}
+        self.facts = {**self.facts, **facts, 'files': sizes, 'digests': digests}
         write_atomically(self.path / MARKER, (json.dumps(self.facts, indent=2) + '\n').encode())
         self._files, self.total = sizes, rows
         for name in ('vectors', 'items', 'alive', 'ann'):

@@ -14,10 +14,13 @@ import shapely
 from jinja2 import Environment
 
 from grafalign.datasets.pictures import read_picture
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.escapes import csv_cell
 from grafalign.files import write_atomically
+from grafalign.foreign import below
 from grafalign.models.thumbnails import thumbnail
 from grafalign.search.catalog import Catalog
+from grafalign.search.sources import state_of, tile_state
 from grafalign.store import MARKER, PairStore
 
 FORMATS = ('.html', '.geojson', '.parquet', '.csv')
@@ -30,7 +33,12 @@ def write_answers(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> No
         GrafalignError: the ending is unknown.
     """
     check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(answers, catalog, path)
+
+
+def _write(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> None:
     match path.suffix.lower():
         case '.html':
             write_atomically(path, _page(answers, catalog).encode())
@@ -44,7 +52,7 @@ def write_answers(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> No
             table = plain(answers)
             centre = table.geometry.representative_point()
             flat = table.drop(columns='geometry').assign(lon=centre.x, lat=centre.y)
-            write_atomically(path, flat.to_csv(index=False).encode())
+            write_atomically(path, flat.map(csv_cell).to_csv(index=False).encode())
 
 
 def check_format(path: Path) -> None:
@@ -86,7 +94,7 @@ def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
                 f'/{spot.y:.5f}/{spot.x:.5f}'
                 if known
                 else '',
-                'picture': _thumbnail(answer.source, answer.item_id, catalog, stores),
+                'picture': _thumbnail(answer.source, answer.item_id, int(answer.row), catalog, stores),
             }
         )
     template = (files('grafalign.search') / 'page.html').read_text(encoding='utf-8')
@@ -94,18 +102,28 @@ def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
     return Environment(autoescape=True).from_string(template).render(groups=groups, facts=json.dumps(facts, indent=2))
 
 
-def _thumbnail(source: str, item_id: str, catalog: Catalog, stores: dict[str, PairStore]) -> str:
-    """A JPEG data URL of an item, or nothing where its pixels cannot be read any more."""
-    span = tuple(catalog.facts['sources'][source]['value_range'])
+def _thumbnail(source: str, item_id: str, row: int, catalog: Catalog, stores: dict[str, PairStore]) -> str:
+    """A JPEG data URL of an item, or nothing where its pixels cannot be read, or are not those that were indexed.
+
+    An index says where its pictures lie, and may be a stranger's. Its pages are shared, so what goes into them must be
+    the very files that were indexed: their size and time, or the digest of their shard, tell.
+    """
+    known = catalog.facts['sources'].get(source, {})
+    signature = str(catalog.items['signature'].iloc[row])
     try:
         if '://' in source or (Path(source) / MARKER).exists():
             store = stores.setdefault(source, PairStore(source)) if source not in stores else stores[source]
-            row = int(np.flatnonzero(store.tiles['tile_id'].to_numpy() == item_id)[0])
-            scale, offset = (v[row][:, None, None] for v in store.radiometry)
-            pixels, bands = store.read_tile(row) * scale + offset, store.sensor.bands
+            tile = int(np.flatnonzero(store.tiles['tile_id'].to_numpy() == item_id)[0])
+            if tile_state(store, tile) != signature:
+                return ''
+            scale, offset = (v[tile][:, None, None] for v in store.radiometry)
+            pixels, bands = store.read_tile(tile) * scale + offset, store.sensor.bands
         else:
-            pixels = read_picture(Path(source) / item_id, item_id)
-            bands = tuple(catalog.facts['sources'][source]['bands'])
-    except (GrafalignError, IndexError, OSError):
+            path = below(Path(source), item_id)
+            if state_of(path) != signature:
+                return ''
+            pixels = read_picture(path, item_id)
+            bands = tuple(known['bands'])
+        return thumbnail(pixels, bands, tuple(known['value_range']))
+    except (GrafalignError, IndexError, KeyError, OSError, ImportError, ValueError, TypeError):
         return ''
-    return thumbnail(pixels, bands, span)

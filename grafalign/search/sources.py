@@ -40,6 +40,8 @@ class Source:
     value_range: tuple[float, float]
     dtype: str = 'uint8'
     """Of the pixels as they are stored: 8-bit pictures from elsewhere are black at 0 and white at 255."""
+    rejected: tuple[tuple[str, str], ...] = ()
+    """Items that cannot be read, by their heads: id and reason."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -99,46 +101,49 @@ def _store(store: PairStore, value_range: tuple[float, float] | None) -> Source:
 
 
 def _tile_signatures(store: PairStore) -> list[str]:
-    """State of each tile: the digest of its shard and its place there; a shard is the same or another as a whole."""
+    return [tile_state(store, row) for row in range(len(store.tiles))]
+
+
+def tile_state(store: PairStore, row: int) -> str:
+    """State of a tile: the digest of its shard and its place there; a shard is the same or another as a whole."""
+    shards, offsets, _ = store.places
     digests = store.facts.get('files', {})
-    places = zip(store.tiles['shard'], store.tiles['byte_offset'], strict=True)
-    return [f'{digests.get(shard, store.digest)}-{offset}' for shard, offset in places]
+    return f'{digests.get(shards[row], store.digest)}-{offsets[row]}'
 
 
 def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[float, float] | None) -> Source:
     files = sorted(p for p in folder.rglob('*') if p.is_file() and is_picture(str(p.relative_to(folder))))
     if not files:
         raise GrafalignError(f'{folder} holds no pictures (jpg, png, tif ...); give a folder that does.')
-    first = picture_facts(files[0], str(files[0]))
-    bands = bands or BANDS_BY_COUNT.get(first.bands)
+    console.log(f'{len(files):,} pictures in {folder}')
+    rows: list[dict[str, Any]] = [{}] * len(files)
+    for index, facts in engine.run(_facts_of, files):
+        rows[index] = facts
+    pairs = list(zip(files, rows, strict=True))
+    rejected = [(_printable(path.relative_to(folder)), facts['reason']) for path, facts in pairs if 'reason' in facts]
+    files, rows = [p for p, f in pairs if 'reason' not in f], [f for _, f in pairs if 'reason' not in f]
+    if not files:
+        name, reason = rejected[0]
+        raise GrafalignError(f'{folder}: none of its {len(rejected)} pictures can be read ({name}: {reason}).')
+    first, many, dtype = _kind(files)
+    bands = bands or BANDS_BY_COUNT.get(many)
     if bands is None:
-        raise GrafalignError(f'{files[0]} has {first.bands} bands; name them, such as --bands red,green,blue,nir.')
-    many = len(bands)
-    given = value_range is not None
-    value_range = value_range or default_range(first.dtype, str(files[0]))
-    for path in files:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            name = str(path).encode(errors='backslashreplace').decode()
-            raise GrafalignError(f'The name of {name} is no UTF-8; rename the file.') from None
+        raise GrafalignError(f'{first} has {many} bands; name them, such as --bands red,green,blue,nir.')
+    given, count = value_range is not None, len(bands)
+    value_range = value_range or default_range(dtype, str(first))
 
     def read(row: int) -> np.ndarray:
         pixels = read_picture(files[row], str(files[row]))
-        if len(pixels) == 1 and many > 1:
-            pixels = np.repeat(pixels, many, axis=0)  # a grey picture among coloured ones
-        if len(pixels) != many:
+        if len(pixels) == 1 and count > 1:
+            pixels = np.repeat(pixels, count, axis=0)  # a grey picture among coloured ones
+        if len(pixels) != count:
             raise GrafalignError(
-                f'{files[row]} has {len(pixels)} bands and the others {many}; put pictures of one kind into a folder.'
+                f'{files[row]} has {len(pixels)} bands and the others {count}; put pictures of one kind into a folder.'
             )
         if pixels.dtype != np.uint8 and not given:
             default_range(str(pixels.dtype), str(files[row]))
         return pixels
 
-    console.log(f'{len(files):,} pictures in {folder}')
-    rows: list[dict[str, Any]] = [{}] * len(files)
-    for index, facts in engine.run(_facts_of, files):
-        rows[index] = facts
     table = pd.DataFrame(rows)
     items = gpd.GeoDataFrame(
         {
@@ -150,7 +155,33 @@ def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[floa
         geometry=table['geometry'].to_list(),
         crs='EPSG:4326',
     )
-    return Source(str(folder.resolve()), items, read, bands, value_range, first.dtype)
+    return Source(str(folder.resolve()), items, read, bands, value_range, dtype, tuple(rejected))
+
+
+def _printable(name: Any) -> str:
+    """A name of any bytes as text that can be written."""
+    return str(name).encode('utf-8', 'backslashreplace').decode()
+
+
+_LOOKED_AT = 100
+"""Pictures whose heads decide how many bands those of a folder have."""
+
+
+def _kind(files: list[Path]) -> tuple[Path, int, str]:
+    """The number of bands and the data type that most pictures of a folder have, and the first that has them."""
+    step = max(1, len(files) // _LOOKED_AT)
+    kinds: dict[tuple[int, str], list[Path]] = {}
+    problem: GrafalignError | None = None
+    for path in files[::step]:
+        try:
+            facts = picture_facts(path, str(path))
+            kinds.setdefault((facts.bands, facts.dtype), []).append(path)
+        except GrafalignError as error:
+            problem = problem or error
+    if not kinds:
+        raise problem or GrafalignError(f'{files[0]} cannot be read.')
+    (count, dtype), those = max(kinds.items(), key=lambda k: (len(k[1]), -k[0][0]))
+    return those[0], count, dtype
 
 
 def box_of(west: float, south: float, east: float, north: float) -> Any:
@@ -161,18 +192,31 @@ def box_of(west: float, south: float, east: float, north: float) -> Any:
     return shapely.MultiPolygon(parts)
 
 
-def _facts_of(path: Path) -> dict[str, Any]:
-    """Place, time and state of a file; a picture that is no raster may carry EXIF."""
+def state_of(path: Path) -> str:
+    """Size and time of a file: whether it is the one that was indexed."""
     known = path.stat()
-    signature = f'{known.st_size}-{known.st_mtime_ns}'
-    place: Any = None
-    when: datetime | None = None
-    if path.suffix.lower() in RASTERS:
-        bounds = picture_facts(path, str(path)).bounds
-        place = None if bounds is None else box_of(*bounds)
-    else:
-        facts = read_facts(path, verify=False)
-        if facts.lon is not None and facts.lat is not None:
-            place = shapely.Point(facts.lon, facts.lat)
-        when = facts.taken_at
+    return f'{known.st_size}-{known.st_mtime_ns}'
+
+
+def _facts_of(path: Path) -> dict[str, Any]:
+    """Place, time and state of a file, or the `reason` why it cannot be used; a picture may carry EXIF."""
+    try:
+        str(path).encode()
+        signature = state_of(path)
+        place: Any = None
+        when: datetime | None = None
+        if path.suffix.lower() in RASTERS:
+            bounds = picture_facts(path, str(path)).bounds
+            place = None if bounds is None else box_of(*bounds)
+        else:
+            facts = read_facts(path, verify=False)
+            if facts.problem is not None:
+                return {'reason': facts.problem}
+            if facts.lon is not None and facts.lat is not None:
+                place = shapely.Point(facts.lon, facts.lat)
+            when = facts.taken_at
+    except UnicodeEncodeError:
+        return {'reason': 'its name is no UTF-8; rename the file'}
+    except (GrafalignError, OSError) as error:
+        return {'reason': str(error)}
     return {'geometry': place, 'datetime': when, 'signature': signature}

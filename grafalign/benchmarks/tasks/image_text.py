@@ -83,7 +83,11 @@ def retrieve_captions(images: Vectors, texts: Vectors, text_of_pair: Ints, image
 
 
 def evaluate_captions(
-    images: Vectors, data: ImageSet, embed: Callable[[Sequence[str]], Vectors], duplicates: Duplicates
+    images: Vectors,
+    data: ImageSet,
+    embed: Callable[[Sequence[str]], Vectors],
+    duplicates: Duplicates,
+    count_cut: Callable[[Sequence[str]], int] | None = None,
 ) -> Outcome:
     """Both directions under one rule, and mean recall under the other beside it.
 
@@ -92,6 +96,7 @@ def evaluate_captions(
         data: gives the captions.
         embed: texts to unit vectors.
         duplicates: the rule of the result.
+        count_cut: how many texts are longer than the model reads.
     """
     if data.captions is None:
         raise GrafalignError(f'{data.name} has no captions; retrieval of images and texts needs them.')
@@ -109,6 +114,7 @@ def evaluate_captions(
     extra = {
         'captions': len(flat),
         'captions_without_copies': len(unique),
+        **({} if count_cut is None else {'captions_cut': count_cut(flat)}),
         'mean_recall_of_other_rule': float(other.statistics['mean_recall'](ones)[0]),
     }
     return Outcome(kept.statistics, kept.main, {}, {**kept.extra, **extra}, kept.arrays)
