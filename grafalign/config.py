@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from grafalign.errors import GrafalignError
+from grafalign.foreign.files import ForeignFileError, open_plain
 
 
 class Settings(BaseModel):
@@ -34,12 +36,12 @@ def load_settings(path: Path, model: type[Model], changes: Iterable[str] = ()) -
         GrafalignError: the file is missing, is not YAML, or a key is unknown, missing or has a wrong value.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        content = read_yaml(Path(path))
     except FileNotFoundError:
         raise GrafalignError(f'There is no file {path}; give the path of a YAML file.') from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise GrafalignError(f'{path} cannot be read ({error}); give the path of a YAML file.') from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise GrafalignError(f'{path} is not valid YAML: {" ".join(str(error).split())}. Mend that line.') from None
     if content is None:
         content = {}
@@ -48,6 +50,47 @@ def load_settings(path: Path, model: type[Model], changes: Iterable[str] = ()) -
     for change in changes:
         apply_change(content, change)
     return parse_settings(content, model, str(path))
+
+
+_YAML_BYTES = 16 << 20
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: nine lines of them stand for a billion values, and no settings need one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, 'aliases (*name) are not read')
+        return super().compose_node(parent, index)
+
+
+def read_yaml(source: Path | str) -> Any:
+    """The content of a YAML file, or of a text.
+
+    Raises:
+        ValueError: it is no YAML that is read here.
+        OSError: it cannot be read.
+    """
+    if isinstance(source, Path):
+        try:
+            with open_plain(source, _YAML_BYTES) as file:
+                source = file.read().decode('utf-8')
+        except ForeignFileError as error:
+            raise OSError(str(error)) from None
+    try:
+        return yaml.load(source, _PlainLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+
+
+def shown(value: Any, longest: int = 60) -> str:
+    """A value for a sentence: short, however large it is."""
+    if isinstance(value, str | int | float | bool | None) and len(str(value)[: longest + 1]) <= longest:
+        return repr(value)
+    text = reprlib.repr(value)
+    return text if len(text) <= longest else text[:longest] + ' ...'
 
 
 def parse_settings(content: dict[str, Any], model: type[Model], name: str) -> Model:
@@ -69,8 +112,8 @@ def apply_change(content: dict[str, Any], change: str) -> None:
         if not isinstance(content, dict):
             raise GrafalignError(f'--set {change} is not understood: {part} holds no keys.')
     try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+        content[last] = read_yaml(value)
+    except ValueError:
         raise GrafalignError(f'--set {change} is not understood: {value!r} is not YAML; mend that value.') from None
 
 
@@ -87,7 +130,7 @@ def _sentence(error: ValidationError, model: type[BaseModel], name: str) -> str:
         return f'{name}: the key {key!r} is missing; add it.{more}'
     problem = first['msg'].removeprefix('Value error, ')
     where = f'{key!r}: ' if key else ''
-    given = f' (it is {first["input"]!r})' if key and not isinstance(first['input'], dict) else ''
+    given = f' (it is {shown(first["input"])})' if key and not isinstance(first['input'], dict) else ''
     return f'{name}: {where}{problem}{given}; mend that value.{more}'
 
 

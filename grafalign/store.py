@@ -283,8 +283,19 @@ class PairStore:
 
     @cached_property
     def radiometry(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Scale and offset of every tile and band, float32 [T, C] each."""
+        """Scale and offset of every tile and band, float32 [T, C] each.
+
+        Raises:
+            GrafalignError: one is not finite.
+        """
         scale, offset = (np.array(self.tiles[c].tolist(), dtype=np.float32) for c in ('scale', 'offset'))
+        odd = np.flatnonzero(~(np.isfinite(scale) & np.isfinite(offset)).all(axis=-1))
+        if len(odd):
+            name = self.tiles['tile_id'].iloc[odd[0]]
+            raise GrafalignError(
+                f'{self.path}: scale or offset of tile {name} is no finite number ({len(odd)} such tiles); pair again, '
+                'with sensor.overrides if its scenes misstate them.'
+            )
         return scale, offset
 
     def _pread(self, name: str, nbytes: int, offset: int) -> bytes:

@@ -161,12 +161,17 @@ def _short(name: str) -> str:
 
 
 def _confident_mistakes(result: Result, data: ImageSet, arrays: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-    """Images that are wrong with the most confidence, at most two of a class."""
-    guess, truth, share = arrays['guess'], arrays['truth'], arrays['share_of_guess']
+    """Images whose wrong class beats the true one by the widest margin, at most two of a class.
+
+    The margin is a difference of cosines: a share among classes would be 1 for hundreds of images of a model whose
+    cosines are wide apart, and the order that of the files.
+    """
+    guess, truth = arrays['guess'], arrays['truth']
+    margin = arrays['margin'] if 'margin' in arrays else arrays['share_of_guess']  # of an earlier grafalign
     wrong = np.flatnonzero(guess != truth)
     cases: list[dict[str, str]] = []
     seen: dict[int, int] = {}
-    for row in wrong[np.argsort(-share[wrong], kind='stable')].tolist():
+    for row in wrong[np.argsort(-margin[wrong], kind='stable')].tolist():
         label = int(truth[row])
         if seen.get(label, 0) == 2 or len(cases) == _WORST:
             continue
@@ -182,7 +187,7 @@ def _confident_mistakes(result: Result, data: ImageSet, arrays: Mapping[str, np.
                 'item': data.items[row],
                 'before': f'{data.classes[label]}, taken for ',
                 'what': data.classes[int(guess[row])],
-                'after': f' ({100 * share[row]:.0f} %)',
+                'after': f' (by {margin[row]:.3f})',
             }
         )
     return cases

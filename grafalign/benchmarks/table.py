@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from grafalign.benchmarks.results import Arrays, Result
-from grafalign.benchmarks.statistics import Resampling, paired_difference
+from grafalign.benchmarks.statistics import Difference, Resampling, paired_difference
 from grafalign.errors import GrafalignError
 from grafalign.escapes import csv_cell, markdown
+from grafalign.files import write_atomically
+from grafalign.foreign import parse_object
 
 Format = Literal['markdown', 'latex']
 METRICS = {
@@ -209,6 +213,26 @@ def plain_csv(table: Table) -> str:
     return buffer.getvalue()
 
 
+def _kept_differences(path: Path, result: Result, other_path: Path, other: Result) -> dict[str, Difference]:
+    """Differences of two results in every metric, drawn once and kept beside them under both keys."""
+    question = f'{result.key}-{other.key}-{result.draws}-{result.seed}'
+    file = path.parent / 'cache' / f'difference-{hashlib.blake2b(question.encode(), digest_size=12).hexdigest()}.json'
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        kept = parse_object(file.read_text())
+        return {metric: Difference(**values) for metric, values in kept.items()}
+    ours, theirs = Arrays(path), Arrays(other_path)
+    how = Resampling(ours.groups, result.unit, result.draws, result.seed)
+    found = {
+        metric: paired_difference(ours.statistics[metric], theirs.statistics[metric], how)
+        for metric in METRICS[result.task]
+        if metric in ours.statistics and metric in theirs.statistics
+    }
+    with contextlib.suppress(OSError):  # results may lie where nothing can be written
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps({metric: asdict(d) for metric, d in found.items()}).encode())
+    return found
+
+
 def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:
     """Every other model minus one, on the same images and task, with interval and p of the paired bootstrap.
 
@@ -230,21 +254,17 @@ def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:
         ]
         if not same:
             continue
-        ours, theirs = Arrays(path), Arrays(same[0][0])
-        how = Resampling(ours.groups, result.unit, result.draws, result.seed)
-        for metric in METRICS[result.task]:
-            if metric in ours.statistics and metric in theirs.statistics:
-                d = paired_difference(ours.statistics[metric], theirs.statistics[metric], how)
-                rows.append(
-                    [
-                        f'{result.model.name} - {against}',
-                        _set(result),
-                        metric,
-                        f'{100 * d.value:+.2f}',
-                        f'{100 * d.low:+.2f} to {100 * d.high:+.2f}',
-                        f'{d.p:.3f}',
-                    ]
-                )
+        for metric, d in _kept_differences(path, result, *same[0]).items():
+            rows.append(
+                [
+                    f'{result.model.name} - {against}',
+                    _set(result),
+                    metric,
+                    f'{100 * d.value:+.2f}',
+                    f'{100 * d.low:+.2f} to {100 * d.high:+.2f}',
+                    f'{d.p:.3f}',
+                ]
+            )
     if not rows:
         raise GrafalignError(f'No other model was asked the same as {against}: same images, task and protocol.')
     head = ['models', 'set', 'metric', 'difference', '95 % interval', 'p']

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import yaml
 
+from grafalign.config import read_yaml
 from grafalign.datasets.class_folders import places_of
 from grafalign.datasets.image_set import RGB, ImageSet
 from grafalign.datasets.pictures import (
@@ -238,11 +238,11 @@ def _mask_values(source: Path | bytes, where: str) -> npt.NDArray[Any]:
 
 def _mask_classes(path: Path) -> dict[int, str]:
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        content = read_yaml(path)
         words = {int(k): str(v) for k, v in content.items()}
     except FileNotFoundError:
         raise GrafalignError(f'There is no file {path}; write a line such as `1: forest` for each class.') from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise GrafalignError(f'{path} is no list of `value: class` lines ({error}); mend it.') from None
     if len(words) > VOID:
         raise GrafalignError(f'{path} has {len(words)} classes; masks tell {VOID} apart at most.')

@@ -95,7 +95,7 @@ def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
             if image.mode in _NUMBERS:
                 return PictureFacts(1, 'float32' if image.mode == 'F' else 'uint16')
             if _deep(image):
-                return PictureFacts(1 if str(image.tile[0][3]).startswith('LA') else 3, 'uint16')
+                return PictureFacts(1 if str(_tile(image)[0][3]).startswith('LA') else 3, 'uint16')
             return PictureFacts(1 if image.mode in ('L', '1', 'LA') else 3, 'uint8')
     except FileNotFoundError:
         raise GrafalignError(f'There is no file {name}; put it back, or leave it out of the list.') from None
@@ -126,9 +126,14 @@ def default_range(dtype: str, name: str) -> tuple[float, float]:
     raise GrafalignError(f'{name} holds {dtype} numbers; say which are black and white, such as --value-range 0 3000.')
 
 
+def _tile(image: Any) -> list[Any]:
+    """How Pillow will decode a file: with the raw mode last in each entry."""
+    return list(getattr(image, 'tile', []))
+
+
 def _deep(image: Any) -> bool:
     """Whether a file has colours of 16 bits."""
-    return image.mode in ('RGB', 'RGBA') and any('16' in str(tile[3]) for tile in image.tile)
+    return image.mode in ('RGB', 'RGBA') and any('16' in str(tile[3]) for tile in _tile(image))
 
 
 def check_depth(pixels: Pixels, value_range: tuple[float, float], name: str) -> None:

@@ -245,8 +245,8 @@ def published_preprocessing(name: str) -> dict[str, Any] | None:
         return None
     if any(rule != rules[0] for rule in rules):
         console.log(
-            f"the published weights of {name} want different preprocessing; CLIP's own is used (bicubic, OpenAI's mean) "
-            'for this file'
+            f"the published weights of {name} want different preprocessing; CLIP's own (bicubic, OpenAI's mean) "
+            'is used for this file'
         )
         return None
     return rules[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from grafalign.config import read_yaml
 from grafalign.encoders import ClipSettings, load_clip
 from grafalign.errors import GrafalignError
 from grafalign.exchange.export import check_format, check_out, export
@@ -105,7 +106,7 @@ def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        content = read_yaml(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GrafalignError(f'{path} is damaged ({" ".join(str(error).split())[:200]}); train again.') from None
     return content if isinstance(content, dict) else {}

@@ -86,6 +86,8 @@ class CutJob:
     """Threads of this process that fetch and decode."""
     overrides: dict[str, BandOverride] = field(default_factory=dict)
     value_range: tuple[float, float] = (0.0, 1.0)
+    dtype: str = ''
+    """Data type of all pixels of the store; any where it is empty."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ def _decide(tiles: list[_Progress], job: CutJob, pool: ThreadPoolExecutor, reade
             tile = by_scene[scene][cut.number]
             if cut.pixels is None or cut.missing is None:
                 _give_up_scene(tile, job, cut.problem)
+            elif job.dtype and str(cut.pixels.dtype) != job.dtype:
+                _give_up_scene(tile, job, f'its pixels are {cut.pixels.dtype}, those of the store {job.dtype}')
             else:
                 _take(tile, scene, cut)
                 _decide_tile(tile, job)

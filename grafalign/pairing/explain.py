@@ -19,7 +19,7 @@ from grafalign.files import Place
 from grafalign.locks import exclusive
 from grafalign.pairing.jobs import group_shards, make_shards
 from grafalign.pairing.recipe import Recipe
-from grafalign.pairing.run import WORK, begin
+from grafalign.pairing.run import HEADERS, WORK, begin
 from grafalign.pairing.stages import Stages
 from grafalign.scenes import BandSource, RangeReader, Scene, SceneReadError, band_sources, cloud_mask
 from grafalign.scenes.cost import FileCost, Layout, assumed_layout, file_cost, item_grid, read_layout
@@ -94,7 +94,7 @@ def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
         'search': stages.scenes.counts,
         'files': len({(f.source.href, f.scene.item_id) for f in wanted}),
         'blocks': int(total['blocks']),
-        'requests': int(total['requests']),
+        'requests': int(total['requests']) + (min(HEADERS, len(np.unique(best[best >= 0]))) if remote else 0),
         'reads_per_block': round(total['reads'] / max(total['blocks'], 1), 2),
         'bytes': int(total['bytes']),
         'store_bytes': int((best >= 0).sum() * len(recipe.sensor.bands) * recipe.sensor.size_px**2 * item_bytes),

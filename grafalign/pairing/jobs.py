@@ -75,8 +75,8 @@ def group_shards(stages: Stages, shards: list[Shard]) -> list[list[Shard]]:
     return groups
 
 
-def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]]) -> Iterator[CutJob]:
-    """The jobs of groups of shards, made one by one as they are wanted."""
+def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]], dtype: str = '') -> Iterator[CutJob]:
+    """The jobs of groups of shards, made one by one as they are wanted; `dtype` is that of all pixels."""
     recipe, choice, tiles = stages.recipe, stages.choice, stages.plan.tiles
     photos = np.diff(stages.first_pair)
     where = str(out.resolve() if isinstance(out, Path) else out)
@@ -119,4 +119,5 @@ def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]]) -> Iterator
             recipe.run.threads,
             recipe.sensor.overrides,
             recipe.sensor.value_range,
+            dtype,
         )

@@ -22,7 +22,10 @@ from grafalign.pairing.finish import PairSummary, failed_tiles, finish
 from grafalign.pairing.jobs import Shard, group_shards, make_jobs, make_shards, sidecar_name, split_into_shards
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.stages import Stages
-from grafalign.scenes import band_sources
+from grafalign.scenes import RangeReader, SceneReadError, band_sources
+from grafalign.scenes.items import check_source, public_assets_only
+from grafalign.scenes.raster import Raster
+from grafalign.scenes.signing import Signer
 from grafalign.store import MARKER, PairStore, shard_name
 
 WORK = '_work'
@@ -64,6 +67,8 @@ def _pair(recipe: Recipe, out: Place, workers: int | None, retry_failed: bool) -
             return summary
     begin(recipe, out)
     stages = Stages(recipe, work, workers)
+    if not (work / 'photos.parquet').exists():
+        check_source(recipe.scenes, recipe.sensor.bands, recipe.sensor.gsd_m)
     if not (out / 'tiles').exists():
         _check_bands(stages)
     shards = _all_shards(stages, out, retry_failed)
@@ -87,6 +92,51 @@ def _check_bands(stages: Stages) -> None:
             problem = problem or error
     if problem is not None:
         raise problem
+
+
+_DATA_TYPE = 'dtype.txt'
+HEADERS = 20
+"""Scenes whose headers are read to see how their pixels are stored."""
+
+
+def _data_type(stages: Stages) -> str:
+    """How the scenes store their pixels, from some headers, before anything is cut; empty where none can be read.
+
+    A store holds one type. Later scenes that turn out to be of another are done without.
+
+    Raises:
+        GrafalignError: the scenes that were looked at differ.
+    """
+    path = stages.work / _DATA_TYPE
+    if path.exists():
+        return path.read_text()
+    recipe, scenes = stages.recipe, stages.scenes.scenes
+    best = np.unique(stages.choice.scene[:, 0])
+    best = best[best >= 0]
+    picked = best[np.unique(np.linspace(0, len(best) - 1, min(HEADERS, len(best))).astype(int))] if len(best) else best
+    signer = Signer(recipe.scenes.sign) if recipe.scenes.sign else None
+    reader = RangeReader(recipe.run.threads, signer, private=not public_assets_only(recipe.scenes), retries=1)
+
+    def look(number: int) -> tuple[str, str] | None:
+        sensor = recipe.sensor
+        try:
+            band = band_sources(scenes[number].item, sensor.bands[:1], sensor.gsd_m, sensor.overrides)[0]
+            raster = Raster(band.href, reader, mask=False)
+            raster.close()
+            return raster.dtypes[band.index - 1], scenes[number].item_id
+        except (GrafalignError, SceneReadError, IndexError):
+            return None
+
+    found = dict(sorted(kind for _, kind in engine.run(look, picked.tolist(), recipe.run.threads) if kind is not None))
+    if len(found) > 1:
+        named = ' and '.join(f'{kind} ({item_id})' for kind, item_id in found.items())
+        raise GrafalignError(
+            f'The scenes store their pixels as {named}; a store holds one type, so narrow scenes.collections (or '
+            'scenes.where) to one of them.'
+        )
+    kind = next(iter(found), '')
+    write_atomically(path, kind.encode())
+    return kind
 
 
 def begin(recipe: Recipe, out: Place) -> None:
@@ -143,7 +193,7 @@ def _cut_all(stages: Stages, out: Place, shards: list[Shard], workers: int | Non
         console.log(f'resuming: {len(shards) - len(todo)} of {len(shards)} shards are done')
     settings = stages.recipe.run
     team = engine.Engine(settings.engine, workers or settings.workers, settings.scheduler)
-    jobs = make_jobs(stages, out, group_shards(stages, todo))
+    jobs = make_jobs(stages, out, group_shards(stages, todo), _data_type(stages) if todo else '')
     with console.progress('cutting tiles', sum(len(s.tiles) for s in todo)) as bar:
 
         def cut(job: CutJob) -> CutResult:

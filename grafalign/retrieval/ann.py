@@ -6,8 +6,8 @@ Three kinds, all made by FAISS's factory:
     ivfpq   the same cells, product-quantised: 32 to 128 bytes a vector, where memory is short
     hnsw    a graph of neighbours over 8-bit vectors: D + 280 bytes a vector, slow to make
 
-`Ann.build` measures recall against exact search and raises the effort until the target is met with a margin on both
-halves of its queries; the recall of the second half is kept and reported.
+`Ann.build` measures recall against exact search and raises the effort until the target is met with a margin on two
+thirds of its queries; the recall of the last third, which tuned nothing, is kept and reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from grafalign.retrieval.exact import Floats, nearest, score_again
 Kind = Literal['exact', 'ivf', 'ivfpq', 'hnsw']
 EXACT_ROWS = 50_000
 """Up to so many vectors exact search answers at once: 100 MB at 512 dimensions."""
-_TUNED_AT = (10, 100)
+_TUNED_AT = (1, 5, 10, 20, 50, 100)
+"""Numbers of neighbours that efforts are tuned for."""
 _CHUNK = 65_536
 _TRAIN_PER_CELL = 40
 """FAISS wants 39 to 256 training vectors a cell; more takes longer and gains little."""
@@ -50,7 +51,7 @@ class Effort:
     candidates: int
     """Candidates a neighbour that are scored again."""
     recall: float
-    """Share of the true k nearest that were found, on the second half of the queries."""
+    """Share of the true k nearest that were found, on queries that tuned nothing."""
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Ann:
 
         Args:
             vectors: unit vectors [N, D], also memory-mapped.
-            queries: what will be asked, [Q, D]; one half proposes the effort, the other must agree and measures it.
+            queries: what will be asked, [Q, D]; a third of them each proposes, agrees and measures.
             kind: not `exact`.
             target: recall to reach.
             most_bytes: memory that `ivfpq` may take.
@@ -109,36 +110,55 @@ class Ann:
                 bar.advance(len(part))
 
     def tune(self, vectors: Floats, queries: Floats) -> None:
-        """Find the least effort that reaches the target, and measure what it gives, for 10 and for 100 neighbours."""
+        """Find the least effort that reaches the target, and measure what it gives, for several numbers of neighbours.
+
+        A third of the queries proposes an effort, another third must agree, the last one tunes nothing and measures.
+        Visits and candidates never fall from one number of neighbours to the next, so that every number between two is
+        served by the effort of the larger one.
+        """
         self.efforts = []
         wanted = 1 - (1 - self.target) * _MISSES  # so that queries that tuned nothing meet the target too
         mixed = queries[np.random.default_rng(1).permutation(len(queries))]
-        half = max(1, len(mixed) // 2)
-        for k in _TUNED_AT:
-            if k > self.rows // 10 and self.efforts:
-                break
-            _, truth = nearest(mixed, vectors[: self.rows], k)
-            last: Effort | None = None
-            fastest: tuple[float, Effort] | None = None
-            for candidates in (4, 16, 64) if self.kind == 'ivfpq' else (2,):
-                for visits in self._visits():
-                    trial = Effort(k, visits, candidates, 0.0)
-                    began = time.perf_counter()
-                    first = self._recall(mixed[:half], vectors, truth[:half], trial)
-                    seconds = time.perf_counter() - began
-                    if first < wanted:
-                        continue
-                    held_out = self._recall(mixed[half:], vectors, truth[half:], trial) if half < len(mixed) else first
-                    last = Effort(k, visits, candidates, round(held_out, 4))
-                    if held_out >= wanted:
-                        if fastest is None or seconds < fastest[0]:
-                            fastest = seconds, last
-                        break
-            best = fastest[1] if fastest else last or Effort(k, self._visits()[-1], 64, 0.0)
-            if not fastest and last is None:
-                reached = self._recall(mixed, vectors, truth, best)
-                best = Effort(k, best.visits, best.candidates, round(reached, 4))
-            self.efforts.append(best)
+        parts = np.array_split(np.arange(len(mixed)), 3) if len(mixed) >= 3 else [np.arange(len(mixed))] * 3
+        most = max(k for i, k in enumerate(_TUNED_AT) if i < 3 or k <= self.rows // 10)
+        _, truth = nearest(mixed, vectors[: self.rows], most)
+        visits, candidates = 0, 0
+        for k in (k for k in _TUNED_AT if k <= most):
+            best = self._tuned(mixed, vectors, truth[:, :k], parts, k, wanted, (visits, candidates))
+            visits, candidates = best.visits, best.candidates * k
+            measured = self._recall(mixed[parts[2]], vectors, truth[parts[2], :k], best)
+            self.efforts.append(Effort(k, best.visits, best.candidates, round(measured, 4)))
+
+    def _tuned(
+        self,
+        queries: Floats,
+        vectors: Floats,
+        truth: npt.NDArray[np.int64],
+        parts: Sequence[npt.NDArray[np.int64]],
+        k: int,
+        wanted: float,
+        least: tuple[int, int],
+    ) -> Effort:
+        """The quickest effort for k neighbours that two parts of the queries agree on; else the greatest."""
+        fastest: tuple[float, Effort] | None = None
+        last: Effort | None = None
+        for given in (4, 16, 64) if self.kind == 'ivfpq' else (2,):
+            candidates = max(given, -(-least[1] // k))
+            for visits in (v for v in self._visits() if v >= least[0]):
+                trial = Effort(k, visits, candidates, 0.0)
+                began = time.perf_counter()
+                proposed = self._recall(queries[parts[0]], vectors, truth[parts[0]], trial)
+                seconds = time.perf_counter() - began
+                if proposed < wanted:
+                    continue
+                last = trial
+                if self._recall(queries[parts[1]], vectors, truth[parts[1]], trial) >= wanted:
+                    if fastest is None or seconds < fastest[0]:
+                        fastest = seconds, trial
+                    break
+        if fastest is not None:
+            return fastest[1]
+        return last or Effort(k, self._visits()[-1], max(64, -(-least[1] // k)), 0.0)
 
     def _recall(self, queries: Floats, vectors: Floats, truth: npt.NDArray[np.int64], effort: Effort) -> float:
         _, rows = self._search(queries, vectors, effort, effort.k)
@@ -153,10 +173,14 @@ class Ann:
         return sorted({min(most, round(least * 2 ** (i / 2))) for i in range(steps)})
 
     def effort(self, k: int) -> Effort:
-        """How hard to look for k neighbours: as tuned for 10 or for 100, beyond that in proportion."""
+        """How hard to look for k neighbours: as for the next larger number that was tuned, beyond that in proportion.
+
+        >>> # tuned for 10 with 16 candidates each and for 100 with 4: 11 neighbours take the 400 candidates of 100
+        """
         at = next((e for e in self.efforts if k <= e.k), self.efforts[-1])
-        visits = int(np.ceil(at.visits * max(1.0, k / at.k)))
-        return Effort(k, min(visits, self._visits()[-1]), at.candidates, at.recall)
+        share = max(1.0, k / at.k)
+        visits = min(int(np.ceil(at.visits * share)), self._visits()[-1])
+        return Effort(k, visits, int(np.ceil(at.candidates * max(1.0, at.k / k))), at.recall)
 
     def search(self, queries: Floats, vectors: Floats, k: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Scores and rows [Q, k] of the nearest vectors; -1 where fewer were found.

@@ -210,6 +210,17 @@ class Api:
             except Exception as error:  # whatever pystac says of answers that are JSON but no STAC
                 raise self._failure(error) from None
 
+    def check(self) -> None:
+        """See whether the API answers at all.
+
+        Raises:
+            GrafalignError: it does not.
+        """
+        try:
+            self._open()
+        except Exception as error:  # whatever pystac says of answers that are JSON but no STAC
+            raise self._failure(error) from None
+
     def sample(self) -> list[dict[str, Any]]:
         """At most one item of the collections, wherever, without filters: what its properties are called."""
         try:

@@ -5,6 +5,7 @@ One bulk read or search per run; nothing here is asked again per photo or per ti
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from grafalign.guarded import host_of
 from grafalign.scenes.catalog import from_catalog
 from grafalign.scenes.hrefs import is_private, refused
 from grafalign.scenes.local import Rejected, from_file
+from grafalign.scenes.radiometry import band_sources
 from grafalign.scenes.regions import Box, as_boxes, regions_of
 from grafalign.scenes.scene import ItemError, Scene, scene_of
 from grafalign.scenes.source import SceneSource, SignSettings
@@ -68,6 +70,42 @@ def public_assets_only(source: SceneSource) -> bool:
     if source.api is None or source.private_addresses:
         return False
     return not is_private(host_of(source.api))
+
+
+def check_source(source: SceneSource, bands: list[str], gsd_m: float) -> None:
+    """Refuse early, before photos are read, what can be seen of a source at little cost.
+
+    A file or catalog must be there, and some of its first items must have the bands; an API must answer.
+
+    Raises:
+        GrafalignError: the source cannot be used.
+    """
+    if source.api is not None:
+        from grafalign.scenes.api import Api
+
+        Api(source, None, Counter()).check()
+        return
+    rejected: list[Rejected] = []
+    if source.catalog is not None:
+        items = from_catalog(source.catalog, rejected, source.private_addresses)
+    else:
+        assert source.items is not None
+        items = from_file(source.items, rejected)
+    problem: GrafalignError | None = None
+    for item in itertools.islice(items, _LOOKED_AT):
+        if source.collections and str(item.get('collection') or '') not in source.collections:
+            continue
+        try:
+            band_sources(item, bands, gsd_m)
+            return
+        except GrafalignError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+
+
+_LOOKED_AT = 50
+"""Items whose bands are looked at before anything else is done."""
 
 
 def load_scenes(

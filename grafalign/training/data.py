@@ -306,21 +306,24 @@ class PairSteps(Dataset[Batch]):
         return np.stack([owner[there], order[at][there]])
 
     def _read(self, tiles: Integers) -> tuple[npt.NDArray[np.generic], Integers]:
-        """Pixels [b, C, H, W] of training tiles, and those that could not be read, whose pixels are 0."""
+        """Pixels [b, C, H, W] of training tiles, and those that could not be read or hold NaN, whose pixels are 0."""
         pixels: list[npt.NDArray[np.generic] | None] = []
         bad = []
         size = self.store.sensor.size_px
         for tile in tiles:
             try:
-                pixels.append(self.store.read_tile(int(self.tiles[tile]))[self.bands])
+                part = self.store.read_tile(int(self.tiles[tile]))[self.bands]
+                if np.issubdtype(part.dtype, np.inexact) and not np.isfinite(part).all():
+                    raise GrafalignError('it holds numbers that are not finite')
+                pixels.append(part)
             except GrafalignError:
                 bad.append(int(tile))
                 pixels.append(None)
         fine = next((p for p in pixels if p is not None), np.zeros((len(self.bands), size, size), dtype=np.uint8))
         stacked = np.zeros((len(tiles), *fine.shape), dtype=fine.dtype)
-        for place, part in zip(stacked, pixels, strict=True):
-            if part is not None:
-                place[:] = part
+        for place, read in zip(stacked, pixels, strict=True):
+            if read is not None:
+                place[:] = read
         return stacked, np.array(bad, dtype=np.int64)
 
 

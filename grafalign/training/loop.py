@@ -37,7 +37,11 @@ from grafalign.training.checkpoint import (
 )
 from grafalign.training.ema import RunningMean
 from grafalign.training.settings import LoopSettings
+from grafalign.training.trackers import log_to_trackers
+from grafalign.training.worker_room import PREFETCHED, check_worker_room
 
+_SILENT_S = 600
+"""Seconds after which data workers that send nothing are given up."""
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -143,7 +147,7 @@ def fit(
             not usable.
     """
     portions, epoch_steps = getattr(steps, 'portions', 1), getattr(steps, 'steps_per_epoch', total)
-    optimizer = make_optimizer(task, peak_lr, settings.weight_decay, accelerator.device)
+    optimizer = make_optimizer(task, peak_lr, settings.weight_decay, accelerator.device, settings.lr_scalars)
     model, prepared = accelerator.prepare(task, optimizer)
     mean = RunningMean(task, settings.ema) if settings.ema else None
     main = accelerator.is_main_process
@@ -162,6 +166,8 @@ def fit(
             console.log(f'resuming after step {first} of {total}')
     if run is not None and main:
         _write_log(run.out / 'log.jsonl', log)
+    if settings.workers:
+        check_worker_room(steps, first * portions, settings.workers)
     bad = _BadTiles(run, most_bad, getattr(steps, 'name_tiles', None), accelerator, first > 0)
     items = iter(
         DataLoader(
@@ -169,11 +175,13 @@ def fit(
             batch_size=None,
             sampler=range(first * portions, total * portions),
             num_workers=settings.workers,
-            prefetch_factor=4 if settings.workers else None,
+            prefetch_factor=PREFETCHED if settings.workers else None,
+            timeout=_SILENT_S if settings.workers else 0,
             pin_memory=accelerator.device.type == 'cuda',
         )
     )
     parameters = [p for p in model.parameters() if p.requires_grad]
+    shared = [p for n, p in model.named_parameters() if p.requires_grad and not _is_scalar(n)]
     model.train()
     window = _Window()
     for step in range(first, total):
@@ -194,9 +202,9 @@ def fit(
                     part = model(batch)
                 accelerator.backward(part)
             loss += part.detach()
-        norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
+        norm = accelerator.clip_grad_norm_(shared, settings.clip_norm)  # temperature and bias have their own scale
         for group in prepared.param_groups:
-            group['lr'] = rate_at(step, total, peak_lr, settings.warmup)
+            group['lr'] = rate_at(step, total, group['peak_lr'], settings.warmup)
         prepared.step()
         prepared.zero_grad()
         if mean is not None:
@@ -216,7 +224,7 @@ def fit(
             bad.check(found[3] > 0)
             if done % settings.log_every == 0 or last:
                 entry = _entry(window, found, done, rate_at(step, total, peak_lr, settings.warmup))
-                entry |= {k: float(v) for k, v in getattr(task, 'noted', {}).items()}
+                entry |= {k: float(full(v)) for k, v in getattr(task, 'noted', {}).items()}
                 if bad.names:
                     entry['bad_tiles'] = len(bad.names)
                 if validate is not None and (done % validate_every < settings.log_every or last):
@@ -249,12 +257,29 @@ def fit(
     return log
 
 
-def make_optimizer(task: nn.Module, lr: float, weight_decay: float, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over what is trained; norms, biases and single numbers do not decay."""
-    parameters = [p for p in task.parameters() if p.requires_grad]
-    groups = [
-        {'params': [p for p in parameters if p.ndim > 1], 'weight_decay': weight_decay},
-        {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0},
+_SCALARS = ('log_scale', 'bias')
+"""Single numbers of a task: temperature, and the bias of the sigmoid's form."""
+
+
+def _is_scalar(name: str) -> bool:
+    return name.removeprefix('module.').removeprefix('_orig_mod.') in _SCALARS
+
+
+def make_optimizer(
+    task: nn.Module, lr: float, weight_decay: float, device: torch.device, lr_scalars: float = 1e-3
+) -> torch.optim.AdamW:
+    """AdamW over what is trained; norms, biases and single numbers do not decay.
+
+    Temperature and bias of the task have a rate of their own: Adam moves a number by about its rate a step, and at an
+    encoder's 1e-5 they would stand still.
+    """
+    trained = [(n, p) for n, p in task.named_parameters() if p.requires_grad]
+    scalars = [p for n, p in trained if _is_scalar(n)]
+    parameters = [p for n, p in trained if not _is_scalar(n)]
+    groups: list[dict[str, Any]] = [
+        {'params': [p for p in parameters if p.ndim > 1], 'weight_decay': weight_decay, 'peak_lr': lr},
+        {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0, 'peak_lr': lr},
+        {'params': scalars, 'weight_decay': 0.0, 'peak_lr': lr_scalars, 'lr': lr_scalars},
     ]
     return torch.optim.AdamW([g for g in groups if g['params']], lr=lr, betas=(0.9, 0.98), fused=device.type == 'cuda')
 
@@ -264,6 +289,13 @@ def _next(items: Iterator[Any], window: _Window) -> Any:
     mark = time.perf_counter()
     try:
         return next(items)
+    except RuntimeError as error:
+        if 'timed out' not in str(error):
+            raise
+        raise GrafalignError(
+            f'No data worker sent a batch for {_SILENT_S} s; look at the disk of the store, at the space in /dev/shm '
+            'and at the limit of open files (ulimit -n), or set `workers: 0`.'
+        ) from None
     finally:
         window.waited += time.perf_counter() - mark
 
@@ -272,7 +304,8 @@ def _check_finite(found: Mapping[str, float], step: int) -> None:
     for what, value in found.items():
         if not math.isfinite(value):
             raise GrafalignError(
-                f'The {what} {value} at step {step}; the last checkpoint is kept. Lower `lr` or change `precision`.'
+                f'The {what} {value} at step {step}; the last checkpoint is kept. All pixels that went in are finite '
+                '(others are left out as unreadable tiles), so lower `lr` or change `precision`.'
             )
 
 
@@ -339,7 +372,7 @@ def _report(accelerator: Accelerator, entry: dict[str, float], total: int, out: 
         f'data {entry["data_ms"]:.1f} ms ({entry["data_ms"] / entry["step_ms"]:.1%})  step {entry["step_ms"]:.1f} ms  '
         f'{entry["tiles_per_s"]:.0f} tiles/s  left {int(left // 60)}:{int(left % 60):02d}{bad}{extra}'
     )
-    accelerator.log({k.replace('@', '_at_'): v for k, v in entry.items() if k != 'step'}, step=int(entry['step']))
+    log_to_trackers(accelerator, {k: v for k, v in entry.items() if k != 'step'}, int(entry['step']))
     with (out / 'log.jsonl').open('a') as file:
         file.write(json.dumps(entry) + '\n')
 

@@ -49,6 +49,8 @@ class LoopSettings(Settings):
     """Tiles that go through the encoder at a time; the gradient is that of the whole batch. `auto`: what fits."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate; GRAFT's 1e-5 (image) or 5e-5 (patch) by default."""
+    lr_scalars: float = Field(default=1e-3, gt=0)
+    """Peak rate of temperature (`learn_tau`) and bias (`form: sigmoid`), which are single numbers (SigLIP's 1e-3)."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decay (1e-2 in GRAFT)."""
     warmup: float = Field(default=0.05, ge=0, le=1)

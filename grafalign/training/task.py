@@ -94,6 +94,10 @@ class AlignmentTask(nn.Module):
 
         Both go through here, as wrappers that shard or compile a module act on its `forward`.
         """
+        if self.settings.learn_tau:
+            self.noted['tau'] = torch.exp(-self.log_scale.detach())
+        if self.settings.form == 'sigmoid':
+            self.noted['bias'] = self.bias.detach()
         if not isinstance(batch, dict):
             return self.encoder(self.rule(*batch))
         images = viewed(self.rule, batch, self.settings.augment)

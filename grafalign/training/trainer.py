@@ -55,6 +55,7 @@ from grafalign.training.processes import bytes_per_step, naming_lost_processes
 from grafalign.training.provenance import data_facts
 from grafalign.training.settings import TrainSettings
 from grafalign.training.task import AlignmentTask
+from grafalign.training.trackers import end_trackers, start_trackers
 from grafalign.training.validation import photo_tile_recall
 
 _EARTH_RADIUS_M = 6_371_000.0
@@ -121,7 +122,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
         write_atomically(out / 'config.yaml', yaml.safe_dump(settings.facts(), sort_keys=False).encode())
         write_atomically(out / 'data.json', (json.dumps(data_facts(store), indent=2) + '\n').encode())
     accelerator.wait_for_everyone()
-    accelerator.init_trackers('grafalign')
+    start_trackers(accelerator, settings.trackers, out, settings.facts())
     bands = settings.bands or store.sensor.bands
     sensor = replace(store.sensor, bands=tuple(store.sensor.bands[i] for i in select_bands(store.sensor, bands)))
     places = None if settings.masks.within_m is None else earth_centred(store)
@@ -185,7 +186,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
         part.replace(out / 'model.safetensors')
         write_atomically(out / 'model.json', (json.dumps(facts, indent=2) + '\n').encode())
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    end_trackers(accelerator)
     return facts
 
 

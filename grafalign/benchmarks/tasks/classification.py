@@ -17,8 +17,6 @@ from grafalign.errors import GrafalignError
 from grafalign.zeroshot.prompts import ensemble
 
 Vectors = npt.NDArray[np.float32]
-_CONFIDENCE = 100.0
-"""CLIP's logit scale: what a share of 1 between two classes means in the pictures of worst cases."""
 
 
 def classify(images: Vectors, prompts: Vectors, data: ImageSet, *, transductive: bool = False) -> Outcome:
@@ -72,14 +70,13 @@ def _single(images: Vectors, prompts: Vectors, scores: Vectors, data: ImageSet) 
             'best': int(singles.argmax()),
             'worst': int(singles.argmin()),
         }
-    shifted = np.exp(_CONFIDENCE * (scores - scores.max(1, keepdims=True)))
-    share = shifted / shifted.sum(1, keepdims=True)
+    margin = scores.max(1) - scores[np.arange(len(labels)), labels]
     return Outcome(
         statistics,
         'top1',
         {'top1': by_class(classes, recall), 'precision': by_class(classes, precision)},
         extra,
-        {'guess': guess, 'truth': labels, 'confusion': counts, 'share_of_guess': share.max(1).astype(np.float32)},
+        {'guess': guess, 'truth': labels, 'confusion': counts, 'margin': margin.astype(np.float32)},
     )
 
 
