@@ -38,21 +38,22 @@ def from_catalog(path: Path, rejected: list[Rejected], private_addresses: bool =
     """
     if not path.is_file():
         raise GrafalignError(f'There is no file {path}; set scenes.catalog to a catalog.json or collection.json.')
-    todo, seen = [str(path.resolve())], set()
+    todo, seen = [(str(path.resolve()), True)], set()
     while todo:
-        document = todo.pop()
+        document, trusted = todo.pop()
         if document in seen:
             continue
         seen.add(document)
         try:
-            links = _links(_read(document, private_addresses))
+            links = _links(_read(document, trusted))
             children = [_target(document, href) for rel, href in links if rel == 'child']
         except (OSError, ValueError, HTTPError, PrivateAddressError) as error:
             name = path if document == str(path.resolve()) else f'{path}, its child {document},'
             raise GrafalignError(
                 f'{name} cannot be read as a STAC catalog ({_short(error)}); check it with a STAC validator.'
             ) from None
-        todo += reversed(children)  # depth first, in the order of the links
+        # depth first, in the order of the links
+        todo += [(child, private_addresses or _may_be_private(document, child)) for child in reversed(children)]
         for rel, href in links:
             if rel != 'item':
                 continue
@@ -62,7 +63,7 @@ def from_catalog(path: Path, rejected: list[Rejected], private_addresses: bool =
                 if target in seen:
                     continue
                 seen.add(target)
-                item = _read(target, private_addresses)
+                item = _read(target, private_addresses or _may_be_private(document, target))
                 if not is_item(item):
                     raise ValueError('it has no `id` or `assets`')
             except (OSError, ValueError, HTTPError, PrivateAddressError) as error:
@@ -79,14 +80,19 @@ def _is_remote(document: str) -> bool:
     return '://' in document
 
 
-def _read(document: str, private: bool) -> Any:
+def _may_be_private(document: str, target: str) -> bool:
+    """Whether a document may lead to a private address: one on this machine may, others on their own origin only."""
+    return not _is_remote(document) or _origin(document) == _origin(target)
+
+
+def _read(document: str, trusted: bool) -> Any:
     """A JSON document.
 
     Raises:
         ValueError, OSError, HTTPError, PrivateAddressError: it cannot be read.
     """
     if _is_remote(document):
-        content = read_url(document, timeout_s=_TIMEOUT_S, trusted=private, most_bytes=_MOST_BYTES)
+        content = read_url(document, timeout_s=_TIMEOUT_S, trusted=trusted, most_bytes=_MOST_BYTES)
     else:
         with open_plain(document, _MOST_BYTES) as file:
             content = file.read()
