@@ -19,6 +19,7 @@ from grafalign.datasets.pictures import (
     default_range,
     is_picture,
     picture_facts,
+    read_indices,
     read_picture,
 )
 from grafalign.datasets.tree import Tree
@@ -221,14 +222,10 @@ def _by_stem(tree: Tree, folder: str) -> dict[str, str]:
 
 def _mask_values(source: Path | bytes, where: str) -> npt.NDArray[Any]:
     """The numbers of a mask; of a palette its indices, not its colours."""
-    import io
-
-    from PIL import Image
-
     if where.lower().endswith('.png'):
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.mode in ('P', 'L', '1', 'I;16', 'I'):
-                return np.asarray(image).astype(np.int64)
+        indices = read_indices(source, where)
+        if indices is not None:
+            return indices
         raise GrafalignError(f'{where} has colours where a mask has one number a pixel; save it as indices.')
     pixels = read_picture(source, where, palette=False)
     if len(pixels) != 1:

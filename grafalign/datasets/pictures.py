@@ -77,6 +77,19 @@ def read_picture(source: Path | bytes, name: str, *, palette: bool = True) -> Pi
         raise _unreadable(name, error) from None
 
 
+def read_indices(source: Path | bytes, name: str) -> npt.NDArray[np.int64] | None:
+    """The numbers [H, W] of a grey picture, of a palette its indices; None where it has colours.
+
+    Raises:
+        GrafalignError: it is missing, damaged or no picture.
+    """
+    try:
+        with _opened(source) as image:
+            return np.asarray(image).astype(np.int64) if image.mode in ('P', 'L', '1', 'I;16', 'I') else None
+    except Exception as error:  # codecs raise types of their own on damaged files
+        raise _unreadable(name, error) from None
+
+
 def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
     """Bands, type and place of a picture, from its head alone.
 

@@ -27,6 +27,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grafalign.config import Settings
 from grafalign.errors import GrafalignError
+from grafalign.foreign.vectors import check_vector
 from grafalign.photos.duplicates import duplicate_of
 from grafalign.photos.ranks import ranks
 from grafalign.photos.table import Bools, Marks
@@ -234,8 +235,7 @@ def _read_region(path: Path) -> Any:
     if not path.is_file():
         raise GrafalignError(f'There is no file {path}; set photos.filters.region to a polygon file or a bounding box.')
     try:
-        parquet = path.suffix.lower() in ('.parquet', '.geoparquet')
-        frame = gpd.read_parquet(path) if parquet else gpd.read_file(path)
+        frame = gpd.read_parquet(path) if check_vector(path) == 'GeoParquet' else gpd.read_file(path)
         frame = frame.to_crs(4326) if frame.crs else frame
         outline = shapely.union_all(shapely.make_valid(frame.geometry.dropna().to_numpy()))
     except Exception as error:  # readers raise types of their own: the user needs the file's name

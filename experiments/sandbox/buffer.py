@@ -1,0 +1,106 @@
+"""What a buffer between splits costs and shows: `python experiments/sandbox/buffer.py --data FOLDER --seeds 0 1 2`.
+
+The quickstart's two models in the same worlds, once with tiles up to the edge of their block (`split.buffer_m: 0`) and
+once with a tile side between splits (the default). Results go to `experiments/sandbox/results/buffer.json` and
+`buffer.md`, which is made from it and from nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grafalign.chain import run_experiment
+from grafalign.quickstart import quickstart_experiment
+from grafalign.sandbox.world import make_sandbox
+from grafalign.store import PairStore
+
+RESULTS = Path(__file__).parent / 'results'
+RUNS = ('grafalign_image', 'grafalign_patch')
+BUFFERS: dict[str, float | None] = {'none': 0.0, 'one tile side': None}
+TASKS = (
+    ('classification', 'accuracy', 'grafalign_image', 'accuracy'),
+    ('segmentation', 'miou', 'grafalign_patch', 'mIoU'),
+    ('retrieval', 'map_at_20', 'grafalign_image', 'mAP@20'),
+)
+
+
+def near_train(store: PairStore) -> float:
+    """Share of the test tiles that lie within one tile side of a training tile."""
+    zone = int(store.tiles['epsg'].mode()[0])
+    tiles = store.tiles.to_crs(zone)
+    train, test = (tiles.geometry[(tiles['split'] == split).to_numpy()] for split in ('train', 'test'))
+    side = store.sensor.size_px * store.sensor.gsd_m
+    _, distance = train.sindex.nearest(test, return_all=False, return_distance=True)
+    return float((distance < side).mean())
+
+
+def measure(folder: Path, seed: int, name: str, buffer_m: float | None) -> dict[str, Any]:
+    """One world with one buffer."""
+    world, experiment = quickstart_experiment(folder / f'world{seed}', seed)
+    make_sandbox(folder / f'world{seed}' / 'sandbox', world)
+    recipe = experiment.recipe
+    recipe = recipe.model_copy(update={'split': recipe.split.model_copy(update={'buffer_m': buffer_m})})
+    out = folder / f'world{seed}' / name.replace(' ', '_')
+    train = {run: experiment.train[run] for run in RUNS}
+    report = run_experiment(experiment.model_copy(update={'pair': recipe, 'out': out, 'train': train}))
+    store = PairStore(out / 'pairs')
+    return {
+        'seed': seed,
+        'buffer': name,
+        'tiles': store.facts['summary']['splits'],
+        'test_tiles_near_train': near_train(store),
+        **{label: report[task][run][metric] for task, metric, run, label in TASKS},
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Worlds and their mean, with the 95 % intervals of the report."""
+    labels = [label for *_, label in TASKS]
+    lines = [
+        f'| world | buffer | train, val, test tiles | test tiles near a training tile | {" | ".join(labels)} |',
+        f'|---|---|---|---|{"---|" * len(labels)}',
+    ]
+    for row in rows:
+        tiles = ', '.join(str(row['tiles'].get(s, 0)) for s in ('train', 'val', 'test'))
+        values = [f'{row[n]["value"]:.3f} ({row[n]["low"]:.3f} to {row[n]["high"]:.3f})' for n in labels]
+        lines.append(
+            f'| {row["seed"]} | {row["buffer"]} | {tiles} | {row["test_tiles_near_train"]:.0%} | {" | ".join(values)} |'
+        )
+    for name in BUFFERS:
+        mine = [r for r in rows if r['buffer'] == name]
+        means = [f'{np.mean([r[n]["value"] for r in mine]):.3f}' for n in labels]
+        near = np.mean([r['test_tiles_near_train'] for r in mine])
+        lines.append(f'| mean | {name} | | {near:.0%} | {" | ".join(means)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    """Measure, keep and show."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    options = parser.parse_args()
+    rows, seeds = [], ' '.join(map(str, options.seeds))
+    for seed in options.seeds:
+        rows += [measure(options.data, seed, name, buffer_m) for name, buffer_m in BUFFERS.items()]
+        content = {
+            'command': f'python experiments/sandbox/buffer.py --data FOLDER --seeds {seeds}',
+            'machine': f'{platform.machine()}, {platform.system()}',
+            'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'numpy')},
+            'settings': {'buffers': BUFFERS, 'runs': RUNS},
+            'rows': rows,
+        }
+        (RESULTS / 'buffer.json').write_text(json.dumps(content, indent=1) + '\n')
+        (RESULTS / 'buffer.md').write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == '__main__':
+    main()
