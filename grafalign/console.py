@@ -152,6 +152,8 @@ def histogram(title: str, counts: Mapping[str, int]) -> None:
 
 
 def _per_second(rate: float) -> str:
+    if rate < 0.1:
+        return f'{60 * rate:.1f}/min'
     return f'{rate:,.0f}/s' if rate >= 10 else f'{rate:.1f}/s'
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from pyproj import Transformer
 
 from grafalign.config import load_settings
+from grafalign.errors import GrafalignError
 from grafalign.pairing import Recipe, pair
 from grafalign.pairing.explain import explain
 from grafalign.pairing.pixel_shares import by_scene, shares_of
@@ -216,3 +217,43 @@ def test_pairing_tells_odd_numbers_by_scene(tmp_path: Path) -> None:
     pair(recipe, tmp_path / 'store')
     whole, worst = by_scene(PairStore(tmp_path / 'store').tiles)
     assert whole.outside == 0.5 and [(s.name, s.outside) for s in worst] == [('bright', 1.0)]
+
+
+# ---- early refusals --------------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_cannot_be_used_is_told_before_photos_are_read(tmp_path: Path) -> None:
+    """A missing file, or bands that its items lack: the sentence is of the scenes, though the photos are bad, too."""
+    items = [sheet(tmp_path, 's', 0, 0, 50, '2021-06-01T10:00:00Z')]
+    recipe = recipe_of(tmp_path, items, SEAM)
+    (tmp_path / 'photos.csv').write_text('nothing')
+    with pytest.raises(GrafalignError, match="no band 'red'"):
+        sensor = recipe.sensor.model_copy(update={'bands': ['red']})
+        pair(recipe.model_copy(update={'sensor': sensor}), tmp_path / 'one')
+    (tmp_path / 'items.json').unlink()
+    with pytest.raises(GrafalignError, match=r'There is no file .*items\.json'):
+        pair(recipe, tmp_path / 'other')
+
+
+def test_mixed_data_types_are_refused_before_anything_is_cut(tmp_path: Path) -> None:
+    """Not after hours of downloads: both scenes are named, and there is no tile yet."""
+    day = '2021-06-01T10:00:00Z'
+    items = [sheet(tmp_path, 'a', 0, 0, 50, day), sheet(tmp_path, 'b', 2, 0, 50, day, 'int16')]
+    recipe = recipe_of(tmp_path, items, [(1000.0, 1000.0), (5000.0, 1000.0)])
+    with pytest.raises(GrafalignError, match=r'int16 \(b\) and uint8 \(a\)'):
+        pair(recipe, tmp_path / 'store')
+    assert not (tmp_path / 'store' / 'tiles').exists()
+
+
+def test_a_limit_of_clouds_without_effect_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No scene has a classification, none says how cloudy it is."""
+    items = [sheet(tmp_path, 's', 0, 0, 50, '2021-06-01T10:00:00Z')]
+    scenes = {'items': str(tmp_path / 'items.json'), 'max_cloud_percent': 10}
+    pair(
+        recipe_of(tmp_path, items, SEAM[:1], max_tile_cloud_percent=10.0, max_nodata=1.0, scenes=scenes),
+        tmp_path / 'store',
+    )
+    shown = capsys.readouterr().err
+    assert (
+        'max_tile_cloud_percent had no effect on 1 tiles' in shown and 'scenes.max_cloud_percent had no effect' in shown
+    )

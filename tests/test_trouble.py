@@ -24,6 +24,7 @@ from grafalign.pairing.recipe import Recipe
 from grafalign.search.catalog import Catalog
 from grafalign.search.check import check_index
 from grafalign.store import PairStore, ShardWriter
+from grafalign.training import train
 from grafalign.training.loop import make_optimizer
 from grafalign.training.worker_room import check_worker_room
 from tests.training_world import settings, start
@@ -248,6 +249,30 @@ def test_temperature_and_bias_move_as_siglips_do(store: PairStore, bank: GroundB
     assert moved['log_scale'] == pytest.approx(0.15, rel=0.05) and moved['bias'] == pytest.approx(0.15, rel=0.05)
     others = [v for n, v in moved.items() if n not in ('log_scale', 'bias')]
     assert max(others) <= 150 * wanted.peak_lr * 1.1
+
+
+def test_a_tile_of_nan_is_left_out_and_named(
+    own_store: Path, clip: FrozenClip, bank: GroundBank, tmp_path: Path
+) -> None:
+    """Three tiles with NaN (as earlier stores may hold) neither end a training nor take part in it."""
+    whole = PairStore(own_store)
+    rows = whole.tiles_of('train')[:3].tolist()
+    name = 'tiles/nan.tar'
+    tiles = whole.tiles.copy()
+    shape = (len(whole.sensor.bands), whole.sensor.size_px, whole.sensor.size_px)
+    shards, offsets, sizes = [], [], []
+    with ShardWriter(own_store / name) as writer:
+        for row in range(len(tiles)):
+            pixels = np.full(shape, np.nan, 'float32') if row in rows else whole.read_tile(row).astype('float32')
+            offset, size = writer.add(str(row), pixels, {})
+            shards.append(name)
+            offsets.append(offset)
+            sizes.append(size)
+    tiles.assign(shard=shards, byte_offset=offsets, nbytes=sizes).to_parquet(own_store / 'tiles.parquet')
+    wanted = settings(PairStore(own_store), clip, tmp_path / 'run', max_bad_tiles=3, steps=14)
+    found = train(wanted)
+    assert found['final']['bad_tiles'] == 3 and np.isfinite(found['final']['loss'])
+    assert set((tmp_path / 'run' / 'bad_tiles.txt').read_text().split()) == set(tiles['tile_id'].iloc[rows])
 
 
 class Steps:

@@ -6,8 +6,10 @@ wait inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -59,9 +61,13 @@ def main() -> None:
         _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except MemoryError:
+        _fail(_NO_MEMORY, 1)
     except OSError as error:
-        _fail(_os_sentence(error), 1)
+        _fail(_NO_MEMORY if error.errno == errno.ENOMEM else _os_sentence(error), 1)
     except Exception as error:
+        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+            _fail(_NO_MEMORY, 1)
         if not hasattr(error, 'show'):
             raise
         error.show()  # a wrong command line; typer brings its own copy of click's errors, so their type says nothing
@@ -69,6 +75,13 @@ def main() -> None:
     if code == 130:
         _fail('Interrupted; run the same command again to go on where it stopped.', code)
     sys.exit(code)
+
+
+_NO_MEMORY = (
+    'There is not enough memory; close other programs, use fewer --workers, or a larger machine. What is done is kept.'
+)
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|std::bad_alloc", re.IGNORECASE)
+"""What torch, Arrow and FAISS say."""
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -66,6 +66,7 @@ def evaluate(
     from grafalign.benchmarks.run import title
     from grafalign.benchmarks.suite import load_suite
     from grafalign.benchmarks.table import by_set
+    from grafalign.errors import naming_full_disk
     from grafalign.locks import exclusive
     from grafalign.models.load import is_embeddings, split_name
 
@@ -82,7 +83,7 @@ def evaluate(
         settings = settings.model_copy(update={'classes': {names[0]: _class_names(classes)}})
     for spec in missing:
         console.log(f'not there, left out: {spec}')
-    with exclusive(out):
+    with exclusive(out), naming_full_disk(out):
         done = run(
             models,
             settings,

@@ -280,7 +280,7 @@ def needs_quick_gelu(name: str, tag: str | None) -> bool:
 def _quiet() -> Iterator[None]:
     """Keep open_clip's loading remarks out of our log."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:

@@ -191,13 +191,14 @@ class PixelRule(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         self.to(clip.device)
 
-    def forward(self, pixels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        """Stored pixels [B, C, H, W] with scale and offset [B, C] to the normalised input."""
+    def forward(self, pixels: Tensor, scale: Tensor | float = 1.0, offset: Tensor | float = 0.0) -> Tensor:
+        """Stored pixels [B, C, H, W] with scale and offset ([B, C], or one number for all) to the normalised input."""
         mean, std = self.get_buffer('mean'), self.get_buffer('std')
         unit = self.unit(pixels, scale, offset)
         return (unit - mean) / std
 
-    def unit(self, pixels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    def unit(self, pixels: Tensor, scale: Tensor | float = 1.0, offset: Tensor | float = 0.0) -> Tensor:
         """The same before mean and standard deviation: [B, C, H, W] in [0, 1], fit to be looked at."""
-        physical = pixels.float() * scale[:, :, None, None] + offset[:, :, None, None]
+        factor, shift = (v[:, :, None, None] if isinstance(v, Tensor) else v for v in (scale, offset))
+        physical = pixels.float() * factor + shift
         return ((physical - self.low) / (self.high - self.low)).clamp(0, 1)

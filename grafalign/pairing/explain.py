@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rasterio.enums import Resampling
 
 from grafalign import console, engine
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import Place
 from grafalign.locks import exclusive
 from grafalign.pairing.jobs import group_shards, make_shards
@@ -112,10 +112,11 @@ def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
     if map_page is not None:
         from grafalign.pairing.map_page import write_map
 
-        map_page.parent.mkdir(parents=True, exist_ok=True)
         table = photos.table
         lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
-        write_map(map_page, recipe.photos.name, recipe.grid, plan, lon, lat, rows(told))
+        with naming_full_disk(map_page):
+            map_page.parent.mkdir(parents=True, exist_ok=True)
+            write_map(map_page, recipe.photos.name, recipe.grid, plan, lon, lat, rows(told))
         told['map'] = str(map_page)
     return told
 

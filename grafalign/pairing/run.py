@@ -75,6 +75,7 @@ def _pair(recipe: Recipe, out: Place, workers: int | None, retry_failed: bool) -
     _cut_all(stages, out, shards, workers)
     remove_parts(out)
     summary = finish(stages, out, shards)
+    _tell_limits_without_effect(stages, out)
     if not summary.failed:
         remove_folder(work)
     return summary
@@ -92,6 +93,21 @@ def _check_bands(stages: Stages) -> None:
             problem = problem or error
     if problem is not None:
         raise problem
+
+
+def _tell_limits_without_effect(stages: Stages, out: Place) -> None:
+    """Say which limits of cloud had nothing to go by."""
+    recipe = stages.recipe
+    if recipe.max_tile_cloud_percent is not None:
+        unknown = int(PairStore(out).tiles['tile_cloud_percent'].isna().sum())
+        if unknown:
+            console.log(
+                f'max_tile_cloud_percent had no effect on {unknown:,} tiles: their scenes have no scene classification '
+                '(SCL).'
+            )
+    limit = recipe.scenes.max_cloud_percent
+    if limit is not None and all(scene.cloud_percent is None for scene in stages.scenes.scenes):
+        console.log('scenes.max_cloud_percent had no effect: no scene says how cloudy it is (eo:cloud_cover).')
 
 
 _DATA_TYPE = 'dtype.txt'

@@ -31,7 +31,10 @@ def open_pairs(path: str, split: str) -> ImageSet:
     source = open_source(path)
     rows = store.tiles_of(split)
     if not len(rows):
-        raise GrafalignError(f'{path} has no tile of the split {split}; its splits are train, val and test.')
+        there = ', '.join(
+            f'{n} ({len(store.tiles_of(n))} tiles)' for n in ('train', 'val', 'test') if len(store.tiles_of(n))
+        )
+        raise GrafalignError(f'{path} has no tile of the split {split}; it has {there or "none at all"}.')
     centre = store.tiles.geometry.iloc[rows].representative_point()
     places = np.stack([centre.x, centre.y], axis=1)
     return ImageSet(
