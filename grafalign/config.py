@@ -80,7 +80,7 @@ def read_yaml(source: Path | str) -> Any:
     try:
         return yaml.load(source, _PlainLoader)
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(' '.join(str(error).split())) from None
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
 

@@ -14,8 +14,10 @@ _FORMULA = ('=', '+', '-', '@', '\t', '\r')
 """What spreadsheets take for the begin of a formula (OWASP, CSV injection)."""
 _NUMBER = re.compile(r'[-+0-9.,%()eE to]*')
 """Numbers, intervals and shares, which no spreadsheet makes a command of."""
-_MARKDOWN = str.maketrans({c: '\\' + c for c in '\\`[]|'} | {'<': '&lt;', '>': '&gt;', '&': '&amp;', '\n': ' '})
-_MOVES = frozenset('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
+_MARKDOWN = str.maketrans(
+    {c: '\\' + c for c in '\\`[]|'} | {'<': '&lt;', '>': '&gt;', '&': '&amp;', '\n': ' ', '\r': ' '}
+)
+_MOVES = frozenset('\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
 """Characters that turn the direction of writing, so that a name reads as another."""
 
 

@@ -90,6 +90,18 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
+def joined(base: str, reference: str) -> str:
+    """An address from a reference that a document or an answer has.
+
+    Raises:
+        AddressError: it makes none.
+    """
+    try:
+        return urljoin(base, reference)
+    except ValueError as error:
+        raise AddressError(f'{reference[:80]!r} is no valid address ({error})') from None
+
+
 class Limits(threading.local):
     """What holds for the request that this thread makes now."""
 
@@ -210,15 +222,14 @@ def guarded_pools(per_host: int) -> urllib3.PoolManager:
     return pools
 
 
-_POOLS: list[urllib3.PoolManager] = []
+_POOLS: dict[bool, urllib3.PoolManager] = {}
 _POOLS_LOCK = threading.Lock()
 
 
-def _shared_pools() -> urllib3.PoolManager:
+def _shared_pools(private: bool) -> urllib3.PoolManager:
+    """Connections that are kept: those that may be private apart, as one that is used again is not checked again."""
     with _POOLS_LOCK:
-        if not _POOLS:
-            _POOLS.append(guarded_pools(4))
-        return _POOLS[0]
+        return _POOLS.setdefault(private, guarded_pools(4))
 
 
 def open_url(url: str, *, timeout_s: float, trusted: bool) -> urllib3.BaseHTTPResponse:
@@ -239,16 +250,17 @@ def open_url(url: str, *, timeout_s: float, trusted: bool) -> urllib3.BaseHTTPRe
     """
     home = origin_of(url)
     for _ in range(_MOST_REDIRECTS + 1):
-        LIMITS.start(timeout_s, trusted and origin_of(url) == home)
+        private = trusted and origin_of(url) == home
+        LIMITS.start(timeout_s, private)
         headers = {'User-Agent': USER_AGENT}
-        response = _shared_pools().urlopen(
+        response = _shared_pools(private).urlopen(
             'GET', url, headers=headers, redirect=False, retries=False, preload_content=False, timeout=timeout_s
         )
         where = response.headers.get('Location')
         if response.status not in _REDIRECTS or not where:
             return response
         response.close()
-        url = urljoin(url, where)
+        url = joined(url, where)
     raise AddressError('too many redirects')
 
 

@@ -41,6 +41,7 @@ from grafalign.foreign.files import PASSING, below, open_plain, parse_object, wh
 
 SCHEMA_VERSION = 1
 MARKER = 'dataset.json'
+_MARKER_BYTES = 256 << 20
 _OPEN_SHARDS = 64
 """Shards that are open at a time: a process may have a thousand files, and a store many thousands of shards."""
 _PASSING = {
@@ -161,7 +162,8 @@ class PairStore:
             )
             raise GrafalignError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
         try:
-            self.facts: dict[str, Any] = parse_object(marker.read_text(encoding='utf-8'))
+            with open_plain(marker, _MARKER_BYTES) if isinstance(marker, Path) else marker.open('rb') as opened:
+                self.facts: dict[str, Any] = parse_object(opened.read())
             version = whole_number(self.facts['schema_version'], 10**6)
             if version > SCHEMA_VERSION:
                 raise GrafalignError(
@@ -218,7 +220,7 @@ class PairStore:
     def _table(self, name: str) -> Any:
         path = self.path / f'{name}.parquet'
         try:
-            with path.open('rb') as file:
+            with open_plain(path) if isinstance(path, Path) else path.open('rb') as file:
                 table = gpd.read_parquet(file) if name in ('tiles', 'photos') else pd.read_parquet(file)
         except OSError as error:
             if error.errno in PASSING:
@@ -226,8 +228,9 @@ class PairStore:
                     f'{path} cannot be read now ({error.strerror}); {_PASSING[error.errno]}.'
                 ) from None
             raise GrafalignError(f'{path} cannot be read ({error}); pair again into an empty folder.') from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GrafalignError(f'{path} cannot be read ({error}); pair again into an empty folder.') from None
+        except Exception as error:  # Arrow, Shapely and GeoPandas raise types of their own on damage
+            reason = ' '.join(str(error).split())[:200]
+            raise GrafalignError(f'{path} cannot be read ({reason}); pair again into an empty folder.') from None
         lacking = [column for column in _COLUMNS[name] if column not in table]
         if lacking:
             raise GrafalignError(f'{path} has no column {lacking[0]}; pair again into an empty folder.')

@@ -285,10 +285,10 @@ def test_leaving_early_stops_the_readers(store: PairStore, clip: FrozenClip, ser
     assert sum(server.asked.values()) < 500
 
 
-def test_a_missing_package_ends_the_run(own_store: Path, clip: FrozenClip) -> None:
-    """One sentence names the package for the first uri that needs it."""
+def test_a_missing_package_is_named(own_store: Path, clip: FrozenClip) -> None:
+    """A photo that needs it is one photo less; where all do, the sentence names the package."""
     count = len(PairStore(own_store).photos)
-    with pytest.raises(GrafalignError, match='need a package that is not installed'):
+    with pytest.raises(GrafalignError, match='needs a package that is not installed'):
         embed(with_uris(own_store, [f'oss://bucket/{i}.jpg' for i in range(count)]), clip)
 
 

@@ -142,6 +142,53 @@ def test_a_table_or_region_is_no_description_of_others(tmp_path: Path, victim: H
     assert victim.requests == []
 
 
+@pytest.mark.parametrize('kind', ['url', 'link'])
+def test_a_geojson_makes_nobody_fetch_its_reference_system(tmp_path: Path, victim: Heard, kind: str) -> None:
+    """GDAL would ask the address that `crs` names; written in any way."""
+    point = {'type': 'Feature', 'properties': {'uri': 'a.jpg'}, 'geometry': {'type': 'Point', 'coordinates': [1, 2]}}
+    crs = {'type': kind, 'properties': {'url': f'{victim.root}/crs', 'href': f'{victim.root}/crs'}}
+    text = json.dumps({'type': 'FeatureCollection', 'crs': crs, 'features': [point]})
+    for spelled in (text, text.replace('"crs"', '"\\u0063rs"', 1)):
+        (tmp_path / 't.geojson').write_text(spelled)
+        for read in (
+            lambda: read_photos(PhotoSource(table=str(tmp_path / 't.geojson'))),
+            lambda: read_region(tmp_path / 't.geojson'),
+        ):
+            with pytest.raises(GrafalignError, match='reference system'):
+                read()
+    assert victim.requests == []
+
+
+def test_what_lies_beside_a_raster_is_not_opened(tmp_path: Path, victim: Heard) -> None:
+    """Overviews, masks and metadata in side-cars may be of any driver, and name anything."""
+    from grafalign.scenes import RangeReader
+    from grafalign.scenes.raster import Raster, SceneReadError
+
+    path = tmp_path / 'a.tif'
+    profile = {'driver': 'GTiff', 'count': 1, 'width': 256, 'height': 256, 'dtype': 'uint8', 'crs': 'EPSG:32632'}
+    transform = rasterio.transform.from_origin(500_000, 5_000_000, 10, 10)
+    with rasterio.open(path, 'w', **profile, transform=transform) as file:
+        file.write(np.full((1, 256, 256), 7, 'uint8'))
+    vrt = references(tmp_path, victim)['remote']
+    (tmp_path / 'a.tif.ovr').write_text(vrt)
+    (tmp_path / 'a.tif.aux.xml').write_text(
+        '<PAMDataset><Metadata domain="overviews"><MDI key="Overview_file">'
+        f'/vsicurl/{victim.root}/x.tif</MDI></Metadata></PAMDataset>'
+    )
+    assert (read_picture(path, 'a.tif') == 7).all()
+    raster = Raster(str(path), RangeReader(), 40)
+    assert raster.grid.width == 256
+    raster.close()
+    (tmp_path / 'a.tif.msk').write_text(vrt)
+    with pytest.raises(SceneReadError, match='is XML'):
+        Raster(str(path), RangeReader(), 40)
+    with rasterio.open(tmp_path / 'b.tif', 'w', **profile, transform=transform) as file:
+        file.update_tags(ns='OVERVIEWS', oVerview_File=f'{victim.root}/latest')
+    with pytest.raises(SceneReadError, match='names another file'):
+        Raster(str(tmp_path / 'b.tif'), RangeReader(), 40)
+    assert victim.requests == []
+
+
 def test_only_plain_files_are_read(tmp_path: Path) -> None:
     """Devices, pipes, folders and files of the kernel are refused at once."""
     os.mkfifo(tmp_path / 'pipe')
@@ -295,6 +342,8 @@ def test_remote_parts_of_a_catalog_name_no_local_files_or_private_hosts(tmp_path
 @pytest.mark.parametrize(
     'bad',
     [
+        {'assets': {'b': {'href': 'http://[/x.tif'}}},
+        {'links': [{'rel': 'self', 'href': 'http://['}], 'assets': {'b': {'href': 'http://[/y.tif'}}},
         {'id': '\ud800x'},
         {'properties': {'datetime': '2021-06-01T00:00:00Z', 'a': '\ud800'}},
         {'properties': {'datetime': '2021-06-01T00:00:00Z', 'proj:geometry': 'x'}},

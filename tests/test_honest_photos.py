@@ -187,6 +187,14 @@ def test_one_row_decides_the_order_of_day_and_month(tmp_path: Path) -> None:
     assert days(read(tmp_path, ['10/9/2016', '30/9/2016 12:00'])) == ['2016-09-10', '2016-09-30']
     assert days(read(tmp_path, ['9/30/2016', '10/9/2016'])) == ['2016-09-30', '2016-10-09']
     assert days(read(tmp_path, ['05.06.2019 10:00', '5/5/2020'])) == ['2019-06-05', '2020-05-05']
+    assert days(read(tmp_path, ['10.30.2016', '10.9.2016'])) == ['2016-10-30', '2016-10-09']
+    frame = pd.DataFrame(
+        {'id': ['a', 'b'], 'uri': 'a.jpg', 'lon': 1.0, 'lat': 1.0, 'taken_at': ['30/9/2016', '10/9/2016']}
+    )
+    frame.astype({'taken_at': 'category'}).to_parquet(tmp_path / 't.parquet')
+    assert (
+        days(read_photos(PhotoSource(table=str(tmp_path / 't.parquet'))).table['taken_at'].tolist())[1] == '2016-09-10'
+    )
 
 
 @pytest.mark.parametrize('cells', [['10/9/2016', '5/5/2016'], ['10/9/2016', '30/9/2016', '9/30/2016']])
@@ -259,6 +267,28 @@ def test_an_open_quotation_mark_costs_its_own_row(tmp_path: Path, row: str, lost
     assert len(found.table) == 1001 - closed and len(malformed) == 1 + closed
     assert 'row 3' in malformed['id'].iloc[0] and lost in malformed['detail'].iloc[0]
     assert 'p15\nsecond line' in set(found.table['photo_id'])
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'a,a.jpg,1,2,22" wheel\nb,b.jpg,1,2,x\nc,c.jpg,1,2,12" vinyl\nd,d.jpg,1,2,x\n',
+        'a5",a.jpg,1,2,"oops\nb,b.jpg,1,2,plain\nc,c.jpg,1,2,x\nz,z.jpg,1,2,x"y"\nq,q.jpg,1,2,t\n',
+        'a,a.jpg,1,2,"he said ""no"""\nb,b.jpg,1,2,"two\nlines"\nc,c.jpg,1,2,""\n',
+    ],
+)
+def test_no_row_of_a_table_with_marks_is_lost_in_silence(tmp_path: Path, text: str) -> None:
+    """Every row is a photo or a rejected row; a mark inside a value is text (Python's csv is the reference)."""
+    (tmp_path / 't.csv').write_text(f'photo_id,uri,lon,lat,title"\n{text}')
+    for name in 'abcdqz':
+        Image.new('RGB', (16, 16)).save(tmp_path / f'{name}.jpg')
+    found = read_photos(PhotoSource(table=str(tmp_path / 't.csv')))
+    malformed = found.rejected['reason'].eq('malformed row').sum()
+    logical = [row for row in csv.reader(text.splitlines(keepends=True)) if len(row) == 5]
+    if '"oops' in text:
+        assert sorted(found.table['photo_id']) == ['b', 'c', 'q', 'z'] and malformed == 1
+    else:
+        assert sorted(found.table['photo_id']) == sorted(row[0] for row in logical) and malformed == 0
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -357,6 +357,38 @@ def test_longitudes_are_the_same_modulo_360(tmp_path: Path, crs: str, west: floa
     np.testing.assert_allclose(found.pixels[0], expected, atol=0.1)
 
 
+@pytest.mark.parametrize('crs', ['EPSG:4326', 'EPSG:3857'])
+def test_a_tile_over_the_seam_of_a_global_raster_takes_both_ends(tmp_path: Path, crs: str) -> None:
+    """A raster of the whole world is cut at 180 degrees; a tile of 320 km there is whole."""
+    half_turn = 180.0 if crs == 'EPSG:4326' else WORLD / 2
+    step = 2 * half_turn / 720
+    pixels = np.full((1, 360, 720), 9, 'uint8')
+    href = write(tmp_path / 'a.tif', pixels, crs=crs, transform=Affine(step, 0, -half_turn, 0, -step, 180 * step))
+    grid = TileGrid(32, 10_000)
+    x, y = Transformer.from_crs(4326, 32760, always_xy=True).transform(179.9, -17.0)
+    left, top = grid.corner(np.array([x]), np.array([y]))
+    found = cut(bands_of((href, 1)), [grid.geobox(32760, float(left[0]), float(top[0]))])[0]
+    assert found.missing is not None and found.missing.mean() < 0.02, found.problem
+
+
+@pytest.mark.parametrize('value', [{'scale': 0}, {'scale': math.nan}, {'offset': math.inf}])
+def test_an_override_that_makes_no_sense_is_refused(value: dict[str, float]) -> None:
+    """By the recipe, before anything is read."""
+    with pytest.raises(ValueError, match='must'):
+        BandOverride(**value)
+
+
+def test_an_override_is_the_remedy_that_the_refusals_name() -> None:
+    """Of a Sentinel-2 item that states nothing, and of an item whose scale is 0."""
+    override = {'B04': BandOverride(scale=0.0001, offset=-0.1)}
+    scene = item({'B04': {'href': 'a.jp2'}}, 'sentinel-2-l2a', datetime='2023-05-01T10:00:31Z')
+    assert band_sources(scene, ['B04'], 10, override)[0].offset == -0.1
+    scene = item({'B04': {'href': 'a.tif', 'raster:bands': [{'scale': 0}]}})
+    assert band_sources(scene, ['B04'], 10, override)[0].scale == 0.0001
+    with pytest.raises(GrafalignError, match="no band 'B04:0'"):
+        band_sources(scene, ['B04:0'], 10)
+
+
 @pytest.mark.parametrize(('unit', 'metres'), [('km', 1000.0), ('us-ft', 1200 / 3937)])
 def test_units_of_the_crs_decide_the_overview(tmp_path: Path, unit: str, metres: float) -> None:
     """A raster in kilometres or feet is read at full resolution where the tile has its resolution."""

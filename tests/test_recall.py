@@ -30,11 +30,11 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, truth, strict=True)]))
 
 
-@pytest.mark.parametrize('kind', ['ivf', 'ivfpq', 'hnsw'])
+@pytest.mark.parametrize('kind', ['ivf', pytest.param('ivfpq', marks=pytest.mark.slow), 'hnsw'])
 def test_recall_holds_for_every_number_of_neighbours(kind: Kind) -> None:
     """From 1 to 100, on queries that tuned nothing; a percent is left to chance."""
-    vectors, queries = clustered(4000, 128, 1), clustered(500, 128, 2)
-    ann = Ann.build(vectors, clustered(690, 128, 3), kind)
+    vectors, queries = clustered(2500, 64, 1), clustered(300, 64, 2)
+    ann = Ann.build(vectors, clustered(420, 64, 3), kind)
     for k in NUMBERS:
         _, truth = nearest(queries, vectors, k)
         _, rows = ann.search(queries, vectors, k)
@@ -45,19 +45,19 @@ def test_recall_holds_for_every_number_of_neighbours(kind: Kind) -> None:
     assert all(b.visits >= a.visits for a, b in itertools.pairwise(efforts))
 
 
-@pytest.mark.parametrize('kind', ['ivf', 'ivfpq', 'hnsw'])
+@pytest.mark.parametrize('kind', ['ivf', pytest.param('ivfpq', marks=pytest.mark.slow), 'hnsw'])
 def test_recall_holds_after_removals(tmp_path: Path, kind: Kind) -> None:
     """A tenth of the items gone, one cluster among them."""
-    vectors, queries = clustered(4000, 128, 1), clustered(300, 128, 2)
-    catalog = Catalog.create(tmp_path / 'index', 128, {'digest': 'a', 'name': 'm', 'spec': 's'}, 0.99)
-    table = {'item_id': [str(i) for i in range(4000)], 'source': 's', 'signature': ''}
-    items = gpd.GeoDataFrame(table, geometry=[None] * 4000, crs='EPSG:4326').assign(datetime=pd.NaT)
+    vectors, queries = clustered(2500, 64, 1), clustered(200, 64, 2)
+    catalog = Catalog.create(tmp_path / 'index', 64, {'digest': 'a', 'name': 'm', 'spec': 's'}, 0.99)
+    table = {'item_id': [str(i) for i in range(2500)], 'source': 's', 'signature': ''}
+    items = gpd.GeoDataFrame(table, geometry=[None] * 2500, crs='EPSG:4326').assign(datetime=pd.NaT)
     catalog.append(items, vectors, source={'bands': [], 'value_range': [0, 1]})
-    catalog.optimise(clustered(690, 128, 3), kind)
+    catalog.optimise(clustered(420, 64, 3), kind)
     near = (vectors @ vectors[0]).argsort()[-200:]
-    gone = np.union1d(near, np.random.default_rng(4).choice(4000, 200, replace=False))
+    gone = np.union1d(near, np.random.default_rng(4).choice(2500, 200, replace=False))
     catalog.remove(gone)
-    left = np.setdiff1d(np.arange(4000), gone)
+    left = np.setdiff1d(np.arange(2500), gone)
     for k in (1, 10, 11, 20, 50):
         _, truth = nearest(queries, vectors, k, left)
         _, rows = catalog.search(queries, k)

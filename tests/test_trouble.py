@@ -153,6 +153,18 @@ def test_check_finds_numbers_that_are_not_finite(own_store: Path) -> None:
         PairStore(own_store).radiometry  # noqa: B018
 
 
+def test_a_pipe_for_a_marker_or_table_does_not_hang(own_store: Path) -> None:
+    """Of a store that somebody else made."""
+    (own_store / 'tiles.parquet').unlink()
+    os.mkfifo(own_store / 'tiles.parquet')
+    with pytest.raises(GrafalignError, match='not a file'):
+        PairStore(own_store).tiles  # noqa: B018
+    (own_store / 'dataset.json').unlink()
+    os.mkfifo(own_store / 'dataset.json')
+    with pytest.raises(GrafalignError, match=r'dataset\.json'):
+        PairStore(own_store)
+
+
 # ---- the index -------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +209,9 @@ def test_check_finds_every_flipped_byte_of_an_index(tmp_path: Path) -> None:
         {'model': None},
         {'files': {'../../etc/passwd': 5}},
         {'format': 1e999},
+        {'stretches': [[1]]},
+        {'stretches': 5},
+        {'digests': [1]},
     ],
 )
 def test_a_damaged_marker_of_an_index_is_one_sentence(tmp_path: Path, change: dict[str, object]) -> None:

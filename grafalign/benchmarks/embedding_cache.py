@@ -18,7 +18,7 @@ from grafalign.files import write_atomically
 from grafalign.locks import exclusive
 from grafalign.models import Model
 from grafalign.models.embedding import embed_pictures
-from grafalign.models.pixels import PIXELS_VERSION, Fit
+from grafalign.models.pixels import PIXELS_VERSION, Fit, band_places
 
 
 def embed_set(
@@ -56,6 +56,7 @@ def embed_set(
             found = embed_pictures(
                 model, data.read, rows, data.bands, data.value_range, fit, label=label, workers=workers
             )
+            band_places(model.rule, data.bands)  # a band that lacks is no fault of any image
             try:
                 for _, vectors in found:
                     file.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())

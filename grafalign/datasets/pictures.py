@@ -28,7 +28,7 @@ from grafalign.errors import GrafalignError
 from grafalign.foreign import images
 from grafalign.foreign.files import PASSING, open_plain
 from grafalign.foreign.images import turned, upright
-from grafalign.foreign.rasters import NO_NETWORK, open_raster
+from grafalign.foreign.rasters import ALONE, open_raster
 
 Pixels = npt.NDArray[Any]
 RASTERS = ('.tif', '.tiff', '.jp2')
@@ -197,7 +197,7 @@ def _read_raster(source: Path | bytes, palette: bool = True) -> Pixels:
 def _decode_deep(source: Path | bytes) -> Pixels:
     """All channels of a PNG of 16 bits, by GDAL."""
     content = source if isinstance(source, bytes) else source.read_bytes()
-    with warnings.catch_warnings(), rasterio.Env(**NO_NETWORK), MemoryFile(content) as memory:
+    with warnings.catch_warnings(), rasterio.Env(**ALONE), MemoryFile(content) as memory:
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         with memory.open(driver='PNG') as raster:
             return np.asarray(raster.read())

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grafalign.config import read_yaml
 from grafalign.encoders import ClipSettings, load_clip
 from grafalign.errors import GrafalignError
@@ -107,7 +105,7 @@ def _content(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = read_yaml(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise GrafalignError(f'{path} is damaged ({" ".join(str(error).split())[:200]}); train again.') from None
     return content if isinstance(content, dict) else {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,14 @@ _MAGIC = {
     b'\xff\x4f\xff\x51': 'JP2OpenJPEG',
 }
 """First bytes of what is read, and GDAL's driver for it: TIFF, BigTIFF, JPEG 2000."""
-NO_NETWORK = {
+ALONE = {
+    'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',
     'CPL_VSIL_CURL_ALLOWED_EXTENSIONS': '.nothing-is-fetched-by-gdal',
     'GDAL_HTTP_MAX_RETRY': '0',
     'GDAL_HTTP_CONNECTTIMEOUT': '1',
 }
-"""GDAL fetches nothing by itself, whatever a file says: what is elsewhere comes through our own reader."""
+"""GDAL looks at this file alone: what lies beside it (.ovr, .aux.xml, .msk) it would open with any driver. And it
+fetches nothing by itself: what is elsewhere comes through our own reader."""
 
 
 def raster_driver(head: bytes) -> str:
@@ -57,9 +58,8 @@ def check_references(dataset: DatasetReader) -> None:
     Raises:
         ForeignFileError: it names one.
     """
-    with contextlib.suppress(AttributeError):
-        if 'OVERVIEW_FILE' in dataset.tags(ns='OVERVIEWS'):
-            raise ForeignFileError('names another file for its overviews, which is not followed')
+    if any(key.upper() == 'OVERVIEW_FILE' for key in dataset.tags(ns='OVERVIEWS')):  # GDAL takes any case
+        raise ForeignFileError('names another file for its overviews, which is not followed')
 
 
 def open_raster(source: Path | bytes, **options: Any) -> DatasetReader:
@@ -80,7 +80,7 @@ def open_raster(source: Path | bytes, **options: Any) -> DatasetReader:
         with open_plain(source) as file:
             head = file.read(512)
     driver = raster_driver(head)
-    with warnings.catch_warnings(), rasterio.Env(**NO_NETWORK):
+    with warnings.catch_warnings(), rasterio.Env(**ALONE):
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         if isinstance(source, bytes):
             dataset = MemoryFile(source).open(driver=driver, **options)

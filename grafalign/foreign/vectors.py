@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import re
 from pathlib import Path
 
-from grafalign.foreign.files import ForeignFileError, open_plain
+from grafalign.foreign.files import ForeignFileError, open_plain, parse_json
 
 _HEAD = 4096
+_CRS = re.compile(rb'"crs"|\\u00(43|63|52|72|53|73)', re.IGNORECASE)
+"""The member `crs`, or letters of it written as escapes."""
 _MAGIC = {
     b'SQLite format 3\0': 'GeoPackage',
     b'\0\0\x27\x0a': 'shapefile',
@@ -31,7 +35,28 @@ def check_vector(path: Path | str) -> str:
             return name
     start = head.removeprefix(b'\xef\xbb\xbf').lstrip(b' \t\r\n\x1e')
     if start.startswith(b'{'):
+        _check_crs(path)
         return 'GeoJSON'
     if start.startswith(b'<'):
         raise ForeignFileError('is XML, which may name any file or address; convert it to GeoJSON (ogr2ogr)')
     raise ForeignFileError('is none of GeoJSON, GeoParquet, GeoPackage, shapefile and FlatGeobuf')
+
+
+def _check_crs(path: Path | str) -> None:
+    """Refuse a GeoJSON whose reference system lies at an address, which GDAL would fetch.
+
+    Only a system that is named is read (RFC 7946 has none at all).
+
+    Raises:
+        ForeignFileError: it does, or the file is no JSON.
+    """
+    with open_plain(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if _CRS.search(content) is None:
+            return
+        try:
+            document = parse_json(content[:])
+        except ValueError as error:
+            raise ForeignFileError(f'is no JSON ({error})') from None
+    crs = document.get('crs') if isinstance(document, dict) else None
+    if crs is not None and (not isinstance(crs, dict) or crs.get('type') != 'name'):
+        raise ForeignFileError('has a reference system that is not given by its name, which is not followed')

@@ -75,7 +75,9 @@ def check_store(store: PairStore, workers: int | None = None) -> list[Finding]:
 
 def _digests(store: PairStore, workers: int | None) -> Finding:
     """Every file has the digest that the marker states."""
-    names = list(store.facts['files'])
+    if not isinstance(store.facts['files'], dict):
+        return Finding('digests', 0, (f'{MARKER} lists no files',))
+    names = [str(name) for name in store.facts['files']]
 
     def look(name: str) -> str | None:
         try:
@@ -96,8 +98,8 @@ def _tiles(store: PairStore, workers: int | None) -> Finding:
     """Every shard holds just the tiles that the table lists, where it says, in the right shape and type."""
     try:
         groups = list(store.tiles.groupby('shard'))
-    except (GrafalignError, KeyError) as error:
-        return Finding('tiles', 0, (str(error),))
+    except Exception as error:  # a column of lists, damaged outlines
+        return Finding('tiles', 0, (str(error) or type(error).__name__,))
     shape = (len(store.sensor.bands), store.sensor.size_px, store.sensor.size_px)
 
     def look(group: tuple[Any, gpd.GeoDataFrame]) -> list[str]:
@@ -123,6 +125,7 @@ def _inside(store: PairStore, name: str) -> Any:
 
 
 def _shard_problems(name: str, rows: gpd.GeoDataFrame, file: Any, shape: tuple[int, ...], dtype: str) -> Iterator[str]:
+    most_bytes = max(16 * int(np.prod(shape)) + 4096, 1 << 20)
     listed = rows.set_index('tile_id')
     seen = set()
     with tarfile.open(fileobj=file, mode='r:') as tar:
@@ -133,6 +136,9 @@ def _shard_problems(name: str, rows: gpd.GeoDataFrame, file: Any, shape: tuple[i
                 continue
             if tile_id not in listed.index:
                 yield f'{name} holds {member.name}, which tiles.parquet does not list'
+                continue
+            if member.issparse() or member.size > most_bytes:
+                yield f'{name}: {member.name} claims {member.size:,} bytes, more than a tile has'
                 continue
             content = tar.extractfile(member)
             assert content is not None

@@ -306,7 +306,7 @@ def _next_scene(tile: _Progress, job: CutJob, refused: tuple[str, float] | None 
     tile.decided = True
     if tile.rejects:  # trying again may help, so this comes first
         tile.unreadable = True
-        tile.rejects.append(('tile', tile_id, UNREADABLE, f'{len(tile.rejects)} of {tile.attempt} scenes failed'))
+        tile.rejects.append(('tile', tile_id, UNREADABLE, f'{len(tile.rejects)} reads of {tile.attempt} scenes failed'))
         return
     reason = tile.refused[0][0]
     least = min(percent for why, percent in tile.refused if why == reason)

@@ -232,7 +232,11 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
         ('pairs', f'{told["pairs"]:,}'),
         ('tiles without a scene', f'{told["tiles_without_scene"]:,}'),
         ('copied from the scene, or resampled', f'{told["tiles_copied"]:,}, {told["tiles_warped"]:,}'),
-        ('over the seam of two scenes', f'{told["tiles_over_seams"]:,} {_MOSAIC[told["mosaic"]]}'),
+        *(
+            [('over the seam of two scenes', f'{told["tiles_over_seams"]:,}, made of the scenes of a day')]
+            if told['mosaic'] == 'day'
+            else []
+        ),
         ('scenes', f'{told["scenes"]:,} of {told["scenes_found"]:,} found'),
         ('files', f'{told["files"]:,}'),
         ('requests', f'{told["requests"]:,}'),
@@ -249,9 +253,6 @@ def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
             f'the scenes lie on another grid; with sensor.origin_m: [{east:g}, {north:g}] tiles would be copied'
         )
     return [*shown, *(('note', note) for note in notes)]
-
-
-_MOSAIC = {'day': 'made of the scenes of a day', 'none': '(sensor.mosaic: day would fill them)'}
 
 
 def show(told: dict[str, Any], title: str) -> None:

@@ -151,7 +151,8 @@ def _data_type(stages: Stages) -> str:
             'scenes.where) to one of them.'
         )
     kind = next(iter(found), '')
-    write_atomically(path, kind.encode())
+    if kind:  # where no header could be read, the next run looks again
+        write_atomically(path, kind.encode())
     return kind
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,8 @@ BATCH_ROWS = 1 << 16
 MISSING = ['', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '\\N', '#N/A']
 """Cells of a text table that mean: nothing."""
 _BOM = '\ufeff'
+_CRS_NAME = re.compile(r'[A-Za-z]+:[A-Za-z0-9]+|(PROJCRS|GEOGCRS|PROJCS|GEOGCS|BOUNDCRS)\[.*', re.DOTALL)
+"""A reference system by its code, or as WKT; a PROJ string could name files."""
 
 Choose = Callable[[list[str]], list[str]]
 """From the columns that a table has to those that are wanted; raises GrafalignError where one lacks."""
@@ -153,7 +156,11 @@ def _csv(path: str, choose: Choose, form: Form, compression: str | None) -> Iter
     try:
         with open_stream(path, compression) as stream:
             try:
-                records = WholeRecords(stream, len(names), form.delimiter, unclosed) if form.quoted else stream
+                records = (
+                    WholeRecords(stream, len(names), form.delimiter, BLOCK_BYTES, unclosed, header=not given)
+                    if form.quoted
+                    else stream
+                )
                 reader = pacsv.open_csv(pa.PythonFile(records, mode='r') if form.quoted else stream, **options)
             except pa.ArrowInvalid as error:
                 if 'Empty CSV' in str(error):
@@ -419,6 +426,8 @@ def _positions(outlines: Any, crs: Any) -> tuple[Any, Any]:
         x, y = shapely.get_x(shapes), shapely.get_y(shapes)
         x, y = np.where(points, x, np.nan), np.where(points, y, np.nan)
     if crs is not None:
+        if isinstance(crs, str) and not _CRS_NAME.fullmatch(crs):
+            raise ValueError(f'its reference system {crs[:60]!r} is not given by name')  # +init= names a file
         known = pyproj.CRS.from_user_input(crs)
         if not known.equals(pyproj.CRS('OGC:CRS84'), ignore_axis_order=True) and known.to_epsg() != 4326:
             x, y = pyproj.Transformer.from_crs(known, 'EPSG:4326', always_xy=True).transform(x, y)

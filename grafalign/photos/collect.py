@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,11 +23,7 @@ from grafalign.photos.table import (
     with_order,
 )
 from grafalign.photos.uris import is_local, resolve_uris
-
-
-def _whole(column: Any) -> Any:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
+from grafalign.photos.values import whole
 
 FROM_FILES = ('taken_at', 'heading_deg', 'accuracy_m')
 """What images tell where their table does not speak of it at all."""
@@ -66,7 +60,7 @@ class Collected:
         self._silent -= set(raw.columns)
         table = canonical(raw.columns, raw.rows, self._taken_at)
         if 'taken_at' in raw.columns:
-            self._order.see(_whole(raw.columns['taken_at']))
+            self._order.see(whole(raw.columns['taken_at']))
         if raw.root is not None:
             uris, problem = resolve_uris(table['uri'].combine_chunks(), raw.root, self._schemes)
             detail = pc.if_else(pc.is_valid(problem), table['uri'], table['detail'])

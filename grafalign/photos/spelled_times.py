@@ -7,6 +7,7 @@ in; where none does, the user is asked (`photos.taken_at.day_first`) rather than
 
 from __future__ import annotations
 
+import re
 import zoneinfo
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,10 +20,10 @@ from pydantic import model_validator
 
 from grafalign.config import Settings
 from grafalign.errors import GrafalignError
-from grafalign.photos.values import TIME, texts, times
+from grafalign.photos.values import TIME, is_text, texts, times
 
 _NUMERIC_DAY = r'^(?P<first>\d{1,2})(?P<mark>[/.\-])(?P<second>\d{1,2})[/.\-](?P<year>\d{4})(?P<rest>[ T,].*)?$'
-_HAS_ZONE = r'(?i)(Z|UTC|GMT|[+-]\d{2}:?\d{2})$'
+_HAS_ZONE = r'(?i)(\d\s*Z|UTC|GMT|:\d{2}(\.\d+)?\s*[+-]\d{2}:?\d{2})$'
 
 
 class TimeSettings(Settings):
@@ -60,7 +61,7 @@ def read_times(column: Any, settings: TimeSettings) -> tuple[Any, Any]:
         return _in_zone(times(column), settings, np.full(len(column), naive)), pa.nulls(len(column), pa.string())
     if settings.format is not None:
         return _formatted(texts(column), settings), pa.nulls(len(column), pa.string())
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
+    if not is_text(kind):
         return times(column), pa.nulls(len(column), pa.string())
     cells = texts(column)
     plain, unsure = _ordered(cells, settings.day_first)
@@ -90,7 +91,7 @@ class DayOrder:
 
     def see(self, column: Any) -> None:
         """Look at the cells of a batch."""
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        if not is_text(column.type):
             return
         parts = pc.extract_regex(texts(column), _NUMERIC_DAY)
         rows = np.flatnonzero(pc.is_valid(parts).to_numpy(zero_copy_only=False))
@@ -108,6 +109,8 @@ class DayOrder:
         Raises:
             GrafalignError: no row proves it, or some prove the one and some the other.
         """
+        if self.day_first is None and self.month_first is None and re.match(r'\d{1,2}\.', example):
+            return True  # dots are day first wherever they are used, if nothing says otherwise
         if (self.day_first is None) == (self.month_first is None):
             why = (
                 'no row shows which comes first'
@@ -129,8 +132,8 @@ def _ordered(cells: Any, day_first: bool | None) -> tuple[Any, Any]:
     if not len(rows):
         return cells, unsure
     first, second, year = (_field(parts, n, rows) for n in ('first', 'second', 'year'))
-    mark, rest = (pc.struct_field(parts, n).take(pa.array(rows)).to_pylist() for n in ('mark', 'rest'))
-    order = np.where(np.array(mark) == '.', 1, -1) if day_first is None else np.full(len(rows), int(day_first))
+    rest = pc.struct_field(parts, 'rest').take(pa.array(rows)).to_pylist()
+    order = np.full(len(rows), -1 if day_first is None else int(day_first))
     order = np.where((first > 12) | (first == second), 1, np.where(second > 12, 0, order))
     day, month = np.where(order == 1, first, second), np.where(order == 1, second, first)
     spelled = [

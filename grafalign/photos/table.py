@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from grafalign.errors import GrafalignError
 from grafalign.geo import UTM_NORTH_LIMIT, UTM_SOUTH_LIMIT
 from grafalign.photos.spelled_times import DayOrder, TimeSettings, read_times, settled
-from grafalign.photos.values import TIME, licence_names, numbers, texts
+from grafalign.photos.values import TIME, licence_names, numbers, texts, whole
 
 SCHEMA = pa.schema(
     {
@@ -68,7 +68,7 @@ def canonical(columns: dict[str, Any], rows: int, taken_at: TimeSettings | None 
         elif kind == pa.string():
             made[name] = texts(column)
         elif kind == TIME:
-            made[name], made['unsure'] = read_times(_whole(column), taken_at or TimeSettings())
+            made[name], made['unsure'] = read_times(whole(column), taken_at or TimeSettings())
         elif name in ('width', 'height'):
             size = numbers(column)
             fits = (size >= 1) & (size < 2**31)
@@ -85,10 +85,6 @@ def canonical(columns: dict[str, Any], rows: int, taken_at: TimeSettings | None 
     made['detail'] = texts(columns['detail']) if 'detail' in columns else _raw_places(columns, made, rows)
     made['unsure'] = made.pop('unsure')  # behind the columns of the schema
     return pa.table(made)
-
-
-def _whole(column: Any) -> Any:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _whole_numbers(column: Any) -> Any:
@@ -301,7 +297,7 @@ def check_photos(frame: pd.DataFrame, source: str) -> Photos:
     columns = {str(n): pa.Array.from_pandas(frame[n]) for n in frame}
     order = DayOrder(source)
     if 'taken_at' in columns:
-        order.see(_whole(columns['taken_at']))
+        order.see(whole(columns['taken_at']))
     marks = Marks(with_order(canonical(columns, len(frame)), order, TimeSettings()))
     watch = SwapWatch(source)
     watch.see(marks.table['lon'].to_numpy(), marks.table['lat'].to_numpy())

@@ -59,6 +59,9 @@ def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
             head = tarfile.TarInfo.frombuf(block, 'utf-8', 'surrogateescape')
         except tarfile.HeaderError:
             break  # what lies before the damage can be used
+        headers += 1
+        if headers > MAX_MEMBERS:
+            raise PhotoError(f'a tar of more than {MAX_MEMBERS:,} files')
         body, size = offset + _BLOCK, head.size
         if size < 0:
             break
@@ -84,9 +87,6 @@ def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
                 index[_plain(name)] = _refusal(name) or (body, size)
             elif head.type != tarfile.DIRTYPE:
                 index[_plain(name)] = 'a link or a device in the tar, not a file'
-            headers += 1
-            if headers > MAX_MEMBERS:
-                raise PhotoError(f'a tar of more than {MAX_MEMBERS:,} files')
             renamed = resized = None
             if head.type in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
                 size = 0  # these have no content, whatever the header says

@@ -24,9 +24,16 @@ _LARGEST_S = 253_402_300_799
 """The end of the year 9999."""
 
 
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is text, however it is kept."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
 def texts(column: Any) -> Any:
     """A column as Arrow strings; blanks around are stripped and empty cells are missing."""
-    column = _whole(column)
+    column = whole(column)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):  # an id that a table keeps as a number
@@ -41,10 +48,11 @@ def texts(column: Any) -> Any:
 
 def numbers(column: Any) -> Floats:
     """A column as float64, NaN where it is missing, no number or infinite."""
-    column = _whole(column)
+    column = whole(column)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if is_text(column.type):
+        column = pc.cast(column, pa.string())
         trimmed = pc.utf8_trim_whitespace(column)
         try:
             column = pc.cast(trimmed, pa.float64())
@@ -75,7 +83,7 @@ def times(column: Any) -> Any:
     A text without a year of four digits is no time either: a clock alone would mean today, another day each time.
     See `spelled_times` for the order of day and month.
     """
-    column = _whole(column)
+    column = whole(column)
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         stamps = pc.cast(column, pa.timestamp('us', getattr(kind, 'tz', None)), safe=False)
@@ -133,7 +141,7 @@ def _spelled(cells: Any) -> Any:
     return fast
 
 
-def _whole(column: Any) -> Any:
+def whole(column: Any) -> Any:
     """One Arrow array of what may be in chunks."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 

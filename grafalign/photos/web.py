@@ -168,7 +168,10 @@ class Web:
             answer = self._once(url, headers, most)
             if isinstance(answer, bytes):
                 return answer
-            url = urljoin(url, answer)
+            try:
+                url = urljoin(url, answer)
+            except ValueError:
+                raise PhotoError('redirected to no valid address') from None
         raise PhotoError('too many redirects')
 
     def _once(self, url: str, headers: dict[str, str], most: int) -> bytes | str:
@@ -313,7 +316,7 @@ def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
     """The body, unpacked; both what comes over the wire and what it unpacks to are counted."""
     too_many = f'more than {most / 1e6:g} MB'
     length = response.headers.get('Content-Length', '')
-    if length.isdigit() and int(length) > most:
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > most):
         raise PhotoError(too_many)
     packing = response.headers.get('Content-Encoding', 'identity').strip().lower()
     if packing not in ('identity', '', 'gzip', 'x-gzip', 'deflate'):
@@ -337,6 +340,6 @@ def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
     """Seconds that the host asks us to wait, by number or date (RFC 9110, section 10.2.3)."""
     try:
         value = urllib3.Retry().get_retry_after(response)
-    except exceptions.HTTPError:
+    except (exceptions.HTTPError, ValueError, OverflowError):
         return None
     return None if value is None else float(value)

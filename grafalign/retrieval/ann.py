@@ -37,6 +37,7 @@ _CHUNK = 65_536
 _TRAIN_PER_CELL = 40
 """FAISS wants 39 to 256 training vectors a cell; more takes longer and gains little."""
 _CODES = (128, 64, 32)
+_GAIN = 1e-4
 _MISSES = 0.75
 """Share of the misses that the target allows which tuning uses up."""
 
@@ -144,12 +145,19 @@ class Ann:
         last: Effort | None = None
         for given in (4, 16, 64) if self.kind == 'ivfpq' else (2,):
             candidates = max(given, -(-least[1] // k))
+            if fastest is not None and candidates * k > self.rows // 4:
+                break  # so many would be scored again that exact search is as quick
+            best_so_far, stale = 0.0, 0
             for visits in (v for v in self._visits() if v >= least[0]):
                 trial = Effort(k, visits, candidates, 0.0)
                 began = time.perf_counter()
                 proposed = self._recall(queries[parts[0]], vectors, truth[parts[0]], trial)
                 seconds = time.perf_counter() - began
+                stale = stale + 1 if proposed <= best_so_far + _GAIN else 0
+                best_so_far = max(best_so_far, proposed)
                 if proposed < wanted:
+                    if stale == 3:
+                        break  # more cells bring nothing: the candidates are too few
                     continue
                 last = trial
                 if self._recall(queries[parts[1]], vectors, truth[parts[1]], trial) >= wanted:

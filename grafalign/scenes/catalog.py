@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from urllib3.exceptions import HTTPError
 
 from grafalign.errors import GrafalignError
 from grafalign.foreign import open_plain, parse_json
-from grafalign.guarded import AddressError, PrivateAddressError, origin_of, read_url
+from grafalign.guarded import AddressError, PrivateAddressError, joined, origin_of, read_url
 from grafalign.scenes.hrefs import absolute_assets, refused
 from grafalign.scenes.local import NOT_AN_ITEM, Rejected, is_item
 
@@ -53,7 +53,7 @@ def from_catalog(path: Path, rejected: list[Rejected], private_addresses: bool =
                 f'{name} cannot be read as a STAC catalog ({_short(error)}); check it with a STAC validator.'
             ) from None
         # depth first, in the order of the links
-        todo += [(child, private_addresses or _may_be_private(document, child)) for child in reversed(children)]
+        todo += [(c, private_addresses or _may_be_private(document, c, trusted)) for c in reversed(children)]
         for rel, href in links:
             if rel != 'item':
                 continue
@@ -63,7 +63,7 @@ def from_catalog(path: Path, rejected: list[Rejected], private_addresses: bool =
                 if target in seen:
                     continue
                 seen.add(target)
-                item = _read(target, private_addresses or _may_be_private(document, target))
+                item = _read(target, private_addresses or _may_be_private(document, target, trusted))
                 if not is_item(item):
                     raise ValueError('it has no `id` or `assets`')
             except (OSError, ValueError, HTTPError, PrivateAddressError) as error:
@@ -80,9 +80,9 @@ def _is_remote(document: str) -> bool:
     return '://' in document
 
 
-def _may_be_private(document: str, target: str) -> bool:
-    """Whether a document may lead to a private address: one on this machine may, others on their own origin only."""
-    return not _is_remote(document) or _origin(document) == _origin(target)
+def _may_be_private(document: str, target: str, trusted: bool) -> bool:
+    """Whether a document may lead to a private host: one on this machine may, one that it names on its own origin."""
+    return not _is_remote(document) or (trusted and _origin(document) == _origin(target))
 
 
 def _read(document: str, trusted: bool) -> Any:
@@ -118,7 +118,7 @@ def _target(document: str, href: str) -> str:
         AddressError: a document from elsewhere leads to a file of this machine.
     """
     if _is_remote(document):
-        target = urljoin(document, href)
+        target = joined(document, href)
         origin_of(target)
         return target
     if href.startswith('file:'):

@@ -7,6 +7,7 @@ after a redirect, is checked by `grafalign.guarded`.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from functools import lru_cache
 from pathlib import Path
@@ -44,9 +45,13 @@ def absolute_assets(item: dict[str, Any], base: str, local: bool, published: str
         if not isinstance(asset, dict):
             continue  # a band that is looked for here is then reported as missing
         href = str(asset.get('href') or '')
-        absolute = _absolute(href, base, local)
+        try:
+            absolute = _absolute(href, base, local)
+        except ValueError:  # `http://[`
+            absolute = href
         if local and published and '://' in published and not _names_itself(href) and not Path(absolute).exists():
-            absolute = urljoin(published, href)
+            with contextlib.suppress(ValueError):
+                absolute = urljoin(published, href)
         assets[key] = {**asset, 'href': absolute}
     return {**item, 'assets': assets}
 
@@ -90,7 +95,10 @@ def refused(item: dict[str, Any], schemes: list[str], public_only: bool) -> str 
     """
     for key, asset in (item.get('assets') or {}).items():
         href = str(asset.get('href') or '') if isinstance(asset, dict) else ''
-        scheme = (urlsplit(href).scheme if ':' in href and not href.startswith('/') else '').lower() or 'file'
+        try:
+            scheme = (urlsplit(href).scheme if ':' in href and not href.startswith('/') else '').lower() or 'file'
+        except ValueError as error:
+            return f'{key}: {href} (no valid address: {error})'
         if scheme not in schemes:
             return f'{key}: {href or "no address"} ({"a path" if "://" not in href else scheme} is not allowed here)'
         if public_only and scheme in ('http', 'https') and is_private(host_of(href)):

@@ -20,7 +20,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from grafalign.config import Settings
 from grafalign.errors import GrafalignError
@@ -47,6 +49,15 @@ class BandOverride(Settings):
     offset: float | None = None
     mask: bool = True
     """Whether masks and alpha bands of the file count."""
+
+    @model_validator(mode='after')
+    def _sensible(self) -> Self:
+        for name, value in (('scale', self.scale), ('offset', self.offset)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f'`{name}` must be finite')
+        if self.scale == 0:
+            raise ValueError('`scale` must not be 0')
+        return self
 
 
 @dataclass(frozen=True)
@@ -87,20 +98,9 @@ def band_sources(
             lists them), or it misstates them.
     """
     try:
-        return [_overridden(_band(item, name, gsd_m), (overrides or {}).get(name)) for name in bands]
+        return [_band(item, name, gsd_m, (overrides or {}).get(name, BandOverride())) for name in bands]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GrafalignError(f'Item {item.get("id")} misstates its bands ({error}); mend or remove it.') from None
-
-
-def _overridden(source: BandSource, override: BandOverride | None) -> BandSource:
-    if override is None:
-        return source
-    scale, offset = source.scale, source.offset
-    if override.scale is not None or override.offset is not None:
-        scale = override.scale if override.scale is not None else 1.0 if scale is None else scale
-        offset = override.offset if override.offset is not None else 0.0 if offset is None else offset
-    nodata = source.nodata if override.nodata is None else (*source.nodata, override.nodata)
-    return BandSource(source.href, source.index, scale, offset, nodata, source.data_bands, override.mask)
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class _Candidate:
         return f'{self.key}:{self.index}{size}' if self.bands > 1 else f'{self.key}{size}'
 
 
-def _band(item: dict[str, Any], name: str, gsd_m: float) -> BandSource:
+def _band(item: dict[str, Any], name: str, gsd_m: float, override: BandOverride) -> BandSource:
     assets: dict[str, Any] = item.get('assets') or {}
     if name in assets:
-        return _source(item, name, assets[name], 1)
+        return _source(item, name, assets[name], 1, override)
     key, colon, number = name.rpartition(':')
-    if colon and key in assets and number.isdigit():
-        return _source(item, key, assets[key], int(number))
+    if colon and key in assets and number.isdigit() and int(number) > 0:
+        return _source(item, key, assets[key], int(number), override)
     names, common, known = [], [], list(assets)
     for key, asset in assets.items():
         if not _is_raster(asset):
@@ -145,7 +145,7 @@ def _band(item: dict[str, Any], name: str, gsd_m: float) -> BandSource:
         shown = ', '.join(dict.fromkeys(str(k) for k in known))
         raise GrafalignError(f'Item {item.get("id")} has no band {name!r}; set sensor.bands to names it has: {shown}.')
     chosen = _nearest(item, name, names or common, gsd_m)
-    return _source(item, chosen.key, chosen.asset, chosen.index)
+    return _source(item, chosen.key, chosen.asset, chosen.index, override)
 
 
 def _nearest(item: dict[str, Any], name: str, candidates: list[_Candidate], gsd_m: float) -> _Candidate:
@@ -223,7 +223,7 @@ def _is_raster(asset: Any) -> bool:
     return kind.startswith('image/') and not {'thumbnail', 'overview', 'visual'} & set(roles)
 
 
-def _source(item: dict[str, Any], key: str, asset: dict[str, Any], index: int) -> BandSource:
+def _source(item: dict[str, Any], key: str, asset: dict[str, Any], index: int, override: BandOverride) -> BandSource:
     properties = item.get('properties') or {}
     tables: list[Any] = asset.get('raster:bands') or asset.get('bands') or []
     table = tables[index - 1] if index <= len(tables) and isinstance(tables[index - 1], dict) else {}
@@ -235,19 +235,22 @@ def _source(item: dict[str, Any], key: str, asset: dict[str, Any], index: int) -
                     return place[name]
         return properties.get(f'raster:{what}')
 
-    scale, offset, nodata = _number(stated('scale'), 'scale'), _number(stated('offset'), 'offset'), stated('nodata')
+    scale = override.scale if override.scale is not None else _number(stated('scale'), 'scale')
+    offset = override.offset if override.offset is not None else _number(stated('offset'), 'offset')
+    nodata = stated('nodata')
     if nodata is None:
         nodata = properties.get('nodata')
     if scale is None and offset is None and _is_sentinel2(item) and _is_reflectance(key, asset):
         scale, offset = 0.0001, _sentinel2_offset(item)
-    if properties.get('earthsearch:boa_offset_applied') is True:
+    if properties.get('earthsearch:boa_offset_applied') is True and override.offset is None:
         offset = 0.0
         scale = 1.0 if scale is None else scale
     if scale == 0:
         raise ValueError('the scale is 0')
     if scale is not None or offset is not None:
         scale, offset = 1.0 if scale is None else scale, 0.0 if offset is None else offset
-    return BandSource(str(asset['href']), index, scale, offset, _nodata(nodata), _data_bands(asset, index))
+    missing = (*_nodata(nodata), *(() if override.nodata is None else (override.nodata,)))
+    return BandSource(str(asset['href']), index, scale, offset, missing, _data_bands(asset, index), override.mask)
 
 
 def _number(value: Any, what: str) -> float | None:

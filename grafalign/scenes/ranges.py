@@ -7,17 +7,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import fsspec
 import urllib3
 
 from grafalign.errors import GrafalignError
-from grafalign.guarded import LIMITS, USER_AGENT, PrivateAddressError, guarded_pools
+from grafalign.guarded import (
+    LIMITS,
+    USER_AGENT,
+    AddressError,
+    PrivateAddressError,
+    guarded_pools,
+    joined,
+    origin_of,
+)
 
 _STATUS_WORTH_RETRYING = (408, 425, 429, 500, 502, 503, 504)
-_REDIRECTS = urllib3.Retry(total=None, connect=0, read=0, other=0, status=0, redirect=5)
-"""Other failures are counted and waited for here."""
+_MOST_REDIRECTS = 5
 
 
 class RangeError(OSError):
@@ -89,7 +95,7 @@ class RangeReader:
     ) -> None:
         self.traffic = Traffic()
         self._signer, self._tries = signer, retries + 1
-        self._pool = guarded_pools(connections)
+        self._pools = {True: guarded_pools(connections), False: guarded_pools(connections)}
         self._private, self._timeout_s = private, timeout_s
         self._sizes: dict[str, int] = {}
 
@@ -99,7 +105,7 @@ class RangeReader:
         Raises:
             RangeError: there is no such file, or the server did not answer in spite of retries.
         """
-        if urlsplit(href).scheme not in ('http', 'https'):
+        if not _is_web(href):
             return self._read_fsspec(href, start, length)
         return next(self._pieces(href, [(start, length)], short=True))
 
@@ -111,7 +117,7 @@ class RangeReader:
         Raises:
             RangeError: as `read`, or the file ends before.
         """
-        if urlsplit(href).scheme in ('http', 'https'):
+        if _is_web(href):
             yield from self._pieces(href, pieces, short=False)
             return
         first, last = pieces[0], pieces[-1]
@@ -125,7 +131,7 @@ class RangeReader:
     def size(self, href: str) -> int:
         """Length of a file in bytes; known after the first range of it was read over http."""
         if href not in self._sizes:
-            if urlsplit(href).scheme in ('http', 'https'):
+            if _is_web(href):
                 self.read(href, 0, 1)
             else:
                 fs, path = fsspec.core.url_to_fs(href)
@@ -166,20 +172,16 @@ class RangeReader:
         except GrafalignError as error:  # one file that cannot be signed is one file that cannot be read
             raise RangeError(str(error)) from None
         headers = {'User-Agent': USER_AGENT, 'Range': f'bytes={start}-{start + length - 1}'}
-        self._start_clock()
-        self.traffic.add(requests=1)
         try:
-            response = self._pool.request('GET', url, headers=headers, preload_content=False, retries=_REDIRECTS)
-        except PrivateAddressError:
+            response = self._follow(url, headers)
+        except (PrivateAddressError, AddressError) as error:
+            if isinstance(error, AddressError):
+                raise RangeError(f'it leads to no address that is read ({error})') from None
             raise RangeError('its host has a private address, which an item of an API must not name') from None
-        except urllib3.exceptions.LocationValueError:  # a redirect to file: or to no address at all
-            raise RangeError('it leads to an address that is none of http and https') from None
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-            if isinstance(getattr(error, 'reason', None), urllib3.exceptions.ResponseError):
-                raise RangeError('too many redirects') from None
             raise _Again(_plain(error)) from None
         span, _, whole = response.headers.get('Content-Range', '').rpartition('/')
-        if whole.isdigit():
+        if whole.isascii() and whole.isdigit() and len(whole) < 19:
             self._sizes[href] = int(whole)
         if response.status == 206 and span and not span.startswith(f'bytes {start}-'):
             response.close()
@@ -204,6 +206,28 @@ class RangeReader:
             if fresh != url:
                 raise _Again(f'HTTP {response.status}', -1)
         raise RangeError(f'HTTP {response.status}', missing=400 <= response.status < 500)
+
+    def _follow(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        """One request and its redirects; a private host may lead on its own origin only.
+
+        Raises:
+            AddressError: a redirect leads to no address of the web, or they go round in circles.
+            PrivateAddressError: it leads to a private host.
+        """
+        home = origin_of(url)
+        for _ in range(_MOST_REDIRECTS + 1):
+            private = self._private and origin_of(url) == home
+            LIMITS.start(self._timeout_s, private)
+            self.traffic.add(requests=1)
+            response = self._pools[private].urlopen(
+                'GET', url, headers=headers, redirect=False, preload_content=False, retries=False
+            )
+            where = response.headers.get('Location')
+            if response.status not in (301, 302, 303, 307, 308) or not where:
+                return response
+            response.close()
+            url = joined(url, where)
+        raise AddressError('too many redirects')
 
     def _take(self, href: str, response: urllib3.BaseHTTPResponse, skip: int, length: int, short: bool) -> bytes:
         """The next bytes of a body, after some that nobody wants."""
@@ -242,13 +266,17 @@ class RangeReader:
         return content
 
 
+def _is_web(href: str) -> bool:
+    return href.lower().startswith(('http://', 'https://'))
+
+
 def _retry_after(value: str | None) -> float:
     """Seconds to wait by a Retry-After header, at most a minute; 0 without one."""
     if not value:
         return 0.0
     try:
         return float(min(60, max(0, urllib3.Retry().parse_retry_after(value))))
-    except urllib3.exceptions.InvalidHeader:
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return 0.0
 
 

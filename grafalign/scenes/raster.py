@@ -31,7 +31,7 @@ from rasterio.windows import Window
 
 from grafalign.engine import default_workers
 from grafalign.foreign import ForeignFileError
-from grafalign.foreign.rasters import NO_NETWORK, check_references, open_raster, raster_driver
+from grafalign.foreign.rasters import ALONE, check_references, open_raster, raster_driver
 from grafalign.geo import METRES_PER_DEGREE
 from grafalign.scenes.ranges import RangeError, RangeReader
 
@@ -42,10 +42,9 @@ _ON_DEMAND_BYTES = 65_536
 _DECODING = threading.BoundedSemaphore(default_workers())
 """Many threads wait for servers, but decoding in more of them than there are cores only wears out the caches."""
 _names = itertools.count()
-_SETTINGS = {'GDAL_CACHEMAX': 64, **NO_NETWORK}
-"""A small block cache, as every block is read once."""
-_REMOTE_SETTINGS = {**_SETTINGS, 'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'}
-"""GDAL looks for no files beside an asset that is elsewhere; its mask is asked for by `Raster` itself."""
+_SETTINGS = {'GDAL_CACHEMAX': 64, **ALONE}
+"""A small block cache, as every block is read once; GDAL looks for no files beside an asset, `Raster` itself for its
+mask."""
 _BLOCK_BYTES = 256 << 20
 """Largest decoded block: a file in one piece would have to be in memory whole, in every thread."""
 _READ_BYTES = 64 << 20
@@ -152,16 +151,14 @@ class Raster:
                 '(gdal_translate -of COG)'
             )
         nodata = nodata or self.nodata is not None
-        self.masked = mask and self._has_mask(dataset, data_bands, nodata)
+        self.masked = mask and self._has_mask(dataset, data_bands)
         """Whether a mask or alpha band inside the file says which pixels are valid; or one beside it, where no nodata
         value does."""
-        if mask and not self.masked and not nodata and self._remote:
+        if mask and not self.masked and not nodata:
             self._mask_file = self._mask_beside()
             self.masked = self._mask_file is not None
 
-    def _has_mask(self, dataset: DatasetReader, data_bands: Sequence[int], nodata: bool) -> bool:
-        if not self._remote and nodata and any(str(path).endswith('.msk') for path in dataset.files):
-            return False  # not asked for on a server either
+    def _has_mask(self, dataset: DatasetReader, data_bands: Sequence[int]) -> bool:
         flags = dataset.mask_flag_enums[0]
         if MaskFlags.alpha in flags:
             colours = [colour.name for colour in dataset.colorinterp]
@@ -176,6 +173,9 @@ class Raster:
         Raises:
             SceneReadError: there may be one, and it cannot be read.
         """
+        if not self._remote:
+            beside = f'{self.href}.msk'
+            return _MaskFile(beside, self._reader) if Path(beside).is_file() else None
         address, question, query = self.href.partition('?')
         href = f'{address}.msk{question}{query}'
         try:
@@ -308,7 +308,7 @@ def _open_remote(href: str, reader: RangeReader, header: bytes, **options: Any) 
             raise FileNotFoundError(path)
         return file
 
-    with rasterio.Env(**_REMOTE_SETTINGS):
+    with rasterio.Env(**_SETTINGS):
         context = contextvars.copy_context()
         try:
             dataset = context.run(rasterio.open, name, opener=opener, driver=driver, **options)
@@ -324,12 +324,16 @@ def _open_remote(href: str, reader: RangeReader, header: bytes, **options: Any) 
 
 
 class _MaskFile:
-    """The mask of a remote file that lies beside it: fetched when asked for, as masks inside files are."""
+    """The mask of a file that lies beside it: read when asked for, as masks inside files are."""
 
     def __init__(self, href: str, reader: RangeReader) -> None:
         self._lock = threading.Lock()
         try:
-            self._handle = _open_remote(href, reader, reader.read(href, 0, HEADER_BYTES))
+            if '://' in href:
+                self._handle = _open_remote(href, reader, reader.read(href, 0, HEADER_BYTES))
+            else:
+                context = contextvars.copy_context()
+                self._handle = _Handle(open_raster(Path(href)), _Bytes(href, reader, b''), context)
         except (RasterioError, OSError, ValueError, SceneReadError) as error:
             raise SceneReadError(f'{href}: {_reason(error)}') from None
 
@@ -342,7 +346,11 @@ class _MaskFile:
         mask = self._handle.dataset
         across, down = mask.width / grid.width, mask.height / grid.height
         same = Window(window.col_off * across, window.row_off * down, window.width * across, window.height * down)
-        pixels = mask.read(1, window=same, out_shape=(round(window.height), round(window.width)))
+        self._handle.file.hold(0, b'')  # an earlier failure says nothing of this read
+        try:
+            pixels = mask.read(1, window=same, out_shape=(round(window.height), round(window.width)))
+        except RasterioError as error:
+            raise self._handle.file.problem or error from None
         if self._handle.file.problem is not None:
             raise self._handle.file.problem
         return np.asarray(pixels != 0)

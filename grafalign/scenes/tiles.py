@@ -260,9 +260,17 @@ def _unwrapped(x: npt.NDArray[np.float64], grid: Grid, period: float) -> npt.NDA
     >>> # a raster from 179.9 to 180.1, a tile from 179.99 over the line to -179.99:
     >>> # 179.99, -179.99 -> 179.99, 180.01
     """
+    if _is_whole_world(grid, period):
+        return x  # a tile over its seam takes both ends of the rows: the window is all of them
     x = x[:, :1] + np.remainder(x - x[:, :1] + period / 2, period) - period / 2
     middle = (grid.transform @ (grid.width / 2, grid.height / 2))[0]
     return x + period * np.round((middle - x.mean(1, keepdims=True)) / period)
+
+
+def _is_whole_world(grid: Grid, period: float) -> bool:
+    """Whether a raster goes once around, from where the CRS begins to count: GDAL then finds every place by itself."""
+    west = (grid.transform @ (0, 0))[0]
+    return abs(grid.width * grid.transform.a) >= 0.999 * period and abs(west + period / 2) < 0.01 * period
 
 
 @lru_cache(maxsize=256)
@@ -281,7 +289,7 @@ def _seen_from(grid: Grid, box: GeoBox) -> tuple[str, Affine]:
     is centred on the tile where the tile lies near its seam or the raster counts on beyond it.
     """
     period = _period(grid.crs_wkt)
-    if period is None:
+    if period is None or _is_whole_world(grid, period):
         return grid.crs_wkt, grid.transform
     middle = (grid.transform @ (grid.width / 2, grid.height / 2))[0]
     if CRS.from_wkt(grid.crs_wkt).is_geographic:

@@ -35,12 +35,13 @@ import psutil
 from grafalign import console
 from grafalign.errors import GrafalignError
 from grafalign.files import file_digest, write_atomically, write_table
-from grafalign.foreign import below, parse_object, whole_number
+from grafalign.foreign import below, open_plain, parse_object, whole_number
 from grafalign.retrieval.ann import FEWEST_ROWS, Ann, Effort, Kind, choose
 from grafalign.retrieval.exact import check_vectors, check_width, nearest
 
 FORMAT = 1
 MARKER = 'index.json'
+_MARKER_BYTES = 256 << 20
 _VECTORS = 'vectors-00000.f32'
 _MANY_FILES = 8
 _COPY_ROWS = 65_536
@@ -70,12 +71,20 @@ class Catalog:
         if not marker.is_file():
             raise GrafalignError(f'{self.path} is no index (no {MARKER}); make one with `grafalign index`.')
         try:
-            self.facts: dict[str, Any] = parse_object(marker.read_text(encoding='utf-8'))
+            with open_plain(marker, _MARKER_BYTES) as opened:
+                self.facts: dict[str, Any] = parse_object(opened.read())
             if whole_number(self.facts['format'], 10**6) > FORMAT:
                 raise GrafalignError(f'{marker} was written by a newer grafalign; upgrade grafalign.')
             self.width, self.total = whole_number(self.facts['width'], 10**6), whole_number(self.facts['rows'], 10**12)
             self._files = {below(self.path, n).name: whole_number(s, 10**15) for n, s in self.facts['files'].items()}
             self.facts['model']['digest'], self.facts['model']['name'], self.facts['target'], self.facts['kind']
+            for digests in (self.facts.get('digests', {}), self.facts['sources'], self.facts['model']):
+                if not isinstance(digests, dict):
+                    raise ValueError('what should be an object is none')
+            for rows, digest in self.facts.get('stretches') or []:
+                whole_number(rows, 10**12)
+                if not isinstance(digest, str):
+                    raise ValueError('a digest is no text')
             if not all(isinstance(source, dict) for source in self.facts['sources'].values()):
                 raise ValueError('a source is no object')
             vectors = self._files[self._vectors]
@@ -129,7 +138,7 @@ class Catalog:
         for name in self._names('items-'):
             try:
                 parts.append(gpd.read_parquet(self.path / name))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except Exception as error:  # Arrow and Shapely raise types of their own on damage
                 raise GrafalignError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
             if not {'item_id', 'datetime', 'source', 'signature'} <= set(parts[-1].columns):
                 raise GrafalignError(f'{self.path / name} is damaged (a column lacks); {_AGAIN}')
@@ -158,15 +167,15 @@ class Catalog:
         told = self.facts['ann']
         if told is None:
             return None
-        path = self.path / told['file']
         try:
+            path = below(self.path, told['file'])
             if not path.is_file() or path.stat().st_size != self._files[told['file']]:
                 raise GrafalignError(f'{path} is missing or damaged')
             efforts = [Effort(**e) for e in told['efforts']]
             found = Ann.load(path, told['kind'], self.facts['target'], efforts)
             if found.rows != told['rows'] or found.index.d != self.width:
                 raise GrafalignError(f'{path} belongs to another index')
-        except GrafalignError as error:
+        except (GrafalignError, KeyError, TypeError, ValueError, AttributeError) as error:
             console.log(f'{error}: searching exactly, which is slower; run `grafalign index` again to make it anew.')
             return None
         return found

@@ -173,7 +173,8 @@ class TrainSettings(LoopSettings):
     @property
     def digest(self) -> str:
         """Digest of every setting that changes the result."""
-        return hashlib.blake2b(self.model_dump_json(exclude=_FREE).encode(), digest_size=16).hexdigest()
+        free = _FREE if self.learn_tau or self.form == 'sigmoid' else {**_FREE, 'lr_scalars': True}
+        return hashlib.blake2b(self.model_dump_json(exclude=free).encode(), digest_size=16).hexdigest()
 
     def facts(self) -> dict[str, Any]:
         """All settings as plain values."""

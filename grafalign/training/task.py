@@ -97,7 +97,7 @@ class AlignmentTask(nn.Module):
         if self.settings.learn_tau:
             self.noted['tau'] = torch.exp(-self.log_scale.detach())
         if self.settings.form == 'sigmoid':
-            self.noted['bias'] = self.bias.detach()
+            self.noted['bias'] = self.bias.detach().clone()
         if not isinstance(batch, dict):
             return self.encoder(self.rule(*batch))
         images = viewed(self.rule, batch, self.settings.augment)

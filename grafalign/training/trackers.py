@@ -18,6 +18,9 @@ from grafalign import console
 from grafalign.files import write_atomically
 
 PROJECT = 'grafalign'
+_URI = 'MLFLOW_TRACKING_URI'
+_OURS: set[str] = set()
+"""Where runs of this process were logged because nobody said where."""
 _IDS = 'trackers.json'
 
 
@@ -77,8 +80,9 @@ def _options(name: str, out: Path, known: str | None) -> dict[str, dict[str, Any
         return {name: mine if known is None else {**mine, 'id': known}}
     if name == 'mlflow':
         options = {'run_name': out.name, 'run_id': known}
-        if 'MLFLOW_TRACKING_URI' not in os.environ:
-            os.environ['MLFLOW_TRACKING_URI'] = f'sqlite:///{(out / "mlflow.db").resolve()}'
+        if os.environ.get(_URI, '') in ('', *_OURS):
+            os.environ[_URI] = f'sqlite:///{(out / "mlflow.db").resolve()}'
+            _OURS.add(os.environ[_URI])
             options['logging_dir'] = str((out / 'mlruns').resolve())
         return {name: options}
     return {}

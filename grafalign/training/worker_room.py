@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def check_worker_room(steps: Any, item: int, workers: int) -> None:
     """
     tensors = [t for t in steps[item].values() if isinstance(t, Tensor)]
     ahead = PREFETCHED * workers + 1
-    memory = ahead * sum(t.nbytes for t in tensors)
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', '1'))  # all processes of a machine share it
+    memory = processes * ahead * sum(t.nbytes for t in tensors)
     shm = Path('/dev/shm')
     free = shutil.disk_usage(shm).free if shm.is_dir() else memory
     if free < memory:
