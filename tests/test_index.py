@@ -57,7 +57,7 @@ def test_exact_search_is_the_sorted_product(vectors: np.ndarray, queries: np.nda
     assert (some == np.argsort(-product[:, 5::7], axis=1)[:, :10] * 7 + 5).all()
 
 
-@pytest.mark.parametrize('kind', ['ivf', 'ivfpq', 'hnsw'])
+@pytest.mark.parametrize('kind', ['ivf', pytest.param('ivfpq', marks=pytest.mark.slow), 'hnsw'])
 def test_every_kind_finds_what_it_promises(
     tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, kind: Kind
 ) -> None:

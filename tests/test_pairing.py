@@ -123,8 +123,9 @@ def test_a_killed_worker_process_is_told_and_the_next_run_finishes(small: tuple[
     assert contents(out) == contents(whole)
 
 
-def test_kill_9_at_25_random_moments_changes_no_byte(small: tuple[Path, Path], tmp_path: Path) -> None:
-    """Killed 25 times at moments drawn over the length of a run, the stores are in the end the uninterrupted one."""
+@pytest.mark.parametrize('kills', [5, pytest.param(25, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments_changes_no_byte(small: tuple[Path, Path], tmp_path: Path, kills: int) -> None:
+    """Killed at moments drawn over the length of a run, the stores are in the end the uninterrupted one."""
     recipe, whole = small
     started = time.monotonic()
     code, err = finish(start('pair', recipe, tmp_path / 'timed'))
@@ -132,7 +133,7 @@ def test_kill_9_at_25_random_moments_changes_no_byte(small: tuple[Path, Path], t
     assert code == 0, err
     draw = random.Random(20_261_121)
     killed, number = 0, 0
-    while killed < 25:
+    while killed < kills:
         out = tmp_path / f'pairs_{number}'
         process = start('pair', recipe, out)
         time.sleep(draw.uniform(0.3, 1.0) * length)
