@@ -7,7 +7,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -282,14 +282,10 @@ def item(name: str, **more: Any) -> dict[str, Any]:
 REGION = (10.5, 43.5, 11.5, 44.5)
 
 
-@pytest.mark.parametrize('method', ['GET', 'POST', 'PUT', 'DELETE'])
-def test_a_next_link_leads_to_no_private_host(tmp_path: Path, victim: Heard, method: str) -> None:
-    """Neither with a method, a body nor headers of its choice; the API itself may be private, as the user named it."""
-    link = {'rel': 'next', 'href': f'{victim.root}/latest/api/token', 'method': method}
-    link |= {'headers': {'Metadata-Flavor': 'Google'}, 'body': {'cmd': 'shutdown'}} if method != 'GET' else {}
-    page = {'type': 'FeatureCollection', 'features': [item('a')], 'links': [link]}
+def answering(page: dict[str, Any]) -> Callable[[Any], bool]:
+    """What a STAC server does that answers every search with one page."""
 
-    def fault(handler: Any) -> bool:
+    def answer(handler: Any) -> bool:
         if not handler.path.startswith('/search'):
             return False
         body = json.dumps(page).encode()
@@ -300,8 +296,18 @@ def test_a_next_link_leads_to_no_private_host(tmp_path: Path, victim: Heard, met
         handler.wfile.write(body)
         return True
 
+    return answer
+
+
+@pytest.mark.parametrize('method', ['GET', 'POST', 'PUT', 'DELETE'])
+def test_a_next_link_leads_to_no_private_host(tmp_path: Path, victim: Heard, method: str) -> None:
+    """Neither with a method, a body nor headers of its choice; the API itself may be private, as the user named it."""
+    link = {'rel': 'next', 'href': f'{victim.root}/latest/api/token', 'method': method}
+    link |= {'headers': {'Metadata-Flavor': 'Google'}, 'body': {'cmd': 'shutdown'}} if method != 'GET' else {}
+    page = {'type': 'FeatureCollection', 'features': [item('a')], 'links': [link]}
+
     with stac_server([item('a')]) as server:
-        server.always = fault
+        server.always = answering(page)
         source = SceneSource(api=server.root, collections=['c'], cache=tmp_path / 'cache', retries=0, timeout_s=5)
         with pytest.raises(GrafalignError, match='did not answer the search'):
             load_scenes(source, REGION)
@@ -372,26 +378,10 @@ def test_a_wrong_bbox_hides_no_item(tmp_path: Path) -> None:
 
 def test_what_an_api_matched_and_did_not_give_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A page cap without a link to more: the API's own count tells."""
-
-    def fault(handler: Any) -> bool:
-        if not handler.path.startswith('/search'):
-            return False
-        body = json.dumps(
-            {
-                'type': 'FeatureCollection',
-                'numberMatched': 37,
-                'features': [item(f'i{n}') for n in range(20)],
-                'links': [],
-            }
-        ).encode()
-        handler.send_response(200)
-        handler.send_header('Content-Length', str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-        return True
-
+    features = [item(f'i{n}') for n in range(20)]
+    page = {'type': 'FeatureCollection', 'numberMatched': 37, 'features': features, 'links': []}
     with stac_server([item('a')]) as server:
-        server.always = fault
+        server.always = answering(page)
         source = SceneSource(api=server.root, collections=['c'], cache=tmp_path / 'cache', timeout_s=10)
         found = load_scenes(source, REGION)
     assert len(found) == 20 and found.counts['matched and not given'] == 17

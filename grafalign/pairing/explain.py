@@ -176,12 +176,12 @@ def _wanted_files(stages: Stages, problems: Counter[str]) -> Iterator[_Wanted]:
     recipe, scenes, choice = stages.recipe, stages.scenes.scenes, stages.choice
     for group in group_shards(stages, make_shards(stages)):
         rows = np.concatenate([shard.tiles for shard in group])
-        asked = choice.scene[rows, 0]
+        numbers = choice.scene[rows, 0]
         over = rows[choice.seams[rows]]  # the first of its mates fills what the best scene leaves
         rows = np.concatenate([rows, over])
-        asked = np.concatenate([asked, choice.mates[over, 0, 0]]) if len(over) else asked
-        for number in np.unique(asked[asked >= 0]).tolist():
-            scene, mine = scenes[number], rows[asked == number]
+        numbers = np.concatenate([numbers, choice.mates[over, 0, 0]]) if len(over) else numbers
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            scene, mine = scenes[number], rows[numbers == number]
             try:
                 sources = list({s.href: s for s in _bands_of(recipe, scene)}.values())
             except GrafalignError as error:

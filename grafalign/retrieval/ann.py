@@ -118,14 +118,14 @@ class Ann:
         served by the effort of the larger one.
         """
         self.efforts = []
-        wanted = 1 - (1 - self.target) * _MISSES  # so that queries that tuned nothing meet the target too
+        recall = 1 - (1 - self.target) * _MISSES  # so that queries that tuned nothing meet the target too
         mixed = queries[np.random.default_rng(1).permutation(len(queries))]
         parts = np.array_split(np.arange(len(mixed)), 3) if len(mixed) >= 3 else [np.arange(len(mixed))] * 3
         most = max(k for i, k in enumerate(_TUNED_AT) if i < 3 or k <= self.rows // 10)
         _, truth = nearest(mixed, vectors[: self.rows], most)
         visits, candidates = 0, 0
         for k in (k for k in _TUNED_AT if k <= most):
-            best = self._tuned(mixed, vectors, truth[:, :k], parts, k, wanted, (visits, candidates))
+            best = self._tuned(mixed, vectors, truth[:, :k], parts, k, recall, (visits, candidates))
             visits, candidates = best.visits, best.candidates * k
             measured = self._recall(mixed[parts[2]], vectors, truth[parts[2], :k], best)
             self.efforts.append(Effort(k, best.visits, best.candidates, round(measured, 4)))
@@ -137,7 +137,7 @@ class Ann:
         truth: npt.NDArray[np.int64],
         parts: Sequence[npt.NDArray[np.int64]],
         k: int,
-        wanted: float,
+        recall: float,
         least: tuple[int, int],
     ) -> Effort:
         """The quickest effort for k neighbours that two parts of the queries agree on; else the greatest."""
@@ -155,12 +155,12 @@ class Ann:
                 seconds = time.perf_counter() - began
                 stale = stale + 1 if proposed <= best_so_far + _GAIN else 0
                 best_so_far = max(best_so_far, proposed)
-                if proposed < wanted:
+                if proposed < recall:
                     if stale == 3:
                         break  # more cells bring nothing: the candidates are too few
                     continue
                 last = trial
-                if self._recall(queries[parts[1]], vectors, truth[parts[1]], trial) >= wanted:
+                if self._recall(queries[parts[1]], vectors, truth[parts[1]], trial) >= recall:
                     if fastest is None or seconds < fastest[0]:
                         fastest = seconds, trial
                     break
@@ -203,13 +203,13 @@ class Ann:
     def _search(
         self, queries: Floats, vectors: Floats, effort: Effort, k: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        wanted = min(self.rows, effort.candidates * k)
+        candidates = min(self.rows, effort.candidates * k)
         if self.kind == 'hnsw':
-            parameters = faiss.SearchParametersHNSW(efSearch=max(effort.visits, wanted))
+            parameters = faiss.SearchParametersHNSW(efSearch=max(effort.visits, candidates))
         else:
             parameters = faiss.SearchParametersIVF(nprobe=effort.visits)
         asked = np.ascontiguousarray(queries, dtype=np.float32)
-        _, rows = self.index.search(asked, wanted, params=parameters)
+        _, rows = self.index.search(asked, candidates, params=parameters)
         return score_again(asked, vectors, rows, k)
 
     def save(self, path: Path) -> None:

@@ -169,7 +169,7 @@ def _sections(
     found.append(
         Section(
             'Where',
-            'Scenes, tiles by split, and photos. Splits are blocks of land: no tile touches two.',
+            'Scenes and tiles by split. Splits are blocks of land, with an empty strip between them.',
             [url(figures.overview_map(store))],
         )
     )
