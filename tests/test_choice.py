@@ -6,6 +6,8 @@ from datetime import datetime, timezone
 
 import numpy as np
 import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grafalign.scenes import Choice, Scene, choose_scenes
 from grafalign.scenes.items import scene_of
@@ -115,3 +117,48 @@ def test_a_mate_that_adds_nothing_is_not_asked() -> None:
     outlines = np.array([shapely.box(0, 0, 1, 1)], dtype=object)
     found = choose_scenes(scenes, lambda a, b: outlines[a:b], np.array([TAKEN]), np.array([0, 1]), 4, mosaic=True)
     assert (found.mates == -1).all() and not found.seams[0]
+
+
+def _shifted(shape: shapely.Geometry, degrees: float) -> shapely.Geometry:
+    """A shape moved eastwards."""
+    return shapely.transform(shape, lambda xy: xy + (degrees, 0.0))
+
+
+def _covered(tile: shapely.Polygon, footprints: list[shapely.Geometry]) -> float:
+    """Share of one tile, whose longitudes may exceed 180, inside the union of some footprints, which end there."""
+    union = shapely.union_all([*footprints, *(_shifted(f, 360) for f in footprints)])
+    return float(shapely.intersection(tile, union).area / tile.area)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5), st.floats(0.3, 2), st.floats(0.3, 2), st.integers(1, 3)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.sampled_from([0.0, 179.5]),
+)
+def test_what_the_scenes_of_a_day_cover_together_is_the_area_of_their_union(
+    spans: list[tuple[float, float, float, float, int]], east: float
+) -> None:
+    """Whatever lies over a tile, also across the antimeridian, the coverage of its day is what a naive union gives.
+
+    Where one scene alone covers the tile, none is put together: each counts for itself.
+    """
+    scenes = []
+    for i, (x, y, width, height, day) in enumerate(spans):
+        item = scene(f's{i}', (0, 0, 1, 1), day).item
+        whole = shapely.box(east + x, y, east + x + width, y + height)
+        sides = shapely.intersection(shapely.box(-180, -90, 180, 90), [whole, _shifted(whole, -360)])
+        outline = shapely.geometry.mapping(shapely.union_all(sides))
+        scenes.append(scene_of({**item, 'geometry': outline}))
+    tile = shapely.box(east, 0, east + 1, 1)
+    outlines = np.array([tile], dtype=object)
+    found = choose_scenes(scenes, lambda a, b: outlines[a:b], np.array([TAKEN]), np.array([0, 1]), 9, mosaic=True)
+    chosen = {i: c for i, c in zip(found.scene[0].tolist(), found.coverage[0].tolist(), strict=True) if i >= 0}
+    for i, covered in chosen.items():
+        day = [s.footprint for s in scenes if s.when == scenes[i].when]
+        alone = any(_covered(tile, [f]) >= 0.999 for f in day)
+        expected = _covered(tile, [scenes[i].footprint] if alone else day)
+        assert abs(covered - expected) < 1e-9

@@ -88,7 +88,7 @@ def choose_scenes(
     for start in range(0, count, _TILES_AT_ONCE):
         stop = min(start + _TILES_AT_ONCE, count)
         boxes = outlines(start, stop)
-        tile, scene, own = _overlaps(tree, footprints, boxes)
+        tile, scene, own, pieces = _overlaps(tree, footprints, boxes)
         first = first_photo[start : stop + 1]
         apart = _days_apart(day[scene], photo_days[first[0] : first[-1]], first - first[0], tile)
         # photos without a time leave it to the newest scene
@@ -96,7 +96,7 @@ def choose_scenes(
         covered, day_time, day_cloud = own, time, cloud[scene]
         if mosaic:
             _, member = np.unique(tile * len(numbers) + group[scene], return_inverse=True)
-            covered, joined = _together(member, tile, scene, own, footprints, boxes)
+            covered, joined = _together(member, tile, own, pieces, boxes)
             day_time = np.where(joined, _least(time, member), time)
             day_cloud = np.where(joined, _least(cloud[scene], member), cloud[scene])
         order = np.lexsort((scene, cloud[scene], time, -_steps(own), day_cloud, day_time, -_steps(covered), tile))
@@ -130,36 +130,29 @@ def _least(values: Floats, member: Ints) -> Floats:
 
 
 def _together(
-    member: Ints,
-    tile: Ints,
-    scene: Ints,
-    own: Floats,
-    footprints: npt.NDArray[np.object_],
-    tiles: npt.NDArray[np.object_],
+    member: Ints, tile: Ints, own: Floats, pieces: npt.NDArray[np.object_], tiles: npt.NDArray[np.object_]
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """What of a tile the scenes of one collection and day cover together, and where that is more than one alone does.
 
     Args:
         member: for every (tile, scene) the number of its tile and day.
         tile: its tile.
-        scene: its scene.
         own: share of the tile that the scene covers.
-        footprints: of all scenes.
-        tiles: outlines of all tiles; longitudes may exceed 180.
+        pieces: what of the tile the scene covers; None where that is all.
+        tiles: outlines of all tiles.
     """
     covered, joined = own.copy(), np.zeros(len(own), dtype=bool)
-    members = np.bincount(member)
     most = -_least(-own, member)
-    order = np.argsort(member, kind='stable')
-    first = np.cumsum(members) - members
-    for number in np.unique(member[(members[member] > 1) & (most < _FULL)]).tolist():
-        rows = order[first[number] : first[number] + members[number]]
-        outline = tiles[tile[rows[0]]]
-        union = shapely.union_all(footprints[scene[rows]])
-        sides = (outline, shapely.transform(outline, lambda xy: xy - (360.0, 0.0)))
-        share = sum(float(shapely.area(shapely.intersection(side, union))) for side in sides)
-        covered[rows] = max(float(most[rows[0]]), min(1.0, share / float(shapely.area(outline))))
-        joined[rows] = True
+    rows = np.flatnonzero((np.bincount(member)[member] > 1) & (most < _FULL))
+    rows = rows[np.argsort(member[rows], kind='stable')]
+    _, first, size = np.unique(member[rows], return_index=True, return_counts=True)
+    union = pieces[rows[first]]
+    for step in range(1, size.max(initial=0)):  # the second piece of every group at once, then the third
+        more = np.flatnonzero(size > step)
+        union[more] = shapely.union(union[more], pieces[rows[first[more] + step]])
+    share = np.minimum(1.0, shapely.area(union) / shapely.area(tiles[tile[rows[first]]]))
+    covered[rows] = np.maximum(np.repeat(share, size), most[rows])
+    joined[rows] = True
     return covered, joined
 
 
@@ -181,20 +174,24 @@ def _mates(member: Ints, scene: Ints, own: Floats, rows: Ints) -> npt.NDArray[np
 
 def _overlaps(
     tree: shapely.STRtree, footprints: npt.NDArray[np.object_], tiles: npt.NDArray[np.object_]
-) -> tuple[Ints, Ints, Floats]:
-    """Which scene covers how much of which tile."""
+) -> tuple[Ints, Ints, Floats, npt.NDArray[np.object_]]:
+    """Which scene covers how much of which tile, and the piece of the tile it covers (None: all of it)."""
     across = np.flatnonzero(shapely.bounds(tiles)[:, 2] > 180)  # footprints end at the antimeridian: ask on both sides
     boxes = np.concatenate([tiles, shapely.transform(tiles[across], lambda xy: xy - (360.0, 0.0))])
     owner = np.concatenate([np.arange(len(tiles)), across])
     box, scene = tree.query(boxes, predicate='intersects')
     whole = shapely.covers(footprints[scene], boxes[box])
-    covered = np.ones(len(box))
+    covered, piece = np.ones(len(box)), np.full(len(box), None, dtype=object)
     partly = np.flatnonzero(~whole)
-    shared = shapely.intersection(boxes[box[partly]], footprints[scene[partly]])
-    covered[partly] = shapely.area(shared) / shapely.area(boxes[box[partly]])
-    keys, inverse = np.unique(owner[box] * len(footprints) + scene, return_inverse=True)
+    piece[partly] = shapely.intersection(boxes[box[partly]], footprints[scene[partly]])
+    covered[partly] = shapely.area(piece[partly]) / shapely.area(boxes[box[partly]])
+    moved = partly[box[partly] >= len(tiles)]
+    piece[moved] = shapely.transform(piece[moved], lambda xy: xy + (360.0, 0.0))
+    keys, first, inverse = np.unique(owner[box] * len(footprints) + scene, return_index=True, return_inverse=True)
     share = np.minimum(1.0, np.bincount(inverse, weights=covered, minlength=len(keys)))
-    return keys // len(footprints), keys % len(footprints), share
+    pieces, again = piece[first], np.setdiff1d(np.arange(len(box)), first)  # a scene on both sides of the antimeridian
+    pieces[inverse[again]] = shapely.union(pieces[inverse[again]], piece[again])
+    return keys // len(footprints), keys % len(footprints), share, pieces
 
 
 def _days_apart(scene_day: Floats, photo_days: Floats, first_photo: Ints, tile: Ints) -> Floats:
