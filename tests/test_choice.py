@@ -121,7 +121,7 @@ def test_a_mate_that_adds_nothing_is_not_asked() -> None:
 
 def _shifted(shape: shapely.Geometry, degrees: float) -> shapely.Geometry:
     """A shape moved eastwards."""
-    return shapely.transform(shape, lambda xy: xy + (degrees, 0.0))
+    return shapely.transform(shape, lambda xy: xy + np.array([degrees, 0.0]))
 
 
 def _covered(tile: shapely.Polygon, footprints: list[shapely.Geometry]) -> float:

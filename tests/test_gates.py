@@ -162,7 +162,8 @@ def test_a_geojson_makes_nobody_fetch_its_reference_system(tmp_path: Path, victi
 def test_what_lies_beside_a_raster_is_not_opened(tmp_path: Path, victim: Heard) -> None:
     """Overviews, masks and metadata in side-cars may be of any driver, and name anything."""
     from grafalign.scenes import RangeReader
-    from grafalign.scenes.raster import Raster, SceneReadError
+    from grafalign.scenes.opening import SceneReadError
+    from grafalign.scenes.raster import Raster
 
     path = tmp_path / 'a.tif'
     profile = {'driver': 'GTiff', 'count': 1, 'width': 256, 'height': 256, 'dtype': 'uint8', 'crs': 'EPSG:32632'}

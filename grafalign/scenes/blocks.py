@@ -24,9 +24,10 @@ from pyproj.exceptions import ProjError
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 
+from grafalign.scenes.opening import SceneReadError
 from grafalign.scenes.radiometry import BandSource
 from grafalign.scenes.ranges import RangeReader
-from grafalign.scenes.raster import Block, BlockError, Grid, Raster, SceneReadError
+from grafalign.scenes.raster import Block, BlockError, Grid, Raster
 from grafalign.scenes.tiles import Footprints, TilePart, footprints
 
 _GAP_BYTES = 1024

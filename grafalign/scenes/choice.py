@@ -177,7 +177,7 @@ def _overlaps(
 ) -> tuple[Ints, Ints, Floats, npt.NDArray[np.object_]]:
     """Which scene covers how much of which tile, and the piece of the tile it covers (None: all of it)."""
     across = np.flatnonzero(shapely.bounds(tiles)[:, 2] > 180)  # footprints end at the antimeridian: ask on both sides
-    boxes = np.concatenate([tiles, shapely.transform(tiles[across], lambda xy: xy - (360.0, 0.0))])
+    boxes = np.concatenate([tiles, _eastwards(tiles[across], -360.0)])
     owner = np.concatenate([np.arange(len(tiles)), across])
     box, scene = tree.query(boxes, predicate='intersects')
     whole = shapely.covers(footprints[scene], boxes[box])
@@ -186,12 +186,18 @@ def _overlaps(
     piece[partly] = shapely.intersection(boxes[box[partly]], footprints[scene[partly]])
     covered[partly] = shapely.area(piece[partly]) / shapely.area(boxes[box[partly]])
     moved = partly[box[partly] >= len(tiles)]
-    piece[moved] = shapely.transform(piece[moved], lambda xy: xy + (360.0, 0.0))
+    piece[moved] = _eastwards(piece[moved], 360.0)
     keys, first, inverse = np.unique(owner[box] * len(footprints) + scene, return_index=True, return_inverse=True)
     share = np.minimum(1.0, np.bincount(inverse, weights=covered, minlength=len(keys)))
     pieces, again = piece[first], np.setdiff1d(np.arange(len(box)), first)  # a scene on both sides of the antimeridian
     pieces[inverse[again]] = shapely.union(pieces[inverse[again]], piece[again])
     return keys // len(footprints), keys % len(footprints), share, pieces
+
+
+def _eastwards(shapes: npt.NDArray[np.object_], degrees: float) -> npt.NDArray[np.object_]:
+    """Shapes moved by degrees of longitude."""
+    moved: npt.NDArray[np.object_] = shapely.transform(shapes, lambda xy: xy + np.array([degrees, 0.0]))
+    return moved
 
 
 def _days_apart(scene_day: Floats, photo_days: Floats, first_photo: Ints, tile: Ints) -> Floats:

@@ -22,9 +22,10 @@ from rasterio.crs import CRS as RasterCRS
 from rasterio.enums import Resampling
 
 from grafalign.scenes.blocks import RUN_BYTES
+from grafalign.scenes.opening import HEADER_BYTES
 from grafalign.scenes.radiometry import BandSource
 from grafalign.scenes.ranges import RangeReader
-from grafalign.scenes.raster import HEADER_BYTES, Grid, Raster, metres_per_unit
+from grafalign.scenes.raster import Grid, Raster, metres_per_unit
 from grafalign.scenes.tiles import footprints
 
 _SAMPLED_BLOCKS = 400
