@@ -138,6 +138,7 @@ def test_a_stopped_training_goes_on(whole_run: tuple[Path, Path], tmp_path: Path
     assert log.equals(whole_log)
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on_at_once(world: Path, tmp_path: Path) -> None:
     """After kill -9 of `run` while its trainings run, the same command finishes: no orphan holds the run folders."""
     recipe = write_recipe(tmp_path / 'recipe.yaml', world, {'folder': world / 'photos'}, shard_tiles=64)

@@ -168,7 +168,16 @@ def test_an_item_is_taken_out_of_its_source_alone(clip: FrozenClip, tmp_path: Pa
     refused(command('index', tmp_path / 'c', tmp_path / 'index', '--remove', '1.png'), 'nothing of')
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_index(store: PairStore, clip: FrozenClip, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    'moments',
+    [
+        ['items-00001*'],
+        pytest.param(['vectors-*.f32', 'items-00000*', 'items-00001*'], marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_goes_on_and_ends_with_the_same_index(
+    store: PairStore, clip: FrozenClip, tmp_path: Path, moments: list[str]
+) -> None:
     """Killed while it embeds and while it commits, the same command finishes with the vectors of an undisturbed run."""
     model = clip.settings.model
     pictures = tmp_path / 'pictures'
@@ -177,8 +186,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_index(store: PairStore, cli
     for i in range(2100):  # two commits, and some
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(pictures / f'{i:04d}.png')
     out = tmp_path / 'index'
-    moments = [('vectors-*.f32', signal.SIGKILL), ('items-00000*', signal.SIGKILL), ('items-00001*', signal.SIGKILL)]
-    interrupted(out, moments, 'index', pictures, out, '--model', model)
+    interrupted(out, [(name, signal.SIGKILL) for name in moments], 'index', pictures, out, '--model', model)
     whole = build_index(str(pictures), tmp_path / 'whole', load_model(model), model)
     held = Catalog(out)
     assert held.items['item_id'].tolist() == whole.items['item_id'].tolist()

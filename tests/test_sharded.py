@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from grafalign.encoders import GroundBank
 from grafalign.store import PairStore
 
@@ -17,6 +19,7 @@ def in_two_processes(module: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_is_whole(tmp_path: Path) -> None:
     """Saved from two sharded processes it is loaded by two or by one, and both go on as if nothing had happened."""
     in_two_processes('tests.sharded_checkpoint', tmp_path)

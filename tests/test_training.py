@@ -197,7 +197,10 @@ def test_data_workers_change_nothing(store: PairStore, bank: GroundBank, clip: F
     'changes',
     [
         {'augment': {'turn': True}, 'micro_batch': 2},
-        {'level': 'both', 'negatives': {'bank': 50}, 'photo_to_tile': 0.5, 'max_bad_tiles': 0},
+        pytest.param(
+            {'level': 'both', 'negatives': {'bank': 50}, 'photo_to_tile': 0.5, 'max_bad_tiles': 0},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -225,6 +228,7 @@ def test_processes_follow_the_loss_curve_of_one(
     assert wire[1] == 0 and 4 * facts['trained_parameters'] <= wire[processes] < 4.1 * facts['trained_parameters']
 
 
+@pytest.mark.slow
 def test_gradients_cross_the_wire_once_a_step(
     store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
 ) -> None:

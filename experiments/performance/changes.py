@@ -1,5 +1,6 @@
 """What a change costs: the same work by two checkouts, in turns: `python experiments/performance/changes.py --help`.
 
+    pip install odc-stac  # which `pairing.py` asks for the version of
     git worktree add /tmp/before v0.1
     python experiments/performance/changes.py --before /tmp/before --data runs/performance
 
