@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,6 +101,21 @@ def parse_settings(content: dict[str, Any], model: type[Model], name: str) -> Mo
         return model.model_validate(content)
     except ValidationError as error:
         raise GrafalignError(_sentence(error, model, name)) from None
+
+
+def settings_digest(settings: BaseModel, meaning: int, exclude: Any = None) -> str:
+    """Digest of settings that holds over releases.
+
+    Only what differs from the defaults counts, by name, so that a new optional key changes no digest of before.
+
+    Args:
+        settings: the settings.
+        meaning: raised when a key or a default comes to mean something else.
+        exclude: keys that do not count, as pydantic takes them.
+    """
+    content = settings.model_dump(mode='json', exclude_defaults=True, exclude=exclude)
+    text = json.dumps([meaning, content], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def apply_change(content: dict[str, Any], change: str) -> None:

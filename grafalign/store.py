@@ -142,6 +142,28 @@ def _scratch_file() -> Path:
     return Path(name)
 
 
+def read_member(shard: Path, offset: int, nbytes: int) -> tuple[npt.NDArray[np.generic], dict[str, Any]]:
+    """Pixels and facts of one tile, as they stand in a shard.
+
+    Args:
+        shard: a file of this machine.
+        offset: where the tile's .npy begins.
+        nbytes: how long it is.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no such tile.
+    """
+    block = tarfile.BLOCKSIZE
+    with open_plain(shard) as file:
+        pixels = np.lib.format.read_array(io.BytesIO(os.pread(file.fileno(), nbytes, offset)), allow_pickle=False)
+        head = offset + -(-nbytes // block) * block  # the .json of a tile follows its .npy
+        try:
+            member = tarfile.TarInfo.frombuf(os.pread(file.fileno(), block, head), 'utf-8', 'strict')
+        except tarfile.TarError as error:
+            raise ValueError(str(error)) from None
+        return np.asarray(pixels), parse_object(os.pread(file.fileno(), member.size, head + block))
+
+
 class PairStore:
     """Read a finished pair store.
 
@@ -283,6 +305,21 @@ class PairStore:
     def places(self) -> tuple[list[str], list[int], list[int]]:
         """Shard, byte offset and length of every tile."""
         return self.tiles['shard'].tolist(), self.tiles['byte_offset'].tolist(), self.tiles['nbytes'].tolist()
+
+    @cached_property
+    def _tile_digests(self) -> list[str] | None:
+        return self.tiles['digest'].astype(str).tolist() if 'digest' in self.tiles else None
+
+    def tile_digest(self, row: int) -> str:
+        """Content digest of a tile's pixels.
+
+        In stores of before there was one: of its shard, and its place there, as a shard is the same or another as a
+        whole.
+        """
+        if self._tile_digests is not None:
+            return self._tile_digests[row]
+        shards, offsets, _ = self.places
+        return f'{self.facts.get("files", {}).get(shards[row], self.digest)}-{offsets[row]}'
 
     @cached_property
     def radiometry(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -101,7 +101,7 @@ def many_photos(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stopped_embedding_goes_on(many_photos: Path, tmp_path: Path) -> None:
     """The bank is the same bytes after stops between its parts and before its marker."""
     out = shutil.copytree(many_photos / 'pairs', tmp_path / 'pairs')
-    stops = [('parts/*.npz', CTRL_C), ('embeddings*.npy', KILL_9)]
+    stops = [('parts-*/*.npz', CTRL_C), ('next/embeddings.npy', KILL_9)]
     interrupted(out / 'bank', stops, 'embed', out, '--model', TINY_CLIP_DIR)
     assert contents(out / 'bank') == contents(many_photos / 'whole' / 'bank')
 

@@ -134,7 +134,7 @@ def test_a_picture_is_prepared_as_those_of_the_index(clip: FrozenClip, tmp_path:
 
 
 def test_only_what_is_new_is_embedded(clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second run adds new files, replaces changed ones, and keeps the rest; another source adds to it."""
+    """A second run adds new files, replaces changed ones, drops those that are gone; another source adds to it."""
     for i in range(5):
         paint(tmp_path / 'a' / f'{i}.png', (10 * i, 0, 0))
         paint(tmp_path / 'b' / f'{i}.png', (0, 10 * i, 0))
@@ -152,6 +152,12 @@ def test_only_what_is_new_is_embedded(clip: FrozenClip, tmp_path: Path, monkeypa
     paint(tmp_path / 'a' / '0.png', (255, 255, 255), 9)
     assert run('a') == (6, 2) and run('b') == (11, 5)
     assert Catalog(out).alive.sum() == 11 and len(set(Catalog(out).items['source'])) == 2
+    (tmp_path / 'a' / '3.png').unlink()
+    assert run('a') == (10, 0)
+    held = Catalog(out)
+    assert held.items['item_id'][held.alive].value_counts().to_dict() == {
+        **dict.fromkeys(['0.png', '1.png', '2.png', '4.png'], 2), '3.png': 1, '9.png': 1,
+    }  # fmt: skip
 
 
 def test_an_item_is_taken_out_of_its_source_alone(clip: FrozenClip, tmp_path: Path, command: Command) -> None:

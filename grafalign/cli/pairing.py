@@ -42,6 +42,9 @@ def pair(
     explain: Annotated[bool, typer.Option(help='Say what it would take, and read no pixel.')] = False,
     map_page: Annotated[Path | None, typer.Option('--map', help='With --explain: write a map page (HTML).')] = None,
     retry_failed: Annotated[bool, typer.Option(help='Of a finished store, try only the tiles that failed.')] = False,
+    update: Annotated[
+        bool, typer.Option(help='Of a finished store, take in photos and scenes that came since it was made.')
+    ] = False,
     changes: Set = None,
     workers: Workers = None,
     as_json: Json = False,
@@ -54,7 +57,6 @@ def pair(
     """
     from grafalign.config import load_settings
     from grafalign.files import place
-    from grafalign.locks import exclusive
     from grafalign.pairing import Recipe
     from grafalign.pairing import pair as run
 
@@ -69,8 +71,7 @@ def pair(
     if store is None:
         raise GrafalignError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')
     out = place(store)
-    with exclusive(out):
-        summary = run(settings, out, workers, retry_failed)
+    summary = run(settings, out, workers, retry_failed=retry_failed, update=update)
     show({k: v for k, v in asdict(summary).items() if as_json or k != 'reasons'}, store, as_json)
     if as_json:
         return

@@ -41,17 +41,15 @@ def train(
     Example: grafalign train runs/quickstart/grafalign_image.yaml --set tau=0.07 --set out=runs/image
     """
     from grafalign.config import load_settings
-    from grafalign.locks import end_with_parent, exclusive
+    from grafalign.locks import end_with_parent
     from grafalign.training import TrainSettings
     from grafalign.training import train as run
 
     end_with_parent()
     settings = load_settings(config, TrainSettings, changes or ())
-    if int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) > 0:  # the first process holds the lock for all
-        run(settings)
+    facts = run(settings)
+    if int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) > 0:  # one process of many says so
         return
-    with exclusive(settings.out):
-        facts = run(settings)
     show({'steps': facts['steps'], 'seconds': facts['seconds'], **facts['final']}, str(settings.out), as_json)
 
 

@@ -1,9 +1,10 @@
 """Frozen CLIP, ground bank and satellite encoder."""
 
 from grafalign.encoders.bands import select_bands
-from grafalign.encoders.bank import GroundBank, embed, load_bank
+from grafalign.encoders.bank import GroundBank, load_bank
 from grafalign.encoders.clip import ClipSettings, FrozenClip, best_device, load_clip
 from grafalign.encoders.content import ContentFilters, filter_bank
+from grafalign.encoders.embedding import embed
 from grafalign.encoders.satellite import Embeddings, PixelRule, SatelliteEncoder
 from grafalign.encoders.tuning import LoraSettings, TuneSettings, merge, trainable, tune
 

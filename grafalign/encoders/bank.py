@@ -1,21 +1,22 @@
-"""The ground bank: every photo of a store embedded once by the frozen CLIP.
+"""The photo bank: every photo of a store embedded once by the frozen CLIP.
 
     STORE/bank/embeddings.npy    float16 [P, D], unit length, rows in the order of photos.parquet; memory-mapped
-    STORE/bank/photos.parquet    one row a photo, in the same order: width, height, digest, dhash, problem, transient
+    STORE/bank/photos.parquet    one row a photo, in the same order: photo_id, uri and paired_digest (as the store had
+                                 them), width, height, digest (of what was embedded), dhash, problem (missing when
+                                 fine), transient
     STORE/bank/filtered.parquet  photos left out by what they show, if `grafalign filter` was run: see content.py
-    STORE/bank/bank.json         digests of CLIP and of the store; written last
+    STORE/bank/bank.json         `BankMarker`; written last
 
-The photo side never changes, so training needs neither the photos nor CLIP's image encoder again. Photos that are
-fetched from elsewhere are embedded and forgotten: nothing of them but these rows is ever on disk.
+The photo side never changes, so training needs neither the photos nor CLIP's image encoder again. A bank belongs to its
+photos and to a CLIP, not to the rest of the store: pairing again with other scenes leaves it whole. It is made, and
+brought up to date, by `grafalign.encoders.embedding`.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +24,32 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grafalign import console
-from grafalign.config import parse_settings
+from grafalign.artefacts import Marker
 from grafalign.encoders.clip import FrozenClip
-from grafalign.encoders.reading import read_chunks
-from grafalign.errors import GrafalignError, naming_full_disk
-from grafalign.files import file_digest, write_atomically, write_table
-from grafalign.locks import exclusive
-from grafalign.photos.fetch import RemoteSettings
-from grafalign.store import MARKER, PairStore
+from grafalign.errors import GrafalignError
+from grafalign.files import file_digest, write_atomically
+from grafalign.store import PairStore
 
-_CHUNK = 128
-"""Photos that go through CLIP together, and what a killed run loses at most a few of; 77 MB at 224 px."""
-_FORMAT = 2
-_MADE_FOR = b'bank_photos'
+MARKER = 'bank.json'
 FILTERED = 'filtered.parquet'
+_MADE_FOR = b'bank_photos'
+
+
+class BankMarker(Marker):
+    """`bank.json`."""
+
+    NEWEST: ClassVar[int] = 3
+    OLDEST: ClassVar[int] = 2
+    REMEDY: ClassVar[str] = 'delete its folder and run `grafalign embed` again'
+
+    clip: str
+    """Content digest of the CLIP."""
+    clip_settings: dict[str, Any]
+    """Which CLIP it was, for a sentence."""
+    photos: int
+    """Rows."""
+    store: str | None = None
+    """Format 2 only, whose photos.parquet has no `uri`: digest of the store that it was made for."""
 
 
 @dataclass(frozen=True)
@@ -50,52 +62,27 @@ class GroundBank:
     """[P]; False where the photo could not be read or was filtered out."""
     clip_digest: str
     photos: pd.DataFrame
-    """`photos.parquet`: photo_id, width, height, digest, dhash, problem (missing when fine), transient."""
+    """`photos.parquet`."""
     rejected: pd.DataFrame
     """kind, id, reason, detail of the photos that are not valid."""
 
 
-def embed(
-    store: PairStore,
-    clip: FrozenClip,
-    out: Path | None = None,
-    workers: int | None = None,
-    *,
-    retry_failed: bool = False,
-    remote: RemoteSettings | None = None,
-) -> GroundBank:
-    """Embed all photos of a store, resuming what an earlier run left.
+@dataclass(frozen=True)
+class BankRows:
+    """What a bank's folder holds, whatever store it is asked for."""
 
-    Args:
-        store: the pair store.
-        clip: the frozen CLIP.
-        out: the bank's folder on this machine; `STORE/bank` by default.
-        workers: threads that decode photos.
-        retry_failed: then try those photos again whose problem may have passed (time-outs, busy hosts).
-        remote: how photos are fetched; by default as the store's recipe says.
-
-    Raises:
-        GrafalignError: the folder holds the bank of another CLIP or of another store, another process is writing to it,
-            the disk is full, no photo could be read, or the store is on a URL and no folder is given.
-    """
-    out = bank_folder(store, out)
-    remote = remote or _remote_settings(store)
-    if not (out / 'bank.json').is_file():
-        with exclusive(out), naming_full_disk(out):
-            _embed(store, clip, out, workers, remote)
-    shutil.rmtree(out / 'parts', ignore_errors=True)  # here, as a kill may come right after the marker was written
-    (out / 'begun.json').unlink(missing_ok=True)
-    if retry_failed:
-        with exclusive(out), naming_full_disk(out):
-            _retry(store, clip, out, workers, remote)
-    return open_bank(store, out, clip)
+    embeddings: npt.NDArray[np.float16]
+    """[P, D], memory-mapped."""
+    photos: pd.DataFrame
+    marker: BankMarker
 
 
 def load_bank(store: PairStore, path: Path | None = None, clip: FrozenClip | None = None) -> GroundBank:
     """Open a finished bank.
 
     Raises:
-        GrafalignError: there is none, it belongs to another store or CLIP, or photos were added after it was filtered.
+        GrafalignError: there is none, it is of another CLIP, the store has photos that it lacks or lacks some that it
+            has, or photos were added after it was filtered.
     """
     bank = open_bank(store, path, clip)
     folder = bank_folder(store, path)
@@ -112,32 +99,106 @@ def open_bank(
 ) -> GroundBank:
     """As `load_bank`, but also where its filtering is out of date; `filtered=False` leaves filtering out altogether."""
     path = bank_folder(store, path)
-    if not (path / 'bank.json').is_file():
-        raise GrafalignError(f'{path} holds no finished ground bank; run `grafalign embed {store.path}` first.')
+    rows = bank_rows(path, store, clip)
+    held = rows_of(store.photos, rows.photos)
+    missing, gone = int((held < 0).sum()), len(rows.photos) - int((held >= 0).sum())
+    if missing or gone:
+        raise GrafalignError(
+            f'{path} lacks {missing:,} photos of {store.path} and holds {gone:,} that are not in it (any more); run '
+            f'`grafalign embed {store.path}` again: it embeds the new ones only.'
+        )
+    if (held[1:] < held[:-1]).any():
+        raise GrafalignError(f'{path} is damaged (its rows are in another order); {BankMarker.REMEDY}.')
     try:
-        facts = json.loads((path / 'bank.json').read_text())
-        if facts.get('format', 1) != _FORMAT:
-            raise GrafalignError(
-                f'{path} was made by another version of grafalign; delete it and run `grafalign embed` again.'
-            )
+        left_out = pd.read_parquet(path / FILTERED) if filtered and (path / FILTERED).is_file() else None
+        valid, rejected = _judged(rows.photos, left_out)
+    except (OSError, ValueError, KeyError) as error:
+        raise GrafalignError(f'{path / FILTERED} is damaged ({error}); run `grafalign filter` again.') from None
+    return GroundBank(rows.embeddings, valid, rows.marker.clip, rows.photos, rejected)
+
+
+def bank_rows(path: Path, store: PairStore, clip: FrozenClip | None = None) -> BankRows:
+    """The rows of a bank, whether or not they are those of the store.
+
+    Args:
+        path: the bank's folder.
+        store: the store that it lies beside.
+        clip: raise if the bank is of another one.
+
+    Raises:
+        GrafalignError: there is no finished bank, it is damaged, or of another CLIP.
+    """
+    if not (path / MARKER).is_file():
+        raise GrafalignError(f'{path} holds no finished photo bank; run `grafalign embed {store.path}` first.')
+    marker = BankMarker.read(path / MARKER)
+    try:
         embeddings = np.load(path / 'embeddings.npy', mmap_mode='r')
         photos = pd.read_parquet(path / 'photos.parquet')
         for rows in (len(embeddings), len(photos)):
-            if rows != facts['photos']:
-                raise ValueError(f'{rows} rows for {facts["photos"]} photos')
-        owner, theirs, digest = facts['store'], facts['clip_settings'], facts['clip']
-        out = pd.read_parquet(path / FILTERED) if filtered and (path / FILTERED).is_file() else None
+            if rows != marker.photos:
+                raise ValueError(f'{rows} rows for {marker.photos} photos')
+        if marker.format == 2:
+            photos = _with_uris(photos, path, marker, store)
+        lacking = {'photo_id', *IDENTITY, 'problem', 'transient'} - set(photos)
+        if lacking:
+            raise ValueError(f'photos.parquet has no column {min(lacking)}')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GrafalignError(f'{path} is damaged ({error}); delete it and run `grafalign embed` again.') from None
-    if owner != store.digest:
-        raise GrafalignError(f'{path} is the bank of another pair store; delete it and run `grafalign embed` again.')
-    if clip is not None and digest != clip.digest:
+        raise GrafalignError(f'{path} is damaged ({error}); {BankMarker.REMEDY}.') from None
+    if clip is not None and marker.clip != clip.digest:
+        theirs = marker.clip_settings
         raise GrafalignError(
-            f'{path} was embedded by another CLIP ({theirs["model"]}, {theirs["pretrained"]}) than '
+            f'{path} was embedded by another CLIP ({theirs.get("model")}, {theirs.get("pretrained")}) than '
             f'{clip.settings.model} ({clip.settings.pretrained}); use that CLIP or embed into another folder.'
         )
-    valid, rejected = _judged(photos, out)
-    return GroundBank(embeddings, valid, digest, photos, rejected)
+    return BankRows(embeddings, photos, marker)
+
+
+def _with_uris(photos: pd.DataFrame, path: Path, marker: BankMarker, store: PairStore) -> pd.DataFrame:
+    """The photos of a bank of format 2, which belongs to the very store that it was made for."""
+    if marker.store != store.digest:
+        raise GrafalignError(
+            f'{path} is the bank of another pair store, by an earlier grafalign; delete it and run `grafalign embed` '
+            'again.'
+        )
+    return photos.assign(**identity_of(store.photos))
+
+
+IDENTITY = ('uri', 'paired_digest')
+
+
+def identity_of(photos: pd.DataFrame) -> dict[str, Any]:
+    """What besides its id says which photo it is, as columns of a bank.
+
+    Args:
+        photos: table of a store; `digest` is that of the file when it was paired, missing where the photo is remote.
+    """
+    digest = photos['digest'] if 'digest' in photos else pd.Series(pd.NA, index=photos.index)
+    return {'uri': photos['uri'].astype('string').array, 'paired_digest': digest.astype('string').array}
+
+
+def rows_of(photos: pd.DataFrame, held: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """For every photo of a store its row in a bank, -1 where there is none, [P].
+
+    A photo is the same if its id is, and its content where the store knew its digest both times; else its uri.
+
+    Args:
+        photos: table of the store, [P].
+        held: table of the bank.
+
+    Example:
+        >>> store = pd.DataFrame({'photo_id': ['a', 'b', 'c'], 'uri': ['1', '2', '3'], 'digest': ['x', 'y', None]})
+        >>> bank = store[['photo_id']].assign(uri=['9', '2', '3'], paired_digest=['x', 'z', 'w'])
+        >>> rows_of(store, bank).tolist()  # a moved, b was changed, c is known by its uri
+        [0, -1, 2]
+    """
+    row = pd.Index(held['photo_id'].astype(str)).get_indexer(photos['photo_id'].astype(str))
+    there = np.flatnonzero(row >= 0)
+    ours, theirs = identity_of(photos), held.iloc[row[there]]
+    uri, digest = (pd.Series(ours[k]).fillna('').to_numpy(dtype=object)[there] for k in IDENTITY)
+    their_uri, their_digest = (theirs[k].astype('string').fillna('').to_numpy(dtype=object) for k in IDENTITY)
+    both = (digest != '') & (their_digest != '')
+    row[there[~np.where(both, digest == their_digest, uri == their_uri)]] = -1
+    return np.asarray(row, dtype=np.int64)
 
 
 def _judged(photos: pd.DataFrame, out: pd.DataFrame | None) -> tuple[npt.NDArray[np.bool_], pd.DataFrame]:
@@ -183,132 +244,3 @@ def bank_folder(store: PairStore, out: Path | None = None) -> Path:
             f'The bank of {store.path} needs a folder on this machine, as it is memory-mapped; give one.'
         )
     return store.path / 'bank'
-
-
-def _remote_settings(store: PairStore) -> RemoteSettings:
-    photos = (store.facts.get('recipe') or {}).get('photos') or {}
-    return parse_settings(photos.get('remote') or {}, RemoteSettings, f'{store.path / MARKER}, photos.remote')
-
-
-def _embed(store: PairStore, clip: FrozenClip, out: Path, workers: int | None, remote: RemoteSettings) -> None:
-    identity = {'clip': clip.digest, 'store': store.digest}
-    begun = out / 'begun.json'
-    if begun.is_file() and json.loads(begun.read_text()) != identity:
-        raise GrafalignError(f'{out} was begun with another CLIP or store; give another folder or delete it.')
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(begun, json.dumps(identity).encode())
-    uris, count = store.photos['uri'].tolist(), len(store.photos)
-    chunks = [np.arange(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    parts = _compute(uris, clip, chunks, out / 'parts', workers, remote)
-    _write_rows(out / 'embeddings.npy', (count, _width(clip)), (np.load(part)['embeddings'] for part in parts))
-    photos = pd.concat([pd.read_parquet(part.with_suffix('.parquet')) for part in parts], ignore_index=True)
-    photos.insert(0, 'photo_id', store.photos['photo_id'].to_numpy())
-    if photos['problem'].notna().all():
-        shutil.rmtree(out / 'parts')  # or the next run would believe them, whatever was mended meanwhile
-        raise GrafalignError(
-            f'None of the {count} photos could be read (first: {uris[0]}: {photos["problem"][0]}); '
-            'are they still there?'
-        )
-    write_table(photos, out / 'photos.parquet')
-    facts = {**identity, 'format': _FORMAT, 'clip_settings': clip.settings.model_dump(), 'photos': count}
-    write_atomically(out / 'bank.json', (json.dumps(facts, indent=2) + '\n').encode())
-    _tell(photos, uris)
-
-
-def _retry(store: PairStore, clip: FrozenClip, out: Path, workers: int | None, remote: RemoteSettings) -> None:
-    """Read again what failed for now.
-
-    Embeddings are replaced first: until `photos.parquet` says that a photo is fine nobody looks at its row, so a kill
-    in between leaves a whole bank.
-    """
-    bank = open_bank(store, out, clip)
-    rows = np.flatnonzero(bank.photos['transient'].to_numpy(dtype=bool))
-    parts_folder = out / f'retry-{file_digest(out / "photos.parquet")[:12]}'
-    for stale in out.glob('retry-*'):
-        if stale != parts_folder:
-            shutil.rmtree(stale)
-    if not len(rows):
-        return
-    uris = store.photos['uri'].tolist()
-    chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
-    parts = _compute(uris, clip, chunks, parts_folder, workers, remote)
-    found = np.concatenate([np.load(part)['embeddings'] for part in parts])
-    facts = pd.concat([pd.read_parquet(part.with_suffix('.parquet')) for part in parts], ignore_index=True)
-
-    def blocks() -> Iterable[npt.NDArray[np.float16]]:
-        for start in range(0, len(bank.embeddings), 1 << 16):
-            block = np.array(bank.embeddings[start : start + (1 << 16)])
-            here = (rows >= start) & (rows < start + len(block))
-            block[rows[here] - start] = found[here]
-            yield block
-
-    _write_rows(out / 'embeddings.npy', bank.embeddings.shape, blocks())
-    photos = bank.photos.copy()
-    for column in facts:
-        values = photos[column].astype(facts[column].dtype)
-        values.iloc[rows] = facts[column].to_numpy(dtype=object) if values.dtype != bool else facts[column].to_numpy()
-        photos[column] = values
-    write_table(photos, out / 'photos.parquet')
-    shutil.rmtree(parts_folder)
-    _tell(photos, uris)
-
-
-def _compute(
-    uris: list[str],
-    clip: FrozenClip,
-    chunks: list[npt.NDArray[np.int64]],
-    parts: Path,
-    workers: int | None,
-    remote: RemoteSettings,
-) -> list[Path]:
-    """Embed chunks of photos into one pair of files each, leaving out those that are there; return the files.
-
-    CLIP always sees the whole chunk, with zeros for photos that failed: a row's last bits may depend on the size of the
-    batch, but not on its other rows.
-    """
-    parts.mkdir(parents=True, exist_ok=True)
-    files = [parts / f'{int(rows[0]):09d}.npz' for rows in chunks]
-    missing = [i for i, file in enumerate(files) if not file.is_file()]
-    width = _width(clip)
-    read = read_chunks(uris, clip, remote, [chunks[i] for i in missing], workers)
-    total = sum(len(rows) for rows in chunks)
-    for number, chunk in console.track(read, 'embedding photos', total, step=_CHUNK):
-        fine = chunk.facts['problem'].isna().to_numpy(dtype=bool)
-        embeddings = np.zeros((len(fine), width), dtype=np.float16)
-        if fine.any():
-            embeddings[fine] = clip.encode_images(chunk.images).cpu().numpy().astype(np.float16)[fine]
-        file = files[missing[number]]
-        write_table(chunk.facts, file.with_suffix('.parquet'))
-        part = file.with_suffix('.part')
-        with part.open('wb') as sink:
-            np.savez(sink, embeddings=embeddings)
-        part.replace(file)  # the last of the two: it says that both are there
-    return files
-
-
-def _write_rows(path: Path, shape: tuple[int, ...], blocks: Iterable[npt.NDArray[np.float16]]) -> None:
-    """Write a .npy file block by block, atomically: banks are larger than memory."""
-    part = path.with_suffix('.part.npy')
-    with part.open('wb') as file:
-        np.lib.format.write_array_header_1_0(file, {'descr': '<f2', 'fortran_order': False, 'shape': shape})
-        for block in blocks:
-            file.write(np.ascontiguousarray(block).tobytes())
-    part.replace(path)
-
-
-def _tell(photos: pd.DataFrame, uris: list[str]) -> None:
-    """Say how many photos could not be read, and why."""
-    bad = photos[photos['problem'].notna()]
-    if not len(bad):
-        return
-    often, times = bad['problem'].value_counts().index[0], int(bad['problem'].value_counts().iloc[0])
-    later = int(bad['transient'].sum())
-    console.log(
-        f'{len(bad):,} of {len(photos):,} photos could not be read and are left out (most often: {often}, {times:,} '
-        f'times; first: {uris[bad.index[0]]})'
-        + (f'; {later:,} of them may work later: run `grafalign embed` with --retry-failed' if later else '')
-    )
-
-
-def _width(clip: FrozenClip) -> int:
-    return int(clip.encode_text(['']).shape[1])

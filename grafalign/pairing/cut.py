@@ -9,6 +9,7 @@ two sheets.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from grafalign.scenes.radiometry import BandOverride
 from grafalign.scenes.ranges import RangeReader
 from grafalign.scenes.signing import Signer
 from grafalign.scenes.source import SignSettings
-from grafalign.store import ShardWriter
+from grafalign.store import ShardWriter, read_member
 
 Reject = tuple[str, str, str, str]
 """kind (photo, tile or scene), id, reason, detail."""
@@ -56,6 +58,12 @@ class TileJob:
     considered: int
     mates: list[list[int]] = field(default_factory=list)
     """For each candidate the scenes that may fill what it leaves missing."""
+    made_from: str = ''
+    """Digest of all that decides its pixels, see `pairing.inputs`."""
+    kept: tuple[str, int, int] | None = None
+    """Where the same tile stands in an earlier state of the store: shard, byte offset and length."""
+    refused: tuple[str, str] | None = None
+    """Why the same tile was rejected there: reason and detail."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +191,15 @@ def _make_tools(
 def _decide(tiles: list[_Progress], job: CutJob, pool: ThreadPoolExecutor, reader: RangeReader) -> Iterator[None]:
     """Give every tile its pixels, or the reason why it has none; yields now and then."""
     for tile in tiles:
+        tile_id = tile.job.facts['tile_id']
         if not tile.job.scenes:
-            tile.rejects.append(('tile', tile.job.facts['tile_id'], 'no scene over the place', ''))
+            tile.rejects.append(('tile', tile_id, 'no scene over the place', ''))
             tile.decided = True
+        elif tile.job.refused is not None:
+            tile.rejects.append(('tile', tile_id, *tile.job.refused))
+            tile.decided = True
+        elif tile.job.kept is not None:
+            _take_over(tile, *tile.job.kept)
     while open_tiles := [t for t in tiles if not t.decided]:
         yield
         by_scene: dict[int, list[_Progress]] = defaultdict(list)
@@ -218,6 +232,19 @@ def _decide(tiles: list[_Progress], job: CutJob, pool: ThreadPoolExecutor, reade
                 _decide_tile(tile, job)
             yield
     yield
+
+
+def _take_over(tile: _Progress, shard: str, offset: int, nbytes: int) -> None:
+    """Take a tile as an earlier state of the store has it; where it cannot be read it is cut again."""
+    try:
+        pixels, facts = read_member(Path(shard), offset, nbytes)
+        tile.attempt = int(facts['scene_rank'])
+        tile.facts = {key: facts[key] for key in _OF_PIXELS} | _of_choice(tile)
+        tile.first = Cut(tile.job.number, pixels, None)
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        tile.attempt, tile.first = 0, None
+        return
+    tile.decided = tile.cut = True
 
 
 def _box(tile: _Progress, job: CutJob) -> Any:
@@ -287,7 +314,7 @@ def _give_up_scene(tile: _Progress, job: CutJob, problem: str = '', refused: tup
     if problem:
         scene = job.scenes[tile.target]
         detail = f'{tile.job.facts["tile_id"]}: {problem}'
-        tile.rejects.append(('scene', scene.item_id, 'scene cannot be read', detail))
+        tile.rejects.append(('scene', scene.item_id, UNREAD_SCENE, detail))
     if tile.joining is None:
         _next_scene(tile, job, refused)
     else:
@@ -314,18 +341,18 @@ def _next_scene(tile: _Progress, job: CutJob, refused: tuple[str, float] | None 
     tile.rejects.append(('tile', tile_id, reason, f'{least:.3g} % {what} in the best of {tile.attempt} scenes'))
 
 
+UNREAD_SCENE = 'scene cannot be read'
+"""Why a scene was rejected for one tile, which the detail begins with."""
 UNREADABLE = 'no scene could be read'
 """Why a tile was rejected that is worth another try."""
 
 
 def _facts(tile: _Progress, job: CutJob, cut: Cut, empty: float) -> dict[str, Any]:
     assert cut.pixels is not None and cut.missing is not None
-    attempt = tile.attempt
-    scene = job.scenes[tile.job.scenes[attempt]]
-    days = tile.job.days_apart[attempt]
+    scene = job.scenes[tile.job.scenes[tile.attempt]]
     clouds, classified = (sum(part) for part in zip(*tile.clouds, strict=True)) if tile.clouds else (0, 0)
     outside, zero = shares_of(cut.pixels, cut.missing, cut.scale, cut.offset, job.value_range)
-    return {
+    of_pixels = {
         'item_id': scene.item_id,
         'collection': scene.collection,
         'datetime': scene.when.isoformat(),
@@ -339,9 +366,27 @@ def _facts(tile: _Progress, job: CutJob, cut: Cut, empty: float) -> dict[str, An
         'not_finite_fraction': round(cut.not_finite, 6),
         'scale': list(cut.scale),
         'offset': list(cut.offset),
-        'coverage': round(tile.job.coverage[attempt], 6),
+        'digest': hashlib.blake2b(np.ascontiguousarray(cut.pixels).tobytes(), digest_size=16).hexdigest(),
+        'made_from': tile.job.made_from,
+    }
+    return of_pixels | _of_choice(tile)
+
+
+_OF_PIXELS = (
+    *('item_id', 'collection', 'datetime', 'mosaic', 'cloud_cover', 'tile_cloud_percent', 'processing_baseline'),
+    *('nodata_fraction', 'outside_fraction', 'zero_fraction', 'not_finite_fraction', 'scale', 'offset'),
+    *('digest', 'made_from'),
+)
+"""Facts of a tile that follow from what `made_from` is the digest of."""
+
+
+def _of_choice(tile: _Progress) -> dict[str, Any]:
+    """Facts that also follow from the tile's photos, and from how many scenes there were."""
+    days = tile.job.days_apart[tile.attempt]
+    return {
+        'coverage': round(tile.job.coverage[tile.attempt], 6),
         'days_apart': None if days != days else round(days, 6),
-        'scene_rank': attempt,
+        'scene_rank': tile.attempt,
         'scenes_considered': tile.job.considered,
     }
 
@@ -364,6 +409,7 @@ def _write(shard: ShardJob, tiles: list[_Progress], job: CutJob, out: Place) -> 
             'tiles': rows,
             'rejects': [(tile.job.number, *reject) for tile in tiles for reject in tile.rejects],
             'failed': [tile.job.number for tile in tiles if tile.unreadable],
+            'refused': {t.job.facts['tile_id']: t.job.made_from for t in tiles if not t.cut and not t.unreadable},
             'digest': writer.seal(),
         }
         # the shard gets its name last: a shard that is there has its facts

@@ -11,6 +11,7 @@ from typing import Any
 from grafalign import engine
 from grafalign.files import Place, file_digest, write_atomically, write_table
 from grafalign.pairing.cut import UNREADABLE
+from grafalign.pairing.inputs import INPUTS
 from grafalign.pairing.jobs import Shard, sidecar_name
 from grafalign.pairing.stages import Stages
 from grafalign.pairing.tables import Reject, make_tables
@@ -51,7 +52,8 @@ def finish(stages: Stages, out: Place, shards: list[Shard]) -> PairSummary:
     cut, rejects = _latest(shards, facts)
     photos, plan, scenes = stages.photos, stages.plan, stages.scenes
     rejects += list(scenes.rejected.itertuples(index=False, name=None))
-    tables = make_tables(recipe, photos, plan, cut, rejects)
+    refused = {tile_id: made_from for part in facts for tile_id, made_from in part.get('refused', {}).items()}
+    tables = make_tables(recipe, photos, plan, cut, rejects, refused)
     for name in _TABLES:
         write_table(getattr(tables, name), out / f'{name}.parquet')
     mosaics = zip(tables.tiles['collection'], tables.tiles['mosaic'], strict=True)
@@ -78,6 +80,7 @@ def finish(stages: Stages, out: Place, shards: list[Shard]) -> PairSummary:
         'dtype': tables.dtype,
         'recipe': recipe.model_dump(mode='json'),
         'recipe_digest': recipe.digest,
+        'inputs': json.loads((stages.work / INPUTS).read_text())['stamps'],
         'summary': asdict(summary),
         'files': digests,
         'digest': hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest(),

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from grafalign.files import Place
-from grafalign.pairing.cut import CutJob, ShardJob, TileJob
+from grafalign.pairing.cut import UNREAD_SCENE, CutJob, ShardJob, TileJob
+from grafalign.pairing.inputs import scene_digest, tile_digest
 from grafalign.pairing.stages import Stages
 from grafalign.scenes.items import public_assets_only
-from grafalign.store import shard_name
+from grafalign.store import PairStore, shard_name
 
 Ints = npt.NDArray[np.int64]
 
@@ -75,9 +76,51 @@ def group_shards(stages: Stages, shards: list[Shard]) -> list[list[Shard]]:
     return groups
 
 
-def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]], dtype: str = '') -> Iterator[CutJob]:
-    """The jobs of groups of shards, made one by one as they are wanted; `dtype` is that of all pixels."""
+class KeptTiles:
+    """Tiles of an earlier state of a store that need not be cut (or tried) again, by their `made_from`.
+
+    Those beside which a scene could not be read are left out: their rejects tell of it, and trying again may help.
+    """
+
+    def __init__(self, store: PairStore | None) -> None:
+        self._places: dict[str, tuple[str, int, int]] = {}
+        self._reasons: dict[str, tuple[str, str]] = {}
+        if store is None or 'made_from' not in store.tiles or not isinstance(store.path, Path):
+            return
+        rejected = store.rejected
+        unread = rejected.loc[(rejected['kind'] == 'scene') & (rejected['reason'] == UNREAD_SCENE), 'detail']
+        beside = set(unread.astype(str).str.partition(':')[0]) if len(unread) else set()
+        names = zip(store.tiles['tile_id'], store.tiles['made_from'], *store.places, strict=True)
+        for tile_id, made_from, shard, offset, nbytes in names:
+            if tile_id not in beside:
+                self._places[made_from] = str(store.path / shard), offset, nbytes
+        refused = rejected[rejected['made_from'].notna() & ~rejected['id'].isin(beside)]
+        reasons = zip(refused['reason'].astype(str), refused['detail'].astype(str), strict=True)
+        self._reasons = dict(zip(refused['made_from'].astype(str), reasons, strict=True))
+
+    def place(self, made_from: str) -> tuple[str, int, int] | None:
+        """Shard, byte offset and length of a tile that was made from the same."""
+        return self._places.get(made_from)
+
+    def refused(self, made_from: str) -> tuple[str, str] | None:
+        """Reason and detail, where a tile that was made from the same was rejected."""
+        return self._reasons.get(made_from)
+
+
+def make_jobs(
+    stages: Stages, out: Place, groups: list[list[Shard]], dtype: str = '', before: PairStore | None = None
+) -> Iterator[CutJob]:
+    """The jobs of groups of shards, made one by one as they are wanted.
+
+    Args:
+        stages: what is to be cut.
+        out: the store.
+        groups: shards that are cut together.
+        dtype: data type of all pixels.
+        before: an earlier state of the store, of whose tiles those are taken that would come out the same.
+    """
     recipe, choice, tiles = stages.recipe, stages.choice, stages.plan.tiles
+    reusable, digests = KeptTiles(before), _SceneDigests(stages)
     photos = np.diff(stages.first_pair)
     where = str(out.resolve() if isinstance(out, Path) else out)
     for group in groups:
@@ -92,6 +135,12 @@ def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]], dtype: str 
                 scenes = options[:kept].tolist()
                 mates = [[m for m in choice.mates[number, k].tolist() if m >= 0] for k in range(kept)]
                 wanted.update(scenes, *mates)
+                made_from = tile_digest(
+                    str(facts['tile_id']),
+                    [digests[s] for s in scenes],
+                    [[digests[m] for m in ms] for ms in mates],
+                    dtype,
+                )
                 jobs.append(
                     TileJob(
                         number,
@@ -102,6 +151,9 @@ def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]], dtype: str 
                         choice.days_apart[number, :kept].tolist(),
                         int(choice.considered[number]),
                         mates,
+                        made_from,
+                        reusable.place(made_from),
+                        reusable.refused(made_from),
                     )
                 )
             shards.append(ShardJob(shard_name(shard.index), sidecar_name(shard.index), jobs))
@@ -121,3 +173,15 @@ def make_jobs(stages: Stages, out: Place, groups: list[list[Shard]], dtype: str 
             recipe.sensor.value_range,
             dtype,
         )
+
+
+class _SceneDigests(dict[int, str]):
+    """Digest of a scene by its number, made when first asked for."""
+
+    def __init__(self, stages: Stages) -> None:
+        super().__init__()
+        self._stages = stages
+
+    def __missing__(self, number: int) -> str:
+        self[number] = scene_digest(self._stages.scenes.scenes[number], self._stages.recipe)
+        return self[number]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from grafalign.config import Settings
+from grafalign.config import Settings, settings_digest
 from grafalign.engine import Kind
 from grafalign.geo import TileGrid
 from grafalign.photos import PhotoSource
 from grafalign.scenes import SceneSource
 from grafalign.scenes.radiometry import BandOverride
+
+MEANING = 1
+"""Raised when the same recipe comes to mean another store: another default, other pixels, another plan."""
 
 
 class SensorSettings(Settings):
@@ -133,5 +135,4 @@ class Recipe(Settings):
     @property
     def digest(self) -> str:
         """Digest of all settings that decide what the store holds."""
-        content = self.model_dump_json(exclude={'photos': {'remote'}})
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return settings_digest(self, MEANING, {'photos': {'remote'}})

@@ -9,6 +9,7 @@ only where some tiles could not be read, so that they can be tried again.
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ import numpy as np
 from grafalign import console, engine
 from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import Place, make_folder, naming_url, remove_folder, remove_parts, write_atomically
-from grafalign.locks import LOCK
+from grafalign.locks import LOCK, exclusive
 from grafalign.pairing.cut import CutJob, CutResult, cut_shards
 from grafalign.pairing.finish import PairSummary, failed_tiles, finish
+from grafalign.pairing.inputs import INPUTS, InputStamp, changes, input_stamps
 from grafalign.pairing.jobs import Shard, group_shards, make_jobs, make_shards, sidecar_name, split_into_shards
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.stages import Stages
@@ -29,10 +31,14 @@ from grafalign.scenes.signing import Signer
 from grafalign.store import MARKER, PairStore, shard_name
 
 WORK = '_work'
+UPDATE = '_update'
+"""Below a store: its next state, while it is brought up to date."""
 _RETRIES = 'retries.json'
 
 
-def pair(recipe: Recipe, out: Place, workers: int | None = None, retry_failed: bool = False) -> PairSummary:
+def pair(
+    recipe: Recipe, out: Place, workers: int | None = None, *, retry_failed: bool = False, update: bool = False
+) -> PairSummary:
     """Make a pair store, or finish one that an earlier run began.
 
     Args:
@@ -40,45 +46,117 @@ def pair(recipe: Recipe, out: Place, workers: int | None = None, retry_failed: b
         out: the store's folder or URL; created.
         workers: takes the place of `run.workers` of the recipe.
         retry_failed: of a finished store, try the tiles again of which no scene could be read, and nothing else.
+        update: of a finished store, take in photos and scenes that came (or went) since; the result is, byte for byte,
+            that of pairing anew, but only tiles that come out otherwise are cut.
 
     Raises:
-        GrafalignError: the input is unusable, `out` holds the store of another recipe, or the disk is full.
+        GrafalignError: the input is unusable, `out` holds the store of another recipe, another process is writing to
+            it, or the disk is full.
     """
-    if isinstance(out, Path):
-        with naming_full_disk(out):
+    if not isinstance(out, Path):
+        if update:
+            raise GrafalignError(f'{out} is on a URL; --update needs a store on this machine: pair into another URL.')
+        with naming_url(out):
             return _pair(recipe, out, workers, retry_failed)
-    with naming_url(out):
+    with exclusive(out), naming_full_disk(out):
+        finish_update(out)
+        if update and (out / MARKER).exists():
+            return _update(recipe, out, workers)
         return _pair(recipe, out, workers, retry_failed)
 
 
-def _pair(recipe: Recipe, out: Place, workers: int | None, retry_failed: bool) -> PairSummary:
+def _pair(
+    recipe: Recipe, out: Place, workers: int | None, retry_failed: bool, before: PairStore | None = None
+) -> PairSummary:
+    """`pair` in a folder that nobody else writes to; `before` is the state of the store that is brought up to date."""
     work = out / WORK
     if (out / MARKER).exists():
-        store = PairStore(out)
-        if store.facts['recipe_digest'] != recipe.digest:
-            raise GrafalignError(f'{out} holds the store of another recipe; give another folder or delete it.')
-        summary = PairSummary(**store.facts['summary'])
+        summary = PairSummary(**_own_store(recipe, out).facts['summary'])
         if not summary.failed:
             remove_folder(work)
         if not (summary.failed and retry_failed):
             console.log(f'{out} is already complete.')
             if summary.failed:
                 console.log(f'{summary.failed} tiles could not be read; `--retry-failed` tries them again.')
+            _log_changes(recipe, out)
             return summary
-    begin(recipe, out)
-    stages = Stages(recipe, work, workers)
+    begun_at = begin(recipe, out)
+    stages = Stages(recipe, work, workers, None if before is None else begun_at)
     if not (work / 'photos.parquet').exists():
         check_source(recipe.scenes, recipe.sensor.bands, recipe.sensor.gsd_m)
     if not (out / 'tiles').exists():
         _check_bands(stages)
     shards = _all_shards(stages, out, retry_failed)
-    _cut_all(stages, out, shards, workers)
+    _cut_all(stages, out, shards, workers, before)
     remove_parts(out)
     summary = finish(stages, out, shards)
     _tell_limits_without_effect(stages, out)
     if not summary.failed:
         remove_folder(work)
     return summary
+
+
+def _own_store(recipe: Recipe, out: Place) -> PairStore:
+    """The finished store in a folder.
+
+    Raises:
+        GrafalignError: it was made by another recipe.
+    """
+    store = PairStore(out)
+    if store.facts['recipe_digest'] != recipe.digest:
+        raise GrafalignError(f'{out} holds the store of another recipe; give another folder or delete it.')
+    return store
+
+
+def _stamps_of(store: PairStore) -> tuple[InputStamp, ...]:
+    """What a store was made from, where it knows that."""
+    return tuple(InputStamp.model_validate(stamp) for stamp in store.facts.get('inputs', ()))
+
+
+def _log_changes(recipe: Recipe, out: Place) -> None:
+    """Say what has changed since a store was made."""
+    known = _stamps_of(PairStore(out))
+    found = changes(known, input_stamps(recipe))
+    if found:
+        console.log(f'Since it was made, {" and ".join(found)}; `--update` takes that in.')
+
+
+def _update(recipe: Recipe, out: Path, workers: int | None) -> PairSummary:
+    """Pair anew beside the store, with the tiles that it has already, and let the result take its place."""
+    store = _own_store(recipe, out)
+    found = changes(_stamps_of(store), input_stamps(recipe))
+    if not found and recipe.scenes.api is None and not (out / UPDATE).exists():
+        console.log(f'{out} is up to date.')
+        return PairSummary(**store.facts['summary'])
+    if found:
+        console.log(f'{out}: {" and ".join(found)}')
+    store.rejected  # noqa: B018, read before its file is replaced
+    summary = _pair(recipe, out / UPDATE, workers, False, store)
+    store.close()
+    finish_update(out)
+    return summary
+
+
+def finish_update(out: Path) -> None:
+    """Let the state of a store that an update made, if it is whole, take the place of the one before.
+
+    May be killed and repeated: every step is a rename, and the marker of the new state moves last.
+    """
+    made = out / UPDATE
+    if not (made / MARKER).is_file():
+        return
+    failed = PairSummary(**PairStore(made).facts['summary']).failed
+    (out / MARKER).unlink(missing_ok=True)  # from here on there is no store, until all files are those of the new state
+    for name in (WORK, 'tiles'):
+        if (made / name).is_dir():
+            remove_folder(out / name)
+            (made / name).rename(out / name)
+    if not failed:
+        remove_folder(out / WORK)
+    for path in sorted(made.glob('*.parquet')):
+        path.replace(out / path.name)
+    (made / MARKER).replace(out / MARKER)
+    remove_folder(made)
 
 
 def _check_bands(stages: Stages) -> None:
@@ -156,14 +234,17 @@ def _data_type(stages: Stages) -> str:
     return kind
 
 
-def begin(recipe: Recipe, out: Place) -> None:
+def begin(recipe: Recipe, out: Place) -> datetime:
     """Make the folder that keeps the stages, or take over the one of an earlier run.
+
+    Returns:
+        When the first of these runs began.
 
     Raises:
         GrafalignError: `out` holds something else.
     """
     work = out / WORK
-    if not work.exists() and out.exists() and any(p.name != LOCK for p in out.iterdir()):
+    if not work.exists() and out.exists() and any(p.name not in (LOCK, UPDATE) for p in out.iterdir()):
         raise GrafalignError(f'{out} is not empty and holds no pair store; give a new or an empty folder.')
     begun = work / 'recipe.txt'
     if work.exists() and not begun.exists():
@@ -173,7 +254,13 @@ def begin(recipe: Recipe, out: Place) -> None:
             raise GrafalignError(f'{out} was begun with another recipe; give another folder or delete it.')
         remove_folder(work)  # nothing was cut yet: the recipe was mended after an error, so begin again
     make_folder(work)
+    inputs = work / INPUTS
+    if not inputs.exists():  # before they are read, so that what changes meanwhile is noticed later
+        now = datetime.now(timezone.utc).isoformat(timespec='seconds')
+        stamps = [stamp.model_dump() for stamp in input_stamps(recipe)]
+        write_atomically(inputs, json.dumps({'begun_at': now, 'stamps': stamps}).encode())
     write_atomically(begun, recipe.digest.encode())
+    return datetime.fromisoformat(json.loads(inputs.read_text())['begun_at'])
 
 
 def _all_shards(stages: Stages, out: Place, retry_failed: bool) -> list[Shard]:
@@ -203,14 +290,16 @@ def _todo(out: Place, shards: list[Shard]) -> list[Shard]:
     ]
 
 
-def _cut_all(stages: Stages, out: Place, shards: list[Shard], workers: int | None) -> None:
-    """Cut every shard that is not there yet."""
+def _cut_all(
+    stages: Stages, out: Place, shards: list[Shard], workers: int | None, before: PairStore | None = None
+) -> None:
+    """Cut every shard that is not there yet, with the tiles of an earlier state that would come out the same."""
     todo = _todo(out, shards)
     if len(todo) < len(shards):
         console.log(f'resuming: {len(shards) - len(todo)} of {len(shards)} shards are done')
     settings = stages.recipe.run
     team = engine.Engine(settings.engine, workers or settings.workers, settings.scheduler)
-    jobs = make_jobs(stages, out, group_shards(stages, todo), _data_type(stages) if todo else '')
+    jobs = make_jobs(stages, out, group_shards(stages, todo), _data_type(stages) if todo else '', before)
     with console.progress('cutting tiles', sum(len(s.tiles) for s in todo)) as bar:
 
         def cut(job: CutJob) -> CutResult:

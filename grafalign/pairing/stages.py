@@ -54,10 +54,13 @@ class Stages:
         recipe: the recipe.
         work: folder that keeps the stages.
         workers: threads that read photos.
+        newer_than: searches of an API that were kept before this are made anew.
     """
 
-    def __init__(self, recipe: Recipe, work: Place, workers: int | None = None) -> None:
-        self.recipe, self.work, self._workers = recipe, work, workers
+    def __init__(
+        self, recipe: Recipe, work: Place, workers: int | None = None, newer_than: datetime | None = None
+    ) -> None:
+        self.recipe, self.work, self._workers, self._newer_than = recipe, work, workers, newer_than
 
     @cached_property
     def photos(self) -> Photos:
@@ -117,7 +120,8 @@ class Stages:
             margin = 1.5 * self.recipe.grid.side_m
             try:
                 regions = regions_of(lon, lat, source.search_cell_deg, margin)
-                found = load_scenes(source, regions, self._period(), _neighbourhoods(lon, lat, margin))
+                around = _neighbourhoods(lon, lat, margin)
+                found = load_scenes(source, regions, self._period(), around, self._newer_than)
             except GrafalignError:
                 self._reject_swapped(lon, lat)
                 raise

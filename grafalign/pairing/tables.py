@@ -35,7 +35,14 @@ class Tables:
     """Data type of all pixels."""
 
 
-def make_tables(recipe: Recipe, photos: Photos, plan: Plan, cut: list[dict[str, Any]], rejects: list[Reject]) -> Tables:
+def make_tables(
+    recipe: Recipe,
+    photos: Photos,
+    plan: Plan,
+    cut: list[dict[str, Any]],
+    rejects: list[Reject],
+    refused: dict[str, str],
+) -> Tables:
     """Join what was planned with what was cut; whatever is in no pair goes to `rejected` with its reason.
 
     Args:
@@ -44,6 +51,7 @@ def make_tables(recipe: Recipe, photos: Photos, plan: Plan, cut: list[dict[str, 
         plan: the plan over those photos.
         cut: facts of every cut tile, with its row `number` in the plan, in the order of the shards.
         rejects: tiles that could not be cut and scenes that could not be read.
+        refused: `made_from` of the tiles of which all scenes could be read and none would do, by tile id.
 
     Raises:
         GrafalignError: no tile could be cut, or the scenes store their pixels in several types.
@@ -70,7 +78,7 @@ def make_tables(recipe: Recipe, photos: Photos, plan: Plan, cut: list[dict[str, 
         _photo_table(photos, used),
         _tile_table(recipe, plan, tiles, when),
         _pair_table(photos, tiles, pairs, when),
-        _rejected_table(photos, plan, used, rejects),
+        _rejected_table(photos, plan, used, rejects, refused),
         kinds.pop(),
     )
 
@@ -113,7 +121,9 @@ def _pair_table(photos: Photos, tiles: pd.DataFrame, pairs: pd.DataFrame, when: 
     )
 
 
-def _rejected_table(photos: Photos, plan: Plan, used: npt.NDArray[np.int64], rejects: list[Reject]) -> pd.DataFrame:
+def _rejected_table(
+    photos: Photos, plan: Plan, used: npt.NDArray[np.int64], rejects: list[Reject], refused: dict[str, str]
+) -> pd.DataFrame:
     reasons = pd.Series('its tile could not be cut', index=np.arange(len(photos.table)), dtype='str')
     reasons.loc[plan.dropped['photo']] = plan.dropped['reason'].astype('str').to_numpy()
     unused = np.setdiff1d(np.arange(len(photos.table)), used)
@@ -127,4 +137,6 @@ def _rejected_table(photos: Photos, plan: Plan, used: npt.NDArray[np.int64], rej
     )
     ours = pd.DataFrame.from_records(rejects, columns=list(REJECTED_COLUMNS))
     parts = [part.astype('string') for part in (ours, lost, photos.rejected) if len(part)] or [ours.astype('string')]
-    return pd.concat(parts, ignore_index=True).sort_values(list(REJECTED_COLUMNS), ignore_index=True)
+    table = pd.concat(parts, ignore_index=True).sort_values(list(REJECTED_COLUMNS), ignore_index=True)
+    made_from = table['id'].map(refused).where(table['kind'] == 'tile')
+    return table.assign(made_from=made_from.astype('string'))

@@ -113,6 +113,7 @@ def load_scenes(
     regions: Iterable[Box] | Box,
     dates: tuple[datetime, datetime] | None = None,
     tiles: npt.NDArray[np.object_] | None = None,
+    newer_than: datetime | None = None,
 ) -> Found:
     """Read all scenes of a source that touch some regions.
 
@@ -123,6 +124,7 @@ def load_scenes(
         dates: for an API without a `period`: search no further than this.
         tiles: polygons in degrees; only scenes that touch one of them are kept. The regions are coarse, so this is what
             keeps the number of scenes in memory down.
+        newer_than: for an API: searches that were kept before this are made anew; none by default.
 
     Raises:
         GrafalignError: the source cannot be read, or holds no usable scene over the regions.
@@ -139,7 +141,7 @@ def load_scenes(
     else:
         from grafalign.scenes.search import search_items
 
-        raw = search_items(source, boxes, dates, near if tiles is not None else None, rejected, counts)
+        raw = search_items(source, boxes, dates, near if tiles is not None else None, rejected, counts, newer_than)
     conditions = Conditions(source.where)
     scenes = _usable(source, raw, near, conditions, rejected, counts)
     counts |= Counter(rejected=len(rejected), scenes=len(scenes))

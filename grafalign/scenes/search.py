@@ -52,6 +52,7 @@ def search_items(
     near: shapely.STRtree | None,
     rejected: list[Rejected],
     counts: Counter[str],
+    newer_than: datetime | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The items of an API over several regions; those that were searched before come from disk.
 
@@ -64,6 +65,7 @@ def search_items(
         near: only items whose bbox touches one of these geometries.
         rejected: gets a row for every item that the API gave and that has no id, time or outline.
         counts: gets regions, regions from cache, requests, retries, pages, repeated pages.
+        newer_than: searches that were kept before this are made anew.
 
     Raises:
         GrafalignError: the API does not answer, or the cache cannot be written.
@@ -79,7 +81,7 @@ def search_items(
     }
     folder = cache_folder(source) / _digest(asked)
     files = [folder / f'{_region_name(region)}.parquet' for region in regions]
-    known = {file: facts for file in files if (facts := _finished(file)) is not None}
+    known = {file: facts for file in files if (facts := _finished(file, newer_than)) is not None}
     counts['regions'] += len(regions)
     counts['regions from cache'] += len(known)
     if known:
@@ -146,10 +148,12 @@ def _printable(value: Any) -> str:
     return str(value).encode('utf-8', 'backslashreplace').decode()
 
 
-def _finished(file: Path) -> dict[str, Any] | None:
-    """The facts of a finished search; None where there is none or it is damaged."""
+def _finished(file: Path, newer_than: datetime | None) -> dict[str, Any] | None:
+    """The facts of a finished search; None where there is none, it is damaged, or too old."""
     try:
         facts = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
+        if newer_than is not None and datetime.fromisoformat(facts['searched_at']) < newer_than:
+            return None
         if facts['digest'] == _digest_of(file.read_bytes()) and isinstance(facts['rejected'], list):
             return dict(facts)
         problem = 'its table has changed'

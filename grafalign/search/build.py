@@ -50,8 +50,8 @@ def build_index(
 ) -> Catalog:
     """Index the tiles of a store or the pictures of a folder.
 
-    An index that is there is brought up to date with this source: new items are added, changed ones replaced, and what
-    other sources brought stays. A run that was killed goes on where it last committed.
+    An index that is there is brought up to date with this source: new items are added, changed ones replaced, and those
+    that are gone taken out; what other sources brought stays. A run that was killed goes on where it last committed.
 
     Args:
         source: pair store or folder of pictures.
@@ -135,10 +135,13 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
     known = source.items['item_id'].map(state)
     new = np.flatnonzero((known != source.items['signature']).to_numpy())
     rejected = dict(source.rejected)
+    _drop_gone(catalog, source)
     if not len(new):
         console.log(f'{source.name}: nothing new')
         _keep_rejected(catalog, source, rejected)
         return
+    if len(held):
+        console.log(f'{source.name}: {len(new):,} items are new or have changed')
     waiting: list[np.ndarray] = []
     rows: list[int] = []
 
@@ -174,6 +177,15 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
     if not len(catalog):
         name, reason = next(iter(rejected.items()))
         raise GrafalignError(f'{source.name}: none of its {len(rejected)} pictures can be used ({name}: {reason}).')
+
+
+def _drop_gone(catalog: Catalog, source: Source) -> None:
+    """Take out the items that the source no longer has."""
+    ours = catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool)
+    gone = np.flatnonzero(ours & ~catalog.items['item_id'].isin(source.items['item_id']).to_numpy(dtype=bool))
+    if len(gone):
+        catalog.remove(gone)
+        console.log(f'{source.name}: {len(gone):,} items are gone and were taken out')
 
 
 def _keep_rejected(catalog: Catalog, source: Source, rejected: dict[str, str]) -> None:

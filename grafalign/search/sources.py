@@ -80,7 +80,7 @@ def _store(store: PairStore, value_range: tuple[float, float] | None) -> Source:
             'item_id': tiles['tile_id'].astype(str).to_numpy(),
             'datetime': pd.to_datetime(tiles['datetime'], utc=True).to_numpy(),
             'source': name,
-            'signature': _tile_signatures(store),
+            'signature': [tile_state(store, row) for row in range(len(tiles))],
         },
         geometry=tiles.geometry.to_numpy(),
         crs='EPSG:4326',
@@ -100,15 +100,13 @@ def _store(store: PairStore, value_range: tuple[float, float] | None) -> Source:
     return Source(name, items, read, store.sensor.bands, value_range or store.sensor.value_range, dtype)
 
 
-def _tile_signatures(store: PairStore) -> list[str]:
-    return [tile_state(store, row) for row in range(len(store.tiles))]
-
-
 def tile_state(store: PairStore, row: int) -> str:
-    """State of a tile: the digest of its shard and its place there; a shard is the same or another as a whole."""
-    shards, offsets, _ = store.places
-    digests = store.facts.get('files', {})
-    return f'{digests.get(shards[row], store.digest)}-{offsets[row]}'
+    """State of a tile: its pixels, and what these mean where they are no 8-bit picture."""
+    digest = store.tile_digest(row)
+    scale, offset = (values[row] for values in store.radiometry)
+    if 'digest' not in store.tiles or ((scale == 1).all() and (offset == 0).all()):
+        return digest
+    return f'{digest} {scale.tolist()} {offset.tolist()}'
 
 
 def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[float, float] | None) -> Source:

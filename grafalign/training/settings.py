@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from grafalign.config import Settings
+from grafalign.config import Settings, settings_digest
 from grafalign.encoders import ClipSettings, TuneSettings
 from grafalign.files import PlaceSetting
 from grafalign.training.placement import PlacementSettings
 from grafalign.training.views import AugmentSettings
 
+MEANING = 1
+"""Raised when the same settings come to train otherwise: another default, another order, another loss."""
 _PAPER_LR = {'image': 1e-5, 'patch': 5e-5, 'both': 1e-5}
 _FREE = dict.fromkeys(
     (
@@ -174,7 +175,7 @@ class TrainSettings(LoopSettings):
     def digest(self) -> str:
         """Digest of every setting that changes the result."""
         free = _FREE if self.learn_tau or self.form == 'sigmoid' else {**_FREE, 'lr_scalars': True}
-        return hashlib.blake2b(self.model_dump_json(exclude=free).encode(), digest_size=16).hexdigest()
+        return settings_digest(self, MEANING, free)
 
     def facts(self) -> dict[str, Any]:
         """All settings as plain values."""

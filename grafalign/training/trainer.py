@@ -11,8 +11,10 @@ RUN/bad_tiles.txt          tiles that could not be read, if any
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 import warnings
@@ -46,6 +48,7 @@ from grafalign.encoders import (
 )
 from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import write_atomically
+from grafalign.locks import exclusive
 from grafalign.store import PairStore, Sensor
 from grafalign.training.checkpoint import checkpoint_facts, full_state, latest_checkpoint, save_tensors
 from grafalign.training.data import PairSteps, Share
@@ -53,6 +56,7 @@ from grafalign.training.loop import Run, fit, make_accelerator
 from grafalign.training.memory import largest_micro_batch, naming_full_memory
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
 from grafalign.training.provenance import data_facts
+from grafalign.training.rows import training_rows_digest
 from grafalign.training.settings import TrainSettings
 from grafalign.training.task import AlignmentTask
 from grafalign.training.trackers import end_trackers, start_trackers
@@ -92,10 +96,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         Content of `RUN/model.json`.
 
     Raises:
-        GrafalignError: store, bank or CLIP are missing or do not belong together, the run folder is another's, or the
-            disk or the memory is full.
+        GrafalignError: store, bank or CLIP are missing or do not belong together, the run folder is another's or
+            another process is writing to it, or the disk or the memory is full.
     """
-    with naming_full_disk(settings.out), naming_lost_processes(), naming_full_memory():
+    first = int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) == 0  # which holds the lock for all
+    lock = exclusive(settings.out) if first else contextlib.nullcontext()
+    with lock, naming_full_disk(settings.out), naming_lost_processes(), naming_full_memory():
         return _train(settings)
 
 
@@ -104,7 +110,8 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     store = PairStore(settings.store)
     clip = load_clip(settings.clip)
     bank = load_bank(store, settings.bank, clip)
-    digest = _digest(settings, store, clip, bank)
+    rows_digest = training_rows_digest(store, bank)
+    digest = _digest(settings, clip, rows_digest)
     if (out / 'model.json').is_file():
         done: dict[str, Any] = json.loads((out / 'model.json').read_text())
         if done['digest'] != digest:
@@ -164,6 +171,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
         'clip': settings.clip.model_dump(),
         'clip_digest': clip.digest,
         'store_digest': store.digest,
+        'rows_digest': rows_digest,
         'sensor': {**asdict(sensor), 'bands': list(sensor.bands), 'value_range': list(sensor.value_range)},
         'fit': settings.fit,
         'seed': settings.seed,
@@ -190,11 +198,9 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     return facts
 
 
-def _digest(settings: TrainSettings, store: PairStore, clip: FrozenClip, bank: GroundBank) -> str:
-    """Digest of all that a run follows from: settings, store, CLIP, and which photos of the bank are used."""
-    state = hashlib.blake2b(f'{settings.digest}{store.digest}{clip.digest}'.encode(), digest_size=16)
-    state.update(np.packbits(bank.valid).tobytes())
-    return state.hexdigest()
+def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
+    """Digest of all that a run follows from: settings, CLIP, and of the store and its bank what is trained on."""
+    return hashlib.blake2b(f'{settings.digest} {clip.digest} {rows_digest}'.encode(), digest_size=16).hexdigest()
 
 
 def bank_rows(bank: GroundBank, device: torch.device) -> torch.Tensor:

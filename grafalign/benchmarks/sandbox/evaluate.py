@@ -27,6 +27,7 @@ from grafalign.errors import GrafalignError
 from grafalign.retrieval import average_precision_at, nearest
 from grafalign.store import PairStore, Sensor
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite
+from grafalign.training.rows import training_rows_digest
 from grafalign.zeroshot import class_scores, class_vectors, photo_prior, segment
 
 CHIP_PX = 128
@@ -95,10 +96,17 @@ def evaluate_sandbox(
     settings = {name: load_settings(path / 'config.yaml', TrainSettings) for name, path in runs.items()}
     clip = load_clip(next(iter(settings.values())).clip)
     models: dict[str, SatelliteModel] = {}
+    rows_digest = training_rows_digest(store, load_bank(store, clip=clip))
     for name, path in runs.items():
         models[name] = load_satellite(path, clip)
-        if models[name].facts['store_digest'] != store.digest:
-            raise GrafalignError(f'{path} was trained on another store than {store_path}; give that store.')
+        facts = models[name].facts
+        # runs of before there was a digest of the rows know that of the whole store
+        same = facts['rows_digest'] == rows_digest if 'rows_digest' in facts else facts['store_digest'] == store.digest
+        if not same:
+            raise GrafalignError(
+                f'{path} was trained on other tiles, pairs or photos than are in {store_path} (now); give the store as '
+                'it was then, or train again.'
+            )
     text = class_vectors(clip, truth.classes)
     console.log('cutting labelled tiles and chips')
     test = truth.tiles('test', sizes.test_per_class, seed)

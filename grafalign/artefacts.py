@@ -1,0 +1,71 @@
+"""Markers: the JSON file that an artefact is finished by, written last, as a typed model with a version.
+
+A marker says which format its folder has and what the rest of the folder depends on. Unknown keys of a later release
+are ignored, a later format is refused, and damage is one sentence with the remedy of that artefact.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from grafalign.errors import GrafalignError
+from grafalign.files import write_atomically
+from grafalign.foreign.files import open_plain, parse_object, whole_number
+
+_MOST_BYTES = 256 << 20
+
+
+class Marker(BaseModel):
+    """Base of the markers.
+
+    A subclass sets `NEWEST` and `REMEDY` and has a field `format`, the version that wrote it.
+    """
+
+    model_config = ConfigDict(extra='ignore', frozen=True)
+
+    NEWEST: ClassVar[int] = 1
+    """The format that this release writes, and the newest that it reads."""
+    OLDEST: ClassVar[int] = 1
+    """The oldest format that it reads."""
+    REMEDY: ClassVar[str]
+    """What to do about a damaged or outdated one, as the end of a sentence."""
+
+    format: int
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a marker.
+
+        Raises:
+            GrafalignError: it cannot be read, is damaged, or of a format that is not read.
+        """
+        try:
+            with open_plain(path, _MOST_BYTES) as file:
+                content = parse_object(file.read())
+            version = whole_number(content.get('format', 0), 10**6)
+            if version > cls.NEWEST:
+                raise GrafalignError(
+                    f'{path} was written by a newer grafalign (format {version}; this one reads up to {cls.NEWEST}); '
+                    'upgrade grafalign.'
+                )
+            if version < cls.OLDEST:
+                raise GrafalignError(
+                    f'{path} was written by another version of grafalign (format {version}; this one reads '
+                    f'{cls.OLDEST} to {cls.NEWEST}); {cls.REMEDY}.'
+                )
+            return cls.model_validate(content)
+        except OSError as error:
+            raise GrafalignError(f'{path} cannot be read ({error.strerror or error}); {cls.REMEDY}.') from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = '.'.join(str(part) for part in first['loc'])
+            raise GrafalignError(f'{path} is damaged ({key}: {first["msg"]}); {cls.REMEDY}.') from None
+        except ValueError as error:
+            raise GrafalignError(f'{path} is damaged ({error}); {cls.REMEDY}.') from None
+
+    def write(self, path: Path) -> None:
+        """Write the marker, atomically."""
+        write_atomically(path, (self.model_dump_json(indent=2) + '\n').encode())

@@ -1,0 +1,262 @@
+"""Make a photo bank, or bring one up to date: what is new is embedded, what is gone dropped, the rest kept.
+
+Chunks of photos leave their embeddings in `bank/parts-...`, named after what they are parts of, so that a killed run
+goes on. The new state of the bank is written beside the old one, in `bank/next`, its marker last; then its files take
+the place of the old ones. A kill between leaves the old bank, or is made good by the next run.
+
+Photos that are fetched from elsewhere are embedded and forgotten: nothing of them but their rows is ever on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from grafalign import console
+from grafalign.config import parse_settings
+from grafalign.encoders.bank import (
+    MARKER,
+    BankMarker,
+    BankRows,
+    GroundBank,
+    bank_folder,
+    bank_rows,
+    identity_of,
+    open_bank,
+    rows_of,
+)
+from grafalign.encoders.clip import FrozenClip
+from grafalign.encoders.reading import facts_table, read_chunks
+from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.files import write_table
+from grafalign.locks import exclusive
+from grafalign.photos.fetch import RemoteSettings
+from grafalign.store import MARKER as STORE_MARKER
+from grafalign.store import PairStore
+
+_CHUNK = 128
+"""Photos that go through CLIP together, and what a killed run loses at most a few of; 77 MB at 224 px."""
+_BLOCK = 1 << 16
+_NEXT = 'next'
+
+
+def embed(
+    store: PairStore,
+    clip: FrozenClip,
+    out: Path | None = None,
+    workers: int | None = None,
+    *,
+    retry_failed: bool = False,
+    remote: RemoteSettings | None = None,
+) -> GroundBank:
+    """Embed all photos of a store, keeping what an earlier run did.
+
+    A bank that is there is brought up to date: photos that it lacks are embedded, those that the store no longer has
+    are dropped. A photo is the same if its id is, and its content (or, where nobody knows that, its uri).
+
+    Args:
+        store: the pair store.
+        clip: the frozen CLIP.
+        out: the bank's folder on this machine; `STORE/bank` by default.
+        workers: threads that decode photos.
+        retry_failed: also try those photos again whose problem may have passed (time-outs, busy hosts).
+        remote: how photos are fetched; by default as the store's recipe says.
+
+    Raises:
+        GrafalignError: the folder holds the bank of another CLIP, another process is writing to it, the disk is full,
+            no photo could be read, or the store is on a URL and no folder is given.
+    """
+    out = bank_folder(store, out)
+    remote = remote or _remote_settings(store)
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out), naming_full_disk(out):
+        _move_in(out)
+        held = bank_rows(out, store, clip) if (out / MARKER).is_file() else None
+        _bring_up_to_date(store, clip, out, held, workers, remote, retry_failed)
+    return open_bank(store, out, clip)
+
+
+def _bring_up_to_date(
+    store: PairStore,
+    clip: FrozenClip,
+    out: Path,
+    held: BankRows | None,
+    workers: int | None,
+    remote: RemoteSettings,
+    retry_failed: bool,
+) -> None:
+    photos = store.photos
+    kept = np.full(len(photos), -1) if held is None else rows_of(photos, held.photos)
+    gone = 0 if held is None else len(held.photos) - int((kept >= 0).sum())
+    if retry_failed and held is not None:
+        known = np.flatnonzero(kept >= 0)
+        kept[known[held.photos['transient'].to_numpy(dtype=bool)[kept[known]]]] = -1
+    todo = np.flatnonzero(kept < 0)
+    parts_folder = out / f'parts-{_question(store, clip, todo)}'
+    if not len(todo) and not gone:
+        _remove_parts(out)  # of a run that was killed right after it had finished
+        return
+    if held is not None and (gone or not retry_failed):
+        console.log(f'{out}: {len(todo):,} photos to embed, {gone:,} are gone, {len(photos) - len(todo):,} are kept')
+    parts = _compute(photos['uri'].tolist(), todo, clip, parts_folder, workers, remote)
+    read = [pd.read_parquet(part.with_suffix('.parquet')) for part in parts] or [facts_table([])]
+    fresh = pd.concat(read, ignore_index=True)
+    fresh.insert(0, 'photo_id', photos['photo_id'].astype('string').array[todo])
+    for number, (name, values) in enumerate(identity_of(photos).items(), start=1):
+        fresh.insert(number, name, values[todo])
+    if held is None and fresh['problem'].notna().all():
+        shutil.rmtree(parts_folder)  # or the next run would believe them, whatever was mended meanwhile
+        raise GrafalignError(
+            f'None of the {len(photos)} photos could be read (first: {fresh["uri"][0]}: {fresh["problem"][0]}); '
+            'are they still there?'
+        )
+    table = _joined(kept, todo, held, fresh)
+    following = out / _NEXT
+    shutil.rmtree(following, ignore_errors=True)
+    following.mkdir()
+    _write_embeddings(following / 'embeddings.npy', kept, held, parts, _width(clip))
+    write_table(table, following / 'photos.parquet')
+    marker = BankMarker(
+        format=BankMarker.NEWEST, clip=clip.digest, clip_settings=clip.settings.model_dump(), photos=len(photos)
+    )
+    marker.write(following / MARKER)
+    _move_in(out)
+    _remove_parts(out)
+    _log_unreadable(table)
+
+
+def _move_in(out: Path) -> None:
+    """Let the next state of a bank, if it is whole, take the place of the one before; may be killed and repeated."""
+    following = out / _NEXT
+    if not (following / MARKER).is_file():
+        return
+    (out / MARKER).unlink(missing_ok=True)  # from here on there is no bank, until all files are those of the next one
+    for name in ('embeddings.npy', 'photos.parquet', MARKER):
+        if (following / name).is_file():
+            (following / name).replace(out / name)
+    following.rmdir()
+
+
+def _remove_parts(out: Path) -> None:
+    for folder in (*out.glob('parts-*'), out / _NEXT):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _question(store: PairStore, clip: FrozenClip, todo: npt.NDArray[np.int64]) -> str:
+    """Names the parts of one run: the same CLIP, the same photos."""
+    asked = store.photos[['photo_id']].assign(**identity_of(store.photos)).fillna('').astype(str).iloc[todo]
+    rows = pd.util.hash_pandas_object(asked, index=False).to_numpy().tobytes()
+    return hashlib.blake2b(clip.digest.encode() + rows, digest_size=6).hexdigest()
+
+
+def _remote_settings(store: PairStore) -> RemoteSettings:
+    photos = (store.facts.get('recipe') or {}).get('photos') or {}
+    return parse_settings(photos.get('remote') or {}, RemoteSettings, f'{store.path / STORE_MARKER}, photos.remote')
+
+
+def _joined(
+    kept: npt.NDArray[np.int64], todo: npt.NDArray[np.int64], held: BankRows | None, fresh: pd.DataFrame
+) -> pd.DataFrame:
+    """`photos.parquet`: the rows that are kept and those that are new, in the order of the store."""
+    if held is None:
+        return fresh
+    place = kept.copy()
+    place[todo] = len(held.photos) + np.arange(len(todo))
+    before = held.photos[fresh.columns].astype(fresh.dtypes.to_dict())
+    return pd.concat([before, fresh], ignore_index=True).iloc[place].reset_index(drop=True)
+
+
+def _write_embeddings(
+    path: Path, kept: npt.NDArray[np.int64], held: BankRows | None, parts: list[Path], width: int
+) -> None:
+    """Write the rows block by block: banks are larger than memory.
+
+    Args:
+        path: file to write.
+        kept: for every photo its row in the bank that is there, -1 where it comes from the parts, [P].
+        held: that bank.
+        parts: files with the other rows, in their order.
+        width: D.
+    """
+    fresh = _rows_of_parts(parts)
+    with path.open('wb') as file:
+        shape = (len(kept), width)
+        np.lib.format.write_array_header_1_0(file, {'descr': '<f2', 'fortran_order': False, 'shape': shape})
+        for start in range(0, len(kept), _BLOCK):
+            rows = kept[start : start + _BLOCK]
+            block = np.empty((len(rows), width), dtype='<f2')
+            if held is not None:
+                block[rows >= 0] = held.embeddings[rows[rows >= 0]]
+            for row in np.flatnonzero(rows < 0):
+                block[row] = next(fresh)
+            file.write(block.tobytes())
+
+
+def _rows_of_parts(parts: list[Path]) -> Iterator[npt.NDArray[np.float16]]:
+    for part in parts:
+        yield from np.load(part)['embeddings']
+
+
+def _compute(
+    uris: list[str],
+    todo: npt.NDArray[np.int64],
+    clip: FrozenClip,
+    parts: Path,
+    workers: int | None,
+    remote: RemoteSettings,
+) -> list[Path]:
+    """Embed photos in chunks into one pair of files each, leaving out those that are there; return the files.
+
+    CLIP always sees the whole chunk, with zeros for photos that failed: a row's last bits may depend on the size of the
+    batch, but not on its other rows.
+
+    Args:
+        uris: of all photos of the store.
+        todo: rows of those to embed.
+        clip: the CLIP.
+        parts: folder for the files.
+        workers: threads that decode.
+        remote: how photos are fetched.
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
+    files = [parts / f'{number:07d}.npz' for number in range(len(chunks))]
+    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    width = _width(clip)
+    read = read_chunks(uris, clip, remote, [chunks[number] for number in missing], workers)
+    for number, chunk in console.track(read, 'embedding photos', len(todo), step=_CHUNK):
+        fine = chunk.facts['problem'].isna().to_numpy(dtype=bool)
+        embeddings = np.zeros((len(fine), width), dtype=np.float16)
+        if fine.any():
+            embeddings[fine] = clip.encode_images(chunk.images).cpu().numpy().astype(np.float16)[fine]
+        file = files[missing[number]]
+        write_table(chunk.facts, file.with_suffix('.parquet'))
+        part = file.with_suffix('.part')
+        with part.open('wb') as sink:
+            np.savez(sink, embeddings=embeddings)
+        part.replace(file)  # the last of the two: it says that both are there
+    return files
+
+
+def _log_unreadable(photos: pd.DataFrame) -> None:
+    """Say how many photos could not be read, and why."""
+    bad = photos[photos['problem'].notna()]
+    if not len(bad):
+        return
+    often, times = bad['problem'].value_counts().index[0], int(bad['problem'].value_counts().iloc[0])
+    later = int(bad['transient'].sum())
+    console.log(
+        f'{len(bad):,} of {len(photos):,} photos could not be read and are left out (most often: {often}, {times:,} '
+        f'times; first: {bad["uri"].iloc[0]})'
+        + (f'; {later:,} of them may work later: run `grafalign embed` with --retry-failed' if later else '')
+    )
+
+
+def _width(clip: FrozenClip) -> int:
+    return int(clip.encode_text(['']).shape[1])

@@ -1,0 +1,136 @@
+"""What a store was made from: so the same command notices what has come since, and an update cuts only what differs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from grafalign.config import Settings
+from grafalign.errors import GrafalignError
+from grafalign.pairing.recipe import Recipe
+from grafalign.photos.opening import files_of, is_url
+from grafalign.scenes import Scene, band_sources, cloud_mask
+
+INPUTS = 'inputs.json'
+"""In the folder of the stages: when pairing began, and the stamps of its sources then."""
+
+
+class InputStamp(Settings):
+    """The files of one source, when they were read."""
+
+    name: str
+    """The key of the recipe that names them."""
+    files: int
+    bytes: int
+    stamp: str
+    """Digest of their names, sizes and times of change."""
+
+
+def input_stamps(recipe: Recipe) -> tuple[InputStamp, ...]:
+    """Stamps of the recipe's photos and scenes; sources on URLs have none.
+
+    Raises:
+        GrafalignError: a table that the recipe names is not there.
+    """
+    photos, scenes = recipe.photos, recipe.scenes
+    named: list[tuple[str, Iterator[Path]]] = []
+    if photos.folder is not None:
+        named.append(('photos.folder', _below(photos.folder)))
+    if photos.webdataset is not None and not is_url(str(photos.webdataset)):
+        named.append(('photos.webdataset', _below(Path(photos.webdataset))))
+    if photos.table is not None:
+        named.append(('photos.table', (Path(f) for f in files_of(photos.table) if not is_url(f))))
+    if scenes.catalog is not None:
+        named.append(('scenes.catalog', _below(scenes.catalog.parent, '.json')))
+    if scenes.items is not None:
+        named.append(('scenes.items', iter([scenes.items])))
+    return tuple(_stamp(name, files) for name, files in named)
+
+
+def _below(folder: Path, suffix: str = '') -> Iterator[Path]:
+    """The files below a folder, in the order of their names."""
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent) / name for name in sorted(files) if name.lower().endswith(suffix))
+
+
+def _stamp(name: str, files: Iterator[Path]) -> InputStamp:
+    count = total = 0
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        try:
+            known = path.stat()
+        except OSError:  # removed meanwhile, or a link that leads nowhere
+            continue
+        count, total = count + 1, total + known.st_size
+        digest.update(os.fsencode(path) + f'\0{known.st_size}\0{known.st_mtime_ns}\n'.encode())
+    return InputStamp(name=name, files=count, bytes=total, stamp=digest.hexdigest())
+
+
+def changes(before: tuple[InputStamp, ...], now: tuple[InputStamp, ...]) -> list[str]:
+    """What has changed, as parts of a sentence; sources that either side knows nothing of do not count.
+
+    Example:
+        >>> old = InputStamp(name='photos.folder', files=480, bytes=9, stamp='a')
+        >>> changes((old,), (InputStamp(name='photos.folder', files=492, bytes=11, stamp='b'),))
+        ['photos.folder has 492 files instead of 480']
+    """
+    known = {stamp.name: stamp for stamp in before}
+    found = []
+    for stamp in now:
+        old = known.get(stamp.name)
+        if old is None or old.stamp == stamp.stamp:
+            continue
+        found.append(
+            f'{stamp.name} has other content (or times) than then'
+            if old.files == stamp.files
+            else f'{stamp.name} has {stamp.files:,} files instead of {old.files:,}'
+        )
+    return found
+
+
+def scene_digest(scene: Scene, recipe: Recipe) -> str:
+    """Digest of all of a scene that decides what is cut out of it.
+
+    These are where its bands lie and what their numbers mean, what a tile records of it, and for files of this machine
+    their size and time.
+    """
+    sensor = recipe.sensor
+    parts: list[object] = [scene.item_id, scene.collection, scene.when.isoformat(), scene.cloud_percent, scene.baseline]
+    try:
+        sources = band_sources(scene.item, sensor.bands, sensor.gsd_m, sensor.overrides)
+    except GrafalignError as error:
+        return _digest([*parts, str(error)])
+    mask = cloud_mask(scene.item) if recipe.max_tile_cloud_percent is not None else None
+    files = [*sources, *([mask] if mask is not None else [])]
+    for source in files:
+        parts.append(repr(source))
+        if '://' not in source.href:
+            parts += [_size_and_time(Path(source.href)), _size_and_time(Path(f'{source.href}.msk'))]
+    return _digest(parts)
+
+
+def _size_and_time(path: Path) -> str:
+    try:
+        known = path.stat()
+    except OSError:
+        return 'not there'
+    return f'{known.st_size} {known.st_mtime_ns}'
+
+
+def tile_digest(tile_id: str, scenes: list[str], mates: list[list[str]], dtype: str) -> str:
+    """Digest of all that decides a tile's pixels, of one recipe.
+
+    Args:
+        tile_id: its place and shape.
+        scenes: digests of its candidates, best first.
+        mates: for each candidate the digests of those that may fill its holes.
+        dtype: that of the store.
+    """
+    return _digest([tile_id, scenes, mates, dtype])
+
+
+def _digest(parts: list[object]) -> str:
+    return hashlib.blake2b(repr(parts).encode('utf-8', 'backslashreplace'), digest_size=16).hexdigest()
