@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from grafalign.encoders import ClipSettings, FrozenClip
-from grafalign.store import Sensor, ShardWriter
+from grafalign.store import ShardWriter
+from grafalign.store_marker import Sensor
 from grafalign.training.memory import kept_bytes
 from grafalign.training.objective import Candidates, Pairs, contrastive_loss
 from grafalign.training.processes import bytes_per_step

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from grafalign.errors import GrafalignError
-from grafalign.files import write_atomically
+from grafalign.files import Place, write_atomically
 from grafalign.foreign.files import open_plain, parse_object, whole_number
 
 _MOST_BYTES = 256 << 20
@@ -21,7 +21,7 @@ _MOST_BYTES = 256 << 20
 class Marker(BaseModel):
     """Base of the markers.
 
-    A subclass sets `NEWEST` and `REMEDY` and has a field `format`, the version that wrote it.
+    A subclass sets `REMEDY`, perhaps the other class variables, and has a field for its version, `format`.
     """
 
     model_config = ConfigDict(extra='ignore', frozen=True)
@@ -30,30 +30,29 @@ class Marker(BaseModel):
     """The format that this release writes, and the newest that it reads."""
     OLDEST: ClassVar[int] = 1
     """The oldest format that it reads."""
+    VERSION_KEY: ClassVar[str] = 'format'
     REMEDY: ClassVar[str]
     """What to do about a damaged or outdated one, as the end of a sentence."""
 
-    format: int
-
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Place) -> Self:
         """Read and check a marker.
 
         Raises:
             GrafalignError: it cannot be read, is damaged, or of a format that is not read.
         """
         try:
-            with open_plain(path, _MOST_BYTES) as file:
+            with open_plain(path, _MOST_BYTES) if isinstance(path, Path) else path.open('rb') as file:
                 content = parse_object(file.read())
-            version = whole_number(content.get('format', 0), 10**6)
+            version = whole_number(content.get(cls.VERSION_KEY, 0), 10**6)
             if version > cls.NEWEST:
                 raise GrafalignError(
-                    f'{path} was written by a newer grafalign (format {version}; this one reads up to {cls.NEWEST}); '
-                    'upgrade grafalign.'
+                    f'{path} was written by a newer grafalign ({cls.VERSION_KEY} {version}; this one reads up to '
+                    f'{cls.NEWEST}); upgrade grafalign.'
                 )
             if version < cls.OLDEST:
                 raise GrafalignError(
-                    f'{path} was written by another version of grafalign (format {version}; this one reads '
+                    f'{path} was written by another version of grafalign ({cls.VERSION_KEY} {version}; this one reads '
                     f'{cls.OLDEST} to {cls.NEWEST}); {cls.REMEDY}.'
                 )
             return cls.model_validate(content)
@@ -66,6 +65,6 @@ class Marker(BaseModel):
         except ValueError as error:
             raise GrafalignError(f'{path} is damaged ({error}); {cls.REMEDY}.') from None
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Place) -> None:
         """Write the marker, atomically."""
         write_atomically(path, (self.model_dump_json(indent=2) + '\n').encode())

@@ -23,7 +23,6 @@ import tarfile
 import tempfile
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
@@ -37,11 +36,11 @@ import pandas as pd
 
 from grafalign.errors import GrafalignError
 from grafalign.files import ME, Place, make_folder, place, read_range, stream_digest
-from grafalign.foreign.files import PASSING, below, open_plain, parse_object, whole_number
+from grafalign.foreign.files import PASSING, below, open_plain, parse_object
+from grafalign.store_marker import StoreMarker
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = StoreMarker.NEWEST
 MARKER = 'dataset.json'
-_MARKER_BYTES = 256 << 20
 _OPEN_SHARDS = 64
 """Shards that are open at a time: a process may have a thousand files, and a store many thousands of shards."""
 _PASSING = {
@@ -59,18 +58,6 @@ _COLUMNS = {
     'pairs': ('tile_id', 'photo_id', 'row', 'col'),
     'rejected': ('kind', 'id', 'reason'),
 }
-
-
-@dataclass(frozen=True)
-class Sensor:
-    """What every tile of a store has in common."""
-
-    name: str
-    bands: tuple[str, ...]
-    gsd_m: float
-    size_px: int
-    value_range: tuple[float, float]
-    """Physical values (after scale and offset) that become 0 and 1 at the model's input."""
 
 
 def shard_name(index: int) -> str:
@@ -183,30 +170,8 @@ class PairStore:
                 'it is unfinished: run the same `grafalign pair` again' if started else 'make one with `grafalign pair`'
             )
             raise GrafalignError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
-        try:
-            with open_plain(marker, _MARKER_BYTES) if isinstance(marker, Path) else marker.open('rb') as opened:
-                self.facts: dict[str, Any] = parse_object(opened.read())
-            version = whole_number(self.facts['schema_version'], 10**6)
-            if version > SCHEMA_VERSION:
-                raise GrafalignError(
-                    f'{marker}: schema_version is {version}, this grafalign reads up to {SCHEMA_VERSION}; '
-                    'upgrade grafalign.'
-                )
-            sensor = self.facts['sensor']
-            low, high = (float(v) for v in sensor['value_range'])
-            self.sensor = Sensor(
-                str(sensor['name']),
-                tuple(str(band) for band in sensor['bands']),
-                float(sensor['gsd_m']),
-                whole_number(sensor['size_px'], 1 << 16),
-                (low, high),
-            )
-            if not self.sensor.bands or not self.sensor.size_px:
-                raise ValueError('its tiles have no bands or no pixels')
-        except OSError as error:
-            raise GrafalignError(f'{marker} cannot be read ({error.strerror or error}).') from None
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise GrafalignError(f'{marker} is damaged ({error!r}); pair again into an empty folder.') from None
+        self.marker = StoreMarker.read(marker)
+        self.sensor = self.marker.sensor
         self._shards: OrderedDict[str, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -237,7 +202,7 @@ class PairStore:
     @property
     def digest(self) -> str:
         """One digest for all the content."""
-        return str(self.facts['digest'])
+        return self.marker.digest
 
     def _table(self, name: str) -> Any:
         path = self.path / f'{name}.parquet'
@@ -319,7 +284,7 @@ class PairStore:
         if self._tile_digests is not None:
             return self._tile_digests[row]
         shards, offsets, _ = self.places
-        return f'{self.facts.get("files", {}).get(shards[row], self.digest)}-{offsets[row]}'
+        return f'{self.marker.files.get(shards[row], self.digest)}-{offsets[row]}'
 
     @cached_property
     def radiometry(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grafalign.encoders import PixelRule, SatelliteEncoder, select_bands
 from grafalign.errors import GrafalignError
-from grafalign.store import Sensor
+from grafalign.store_marker import Sensor
 from tests.small_clips import TOWERS, small_clip
 
 every_tower = pytest.mark.parametrize('tower', TOWERS)

@@ -206,7 +206,7 @@ def test_wrong_remote_settings_name_the_store(own_store: Path, clip: FrozenClip)
     """A key that the store's recipe should not hold ends in one sentence with its place."""
     store = PairStore(own_store)
     shutil.rmtree(own_store / 'bank')
-    store.facts['recipe']['photos']['remote'] = {'timeout': 3}
+    store.marker.recipe['photos']['remote'] = {'timeout': 3}
     with pytest.raises(GrafalignError, match=r'dataset\.json, photos\.remote: unknown key .timeout.'):
         embed(store, clip)
 

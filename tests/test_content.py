@@ -191,7 +191,7 @@ def test_remote_photos_are_compared_when_they_are_there(
     assert left_out(duplicates='none') == {}
     assert left_out(duplicates='none', min_px=61) == {ids[14]: '80 x 60'}
     assert left_out(duplicates=None) == {}
-    remote.facts['recipe']['photos']['filters'] = {'duplicates': 'bytes', 'min_px': 61}
+    remote.marker.recipe['photos']['filters'] = {'duplicates': 'bytes', 'min_px': 61}
     assert left_out(duplicates=None) == same | {ids[14]: '80 x 60'}
     assert set(load_bank(remote).rejected['reason']) == {'duplicate photo', 'too few pixels'}
 

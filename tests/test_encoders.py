@@ -14,7 +14,8 @@ from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, PixelRule, 
 from grafalign.encoders.clip import needs_quick_gelu
 from grafalign.errors import GrafalignError
 from grafalign.photos import open_photo
-from grafalign.store import PairStore, Sensor
+from grafalign.store import PairStore
+from grafalign.store_marker import Sensor
 
 
 def test_an_untrained_encoder_is_clip(clip: FrozenClip) -> None:

@@ -15,7 +15,7 @@ from grafalign.training.provenance import NOT_STATED, data_facts, without_paths
 def test_the_counts_are_those_of_the_tables(store: PairStore) -> None:
     """Tiles, pairs and different photos of each split add up to the tables."""
     facts = data_facts(store)
-    assert {n: c['tiles'] for n, c in facts['splits'].items()} == store.facts['summary']['splits']
+    assert {n: c['tiles'] for n, c in facts['splits'].items()} == store.marker.summary.splits
     assert sum(c['pairs'] for c in facts['splits'].values()) == facts['pairs'] == len(store.pairs)
     assert sum(c['photos'] for c in facts['splits'].values()) >= facts['photos'] == len(store.photos)
     train = store.pairs[store.pairs['tile'].isin(store.tiles_of('train'))]

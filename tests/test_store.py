@@ -70,7 +70,7 @@ def test_a_damaged_tile_is_one_sentence(own_store: Path, at: int, content: bytes
 def test_stored_pixels_equal_an_independent_read(store: PairStore) -> None:
     """Tiles of the western zone are the scene's pixels exactly, read here by plain window arithmetic."""
     west = store.tiles[store.tiles['item_id'].str.endswith('_west') & (store.tiles['epsg'] == 32625)]
-    items = Path(store.facts['recipe']['scenes']['catalog']).parent / 'sandbox-ms'
+    items = Path(store.marker.recipe['scenes']['catalog']).parent / 'sandbox-ms'
     assert len(west) > 5
     for row in west.itertuples():
         for band, name in enumerate(store.sensor.bands):
@@ -87,7 +87,7 @@ def test_tables_agree_with_each_other(store: PairStore) -> None:
     assert (store.pairs['tile'] >= 0).all() and (store.pairs['photo'] >= 0).all()
     assert set(store.pairs['tile']) == set(range(len(store.tiles)))
     assert set(store.pairs['photo']) == set(range(len(store.photos)))
-    counts = store.facts['summary']
+    counts = store.marker.summary.model_dump()
     assert (counts['tiles'], counts['pairs']) == (len(store.tiles), len(store.pairs))
     assert counts['photos'] == counts['rejected'] + len(store.photos)
     assert (store.rejected['kind'] == 'photo').sum() == counts['rejected']
@@ -103,7 +103,7 @@ def test_no_photo_is_lost(store: PairStore) -> None:
 def test_no_tile_touches_two_splits(store: PairStore) -> None:
     """Each tile's blocks all have the tile's split, and tiles of different splits do not overlap."""
     grid = TileGrid(store.sensor.size_px, store.sensor.gsd_m)
-    split = store.facts['recipe']['split']
+    split = store.marker.recipe['split']
     for row in store.tiles.itertuples():
         box = grid.bounds_lonlat(int(row.epsg), np.array([row.transform[2]]), np.array([row.transform[5]]))
         names = split_of_blocks(blocks_touched(*box, split['block_km']), split['shares'], 0)
@@ -118,16 +118,16 @@ def test_no_tile_touches_two_splits(store: PairStore) -> None:
 def test_the_store_is_the_same_with_any_number_of_workers(recipe: Recipe, store: PairStore, tmp_path: Path) -> None:
     """One worker writes byte for byte what the default number wrote."""
     pair(recipe, tmp_path / 'pairs', workers=1)
-    for name in [*store.facts['files'], 'dataset.json']:
+    for name in [*store.marker.files, 'dataset.json']:
         assert (tmp_path / 'pairs' / name).read_bytes() == (store.path / name).read_bytes(), name
 
 
 def test_digests_are_those_of_the_files(store: PairStore) -> None:
     """dataset.json names every file of the store with its digest."""
-    for name, digest in store.facts['files'].items():
+    for name, digest in store.marker.files.items():
         assert file_digest(store.path / name) == digest
     assert {p.name for p in (store.path / 'tiles').iterdir()} == {
-        Path(n).name for n in store.facts['files'] if 'tiles/' in n
+        Path(n).name for n in store.marker.files if 'tiles/' in n
     }
 
 

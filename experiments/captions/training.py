@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from experiments.captions.places import SharedTiles
 from grafalign.encoders import FrozenClip
-from grafalign.store import Sensor
+from grafalign.store_marker import Sensor
 from grafalign.training import SatelliteModel, TrainSettings
 from grafalign.training.loop import Run, fit, make_accelerator
 from grafalign.training.order import shuffled

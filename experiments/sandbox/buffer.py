@@ -58,7 +58,7 @@ def measure(folder: Path, seed: int, name: str, buffer_m: float | None) -> dict[
     return {
         'seed': seed,
         'buffer': name,
-        'tiles': store.facts['summary']['splits'],
+        'tiles': store.marker.summary.splits,
         'test_tiles_near_train': near_train(store),
         **{
             label: {m: report[task][run][metric] for m, run in zip(MODELS, runs, strict=True)}

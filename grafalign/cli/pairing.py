@@ -72,7 +72,7 @@ def pair(
         raise GrafalignError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')
     out = place(store)
     summary = run(settings, out, workers, retry_failed=retry_failed, update=update)
-    show({k: v for k, v in asdict(summary).items() if as_json or k != 'reasons'}, store, as_json)
+    show({k: v for k, v in summary.model_dump().items() if as_json or k != 'reasons'}, store, as_json)
     if as_json:
         return
     from grafalign import console

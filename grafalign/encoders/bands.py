@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grafalign.errors import GrafalignError
-from grafalign.store import Sensor
+from grafalign.store_marker import Sensor
 
 _COLOURS = {'red': 0, 'green': 1, 'blue': 2, 'r': 0, 'g': 1, 'b': 2, 'b04': 0, 'b03': 1, 'b02': 2}
 """Common names of STAC, their first letters, and Sentinel-2's names; not `B4`, which on Landsat 7 is no red."""

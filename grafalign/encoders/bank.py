@@ -42,6 +42,7 @@ class BankMarker(Marker):
     OLDEST: ClassVar[int] = 2
     REMEDY: ClassVar[str] = 'delete its folder and run `grafalign embed` again'
 
+    format: int
     clip: str
     """Content digest of the CLIP."""
     clip_settings: dict[str, Any]

@@ -187,7 +187,7 @@ def _late(
     store: PairStore, photos: pd.DataFrame, left: npt.NDArray[np.bool_], filters: ContentFilters
 ) -> Iterator[tuple[npt.NDArray[np.int64], str, list[str]]]:
     """The recipe's filters that had to wait for remote photos: rows, reason and detail."""
-    recipe = ((store.facts.get('recipe') or {}).get('photos') or {}).get('filters') or {}
+    recipe = (store.marker.recipe.get('photos') or {}).get('filters') or {}
     given = {k: v for k, v in filters.model_dump().items() if v is not None}
     wanted = {'min_px': None, 'duplicates': 'none', 'max_distance': 4} | recipe | given
     remote = np.array([is_remote(uri) for uri in store.photos['uri']], dtype=bool) & left

@@ -156,7 +156,7 @@ def _question(store: PairStore, clip: FrozenClip, todo: npt.NDArray[np.int64]) -
 
 
 def _remote_settings(store: PairStore) -> RemoteSettings:
-    photos = (store.facts.get('recipe') or {}).get('photos') or {}
+    photos = store.marker.recipe.get('photos') or {}
     return parse_settings(photos.get('remote') or {}, RemoteSettings, f'{store.path / STORE_MARKER}, photos.remote')
 
 

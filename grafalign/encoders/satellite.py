@@ -20,7 +20,7 @@ from grafalign.encoders.bands import black, colours, inflate, per_band
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.towers import tower_of
 from grafalign.errors import GrafalignError
-from grafalign.store import Sensor
+from grafalign.store_marker import Sensor
 
 
 class Embeddings(NamedTuple):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from grafalign.encoders.bands import select_bands
 from grafalign.errors import GrafalignError
-from grafalign.store import Sensor
+from grafalign.store_marker import Sensor
 
 Fit = Literal['resize', 'pad']
 PIXELS_VERSION = 2

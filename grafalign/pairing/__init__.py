@@ -1,7 +1,7 @@
 """Photos x scenes -> pair store."""
 
-from grafalign.pairing.finish import PairSummary
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.run import pair
+from grafalign.store_marker import PairSummary
 
 __all__ = ['PairSummary', 'Recipe', 'pair']

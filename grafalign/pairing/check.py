@@ -60,7 +60,7 @@ def check_store(store: PairStore, workers: int | None = None) -> list[Finding]:
         ('reasons', _reasons),
     ]
     for key in ('files', 'summary', 'dtype', 'recipe'):
-        if key not in store.facts:
+        if not getattr(store.marker, key):
             raise GrafalignError(f'{store.path / MARKER} has no {key!r}; pair again into an empty folder.')
     findings = [_digests(store, workers), _tiles(store, workers)]
     for name, look in checks:
@@ -75,13 +75,11 @@ def check_store(store: PairStore, workers: int | None = None) -> list[Finding]:
 
 def _digests(store: PairStore, workers: int | None) -> Finding:
     """Every file has the digest that the marker states."""
-    if not isinstance(store.facts['files'], dict):
-        return Finding('digests', 0, (f'{MARKER} lists no files',))
-    names = [str(name) for name in store.facts['files']]
+    names = list(store.marker.files)
 
     def look(name: str) -> str | None:
         try:
-            same = file_digest(_inside(store, name)) == store.facts['files'][name]
+            same = file_digest(_inside(store, name)) == store.marker.files[name]
         except FileNotFoundError:
             return f'{name} is missing'
         except ValueError as error:
@@ -107,7 +105,7 @@ def _tiles(store: PairStore, workers: int | None) -> Finding:
         try:
             path = _inside(store, name)
             with open_plain(path) if isinstance(path, Path) else path.open('rb') as file:
-                return list(_shard_problems(name, rows, file, shape, store.facts['dtype']))
+                return list(_shard_problems(name, rows, file, shape, store.marker.dtype))
         except Exception as error:  # numpy and tarfile raise a dozen types on damage: TokenError, SyntaxError ...
             return [f'{name} cannot be read ({error!r})']
 
@@ -161,14 +159,14 @@ def _shard_problems(name: str, rows: gpd.GeoDataFrame, file: Any, shape: tuple[i
 
 def _files(store: PairStore) -> tuple[int, Iterator[str]]:
     """Nothing is there that the store does not know."""
-    known = set(store.facts['files'])
+    known = set(store.marker.files)
     there = [f'tiles/{p.name}' for p in (store.path / 'tiles').iterdir()]
     return len(there), (f'{name} belongs to no finished store; delete it' for name in sorted(set(there) - known))
 
 
 def _counts(store: PairStore) -> tuple[int, Iterator[str]]:
     """The tables are as long as the marker says."""
-    said = store.facts['summary']
+    said = {} if store.marker.summary is None else store.marker.summary.model_dump()
     found = {
         'tiles': len(store.tiles),
         'pairs': len(store.pairs),
@@ -236,7 +234,7 @@ def _places(store: PairStore) -> tuple[int, Iterator[str]]:
 
 def _splits(store: PairStore) -> tuple[int, Iterator[str]]:
     """No tile crosses a split: all blocks of the Earth that it touches have its split, and a photo has one split."""
-    recipe = parse_settings(store.facts['recipe'], Recipe, str(store.path / MARKER))
+    recipe = parse_settings(store.marker.recipe, Recipe, str(store.path / MARKER))
     grid, tiles = _grid(store), store.tiles
     left, top = _corners(tiles)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from grafalign import engine
@@ -16,27 +15,10 @@ from grafalign.pairing.jobs import Shard, sidecar_name
 from grafalign.pairing.stages import Stages
 from grafalign.pairing.tables import Reject, make_tables
 from grafalign.scenes.table import items_to_parquet
-from grafalign.store import MARKER, SCHEMA_VERSION, Sensor, shard_name
+from grafalign.store import MARKER, SCHEMA_VERSION, shard_name
+from grafalign.store_marker import PairSummary, Sensor, StoreMarker
 
 _TABLES = ('photos', 'tiles', 'pairs', 'rejected')
-
-
-@dataclass(frozen=True)
-class PairSummary:
-    """Counts of a finished store."""
-
-    photos: int
-    """Photos in the source, usable or not."""
-    rejected: int
-    """Photos that are in no pair."""
-    tiles: int
-    pairs: int
-    failed: int
-    """Tiles of which no scene could be read; `--retry-failed` tries them again."""
-    splits: dict[str, int]
-    """Tiles of each split."""
-    reasons: dict[str, int]
-    """Why photos, tiles and scene reads were rejected."""
 
 
 def finish(stages: Stages, out: Place, shards: list[Shard]) -> PairSummary:
@@ -74,18 +56,18 @@ def finish(stages: Stages, out: Place, shards: list[Shard]) -> PairSummary:
     digests |= {shard_name(s.index): f['digest'] for s, f in zip(shards, facts, strict=True)}
     known = recipe.sensor
     sensor = Sensor(known.name, tuple(known.bands), known.gsd_m, known.size_px, known.value_range)
-    content = {
-        'schema_version': SCHEMA_VERSION,
-        'sensor': asdict(sensor),
-        'dtype': tables.dtype,
-        'recipe': recipe.model_dump(mode='json'),
-        'recipe_digest': recipe.digest,
-        'inputs': json.loads((stages.work / INPUTS).read_text())['stamps'],
-        'summary': asdict(summary),
-        'files': digests,
-        'digest': hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest(),
-    }
-    write_atomically(out / MARKER, (json.dumps(content, indent=2) + '\n').encode())
+    marker = StoreMarker(
+        schema_version=SCHEMA_VERSION,
+        sensor=sensor,
+        dtype=tables.dtype,
+        recipe=recipe.model_dump(mode='json'),
+        recipe_digest=recipe.digest,
+        inputs=json.loads((stages.work / INPUTS).read_text())['stamps'],
+        summary=summary,
+        files=digests,
+        digest=hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest(),
+    )
+    marker.write(out / MARKER)
     return summary
 
 

@@ -7,25 +7,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from grafalign.config import Settings
 from grafalign.errors import GrafalignError
 from grafalign.pairing.recipe import Recipe
 from grafalign.photos.opening import files_of, is_url
 from grafalign.scenes import Scene, band_sources, cloud_mask
+from grafalign.store_marker import InputStamp
 
 INPUTS = 'inputs.json'
 """In the folder of the stages: when pairing began, and the stamps of its sources then."""
-
-
-class InputStamp(Settings):
-    """The files of one source, when they were read."""
-
-    name: str
-    """The key of the recipe that names them."""
-    files: int
-    bytes: int
-    stamp: str
-    """Digest of their names, sizes and times of change."""
 
 
 def input_stamps(recipe: Recipe) -> tuple[InputStamp, ...]:

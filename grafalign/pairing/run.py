@@ -19,8 +19,8 @@ from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import Place, make_folder, naming_url, remove_folder, remove_parts, write_atomically
 from grafalign.locks import LOCK, exclusive
 from grafalign.pairing.cut import CutJob, CutResult, cut_shards
-from grafalign.pairing.finish import PairSummary, failed_tiles, finish
-from grafalign.pairing.inputs import INPUTS, InputStamp, changes, input_stamps
+from grafalign.pairing.finish import failed_tiles, finish
+from grafalign.pairing.inputs import INPUTS, changes, input_stamps
 from grafalign.pairing.jobs import Shard, group_shards, make_jobs, make_shards, sidecar_name, split_into_shards
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.stages import Stages
@@ -29,6 +29,7 @@ from grafalign.scenes.items import check_source, public_assets_only
 from grafalign.scenes.raster import Raster
 from grafalign.scenes.signing import Signer
 from grafalign.store import MARKER, PairStore, shard_name
+from grafalign.store_marker import PairSummary
 
 WORK = '_work'
 UPDATE = '_update'
@@ -71,7 +72,7 @@ def _pair(
     """`pair` in a folder that nobody else writes to; `before` is the state of the store that is brought up to date."""
     work = out / WORK
     if (out / MARKER).exists():
-        summary = PairSummary(**_own_store(recipe, out).facts['summary'])
+        summary = _summary_of(_own_store(recipe, out))
         if not summary.failed:
             remove_folder(work)
         if not (summary.failed and retry_failed):
@@ -103,19 +104,25 @@ def _own_store(recipe: Recipe, out: Place) -> PairStore:
         GrafalignError: it was made by another recipe.
     """
     store = PairStore(out)
-    if store.facts['recipe_digest'] != recipe.digest:
+    if store.marker.recipe_digest != recipe.digest:
         raise GrafalignError(f'{out} holds the store of another recipe; give another folder or delete it.')
     return store
 
 
-def _stamps_of(store: PairStore) -> tuple[InputStamp, ...]:
-    """What a store was made from, where it knows that."""
-    return tuple(InputStamp.model_validate(stamp) for stamp in store.facts.get('inputs', ()))
+def _summary_of(store: PairStore) -> PairSummary:
+    """The counts of a store that pairing made.
+
+    Raises:
+        GrafalignError: it was made otherwise.
+    """
+    if store.marker.summary is None:
+        raise GrafalignError(f'{store.path} was not made by pairing ({MARKER} has no summary); give another folder.')
+    return store.marker.summary
 
 
 def _log_changes(recipe: Recipe, out: Place) -> None:
     """Say what has changed since a store was made."""
-    known = _stamps_of(PairStore(out))
+    known = PairStore(out).marker.inputs
     found = changes(known, input_stamps(recipe))
     if found:
         console.log(f'Since it was made, {" and ".join(found)}; `--update` takes that in.')
@@ -124,10 +131,10 @@ def _log_changes(recipe: Recipe, out: Place) -> None:
 def _update(recipe: Recipe, out: Path, workers: int | None) -> PairSummary:
     """Pair anew beside the store, with the tiles that it has already, and let the result take its place."""
     store = _own_store(recipe, out)
-    found = changes(_stamps_of(store), input_stamps(recipe))
+    found = changes(store.marker.inputs, input_stamps(recipe))
     if not found and recipe.scenes.api is None and not (out / UPDATE).exists():
         console.log(f'{out} is up to date.')
-        return PairSummary(**store.facts['summary'])
+        return _summary_of(store)
     if found:
         console.log(f'{out}: {" and ".join(found)}')
     store.rejected  # noqa: B018, read before its file is replaced
@@ -145,7 +152,7 @@ def finish_update(out: Path) -> None:
     made = out / UPDATE
     if not (made / MARKER).is_file():
         return
-    failed = PairSummary(**PairStore(made).facts['summary']).failed
+    failed = _summary_of(PairStore(made)).failed
     (out / MARKER).unlink(missing_ok=True)  # from here on there is no store, until all files are those of the new state
     for name in (WORK, 'tiles'):
         if (made / name).is_dir():

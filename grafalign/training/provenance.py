@@ -7,6 +7,7 @@ and times, and the recipe; no photo, no author, no path of this machine and no k
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -36,10 +37,10 @@ def data_facts(store: PairStore) -> dict[str, Any]:
         if name in counted.index
     }
     order = [n for n in ('train', 'val', 'test') if n in splits]
-    recipe = without_paths(store.facts.get('recipe') or {})
+    recipe = without_paths(store.marker.recipe)
     (recipe.get('photos') or {}).pop('remote', None)  # how photos were fetched decides nothing
     return {
-        'sensor': dict(store.facts['sensor']),
+        'sensor': asdict(store.sensor),
         'splits': {n: splits[n] for n in order + sorted(set(splits) - set(order))},
         'photos': len(photos),
         'tiles': len(tiles),
@@ -51,7 +52,7 @@ def data_facts(store: PairStore) -> dict[str, Any]:
         'scenes_taken': _period(tiles, 'datetime'),
         'bounds': [round(float(v), 6) for v in tiles.total_bounds],
         'recipe': recipe,
-        'recipe_digest': store.facts.get('recipe_digest'),
+        'recipe_digest': store.marker.recipe_digest or None,
         'store_digest': store.digest,
     }
 

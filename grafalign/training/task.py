@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafalign.encoders import Embeddings, FrozenClip, PixelRule, SatelliteEncoder, tune
-from grafalign.store import Sensor
+from grafalign.store_marker import Sensor
 from grafalign.training.data import Batch
 from grafalign.training.objective import (
     Candidates,

@@ -49,7 +49,8 @@ from grafalign.encoders import (
 from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.locks import exclusive
-from grafalign.store import PairStore, Sensor
+from grafalign.store import PairStore
+from grafalign.store_marker import Sensor
 from grafalign.training.checkpoint import checkpoint_facts, full_state, latest_checkpoint, save_tensors
 from grafalign.training.data import PairSteps, Share
 from grafalign.training.loop import Run, fit, make_accelerator

@@ -21,8 +21,10 @@ from safetensors.torch import save_file
 from experiments.performance.training.measuring import SEED, THREADS
 from experiments.performance.training.watching import Line, watch
 from grafalign.encoders import ClipSettings, load_clip
+from grafalign.encoders.bank import BankMarker, identity_of
 from grafalign.files import write_table
 from grafalign.store import MARKER, SCHEMA_VERSION, ShardWriter, shard_name
+from grafalign.store_marker import Sensor, StoreMarker
 from grafalign.training import TrainSettings
 
 
@@ -100,18 +102,20 @@ def make_store(data: Path, dtype: str) -> Path:
     row, col = rng.uniform(0, PX, (2, count))
     pairs = {'tile_id': np.repeat(names, PHOTOS), 'photo_id': photos['photo_id'], 'row': row, 'col': col}
     write_table(pd.DataFrame(pairs).assign(days_apart=0.0), out / 'pairs.parquet')
-    sensor = {'name': 'noise', 'bands': BANDS, 'gsd_m': 1.0, 'size_px': PX, 'value_range': RANGES[dtype]}
-    facts = {'schema_version': SCHEMA_VERSION, 'sensor': sensor, 'digest': f'noise {dtype} {sizes.tiles}'}
-    (out / MARKER).write_text(json.dumps(facts))
+    sensor = Sensor('noise', BANDS, 1.0, PX, RANGES[dtype])
+    StoreMarker(schema_version=SCHEMA_VERSION, sensor=sensor, digest=f'noise {dtype} {sizes.tiles}').write(out / MARKER)
     bank = out / 'bank'
     bank.mkdir(exist_ok=True)
     vectors = rng.normal(size=(count, sizes.vision['width'])).astype(np.float32)
     np.save(bank / 'embeddings.npy', (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16))
     known = {'width': 640, 'height': 480, 'digest': '', 'dhash': '', 'transient': False}
     problem = pd.Series(pd.NA, index=photos.index, dtype='string')
-    write_table(photos[['photo_id']].assign(**known, problem=problem), bank / 'photos.parquet')
-    owner = {'format': 2, 'store': facts['digest'], 'clip': clip.digest, 'photos': count}
-    (bank / 'bank.json').write_text(json.dumps(owner | {'clip_settings': clip.settings.model_dump()}))
+    rows = photos[['photo_id']].assign(**identity_of(photos), **known, problem=problem)
+    write_table(rows, bank / 'photos.parquet')
+    settings = clip.settings.model_dump()
+    BankMarker(format=BankMarker.NEWEST, clip=clip.digest, clip_settings=settings, photos=count).write(
+        bank / 'bank.json'
+    )
     return out
 
 

@@ -25,7 +25,8 @@ from grafalign.config import load_settings
 from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip, select_bands
 from grafalign.errors import GrafalignError
 from grafalign.retrieval import average_precision_at, nearest
-from grafalign.store import PairStore, Sensor
+from grafalign.store import PairStore
+from grafalign.store_marker import Sensor
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite
 from grafalign.training.rows import training_rows_digest
 from grafalign.zeroshot import class_scores, class_vectors, photo_prior, segment

@@ -44,7 +44,8 @@ class Section:
 
 def pair_counts(store: PairStore) -> dict[str, int]:
     """The `pairs` part of report.json."""
-    return {k: int(store.facts['summary'][k]) for k in ('photos', 'rejected', 'tiles', 'pairs')}
+    summary = store.marker.summary
+    return {} if summary is None else summary.model_dump(include={'photos', 'rejected', 'tiles', 'pairs'})
 
 
 def run_log(run: Path) -> list[dict[str, float]]:
@@ -186,7 +187,7 @@ def _sections(
         found.append(Section('Training', 'Loss and label-free validation.', [url(figures.loss_curves(logs))]))
     if evaluation is not None:
         found += _labelled(store, content, evaluation)
-    reasons = store.facts['summary']['reasons']
+    reasons = {} if store.marker.summary is None else store.marker.summary.reasons
     if reasons:
         rows = [['reason', 'count'], *[[k, f'{v:,}'] for k, v in reasons.items()]]
         found.append(Section('Not used', 'Every rejected photo, tile and scene read is in rejected.parquet.', [], rows))

@@ -70,7 +70,7 @@ class SandboxTruth:
             raise GrafalignError(
                 f'{sandbox} is no sandbox world (no truth/classes.tif); make one with `grafalign sandbox`.'
             )
-        self.recipe = parse_settings(store.facts['recipe'], Recipe, str(store.path / 'dataset.json'))
+        self.recipe = parse_settings(store.marker.recipe, Recipe, str(store.path / 'dataset.json'))
         with rasterio.open(self.path) as raster:
             self.classes: list[str] = json.loads(raster.tags()['classes'])
             self.raster = raster.read(1)

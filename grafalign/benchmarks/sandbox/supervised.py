@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles
 from grafalign.encoders import FrozenClip, PixelRule, SatelliteEncoder
-from grafalign.store import Sensor
+from grafalign.store_marker import Sensor
 from grafalign.training.loop import fit, make_accelerator
 from grafalign.training.settings import LoopSettings
 from grafalign.training.task import viewed
