@@ -13,9 +13,10 @@ from grafalign.errors import GrafalignError
 from grafalign.retrieval import nearest
 from grafalign.retrieval.ann import Ann, Kind, choose
 from grafalign.search.catalog import Catalog
+from grafalign.search.marker import IndexModel, IndexSource
 from tests.vectors import clustered, items
 
-MODEL = {'spec': 'nowhere', 'name': 'a model', 'kind': 'run', 'digest': 'abc', 'pixels': {}}
+MODEL = IndexModel(**{'spec': 'nowhere', 'name': 'a model', 'kind': 'run', 'digest': 'abc', 'pixels': {}})
 COUNT = 6000
 
 
@@ -34,7 +35,7 @@ def queries() -> np.ndarray:
 def make(path: Path, vectors: np.ndarray, kind: Kind | None, queries: np.ndarray, target: float = 0.99) -> Catalog:
     """An index of these vectors."""
     made = Catalog.create(path, vectors.shape[1], MODEL, target)
-    made.append(items(len(vectors)), vectors, source={'bands': []})
+    made.append(items(len(vectors)), vectors, source=IndexSource(bands=(), value_range=(0, 1)))
     made.optimise(queries, kind)
     return made
 
@@ -68,8 +69,8 @@ def test_every_kind_finds_what_it_promises(
     _, truth = nearest(others, vectors, 10)
     assert share_found(rows, truth) >= 0.97
     np.testing.assert_allclose(scores, np.einsum('qd,qkd->qk', others, vectors[rows]), rtol=1e-5)
-    told = made.facts['ann']
-    assert told['kind'] == kind and told['efforts'][0]['recall'] >= 0.99
+    ann = made.marker.ann
+    assert ann is not None and ann.kind == kind and ann.efforts[0].recall >= 0.99
 
 
 def test_a_lower_target_looks_less(vectors: np.ndarray, queries: np.ndarray) -> None:
@@ -103,7 +104,7 @@ def test_added_items_are_found_at_once_and_removed_ones_no_more(
     made = make(tmp_path / 'index', vectors[:5000], 'ivf', queries)
     made.append(items(300, 5000), vectors[5000:5300])
     made.optimise(queries)
-    assert made.facts['ann']['rows'] == 5000  # they wait outside
+    assert made.marker.ann.rows == 5000  # they wait outside
     _, rows = made.search(vectors[5000:5300], 1)
     assert (rows[:, 0] == np.arange(5000, 5300)).all()
     assert made.remove(made.rows_of(['item 5001', 'item 3'], 'here')) == 2
@@ -111,7 +112,7 @@ def test_added_items_are_found_at_once_and_removed_ones_no_more(
     assert not np.isin(rows, [3, 5001]).any() and len(made) == 5298
     made.append(items(700, 5300), vectors[5300:])
     made.optimise(queries)
-    assert made.facts['ann']['rows'] == COUNT  # taken in
+    assert made.marker.ann.rows == COUNT  # taken in
     _, rows = Catalog(tmp_path / 'index').search(vectors[[3, 5001, 5900]], 20)
     assert not np.isin(rows, [3, 5001]).any() and rows[2, 0] == 5900
     with pytest.raises(GrafalignError, match='has no item item 3'):

@@ -13,6 +13,7 @@ import pytest
 from grafalign.retrieval.ann import Ann, Kind
 from grafalign.retrieval.exact import nearest
 from grafalign.search.catalog import Catalog
+from grafalign.search.marker import IndexModel, IndexSource
 
 NUMBERS = (1, 2, 5, 7, 10, 11, 15, 20, 30, 50, 75, 100)
 
@@ -49,10 +50,10 @@ def test_recall_holds_for_every_number_of_neighbours(kind: Kind) -> None:
 def test_recall_holds_after_removals(tmp_path: Path, kind: Kind) -> None:
     """A tenth of the items gone, one cluster among them."""
     vectors, queries = clustered(2500, 64, 1), clustered(200, 64, 2)
-    catalog = Catalog.create(tmp_path / 'index', 64, {'digest': 'a', 'name': 'm', 'spec': 's'}, 0.99)
+    catalog = Catalog.create(tmp_path / 'index', 64, IndexModel(digest='a', name='m', spec='s'), 0.99)
     table = {'item_id': [str(i) for i in range(2500)], 'source': 's', 'signature': ''}
     items = gpd.GeoDataFrame(table, geometry=[None] * 2500, crs='EPSG:4326').assign(datetime=pd.NaT)
-    catalog.append(items, vectors, source={'bands': [], 'value_range': [0, 1]})
+    catalog.append(items, vectors, source=IndexSource(bands=(), value_range=(0, 1)))
     catalog.optimise(clustered(420, 64, 3), kind)
     near = (vectors @ vectors[0]).argsort()[-200:]
     gone = np.union1d(near, np.random.default_rng(4).choice(2500, 200, replace=False))

@@ -23,6 +23,7 @@ from grafalign.pairing.check import check_store
 from grafalign.pairing.recipe import Recipe
 from grafalign.search.catalog import Catalog
 from grafalign.search.check import check_index
+from grafalign.search.marker import IndexModel, IndexSource
 from grafalign.store import PairStore, ShardWriter
 from grafalign.training import train
 from grafalign.training.loop import make_optimizer
@@ -172,13 +173,13 @@ def index_of(path: Path, rows: int = 50, width: int = 8) -> Catalog:
     """A small index."""
     import geopandas as gpd
 
-    catalog = Catalog.create(path, width, {'digest': 'a', 'name': 'm', 'spec': 's', 'kind': 'run'}, 0.99)
+    catalog = Catalog.create(path, width, IndexModel(digest='a', name='m', spec='s', kind='run'), 0.99)
     for start_row in (0, rows):
         vectors = np.random.default_rng(start_row).normal(size=(rows, width)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         table = {'item_id': [str(start_row + i) for i in range(rows)], 'source': 's', 'signature': ''}
         items = gpd.GeoDataFrame(table, geometry=[None] * rows, crs='EPSG:4326').assign(datetime=pd.NaT)
-        catalog.append(items, vectors, source={'bands': ['red'], 'value_range': [0, 1]})
+        catalog.append(items, vectors, source=IndexSource(bands=('red',), value_range=(0, 1)))
     return catalog
 
 

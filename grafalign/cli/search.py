@@ -82,10 +82,10 @@ def index(
         workers=workers,
         clip=clip,
     )
-    told: dict[str, Any] = {'items': len(catalog), 'kind': 'exact', 'bytes': sum(catalog.facts['files'].values())}
-    if catalog.facts['ann'] is not None:
-        ann = catalog.facts['ann']
-        told |= {'kind': ann['kind'], **{f'recall@{e["k"]}': e['recall'] for e in ann['efforts']}}
+    told: dict[str, Any] = {'items': len(catalog), 'kind': 'exact', 'bytes': sum(catalog.marker.files.values())}
+    ann = catalog.marker.ann
+    if ann is not None:
+        told |= {'kind': ann.kind, **{f'recall@{e.k}': e.recall for e in ann.efforts}}
     show(told, str(out), as_json)
 
 
@@ -182,8 +182,8 @@ def _given_model(catalog: Any, model: str | None, clip: str | None) -> Any:
 
     if model is None and clip is None:
         return None
-    made = catalog.facts['model']
-    return load_model(model or made['spec'], clip or made['clip'])
+    made = catalog.marker.model
+    return load_model(model or made.spec, clip or made.clip)
 
 
 def _lines(path: Path) -> list[str]:

@@ -18,6 +18,7 @@ from grafalign.models.load import split_name
 from grafalign.models.pixels import Fit
 from grafalign.retrieval.ann import Kind
 from grafalign.search.catalog import MARKER, Catalog
+from grafalign.search.marker import IndexModel
 from grafalign.search.sources import Source, open_source
 
 REJECTED = 'rejected.parquet'
@@ -97,14 +98,14 @@ def _open(
     if (out / MARKER).is_file():
         catalog = Catalog(out)
         catalog.check_model(model.digest, model.name)
-        held = catalog.facts['model']['pixels']
+        held = catalog.marker.model.pixels
         if held != pixels:
             differ = ', '.join(k for k in pixels if held.get(k) != pixels[k])
             raise GrafalignError(
                 f'{out} was made from pixels that were prepared otherwise ({differ}); give the same '
                 'options, or another folder.'
             )
-        catalog.facts['target'] = recall or catalog.facts['target']
+        catalog.aim_at(recall or catalog.marker.target)
         return catalog
     if out.is_dir() and any(
         p.name not in (LOCK, REJECTED) and not p.name.startswith('vectors-') and p.suffix != '.part'
@@ -112,21 +113,16 @@ def _open(
     ):
         raise GrafalignError(f'{out} is not empty and no index; give another folder.')
     width = model.embed_texts(['a place']).shape[1]
-    facts = {
-        'spec': named[0],
-        'clip': named[1],
-        'name': model.name,
-        'kind': model.kind,
-        'digest': model.digest,
-        'pixels': pixels,
-    }
-    return Catalog.create(out, width, facts, recall or 0.99)
+    made = IndexModel(
+        spec=named[0], clip=named[1], name=model.name, kind=model.kind, digest=model.digest, pixels=pixels
+    )
+    return Catalog.create(out, width, made, recall or 0.99)
 
 
 def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int | None) -> None:
-    before = catalog.facts['sources'].get(source.name)
-    if before is not None and before != source.facts:
-        differ = ', '.join(k for k in source.facts if before.get(k) != source.facts[k])
+    before, now = catalog.marker.sources.get(source.name), source.metadata
+    if before is not None and before != now:
+        differ = ', '.join(k for k, value in now if getattr(before, k) != value)
         raise GrafalignError(
             f'{source.name} was indexed with other {differ}; give the same options, or another folder for the index.'
         )
@@ -150,7 +146,7 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
 
     def commit() -> None:
         items = source.items.iloc[new[rows]].reset_index(drop=True)
-        catalog.append(items, np.concatenate(waiting), _stale(catalog, items), source.facts)
+        catalog.append(items, np.concatenate(waiting), _stale(catalog, items), now)
         waiting.clear()
         rows.clear()
 

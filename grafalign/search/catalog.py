@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
@@ -35,13 +32,12 @@ import psutil
 from grafalign import console
 from grafalign.errors import GrafalignError
 from grafalign.files import file_digest, write_atomically, write_table
-from grafalign.foreign import below, open_plain, parse_object, whole_number
-from grafalign.retrieval.ann import FEWEST_ROWS, Ann, Effort, Kind, choose
+from grafalign.foreign import below
+from grafalign.retrieval.ann import FEWEST_ROWS, Ann, Kind, choose
 from grafalign.retrieval.exact import check_vectors, check_width, nearest
+from grafalign.search.marker import ApproximateIndex, IndexMarker, IndexModel, IndexSource
 
-FORMAT = 1
 MARKER = 'index.json'
-_MARKER_BYTES = 256 << 20
 _VECTORS = 'vectors-00000.f32'
 _MANY_FILES = 8
 _COPY_ROWS = 65_536
@@ -70,29 +66,13 @@ class Catalog:
         marker = self.path / MARKER
         if not marker.is_file():
             raise GrafalignError(f'{self.path} is no index (no {MARKER}); make one with `grafalign index`.')
+        self.marker = IndexMarker.read(marker)
         try:
-            with open_plain(marker, _MARKER_BYTES) as opened:
-                self.facts: dict[str, Any] = parse_object(opened.read())
-            if whole_number(self.facts['format'], 10**6) > FORMAT:
-                raise GrafalignError(f'{marker} was written by a newer grafalign; upgrade grafalign.')
-            self.width, self.total = whole_number(self.facts['width'], 10**6), whole_number(self.facts['rows'], 10**12)
-            self._files = {below(self.path, n).name: whole_number(s, 10**15) for n, s in self.facts['files'].items()}
-            self.facts['model']['digest'], self.facts['model']['name'], self.facts['target'], self.facts['kind']
-            for digests in (self.facts.get('digests', {}), self.facts['sources'], self.facts['model']):
-                if not isinstance(digests, dict):
-                    raise ValueError('what should be an object is none')
-            for rows, digest in self.facts.get('stretches') or []:
-                whole_number(rows, 10**12)
-                if not isinstance(digest, str):
-                    raise ValueError('a digest is no text')
-            if not all(isinstance(source, dict) for source in self.facts['sources'].values()):
-                raise ValueError('a source is no object')
+            self._files = {below(self.path, n).name: size for n, size in self.marker.files.items()}
             vectors = self._files[self._vectors]
-            if not self.width or vectors != self.total * self.width * 4:
+            if vectors != self.total * self.width * 4:
                 raise ValueError(f'{self.total} vectors of {self.width} numbers are not {vectors} bytes')
-        except OSError as error:
-            raise GrafalignError(f'{marker} cannot be read ({error.strerror or error}).') from None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             raise GrafalignError(f'{marker} is damaged ({error!r}); {_AGAIN}') from None
         for name, size in self._files.items():
             if name.startswith('ann-'):
@@ -106,22 +86,40 @@ class Catalog:
                 )
                 raise GrafalignError(f'{self.path / name} is {state}; {_AGAIN}')
 
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.marker.width
+
+    @property
+    def total(self) -> int:
+        """Rows, removed ones among them."""
+        return self.marker.rows
+
     @classmethod
-    def create(cls, path: Path, width: int, model: Mapping[str, Any], target: float) -> Catalog:
+    def create(cls, path: Path, width: int, model: IndexModel, target: float) -> Catalog:
         """Begin an empty index.
 
         Args:
             path: a folder that is empty or not there.
             width: D.
-            model: what made the vectors: `spec`, `name`, `digest` and the way of its pixels.
+            model: what made the vectors.
             target: recall that an approximate index must reach.
         """
         path.mkdir(parents=True, exist_ok=True)
         (path / _VECTORS).write_bytes(b'')
-        facts = {'format': FORMAT, 'width': width, 'rows': 0, 'model': dict(model), 'target': target}
-        facts |= {'sources': {}, 'kind': None, 'digests': {}, 'stretches': []}
-        facts |= {'ann': None, 'files': {_VECTORS: 0}}
-        write_atomically(path / MARKER, (json.dumps(facts, indent=2) + '\n').encode())
+        marker = IndexMarker(
+            format=IndexMarker.NEWEST,
+            width=width,
+            rows=0,
+            model=model,
+            target=target,
+            sources={},
+            kind=None,
+            stretches=(),
+            files={_VECTORS: 0},
+        )
+        marker.write(path / MARKER)
         return cls(path)
 
     @cached_property
@@ -164,16 +162,15 @@ class Catalog:
     @cached_property
     def ann(self) -> Ann | None:
         """The approximate index, opened when first asked for; None where there is none, or its file cannot be used."""
-        told = self.facts['ann']
-        if told is None:
+        made = self.marker.ann
+        if made is None:
             return None
         try:
-            path = below(self.path, told['file'])
-            if not path.is_file() or path.stat().st_size != self._files[told['file']]:
+            path = below(self.path, made.file)
+            if not path.is_file() or path.stat().st_size != self._files[made.file]:
                 raise GrafalignError(f'{path} is missing or damaged')
-            efforts = [Effort(**e) for e in told['efforts']]
-            found = Ann.load(path, told['kind'], self.facts['target'], efforts)
-            if found.rows != told['rows'] or found.index.d != self.width:
+            found = Ann.load(path, made.kind, self.marker.target, list(made.efforts))
+            if found.rows != made.rows or found.index.d != self.width:
                 raise GrafalignError(f'{path} belongs to another index')
         except (GrafalignError, KeyError, TypeError, ValueError, AttributeError) as error:
             console.log(f'{error}: searching exactly, which is slower; run `grafalign index` again to make it anew.')
@@ -190,10 +187,10 @@ class Catalog:
         Raises:
             GrafalignError: it is another one.
         """
-        made = self.facts['model']
-        if digest != made['digest']:
+        made = self.marker.model
+        if digest != made.digest:
             raise GrafalignError(
-                f'{self.path} was made by another model ({made["name"]}, {made["spec"]}) than {name}; use that one, or '
+                f'{self.path} was made by another model ({made.name}, {made.spec}) than {name}; use that one, or '
                 'index again into another folder.'
             )
 
@@ -257,7 +254,7 @@ class Catalog:
         items: gpd.GeoDataFrame,
         vectors: npt.NDArray[np.float32],
         instead_of: Rows | None = None,
-        source: Mapping[str, Any] | None = None,
+        source: IndexSource | None = None,
     ) -> None:
         """Add items and their unit vectors, in one commit.
 
@@ -281,17 +278,16 @@ class Catalog:
             os.fsync(file.fileno())
         name = self._new_name('items-', '.parquet')
         write_table(items, self.path / name)
-        stretches = self.facts.get('stretches')
+        stretches = self.marker.stretches
         if stretches is not None:
-            stretches = [*stretches, [len(vectors), hashlib.blake2b(content, digest_size=16).hexdigest()]]
+            stretches = (*stretches, (len(vectors), hashlib.blake2b(content, digest_size=16).hexdigest()))
         files = [*self._files, name]
         if instead_of is not None and len(instead_of):
             files = [*(n for n in files if not n.startswith('removed-')), self._write_removed(instead_of)]
-        sources = dict(self.facts['sources'])
+        sources = dict(self.marker.sources)
         if source is not None and len(items):
-            sources[str(items['source'].iloc[0])] = dict(source)
-        facts = {'rows': self.total + len(vectors), 'sources': sources, 'stretches': stretches}
-        self._commit(facts, files)
+            sources[str(items['source'].iloc[0])] = source
+        self._commit({'rows': self.total + len(vectors), 'sources': sources, 'stretches': stretches}, files)
 
     def remove(self, rows: Rows) -> int:
         """Take rows out; how many were there."""
@@ -314,9 +310,9 @@ class Catalog:
         Raises:
             GrafalignError: the source is not there, or an item; the sentence names the first.
         """
-        if source not in self.facts['sources']:
+        if source not in self.marker.sources:
             raise GrafalignError(
-                f'{self.path} holds nothing of {source}; its sources are {", ".join(self.facts["sources"])}.'
+                f'{self.path} holds nothing of {source}; its sources are {", ".join(self.marker.sources)}.'
             )
         known = self.items['item_id'].to_numpy()
         there = self.alive & (self.items['source'] == source).to_numpy(dtype=bool)
@@ -341,28 +337,28 @@ class Catalog:
         if len(self._names('items-')) > _MANY_FILES:
             self._merge_items()
         limit = most_bytes or psutil.virtual_memory().available // 2
-        told = self.facts['ann']
-        chosen = kind or self.facts['kind']
-        wanted = chosen or (told['kind'] if told else choose(self.total, self.width, limit))
+        made = self.marker.ann
+        chosen = kind or self.marker.kind
+        wanted = chosen or (made.kind if made else choose(self.total, self.width, limit))
         if self.total < FEWEST_ROWS:
             wanted = 'exact'
-        if self.facts['kind'] != chosen:
+        if self.marker.kind != chosen:
             self._commit({'kind': chosen}, list(self._files))
         if wanted == 'exact':
-            if told is not None:
+            if made is not None:
                 self._commit({'ann': None}, self._without('ann-'))
             return
         keep = (
-            told is not None
-            and told['kind'] == wanted
+            made is not None
+            and made.kind == wanted
             and self.ann is not None
-            and self.total <= _GROWN * told['trained_rows']
+            and self.total <= _GROWN * made.trained_rows
         )
-        target = self.facts['target']
-        if keep and told['target'] == target and self.total - told['rows'] <= _TAIL * told['rows']:
+        target = self.marker.target
+        if made is not None and keep and made.target == target and self.total - made.rows <= _TAIL * made.rows:
             return
-        if keep:
-            ann = Ann.load(self.path / told['file'], wanted, target, [], mapped=False)
+        if made is not None and keep:
+            ann = Ann.load(self.path / made.file, wanted, target, [], mapped=False)
             ann.add(self.vectors[ann.rows :])
             ann.tune(self.vectors, queries)
         else:
@@ -371,9 +367,14 @@ class Catalog:
         ann.save(self.path / name)
         with (self.path / name).open('rb') as file:
             os.fsync(file.fileno())
-        new = {'file': name, 'kind': wanted, 'rows': ann.rows, 'target': target}
-        new['trained_rows'] = told['trained_rows'] if keep else ann.rows
-        new['efforts'] = [asdict(e) for e in ann.efforts]
+        new = ApproximateIndex(
+            file=name,
+            kind=wanted,
+            rows=ann.rows,
+            target=target,
+            trained_rows=made.trained_rows if made is not None and keep else ann.rows,
+            efforts=tuple(ann.efforts),
+        )
         self._commit({'ann': new}, [*self._without('ann-'), name])
         for effort in ann.efforts:
             if effort.recall < target:
@@ -397,12 +398,12 @@ class Catalog:
                 rows = kept[start : start + _COPY_ROWS]
                 content = np.ascontiguousarray(self.vectors[rows], dtype='<f4').tobytes()
                 file.write(content)
-                stretches.append([len(rows), hashlib.blake2b(content, digest_size=16).hexdigest()])
+                stretches.append((len(rows), hashlib.blake2b(content, digest_size=16).hexdigest()))
             file.flush()
             os.fsync(file.fileno())
         items = self._new_name('items-', '.parquet')
         write_table(self.items.iloc[kept].reset_index(drop=True), self.path / items)
-        self._commit({'rows': len(kept), 'ann': None, 'stretches': stretches}, [vectors, items])
+        self._commit({'rows': len(kept), 'ann': None, 'stretches': tuple(stretches)}, [vectors, items])
 
     @property
     def _vectors(self) -> str:
@@ -418,16 +419,20 @@ class Catalog:
         known = [int(n[len(prefix) :].partition('.')[0]) for n in self._names(prefix)]
         return f'{prefix}{max(known, default=-1) + 1:05d}{suffix}'
 
-    def _commit(self, facts: dict[str, Any], names: list[str]) -> None:
+    def aim_at(self, target: float) -> None:
+        """Change the recall that an approximate index must reach; kept with the next commit."""
+        self.marker = self.marker.model_copy(update={'target': target})
+
+    def _commit(self, changes: dict[str, Any], names: list[str]) -> None:
         """Write index.json with these files, and forget what it no longer names."""
-        rows = facts.get('rows', self.total)
+        rows = changes.get('rows', self.total)
         sizes = {n: (self.path / n).stat().st_size for n in dict.fromkeys(names)}
         sizes |= {n: rows * self.width * 4 for n in sizes if n.startswith('vectors-')}
-        known = self.facts.get('digests', {})
+        known = self.marker.digests
         digests = {n: known.get(n) or file_digest(self.path / n) for n in sizes if not n.startswith('vectors-')}
-        self.facts = {**self.facts, **facts, 'files': sizes, 'digests': digests}
-        write_atomically(self.path / MARKER, (json.dumps(self.facts, indent=2) + '\n').encode())
-        self._files, self.total = sizes, rows
+        self.marker = self.marker.model_copy(update={**changes, 'files': sizes, 'digests': digests})
+        self.marker.write(self.path / MARKER)
+        self._files = sizes
         for name in ('vectors', 'items', 'alive', 'ann'):
             self.__dict__.pop(name, None)
         for path in self.path.iterdir():
@@ -435,4 +440,4 @@ class Catalog:
                 path.unlink(missing_ok=True)
 
 
-_AGAIN = 'make the index again with `grafalign index` into an empty folder.'
+_AGAIN = f'{IndexMarker.REMEDY}.'

@@ -22,7 +22,7 @@ def check_index(path: Path) -> list[Finding]:
         GrafalignError: there is no index, or its marker is damaged.
     """
     catalog = Catalog(path)
-    digests = {n: d for n, d in catalog.facts.get('digests', {}).items() if n in catalog.facts['files']}
+    digests = {n: d for n, d in catalog.marker.digests.items() if n in catalog.marker.files}
     problems = []
     for name, digest in digests.items():
         try:
@@ -41,14 +41,14 @@ def check_index(path: Path) -> list[Finding]:
 
 def _vectors(catalog: Catalog) -> Finding:
     """Every stretch of the vectors has the digest that it was added with."""
-    stretches = catalog.facts.get('stretches')
+    stretches = catalog.marker.stretches
     if stretches is None:
         return Finding('vectors', 0, ())  # of an earlier grafalign, which kept no digests
     problems, first = [], 0
-    name = next(n for n in catalog.facts['files'] if n.startswith('vectors-'))
+    name = next(n for n in catalog.marker.files if n.startswith('vectors-'))
     with (catalog.path / name).open('rb') as file:
         for rows, digest in console.track(stretches, 'checking vectors'):
-            content = file.read(int(rows) * catalog.width * 4)
+            content = file.read(rows * catalog.width * 4)
             if hashlib.blake2b(content, digest_size=16).hexdigest() != digest:
                 problems.append(
                     f'{name}: rows {first} to {first + rows - 1} have other content than when they were added'

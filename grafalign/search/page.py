@@ -98,7 +98,7 @@ def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
             }
         )
     template = (files('grafalign.search') / 'page.html').read_text(encoding='utf-8')
-    facts = {k: catalog.facts['model'][k] for k in ('name', 'spec', 'kind')} | {'items': len(catalog)}
+    facts = catalog.marker.model.model_dump(include={'name', 'spec', 'kind'}) | {'items': len(catalog)}
     return Environment(autoescape=True).from_string(template).render(groups=groups, facts=json.dumps(facts, indent=2))
 
 
@@ -108,8 +108,10 @@ def _thumbnail(source: str, item_id: str, row: int, catalog: Catalog, stores: di
     An index says where its pictures lie, and may be a stranger's. Its pages are shared, so what goes into them must be
     the very files that were indexed: their size and time, or the digest of their shard, tell.
     """
-    known = catalog.facts['sources'].get(source, {})
+    known = catalog.marker.sources.get(source)
     signature = str(catalog.items['signature'].iloc[row])
+    if known is None:
+        return ''
     try:
         if '://' in source or (Path(source) / MARKER).exists():
             store = stores.setdefault(source, PairStore(source)) if source not in stores else stores[source]
@@ -123,7 +125,7 @@ def _thumbnail(source: str, item_id: str, row: int, catalog: Catalog, stores: di
             if state_of(path) != signature:
                 return ''
             pixels = read_picture(path, item_id)
-            bands = tuple(known['bands'])
-        return thumbnail(pixels, bands, tuple(known['value_range']))
+            bands = known.bands
+        return thumbnail(pixels, bands, known.value_range)
     except (GrafalignError, IndexError, KeyError, OSError, ImportError, ValueError, TypeError):
         return ''

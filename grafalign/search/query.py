@@ -136,9 +136,9 @@ def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> n
     if (texts or images) and model is None:
         from grafalign.models import load_model
 
-        made = catalog.facts['model']
+        made = catalog.marker.model
         try:
-            model = load_model(made['spec'], made['clip'])
+            model = load_model(made.spec, made.clip)
         except GrafalignError as error:
             raise GrafalignError(
                 f'{error} The index {catalog.path} names that model; if it moved, give --model.'
@@ -160,23 +160,22 @@ def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> n
 def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:
     """A picture's unit vector [D], its pixels prepared as those of the index were."""
     pixels = read_picture(path, str(path))
-    made = catalog.facts['model']['pixels']
-    sources = list(catalog.facts['sources'].values())
-    if len(pixels) == 1 and not any(len(s['bands']) == 1 for s in sources):
+    sources = list(catalog.marker.sources.values())
+    if len(pixels) == 1 and not any(len(s.bands) == 1 for s in sources):
         pixels = np.repeat(pixels, 3, axis=0)
-    like = next((s for s in sources if len(s['bands']) == len(pixels)), None)
-    bands = tuple(like['bands']) if like else BANDS_BY_COUNT.get(len(pixels))
+    like = next((s for s in sources if len(s.bands) == len(pixels)), None)
+    bands = like.bands if like else BANDS_BY_COUNT.get(len(pixels))
     if bands is None:
-        known = ' or '.join(', '.join(s['bands']) for s in sources)
+        known = ' or '.join(', '.join(s.bands) for s in sources)
         raise GrafalignError(f'{path} has {len(pixels)} bands and the index holds {known}; give a picture of those.')
     if pixels.dtype == np.uint8:
-        same = like is not None and like['dtype'] == 'uint8'
-        span = tuple(like['value_range']) if like is not None and same else (0.0, 255.0)
-    elif like is None or like['dtype'] == 'uint8':
+        same = like is not None and like.dtype == 'uint8'
+        span = like.value_range if like is not None and same else (0.0, 255.0)
+    elif like is None or like.dtype == 'uint8':
         raise GrafalignError(f'{path} holds {pixels.dtype} numbers and the index 8-bit pictures; give one of 8 bits.')
     else:
-        span = tuple(like['value_range'])
-    taken = to_input(pixels[band_places(model.rule, bands)], model.rule, made['fit'], span)
+        span = like.value_range
+    taken = to_input(pixels[band_places(model.rule, bands)], model.rule, catalog.marker.model.pixels['fit'], span)
     return model.embed_images(taken[None])[0]
 
 

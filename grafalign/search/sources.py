@@ -24,6 +24,7 @@ from grafalign.datasets.pictures import (
 )
 from grafalign.errors import GrafalignError
 from grafalign.photos.exif import read_facts
+from grafalign.search.marker import IndexSource
 from grafalign.store import MARKER, PairStore
 
 
@@ -44,9 +45,9 @@ class Source:
     """Items that cannot be read, by their heads: id and reason."""
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> IndexSource:
         """What an index remembers of it."""
-        return {'bands': list(self.bands), 'value_range': list(self.value_range), 'dtype': self.dtype}
+        return IndexSource(bands=self.bands, value_range=self.value_range, dtype=self.dtype)
 
 
 def open_source(
