@@ -24,7 +24,7 @@ class Marker(BaseModel):
     A subclass sets `REMEDY`, perhaps the other class variables, and has a field for its version, `format`.
     """
 
-    model_config = ConfigDict(extra='ignore', frozen=True)
+    model_config = ConfigDict(extra='ignore', frozen=True, use_attribute_docstrings=True)
 
     NEWEST: ClassVar[int] = 1
     """The format that this release writes, and the newest that it reads."""

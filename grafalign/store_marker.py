@@ -25,7 +25,7 @@ class Sensor:
 class PairSummary(BaseModel):
     """Counts of a finished store."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     photos: int
     """Photos in the source, usable or not."""
@@ -44,7 +44,7 @@ class PairSummary(BaseModel):
 class InputStamp(BaseModel):
     """The files of one source, when they were read."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     name: str
     """The key of the recipe that names them."""

@@ -20,6 +20,7 @@ from grafalign.errors import GrafalignError
 from grafalign.files import write_table
 from grafalign.locks import exclusive
 from grafalign.pairing import Recipe, pair
+from grafalign.schemas import schema_files
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings, train
 from grafalign.training.rows import training_rows_digest
@@ -129,3 +130,9 @@ def test_functions_lock_their_folder(recipe: Recipe, store: PairStore, clip: Fro
         ):
             with pytest.raises(GrafalignError, match='Another process is writing'):
                 write()
+
+
+def test_the_published_schemas_are_those_of_the_models() -> None:
+    """`docs/schemas` says what is written; `python -m grafalign.schemas docs/schemas` brings it up to date."""
+    folder = REPOSITORY / 'docs' / 'schemas'
+    assert {p.name: p.read_text() for p in folder.iterdir()} == schema_files()

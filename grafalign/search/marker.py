@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 class IndexModel(BaseModel):
     """The model that made the vectors."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     spec: str = ''
     """How it was named: run, export, NAME:TAG ..."""
@@ -33,7 +33,7 @@ class IndexModel(BaseModel):
 class IndexSource(BaseModel):
     """Where items came from: a store or a folder."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     bands: tuple[str, ...]
     value_range: tuple[float, float]
@@ -44,7 +44,7 @@ class IndexSource(BaseModel):
 class ApproximateIndex(BaseModel):
     """FAISS's index of the first rows."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     file: str
     kind: Kind
@@ -66,7 +66,7 @@ def _or_none(value: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
 class IndexMarker(Marker):
     """`index.json`."""
 
-    model_config = ConfigDict(extra='ignore', frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra='ignore', frozen=True, use_attribute_docstrings=True, protected_namespaces=())
     REMEDY: ClassVar[str] = 'make the index again with `grafalign index` into an empty folder'
 
     format: int

@@ -1,0 +1,30 @@
+"""JSON schemas of the markers, for readers in other languages: `python -m grafalign.schemas docs/schemas`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from grafalign.artefacts import Marker
+from grafalign.encoders.bank import BankMarker
+from grafalign.search.marker import IndexMarker
+from grafalign.store_marker import StoreMarker
+
+MARKERS: dict[str, type[Marker]] = {'dataset.json': StoreMarker, 'bank.json': BankMarker, 'index.json': IndexMarker}
+
+
+def schema_files() -> dict[str, str]:
+    """Content of every schema's file, by its name."""
+    return {
+        f'{Path(name).stem}.schema.json': json.dumps(
+            {'$schema': 'https://json-schema.org/draft/2020-12/schema', **marker.model_json_schema()}, indent=2
+        )
+        + '\n'
+        for name, marker in MARKERS.items()
+    }
+
+
+if __name__ == '__main__':
+    for file, content in schema_files().items():
+        (Path(sys.argv[1]) / file).write_text(content)
