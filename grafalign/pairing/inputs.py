@@ -109,7 +109,7 @@ def _size_and_time(path: Path) -> str:
     return f'{known.st_size} {known.st_mtime_ns}'
 
 
-def tile_digest(tile_id: str, scenes: list[str], mates: list[list[str]], dtype: str) -> str:
+def made_from_digest(tile_id: str, scenes: list[str], mates: list[list[str]], dtype: str) -> str:
     """Digest of all that decides a tile's pixels, of one recipe.
 
     Args:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from grafalign.files import Place
 from grafalign.pairing.cut import UNREAD_SCENE, CutJob, ShardJob, TileJob
-from grafalign.pairing.inputs import scene_digest, tile_digest
+from grafalign.pairing.inputs import made_from_digest, scene_digest
 from grafalign.pairing.stages import Stages
 from grafalign.scenes.items import public_assets_only
 from grafalign.store import PairStore, shard_name
@@ -135,7 +135,7 @@ def make_jobs(
                 scenes = options[:kept].tolist()
                 mates = [[m for m in choice.mates[number, k].tolist() if m >= 0] for k in range(kept)]
                 wanted.update(scenes, *mates)
-                made_from = tile_digest(
+                made_from = made_from_digest(
                     str(facts['tile_id']),
                     [digests[s] for s in scenes],
                     [[digests[m] for m in ms] for ms in mates],
