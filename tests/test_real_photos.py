@@ -225,7 +225,7 @@ def test_file_uris_are_read(coast: Paired, prepared: Path, tmp_path: Path) -> No
     (tmp_path / 'items_coast.json').write_text(json.dumps(items))
     (tmp_path / 'photos_coast.csv').write_bytes((prepared / 'photos_coast.csv').read_bytes())
     other = paired(tmp_path, 'coast').store
-    assert other.facts['files']['tiles/00000.tar'] == coast.store.marker.files['tiles/00000.tar']
+    assert other.marker.files['tiles/00000.tar'] == coast.store.marker.files['tiles/00000.tar']
 
 
 @pytest.mark.parametrize('fixture', ['naip', 'naip_small', 'naip_edges'])

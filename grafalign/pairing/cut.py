@@ -367,7 +367,6 @@ def _facts(tile: _Progress, job: CutJob, cut: Cut, empty: float) -> dict[str, An
         'scale': list(cut.scale),
         'offset': list(cut.offset),
         'digest': hashlib.blake2b(np.ascontiguousarray(cut.pixels).tobytes(), digest_size=16).hexdigest(),
-        'made_from': tile.job.made_from,
     }
     return of_pixels | _of_choice(tile)
 
@@ -375,7 +374,7 @@ def _facts(tile: _Progress, job: CutJob, cut: Cut, empty: float) -> dict[str, An
 _OF_PIXELS = (
     *('item_id', 'collection', 'datetime', 'mosaic', 'cloud_cover', 'tile_cloud_percent', 'processing_baseline'),
     *('nodata_fraction', 'outside_fraction', 'zero_fraction', 'not_finite_fraction', 'scale', 'offset'),
-    *('digest', 'made_from'),
+    'digest',
 )
 """Facts of a tile that follow from what `made_from` is the digest of."""
 
@@ -402,9 +401,9 @@ def _write(shard: ShardJob, tiles: list[_Progress], job: CutJob, out: Place) -> 
             row = {**tile.job.facts, **tile.facts, 'dtype': str(pixels.dtype)}
             inside = {**row, 'photos': tile.job.photos, 'bands': job.bands, 'gsd_m': job.grid.gsd_m}
             offset, nbytes = writer.add(tile.job.facts['tile_id'], pixels, inside)
-            rows.append(
-                {**row, 'number': tile.job.number, 'shard': shard.name, 'byte_offset': offset, 'nbytes': nbytes}
-            )
+            where = {'number': tile.job.number, 'shard': shard.name, 'byte_offset': offset, 'nbytes': nbytes}
+            # not in the shard, whose bytes do not depend on where the scenes lie
+            rows.append({**row, 'made_from': tile.job.made_from, **where})
         content = {
             'tiles': rows,
             'rejects': [(tile.job.number, *reject) for tile in tiles for reject in tile.rejects],
