@@ -89,6 +89,12 @@ def test_a_bank_of_the_format_before_is_read_beside_its_own_store(
     marker = json.loads((folder / 'bank.json').read_text())
     (folder / 'bank.json').write_text(json.dumps({**marker, 'format': 2, 'store': store.digest}))
     assert np.array_equal(load_bank(store, clip=clip).embeddings, bank.embeddings)
+    before = contents(folder)
     marked(own_store, digest='0' * 32)
     with pytest.raises(GrafalignError, match='the bank of another pair store'):
         load_bank(PairStore(own_store))
+    marked(own_store, digest=store.digest)
+    assert contents(folder) == before
+    embed(store, clip)  # it becomes one of today, without any photo being read
+    marked(own_store, digest='0' * 32)
+    assert np.array_equal(load_bank(PairStore(own_store), clip=clip).embeddings, bank.embeddings)

@@ -1,8 +1,8 @@
 """What a change costs: the same work by two checkouts, in turns: `python experiments/performance/changes.py --help`.
 
     pip install odc-stac  # which `pairing.py` asks for the version of
-    git worktree add /tmp/before v0.1
-    python experiments/performance/changes.py --before /tmp/before --data runs/performance
+    git worktree add ../before v0.1
+    python experiments/performance/changes.py --before ../before --data runs/performance
 
 Machines are shared and their clocks wander, so every work is done by one checkout and then by the other, in fresh
 processes, and the order turns with each repeat; the ratios of those neighbours and their median are what counts. Both

@@ -74,8 +74,7 @@ def embed(
     """
     out = bank_folder(store, out)
     remote = remote or _remote_settings(store)
-    out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out), naming_full_disk(out):
+    with naming_full_disk(out), exclusive(out):
         _move_in(out)
         held = bank_rows(out, store, clip) if (out / MARKER).is_file() else None
         _bring_up_to_date(store, clip, out, held, workers, remote, retry_failed)
@@ -99,10 +98,11 @@ def _bring_up_to_date(
         kept[known[held.photos['transient'].to_numpy(dtype=bool)[kept[known]]]] = -1
     todo = np.flatnonzero(kept < 0)
     parts_folder = out / f'parts-{_question(store, clip, todo)}'
-    if not len(todo) and not gone:
+    current = held is not None and held.marker.format == BankMarker.NEWEST
+    if current and not len(todo) and not gone:
         _remove_parts(out)  # of a run that was killed right after it had finished
         return
-    if held is not None and (gone or not retry_failed):
+    if held is not None and (gone or (len(todo) and not retry_failed)):
         console.log(f'{out}: {len(todo):,} photos to embed, {gone:,} are gone, {len(photos) - len(todo):,} are kept')
     parts = _compute(photos['uri'].tolist(), todo, clip, parts_folder, workers, remote)
     read = [pd.read_parquet(part.with_suffix('.parquet')) for part in parts] or [facts_table([])]

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grafalign.errors import GrafalignError
+from grafalign.files import Place
 from grafalign.pairing.recipe import Recipe
 from grafalign.photos.opening import files_of, is_url
+from grafalign.photos.sources import IMAGE_SUFFIXES
 from grafalign.scenes import Scene, band_sources, cloud_mask
 from grafalign.store_marker import InputStamp
 
@@ -17,8 +19,18 @@ INPUTS = 'inputs.json'
 """In the folder of the stages: when pairing began, and the stamps of its sources then."""
 
 
-def input_stamps(recipe: Recipe) -> tuple[InputStamp, ...]:
+_SCENE_SUFFIXES = ('.json', '.tif', '.tiff', '.jp2', '.msk')
+
+
+def input_stamps(recipe: Recipe, out: Place) -> tuple[InputStamp, ...]:
     """Stamps of the recipe's photos and scenes; sources on URLs have none.
+
+    Of a folder of photos those files count that are named as images or have no suffix; of a catalog the documents and
+    rasters below its folder.
+
+    Args:
+        recipe: names the sources.
+        out: the store, which may lie in one of their folders and does not count.
 
     Raises:
         GrafalignError: a table that the recipe names is not there.
@@ -26,23 +38,32 @@ def input_stamps(recipe: Recipe) -> tuple[InputStamp, ...]:
     photos, scenes = recipe.photos, recipe.scenes
     named: list[tuple[str, Iterator[Path]]] = []
     if photos.folder is not None:
-        named.append(('photos.folder', _below(photos.folder)))
+        named.append(('photos.folder', _below(photos.folder, (*IMAGE_SUFFIXES, ''), out)))
     if photos.webdataset is not None and not is_url(str(photos.webdataset)):
-        named.append(('photos.webdataset', _below(Path(photos.webdataset))))
+        named.append(('photos.webdataset', _below(Path(photos.webdataset), ('.tar', '.parquet', '.json'), out)))
     if photos.table is not None:
         named.append(('photos.table', (Path(f) for f in files_of(photos.table) if not is_url(f))))
     if scenes.catalog is not None:
-        named.append(('scenes.catalog', _below(scenes.catalog.parent, '.json')))
+        named.append(('scenes.catalog', _below(scenes.catalog.parent, _SCENE_SUFFIXES, out)))
     if scenes.items is not None:
         named.append(('scenes.items', iter([scenes.items])))
     return tuple(_stamp(name, files) for name, files in named)
 
 
-def _below(folder: Path, suffix: str = '') -> Iterator[Path]:
-    """The files below a folder, in the order of their names."""
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (Path(parent) / name for name in sorted(files) if name.lower().endswith(suffix))
+def has_remote_source(recipe: Recipe) -> bool:
+    """Whether photos or scenes come from a URL, of which only reading them again tells whether they have changed."""
+    photos = recipe.photos
+    tables = [] if photos.table is None else files_of(photos.table)
+    return recipe.scenes.api is not None or is_url(str(photos.webdataset)) or any(is_url(f) for f in tables)
+
+
+def _below(folder: Path, suffixes: tuple[str, ...], out: Place) -> Iterator[Path]:
+    """Files with some suffixes below a folder, in the order of their names; none of the store."""
+    own = out.resolve() if isinstance(out, Path) else None
+    for parent, folders, files in os.walk(folder.resolve()):
+        folders[:] = sorted(name for name in folders if Path(parent, name) != own)
+        paths = (Path(parent, name) for name in sorted(files))
+        yield from (path for path in paths if path.suffix.lower() in suffixes)
 
 
 def _stamp(name: str, files: Iterator[Path]) -> InputStamp:
@@ -50,11 +71,11 @@ def _stamp(name: str, files: Iterator[Path]) -> InputStamp:
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         try:
-            known = path.stat()
+            status = path.stat()
         except OSError:  # removed meanwhile, or a link that leads nowhere
             continue
-        count, total = count + 1, total + known.st_size
-        digest.update(os.fsencode(path) + f'\0{known.st_size}\0{known.st_mtime_ns}\n'.encode())
+        count, total = count + 1, total + status.st_size
+        digest.update(os.fsencode(path) + f'\0{status.st_size}\0{status.st_mtime_ns}\n'.encode())
     return InputStamp(name=name, files=count, bytes=total, stamp=digest.hexdigest())
 
 
@@ -66,18 +87,18 @@ def changes(before: tuple[InputStamp, ...], now: tuple[InputStamp, ...]) -> list
         >>> changes((old,), (InputStamp(name='photos.folder', files=492, bytes=11, stamp='b'),))
         ['photos.folder has 492 files instead of 480']
     """
-    known = {stamp.name: stamp for stamp in before}
-    found = []
+    old_stamps = {stamp.name: stamp for stamp in before}
+    sentences = []
     for stamp in now:
-        old = known.get(stamp.name)
+        old = old_stamps.get(stamp.name)
         if old is None or old.stamp == stamp.stamp:
             continue
-        found.append(
+        sentences.append(
             f'{stamp.name} has other content (or times) than then'
             if old.files == stamp.files
             else f'{stamp.name} has {stamp.files:,} files instead of {old.files:,}'
         )
-    return found
+    return sentences
 
 
 def scene_digest(scene: Scene, recipe: Recipe) -> str:
@@ -103,10 +124,10 @@ def scene_digest(scene: Scene, recipe: Recipe) -> str:
 
 def _size_and_time(path: Path) -> str:
     try:
-        known = path.stat()
+        status = path.stat()
     except OSError:
         return 'not there'
-    return f'{known.st_size} {known.st_mtime_ns}'
+    return f'{status.st_size} {status.st_mtime_ns}'
 
 
 def made_from_digest(tile_id: str, scenes: list[str], mates: list[list[str]], dtype: str) -> str:

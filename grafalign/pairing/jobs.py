@@ -85,9 +85,11 @@ class KeptTiles:
     def __init__(self, store: PairStore | None) -> None:
         self._places: dict[str, tuple[str, int, int]] = {}
         self._reasons: dict[str, tuple[str, str]] = {}
-        if store is None or 'made_from' not in store.tiles or not isinstance(store.path, Path):
+        if store is None or not isinstance(store.path, Path):
             return
         rejected = store.rejected
+        if 'made_from' not in store.tiles or 'made_from' not in rejected:
+            return  # of before they were written
         unread = rejected.loc[(rejected['kind'] == 'scene') & (rejected['reason'] == UNREAD_SCENE), 'detail']
         beside = set(unread.astype(str).str.partition(':')[0]) if len(unread) else set()
         names = zip(store.tiles['tile_id'], store.tiles['made_from'], *store.places, strict=True)

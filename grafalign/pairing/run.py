@@ -20,7 +20,7 @@ from grafalign.files import Place, make_folder, naming_url, remove_folder, remov
 from grafalign.locks import LOCK, exclusive
 from grafalign.pairing.cut import CutJob, CutResult, cut_shards
 from grafalign.pairing.finish import failed_tiles, finish
-from grafalign.pairing.inputs import INPUTS, changes, input_stamps
+from grafalign.pairing.inputs import INPUTS, changes, has_remote_source, input_stamps
 from grafalign.pairing.jobs import Shard, group_shards, make_jobs, make_shards, sidecar_name, split_into_shards
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.stages import Stages
@@ -59,7 +59,7 @@ def pair(
             raise GrafalignError(f'{out} is on a URL; --update needs a store on this machine: pair into another URL.')
         with naming_url(out):
             return _pair(recipe, out, workers, retry_failed)
-    with exclusive(out), naming_full_disk(out):
+    with naming_full_disk(out), exclusive(out):
         finish_update(out)
         if update and (out / MARKER).exists():
             return _update(recipe, out, workers)
@@ -122,21 +122,20 @@ def _summary_of(store: PairStore) -> PairSummary:
 
 def _log_changes(recipe: Recipe, out: Place) -> None:
     """Say what has changed since a store was made."""
-    known = PairStore(out).marker.inputs
-    found = changes(known, input_stamps(recipe))
-    if found:
-        console.log(f'Since it was made, {" and ".join(found)}; `--update` takes that in.')
+    news = changes(PairStore(out).marker.inputs, input_stamps(recipe, out))
+    if news:
+        console.log(f'Since it was made, {" and ".join(news)}; `--update` takes that in.')
 
 
 def _update(recipe: Recipe, out: Path, workers: int | None) -> PairSummary:
     """Pair anew beside the store, with the tiles that it has already, and let the result take its place."""
     store = _own_store(recipe, out)
-    found = changes(store.marker.inputs, input_stamps(recipe))
-    if not found and recipe.scenes.api is None and not (out / UPDATE).exists():
+    news = changes(store.marker.inputs, input_stamps(recipe, out))
+    if not news and not has_remote_source(recipe) and not (out / UPDATE).exists():
         console.log(f'{out} is up to date.')
         return _summary_of(store)
-    if found:
-        console.log(f'{out}: {" and ".join(found)}')
+    if news:
+        console.log(f'{out}: {" and ".join(news)}')
     store.rejected  # noqa: B018, read before its file is replaced
     summary = _pair(recipe, out / UPDATE, workers, False, store)
     store.close()
@@ -264,7 +263,8 @@ def begin(recipe: Recipe, out: Place) -> datetime:
     inputs = work / INPUTS
     if not inputs.exists():  # before they are read, so that what changes meanwhile is noticed later
         now = datetime.now(timezone.utc).isoformat(timespec='seconds')
-        stamps = [stamp.model_dump() for stamp in input_stamps(recipe)]
+        store = out.parent if out.name == UPDATE else out
+        stamps = [stamp.model_dump() for stamp in input_stamps(recipe, store)]
         write_atomically(inputs, json.dumps({'begun_at': now, 'stamps': stamps}).encode())
     write_atomically(begun, recipe.digest.encode())
     return datetime.fromisoformat(json.loads(inputs.read_text())['begun_at'])

@@ -25,7 +25,7 @@ from grafalign.photos.uris import KNOWN, SCHEMES
 from grafalign.photos.web import RemoteSettings
 from grafalign.photos.webdataset import read_webdataset
 
-_IMAGE_SUFFIXES = (*SUFFIXES, *HEIF_SUFFIXES)
+IMAGE_SUFFIXES = (*SUFFIXES, *HEIF_SUFFIXES)
 _LISTED = 1 << 16
 
 
@@ -126,7 +126,7 @@ def _list_folder(folder: Path) -> Iterator[Raw]:
         folders.sort()
         for name in sorted(files):
             path = f'{parent}/{name}'
-            if (name.lower().endswith(_IMAGE_SUFFIXES) or looks_like_image(path)) and Path(path).is_file():
+            if (name.lower().endswith(IMAGE_SUFFIXES) or looks_like_image(path)) and Path(path).is_file():
                 names.append(path)
         if len(names) >= _LISTED:
             yield _listed(names, base, folder.name)

@@ -102,7 +102,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     """
     first = int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) == 0  # which holds the lock for all
     lock = exclusive(settings.out) if first else contextlib.nullcontext()
-    with lock, naming_full_disk(settings.out), naming_lost_processes(), naming_full_memory():
+    with naming_full_disk(settings.out), lock, naming_lost_processes(), naming_full_memory():
         return _train(settings)
 
 

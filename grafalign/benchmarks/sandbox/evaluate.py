@@ -97,7 +97,8 @@ def evaluate_sandbox(
     settings = {name: load_settings(path / 'config.yaml', TrainSettings) for name, path in runs.items()}
     clip = load_clip(next(iter(settings.values())).clip)
     models: dict[str, SatelliteModel] = {}
-    rows_digest = training_rows_digest(store, load_bank(store, clip=clip))
+    bank = load_bank(store, clip=clip)
+    rows_digest = training_rows_digest(store, bank)
     for name, path in runs.items():
         models[name] = load_satellite(path, clip)
         facts = models[name].facts
@@ -130,7 +131,6 @@ def evaluate_sandbox(
     if 'patch' in bounds:
         patches['supervised'] = ZeroShotModel(bounds['patch'][0], rule, bounds['patch'][1], every)
     done = Evaluation({}, truth.classes, test, chips)
-    bank = load_bank(store, clip=clip)
     photos = np.asarray(bank.embeddings[bank.valid])
     prior = {n: photo_prior(photos, text, m.facts['tau'], PRIOR_STRENGTH) for n, m in models.items()}
     done.results['classification'] = _classify(images, done, prior)
