@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,20 @@ import numpy as np
 import torch
 
 from grafalign import console
-from grafalign.benchmarks.bootstrap import confusion, mean_iou
 from grafalign.benchmarks.sandbox.evaluate import (
     ZeroShotModel,
+    accuracy,
+    chip_counts,
     embed_tiles,
-    interval_of_mean,
     map_quality,
     segment_chips,
 )
-from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles, SandboxTruth
+from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
+from grafalign.benchmarks.statistics import Mean, MeanIou, Resampling, Statistic, resampling
+from grafalign.config import parse_settings
 from grafalign.encoders import ClipSettings, embed, load_clip
 from grafalign.engine import default_workers
-from grafalign.pairing import pair
+from grafalign.pairing import Recipe, pair
 from grafalign.quickstart import quickstart_experiment
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.sandbox.world import make_sandbox
@@ -101,6 +103,12 @@ def labelled(world: Path, seed: int) -> tuple[LabelledTiles, LabelledTiles, list
     return test, chips, truth.classes
 
 
+def store_recipe(world: Path) -> Recipe:
+    """The recipe that a world's pair store was made by."""
+    path = world / 'pairs'
+    return parse_settings(PairStore(path).marker.recipe, Recipe, str(path / 'dataset.json'))
+
+
 def measure(model: SatelliteModel, world: Path, seed: int) -> dict[str, Any]:
     """Zero-shot accuracy over test tiles (image embeddings) and mIoU over chips (patch embeddings).
 
@@ -111,23 +119,27 @@ def measure(model: SatelliteModel, world: Path, seed: int) -> dict[str, Any]:
     every = range(len(model.sensor.bands))
     ready = ZeroShotModel(model.encoder, model.rule, class_vectors(model.clip, classes), every)
     right = class_scores(embed_tiles(ready, test), ready.classes).argmax(1) == test.labels
-    maps = segment_chips(ready, chips)[0]
-    quality = map_quality(chips.labels, maps, classes)
-    counts = np.stack([confusion(t, g, len(classes), VOID) for t, g in zip(chips.labels, maps, strict=True)])
+    counts = chip_counts(chips.labels, segment_chips(ready, chips)[0], len(classes))
+    block_km = store_recipe(world).split.block_km
+    of_tiles = resampling(len(test.labels), test.lonlat, block_km=block_km)
+    of_chips = resampling(len(chips.labels), chips.lonlat, block_km=block_km)
+    quality = map_quality(counts, classes, of_chips)
     return {
-        'accuracy': interval_of_mean(right),
-        'miou': quality['miou'],
-        'iou': quality['iou'],
+        'accuracy': accuracy(right, of_tiles).model_dump(),
+        'miou': quality.miou.model_dump(),
+        'iou': quality.iou,
+        'units': {'accuracy': of_tiles.unit, 'miou': of_chips.unit},
         'draws': {
-            'accuracy': _draws(len(right), lambda rows: float(right[rows].mean())),
-            'miou': _draws(len(counts), lambda rows: mean_iou(counts[rows].sum(0))),
+            'accuracy': _replicates(Mean(right.astype(np.float64), np.ones(len(right))), of_tiles),
+            'miou': _replicates(MeanIou(counts), of_chips),
         },
     }
 
 
-def _draws(units: int, metric: Callable[[np.ndarray], float]) -> list[float]:
-    rng = np.random.default_rng(0)
-    return [round(metric(rng.integers(0, units, units)), 4) for _ in range(DRAWS)]
+def _replicates(statistic: Statistic, draws: Resampling) -> list[float]:
+    """Values of the first bootstrap replicates, the same tiles and chips for all cells of a world."""
+    values = np.concatenate([statistic(weights) for weights in replace(draws, draws=DRAWS).weights()])
+    return [round(float(v), 4) for v in values]
 
 
 def by_settings(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel:

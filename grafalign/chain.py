@@ -25,6 +25,7 @@ from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.locks import CHILD, exclusive
 from grafalign.pairing import Recipe, pair
+from grafalign.report import Report
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings
 
@@ -96,11 +97,11 @@ class Clock:
         return {**steps, 'total': sum(steps.values())}
 
 
-def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: int | None = None) -> dict[str, Any]:
+def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: int | None = None) -> Report:
     """Run all steps of an experiment; those that are done already return at once.
 
     Returns:
-        The content of report.json.
+        What report.json says.
 
     Raises:
         GrafalignError: a step failed; the sentence is that step's.
@@ -125,13 +126,13 @@ def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: 
             evaluation = clock.time(
                 'evaluate', lambda: evaluate_sandbox(sandbox, store_path, runs, sizes, experiment.seed)
             )
-        facts = {
+        setting = {
             'settings': experiment.model_dump(mode='json'),
             'seed': experiment.seed,
             'cores': engine.default_workers(),
             'command': ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
-        return write_report(out, experiment.title, store, runs, clock.table(), evaluation, facts, experiment.notes)
+        return write_report(out, experiment.title, store, runs, clock.table(), evaluation, setting, experiment.notes)
 
 
 def _run_config(experiment: Experiment, name: str, store: Path) -> Path:

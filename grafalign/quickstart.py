@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from grafalign.chain import Clock, Experiment, run_experiment
 from grafalign.config import load_settings
 from grafalign.errors import GrafalignError
 from grafalign.pairing import Recipe
+from grafalign.report import Report
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
 
@@ -47,11 +47,11 @@ def quickstart_experiment(out: Path, seed: int = 0, photos: int | None = None) -
     return settings, experiment.model_copy(update={'pair': recipe})
 
 
-def quickstart(out: Path, seed: int = 0, photos: int | None = None, workers: int | None = None) -> dict[str, Any]:
+def quickstart(out: Path, seed: int = 0, photos: int | None = None, workers: int | None = None) -> Report:
     """Make a world, pair, embed, train, evaluate, and write `report.html` and `report.json`.
 
     Returns:
-        The content of report.json.
+        What report.json says.
     """
     settings, experiment = quickstart_experiment(out, seed, photos)
     out.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,25 @@ import sys
 from pathlib import Path
 
 from grafalign.artefacts import Marker
+from grafalign.benchmarks.results import Result
 from grafalign.encoders.bank import BankMarker
+from grafalign.exchange.marker import ExportMarker
+from grafalign.report import Report
 from grafalign.search.marker import IndexMarker
 from grafalign.store_marker import StoreMarker
+from grafalign.training.provenance import DataMarker
+from grafalign.training.run_marker import RunMarker
 
-MARKERS: dict[str, type[Marker]] = {'dataset.json': StoreMarker, 'bank.json': BankMarker, 'index.json': IndexMarker}
+MARKERS: dict[str, type[Marker]] = {
+    'dataset.json': StoreMarker,
+    'bank.json': BankMarker,
+    'model.json': RunMarker,
+    'data.json': DataMarker,
+    'index.json': IndexMarker,
+    'result.json': Result,
+    'report.json': Report,
+    'grafalign_export.json': ExportMarker,
+}
 
 
 def schema_files() -> dict[str, str]:

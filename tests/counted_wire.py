@@ -13,13 +13,13 @@ from grafalign.training import TrainSettings, train
 
 
 def main(config: Path) -> None:
-    """Print the facts of the run and the elements of all tensors that were reduced, by call."""
+    """Write the elements of all tensors that were reduced, by call."""
     settings = TrainSettings.model_validate(yaml.safe_load(config.read_text()))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
-        facts = train(settings)
+        run = train(settings)
     calls = [e for e in profile.events() if e.name == 'gloo:all_reduce']
     elements = [sum(torch.Size(shape).numel() for shape in call.input_shapes) for call in calls]
-    (settings.out / f'wire_{int(facts["processes"])}.json').write_text(json.dumps(elements))
+    (settings.out / f'wire_{run.processes}.json').write_text(json.dumps(elements))
 
 
 if __name__ == '__main__':

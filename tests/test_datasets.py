@@ -15,12 +15,13 @@ from PIL import Image
 from rasterio.transform import from_origin
 from scipy.io import savemat
 
-from grafalign.datasets import VOID, known_sets, open_set
+from grafalign.datasets import known_sets, open_set
 from grafalign.datasets.bigearthnet import class_names
 from grafalign.datasets.captions import PUBLISHED
 from grafalign.datasets.class_folders import in_words, published
 from grafalign.datasets.deepsat import CLASSES
 from grafalign.errors import GrafalignError
+from grafalign.labels import VOID
 
 
 def paint(path: Path, colour: tuple[int, ...] | int = (200, 100, 50), size: int = 4, mode: str = 'RGB') -> Path:

@@ -22,13 +22,14 @@ from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
 from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, SatelliteEncoder, load_clip
 from grafalign.errors import GrafalignError
-from grafalign.exchange.export import MARKER, export
+from grafalign.exchange.export import export
 from grafalign.exchange.exportable import Exportable
+from grafalign.exchange.marker import MARKER
 from grafalign.exchange.model_card import CardFacts
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings, load_satellite, train
-from grafalign.training.provenance import data_facts
+from grafalign.training.provenance import describe_data
 from tests.commands import Command, contents, finish, refused, start
 from tests.hub_server import hub
 from tests.small_clips import TOWERS
@@ -346,15 +347,15 @@ def test_the_card_says_what_is_known(run: Path, report: Path, store: PairStore, 
     (accuracy, retrieval) = card.data.eval_results
     assert accuracy.metric_value == 0.66 and '0.630 to 0.690' in accuracy.metric_name
     assert retrieval.metric_type == 'map_at_20'
-    facts = data_facts(store)
-    assert card.data.grafalign['photo_licences'] == facts['licences']  # type: ignore[attr-defined]
+    data = describe_data(store)
+    assert card.data.grafalign['photo_licences'] == data.licences  # type: ignore[attr-defined]
     assert card.data.grafalign['store_digest'] == store.digest  # type: ignore[attr-defined]
     for words in (
         '| 1 | red | 0.0 | 0.3 |',
         'never stretch a tile by its own minimum',
         '| classification | accuracy | **mine** | 0.660 | 0.630 to 0.690 |',
         '| classification | accuracy | frozen_clip | 0.100 |',
-        f'| train | {facts["splits"]["train"]["tiles"]} |',
+        f'| train | {data.splits["train"].tiles} |',
         'collections:',
         'Intended use and limits',
     ):
@@ -378,10 +379,10 @@ def test_a_report_of_another_run_is_refused(run: Path, report: Path, tmp_path: P
     """Numbers of other runs, files that are no report and missing files are named, and nothing is written."""
     content = json.loads(report.read_text())
     content['runs']['mine']['digest'] = 'other'
-    for text, words in ((json.dumps(content), 'says nothing about this run'), ('[]', 'no report'), ('{', 'no JSON')):
+    for text, words in ((json.dumps(content), 'says nothing about this run'), ('[]', 'is damaged'), ('{', 'is damaged')):
         report.write_text(text)
         refused(command('export', run, tmp_path / 'out', '--results', report), report, words)
-    refused(command('export', run, tmp_path / 'out', '--results', tmp_path / 'none.json'), 'There is no file')
+    refused(command('export', run, tmp_path / 'out', '--results', tmp_path / 'none.json'), 'No such file', 'report.json')
     assert not (tmp_path / 'out').exists()
 
 

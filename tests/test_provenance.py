@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import geopandas as gpd
 import pytest
 
 from grafalign.store import PairStore
-from grafalign.training.provenance import NOT_STATED, data_facts, without_paths
+from grafalign.training.provenance import NOT_STATED, describe_data, without_paths
 
 
 def test_the_counts_are_those_of_the_tables(store: PairStore) -> None:
     """Tiles, pairs and different photos of each split add up to the tables."""
-    facts = data_facts(store)
-    assert {n: c['tiles'] for n, c in facts['splits'].items()} == store.marker.summary.splits
-    assert sum(c['pairs'] for c in facts['splits'].values()) == facts['pairs'] == len(store.pairs)
-    assert sum(c['photos'] for c in facts['splits'].values()) >= facts['photos'] == len(store.photos)
+    data = describe_data(store)
+    assert {n: c.tiles for n, c in data.splits.items()} == store.marker.summary.splits
+    assert sum(c.pairs for c in data.splits.values()) == data.pairs == len(store.pairs)
+    assert sum(c.photos for c in data.splits.values()) >= data.photos == len(store.photos)
     train = store.pairs[store.pairs['tile'].isin(store.tiles_of('train'))]
-    assert facts['splits']['train']['photos'] == train['photo_id'].nunique()
-    west, south, east, north = facts['bounds']
+    assert data.splits['train'].photos == train['photo_id'].nunique()
+    west, south, east, north = data.bounds
     assert west < store.photos.geometry.x.min() and store.photos.geometry.x.max() < east
     assert south < store.photos.geometry.y.min() and store.photos.geometry.y.max() < north
-    assert facts['photos_taken'][0] <= facts['photos_taken'][1] and facts['store_digest'] == store.digest
+    assert data.photos_taken[0] <= data.photos_taken[1] and data.store_digest == store.digest
 
 
 def test_licences_are_counted_and_missing_ones_are_said(own_store: Path) -> None:
@@ -31,15 +30,15 @@ def test_licences_are_counted_and_missing_ones_are_said(own_store: Path) -> None
     photos = gpd.read_parquet(own_store / 'photos.parquet')
     photos['licence'] = ['CC BY 4.0', '', None] + ['CC0 1.0'] * (len(photos) - 3)
     photos.to_parquet(own_store / 'photos.parquet')
-    found = data_facts(PairStore(own_store))['licences']
+    found = describe_data(PairStore(own_store)).licences
     assert list(found.items()) == [('CC0 1.0', len(photos) - 3), (NOT_STATED, 2), ('CC BY 4.0', 1)]
 
 
 def test_no_path_of_this_machine_is_told(store: PairStore) -> None:
-    """The facts are JSON, and no folder of this machine is in them."""
-    text = json.dumps(data_facts(store))
+    """No folder of this machine is in it."""
+    text = describe_data(store).model_dump_json()
     assert str(store.path.parent) not in text and str(Path.home()) not in text
-    assert data_facts(store)['recipe']['photos']['folder'] == 'photos'
+    assert describe_data(store).recipe['photos']['folder'] == 'photos'
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_the_python_example_does_the_whole_chain(
     exec(example, scope)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     assert 'grafalign' in (tmp_path / 'report' / 'report.html').read_text()
-    assert {'frozen_clip', 'mine', 'supervised'} <= set(scope['result'].results['classification'])  # type: ignore[attr-defined]
+    assert {'frozen_clip', 'mine', 'supervised'} <= set(scope['result'].classification)  # type: ignore[attr-defined]
 
 
 def test_every_command_in_the_readme_exists() -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from grafalign.benchmarks import evaluate, read_results
-from grafalign.benchmarks.results import ModelFacts, Protocol, Result, SetFacts, Value
+from grafalign.benchmarks.results import ModelFacts, Protocol, Result, SetFacts
 from grafalign.benchmarks.suite import Suite
 from grafalign.benchmarks.table import by_set, newest, tables
 from grafalign.encoders import FrozenClip
 from grafalign.errors import GrafalignError
+from grafalign.estimate import Estimate
 from tests.commands import Command, refused
 from tests.labelled_sets import labelled
 from tests.test_datasets import paint
@@ -53,7 +54,7 @@ def test_damaged_results_are_named(
             json.dumps(json.loads(whole) | {'metrics': {'top1': {'value': 7, 'low': 0, 'high': 1}}}),
             'metrics.top1.value',
         ),
-        (whole[:100], 'no result file'),
+        (whole[:100], 'is damaged'),
     ):
         path.write_text(broken)
         capsys.readouterr()
@@ -79,7 +80,7 @@ def test_the_documented_schema_is_the_one_that_is_checked() -> None:
         for key in re.findall('`(\\w+)`', line.split('|')[1])
     ]
     assert sorted(told) == sorted(Result.model_fields)
-    nested = [f for model in (ModelFacts, SetFacts, Protocol, Value) for f in model.model_fields]
+    nested = [f for model in (ModelFacts, SetFacts, Protocol, Estimate) for f in model.model_fields]
     assert all(f'`{field}`' in table for field in nested)
 
 

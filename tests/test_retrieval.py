@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grafalign.benchmarks.bootstrap import bootstrap, confusion, map_at, mean_iou
+from grafalign.benchmarks.statistics import Mean, MeanAp, MeanIou, confusion, estimates, ranking, resampling
 from grafalign.retrieval import average_precision_at, nearest
 
 
@@ -29,7 +29,8 @@ def test_map_agrees_with_a_search() -> None:
     _, rows = nearest(classes, items, 20)
     relevant = labels[rows] == np.arange(4)[:, None]
     expected = np.nanmean(average_precision_at(relevant, np.bincount(labels, minlength=4)))
-    assert map_at(items @ classes.T, labels, 20) == pytest.approx(expected)
+    found = MeanAp(ranking(items @ classes.T), labels == np.arange(4)[:, None], 20)(np.ones((1, 120)))
+    assert found[0] == pytest.approx(expected)
 
 
 def test_iou_by_hand() -> None:
@@ -37,15 +38,16 @@ def test_iou_by_hand() -> None:
     truth = np.array([0, 0, 1, 1, 255])
     guess = np.array([0, 1, 1, 1, 2])
     counts = confusion(truth, guess, 3, 255)
-    assert mean_iou(counts) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert MeanIou(counts[None])(np.ones((1, 1)))[0] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 def test_bootstrap_interval_holds_the_value_and_narrows() -> None:
     """The interval brackets the value, is that of the binomial within a tenth, and repeats with the seed."""
     rng = np.random.default_rng(3)
     right = rng.random(400) < 0.7
-    found = bootstrap(400, lambda i: float(right[i].mean()))
-    assert found['low'] < found['value'] < found['high']
+    score = {'right': Mean(right.astype(float), np.ones(400))}
+    found = estimates(score, resampling(400, None))['right']
+    assert found.low < found.value < found.high
     expected = 2 * 1.96 * np.sqrt(0.21 / 400)
-    assert found['high'] - found['low'] == pytest.approx(expected, rel=0.1)
-    assert found == bootstrap(400, lambda i: float(right[i].mean()))
+    assert found.high - found.low == pytest.approx(expected, rel=0.1)
+    assert found == estimates(score, resampling(400, None))['right']

@@ -19,9 +19,10 @@ from pystac.validation import JsonSchemaSTACValidator
 from rasterio.shutil import exists
 
 from grafalign.errors import GrafalignError
+from grafalign.labels import VOID
 from grafalign.pairing import Recipe, pair
 from grafalign.photos.exif import read_facts
-from grafalign.sandbox.classes import CLASS_NAMES, LAND_CLASSES, VOID
+from grafalign.sandbox.classes import CLASS_NAMES, LAND_CLASSES
 from grafalign.sandbox.ground import Cameras, render
 from grafalign.sandbox.land import make_land
 from grafalign.sandbox.structures import build

@@ -19,6 +19,7 @@ from grafalign.training import load_satellite, train
 from grafalign.training.data import PairSteps
 from grafalign.training.ema import RunningMean
 from grafalign.training.loop import make_optimizer, rate_at
+from grafalign.training.run_marker import RunMarker
 from grafalign.training.validation import photo_tile_recall
 from tests.training_world import gradient, run_processes, settings, start
 
@@ -68,11 +69,11 @@ def test_training_lowers_the_loss_and_leaves_a_run_that_loads(
     store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """A run ends with weights, log, TensorBoard events and label-free recall, and loads as a satellite encoder."""
-    facts = train(settings(store, clip, tmp_path / 'run', steps=24))
+    run = train(settings(store, clip, tmp_path / 'run', steps=24))
     log = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
     assert np.mean([e['loss'] for e in log[-5:]]) < np.mean([e['loss'] for e in log[:5]])
     assert {'tile_photo@1', 'photo_tile@10', 'data_ms', 'step_ms', 'grad_norm'} <= set(log[-1])
-    assert facts['final']['step'] == 24 and facts['micro_batch'] == 12 and facts['wire_bytes_per_step'] == 0
+    assert run.final['step'] == 24 and run.micro_batch == 12 and run.wire_bytes_per_step == 0
     assert list((tmp_path / 'run').rglob('events.out.tfevents.*'))
     model = load_satellite(tmp_path / 'run', clip)
     vectors = model.embed_images(torch.randn(2, 3, 64, 64))
@@ -100,8 +101,8 @@ def test_a_learned_temperature_moves_and_is_kept(
     store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """A run with `learn_tau` ends with another temperature, which its facts tell; without it, with the same."""
-    assert train(settings(store, clip, tmp_path / 'fixed'))['tau'] == pytest.approx(0.07)
-    assert train(settings(store, clip, tmp_path / 'learned', learn_tau=True))['tau'] != pytest.approx(0.07, abs=1e-5)
+    assert train(settings(store, clip, tmp_path / 'fixed')).tau == pytest.approx(0.07)
+    assert train(settings(store, clip, tmp_path / 'learned', learn_tau=True)).tau != pytest.approx(0.07, abs=1e-5)
 
 
 def test_a_learned_temperature_leaves_its_bound_again(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
@@ -162,7 +163,7 @@ def test_runs_load_however_they_were_trained(
 ) -> None:
     """What is kept is a plain encoder that has learned something and gives what the trained one gave in validation."""
     wanted = settings(store, clip, tmp_path / 'run', **changes)
-    facts = train(wanted)
+    run = train(wanted)
     model = load_satellite(tmp_path / 'run', clip)
     fresh = SatelliteEncoder(clip, store.sensor.bands).eval()
     images = torch.randn(2, 3, 64, 64)
@@ -170,7 +171,7 @@ def test_runs_load_however_they_were_trained(
     task = start(store, bank, clip, settings(store, clip, level=wanted.level)).eval()
     task.encoder.load_state_dict(model.encoder.state_dict())
     found = photo_tile_recall(task, store, bank, wanted)
-    assert found == pytest.approx({k: v for k, v in facts['final'].items() if '@' in k}, abs=0.02)
+    assert found == pytest.approx({k: v for k, v in run.final.items() if '@' in k}, abs=0.02)
 
 
 def test_a_run_folder_of_other_settings_is_refused(
@@ -217,15 +218,15 @@ def test_processes_follow_the_loss_curve_of_one(
     for count in (1, processes):
         wanted = settings(store, clip, tmp_path / str(count), steps=14, lr=1e-4, **changes)
         if count == 1:
-            facts = train(wanted)
+            run = train(wanted)
         else:
             run_processes(wanted, tmp_path / f'{count}.yaml', count)
-            facts = json.loads((wanted.out / 'model.json').read_text())
-        assert facts['processes'] == count
-        wire[count] = facts['wire_bytes_per_step']
+            run = RunMarker.read(wanted.out / 'model.json')
+        assert run.processes == count
+        wire[count] = run.wire_bytes_per_step
         curves[count] = [json.loads(line)['loss'] for line in (wanted.out / 'log.jsonl').read_text().splitlines()]
     np.testing.assert_allclose(curves[1], curves[processes], rtol=1e-5)
-    assert wire[1] == 0 and 4 * facts['trained_parameters'] <= wire[processes] < 4.1 * facts['trained_parameters']
+    assert wire[1] == 0 and 4 * run.trained_parameters <= wire[processes] < 4.1 * run.trained_parameters
 
 
 @pytest.mark.slow
@@ -235,7 +236,7 @@ def test_gradients_cross_the_wire_once_a_step(
     """However many portions a step has, the numbers that collectives add up are the trained weights, once a step."""
     wanted = settings(store, clip, tmp_path / 'run', steps=4, micro_batch=2)
     run_processes(wanted, tmp_path / 'run.yaml', 2, ('tests.counted_wire',))
-    facts = json.loads((wanted.out / 'model.json').read_text())
+    run = RunMarker.read(wanted.out / 'model.json')
     elements = sum(json.loads((wanted.out / 'wire_2.json').read_text()))
-    assert elements == pytest.approx(4 * facts['trained_parameters'], rel=0.001)
-    assert facts['wire_bytes_per_step'] == 4 * facts['trained_parameters']
+    assert elements == pytest.approx(4 * run.trained_parameters, rel=0.001)
+    assert run.wire_bytes_per_step == 4 * run.trained_parameters

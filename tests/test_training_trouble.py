@@ -51,8 +51,8 @@ def test_unreadable_tiles_are_skipped_counted_and_listed(own_store: Path, clip: 
     damage(own_store, rows)
     names = set(PairStore(own_store).tiles['tile_id'].iloc[rows])
     store = PairStore(own_store)
-    facts = train(settings(store, clip, tmp_path / 'run', max_bad_tiles=3, steps=14, workers=1))
-    assert facts['final']['bad_tiles'] == 3
+    run = train(settings(store, clip, tmp_path / 'run', max_bad_tiles=3, steps=14, workers=1))
+    assert run.final['bad_tiles'] == 3
     assert set((tmp_path / 'run' / 'bad_tiles.txt').read_text().split()) == names
     with pytest.raises(GrafalignError, match=r'3 tiles are unreadable, more than max_bad_tiles \(2\).*bad_tiles\.txt'):
         train(settings(store, clip, tmp_path / 'strict', max_bad_tiles=2, steps=14))
@@ -67,7 +67,7 @@ def test_an_unreadable_tile_counts_once(own_store: Path, clip: FrozenClip, tmp_p
     run_processes(wanted, tmp_path / 'run.yaml', 2)
     assert json.loads((wanted.out / 'model.json').read_text())['final']['bad_tiles'] == 2
     (wanted.out / 'model.json').unlink()
-    assert train(wanted)['steps'] == 40
+    assert train(wanted).steps == 40
     assert sorted((wanted.out / 'bad_tiles.txt').read_text().split()) == sorted(store.tiles['tile_id'].iloc[rows])
 
 
@@ -76,7 +76,7 @@ def test_unreadable_tiles_of_the_val_split_are_left_out(own_store: Path, clip: F
     store = PairStore(own_store)
     held_out = store.tiles_of('val').tolist()
     damage(own_store, held_out)
-    last = train(settings(store, clip, tmp_path / 'run', max_bad_tiles=0))['final']
+    last = train(settings(store, clip, tmp_path / 'run', max_bad_tiles=0)).final
     assert last['unreadable_val_tiles'] == len(held_out) and 'tile_photo@10' not in last
     wanted, known, rows = settings(store, clip), load_bank(store), store.tiles_of('train')
     task = start(store, known, clip, wanted).eval()
@@ -203,7 +203,7 @@ def test_a_resumed_run_keeps_its_portions(
     (tmp_path / 'run' / 'model.json').unlink()
     room = psutil.virtual_memory()._replace(available=0)
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: room)
-    assert train(settings(store, clip, tmp_path / 'run', steps=3))['micro_batch'] == 12
+    assert train(settings(store, clip, tmp_path / 'run', steps=3)).micro_batch == 12
 
 
 def test_trackers_get_the_log(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path) -> None:

@@ -286,8 +286,8 @@ def test_a_tile_of_nan_is_left_out_and_named(
             sizes.append(size)
     tiles.assign(shard=shards, byte_offset=offsets, nbytes=sizes).to_parquet(own_store / 'tiles.parquet')
     wanted = settings(PairStore(own_store), clip, tmp_path / 'run', max_bad_tiles=3, steps=14)
-    found = train(wanted)
-    assert found['final']['bad_tiles'] == 3 and np.isfinite(found['final']['loss'])
+    final = train(wanted).final
+    assert final['bad_tiles'] == 3 and np.isfinite(final['loss'])
     assert set((tmp_path / 'run' / 'bad_tiles.txt').read_text().split()) == set(tiles['tile_id'].iloc[rows])
 
 

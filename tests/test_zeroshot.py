@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from grafalign.benchmarks.sandbox.sandbox_set import VOID, SandboxTruth
+from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
 from grafalign.benchmarks.sandbox.supervised import patch_shares
 from grafalign.encoders import FrozenClip, SatelliteEncoder
 from grafalign.errors import GrafalignError
+from grafalign.labels import VOID
 from grafalign.store import PairStore
 from grafalign.zeroshot import class_scores, class_vectors, photo_prior, segment
 from grafalign.zeroshot.segment import window_starts

@@ -26,7 +26,7 @@ TASKS = (
 def record(report: dict[str, Any], seed: int) -> dict[str, Any]:
     """What is kept of a report: numbers, settings and versions, without paths and times of one machine."""
     kept = {k: report[k] for k in ('pairs', 'classification', 'segmentation', 'retrieval', 'sets')}
-    facts = report['facts']
+    facts = report['setting']
     train = facts['settings']['train']
     return {
         'command': f'grafalign quickstart --seed {seed}',
@@ -72,6 +72,8 @@ if __name__ == '__main__':
     RESULTS.mkdir(exist_ok=True)
     for seed in args.seeds:
         report = quickstart(args.out / str(seed), seed)
-        (RESULTS / f'seed_{seed}.json').write_text(json.dumps(record(report, seed), indent=1) + '\n')
+        (RESULTS / f'seed_{seed}.json').write_text(
+            json.dumps(record(report.model_dump(mode='json'), seed), indent=1) + '\n'
+        )
     found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob('seed_*.json'))]
     (RESULTS / 'table.md').write_text(table(found))

@@ -19,14 +19,16 @@ import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from grafalign.artefacts import Marker
 from grafalign.benchmarks.statistics import Statistic, statistics_from
 from grafalign.errors import GrafalignError
+from grafalign.estimate import Estimate
 from grafalign.files import write_atomically
 from grafalign.retrieval import FAISS_VERSION
 
@@ -36,14 +38,6 @@ Task = Literal['classification', 'class_retrieval', 'image_text', 'image_image',
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True)
-
-
-class Value(_Strict):
-    """A figure with its 95 % interval; all of them shares of one."""
-
-    value: Annotated[float, Field(ge=0, le=1)]
-    low: Annotated[float, Field(ge=0, le=1)]
-    high: Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelFacts(_Strict):
@@ -89,8 +83,12 @@ class Protocol(_Strict):
     """Of segmentation's windows."""
 
 
-class Result(_Strict):
+class Result(Marker):
     """One file."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True, use_attribute_docstrings=True)
+    VERSION_KEY: ClassVar[str] = 'schema_version'
+    REMEDY: ClassVar[str] = 'evaluate again'
 
     schema_version: Literal[1]
     key: str
@@ -98,7 +96,7 @@ class Result(_Strict):
     data: SetFacts
     task: Task
     protocol: Protocol
-    metrics: dict[str, Value]
+    metrics: dict[str, Estimate]
     main: str
     """The metric that tables show first."""
     per_class: dict[str, dict[str, float | None]] = Field(default_factory=dict)
@@ -155,7 +153,7 @@ def write_result(
     stem = file_stem(result)
     write_atomically(folder / f'{stem}.npz', buffer.getvalue())
     path = folder / f'{stem}.json'
-    write_atomically(path, (json.dumps(result.model_dump(), indent=2) + '\n').encode())
+    result.write(path)
     return path
 
 
@@ -165,16 +163,9 @@ def read_result(path: Path) -> Result:
     Raises:
         GrafalignError: it is missing, damaged, or not of this form; the sentence names the key.
     """
-    try:
-        return Result.model_validate_json(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise GrafalignError(f'There is no result {path}; make it with `grafalign evaluate`.') from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = '.'.join(str(part) for part in first['loc']) or 'the file'
-        raise GrafalignError(f'{path} is no result file: {key}: {first["msg"]}; evaluate again.') from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise GrafalignError(f'{path} cannot be read ({error}); evaluate again.') from None
+    if not path.is_file():
+        raise GrafalignError(f'There is no result {path}; make it with `grafalign evaluate`.')
+    return Result.read(path)
 
 
 def read_results(folder: Path) -> list[tuple[Path, Result]]:

@@ -21,7 +21,6 @@ from grafalign.benchmarks.results import (
     Result,
     SetFacts,
     Task,
-    Value,
     file_stem,
     read_result,
     result_key,
@@ -279,7 +278,7 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
             data=told,
             task=task,
             protocol=protocol,
-            metrics={name: Value(**estimate) for name, estimate in values.items()},
+            metrics=values,
             main=outcome.main,
             per_class={k: dict(v) for k, v in outcome.per_class.items()},
             extra=dict(outcome.extra),
@@ -294,8 +293,8 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
         done.computed += 1
         main = values[outcome.main]
         console.log(
-            f'{ask.model.name} on {told.name} {told.split}: {task} {outcome.main} {main["value"]:.4f} '
-            f'({main["low"]:.4f} to {main["high"]:.4f})'
+            f'{ask.model.name} on {told.name} {told.split}: {task} {outcome.main} {main.value:.4f} '
+            f'({main.low:.4f} to {main.high:.4f})'
         )
 
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.benchmarks.bootstrap import Estimate
 from grafalign.errors import GrafalignError
+from grafalign.estimate import Estimate
 from grafalign.geo import blocks_touched
 
 Floats = npt.NDArray[np.float64]
@@ -147,6 +147,19 @@ class MeanAp(Statistic):
 _KINDS: dict[str, type[Statistic]] = {s.kind: s for s in (Mean, MeanOfClasses, MeanIou, MeanAp)}
 
 
+def confusion(truth: Ints, guess: Ints, classes: int, void: int | None = None) -> Ints:
+    """Counts [truth, guess] of K classes, [K, K]; truth equal to `void` is left out.
+
+    Example:
+        >>> confusion(np.array([0, 0, 1, 9]), np.array([0, 1, 1, 1]), 2, void=9)
+        array([[1, 1],
+               [0, 1]])
+    """
+    scored = np.ones(truth.shape, dtype=bool) if void is None else truth != void
+    flat = truth[scored].astype(np.int64) * classes + guess[scored]
+    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+
+
 def statistics_from(content: Mapping[str, npt.NDArray[Any]]) -> dict[str, Statistic]:
     """What `Statistic.arrays` wrote."""
     parts: dict[tuple[str, str], dict[str, Any]] = {}
@@ -187,14 +200,24 @@ class Resampling:
             left -= part
 
 
-def resampling(count: int, lonlat: Floats | None, draws: int = 1000, seed: int = 0) -> Resampling:
-    """Draw blocks of land where all positions are known and lie in twenty blocks or more, else images."""
+def resampling(
+    count: int, lonlat: Floats | None, draws: int = 1000, seed: int = 0, block_km: float = BLOCK_KM
+) -> Resampling:
+    """Draw blocks of land where all positions are known and lie in twenty blocks or more, else images.
+
+    Args:
+        count: images.
+        lonlat: their positions in degrees, [N, 2].
+        draws: bootstrap replicates.
+        seed: of the draws.
+        block_km: side of a block.
+    """
     if lonlat is not None:
         lon, lat = lonlat[:, 0], lonlat[:, 1]
-        blocks = blocks_touched(lon, lat, lon, lat, BLOCK_KM)[:, 0]
+        blocks = blocks_touched(lon, lat, lon, lat, block_km)[:, 0]
         _, groups = np.unique(blocks, return_inverse=True)
         if groups.max() >= 19:
-            return Resampling(groups.astype(np.int64), f'blocks of {BLOCK_KM:g} km', draws, seed)
+            return Resampling(groups.astype(np.int64), f'blocks of {block_km:g} km', draws, seed)
     return Resampling(np.arange(count), 'images', draws, seed)
 
 

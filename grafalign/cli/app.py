@@ -13,12 +13,15 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from grafalign.errors import GrafalignError
 from grafalign.escapes import printable
+
+if TYPE_CHECKING:
+    from grafalign.report import Report
 
 app = typer.Typer(
     help='Train vision-language models for satellite imagery without a single caption.',
@@ -117,17 +120,17 @@ def show(facts: dict[str, Any], title: str, as_json: bool) -> None:
     console.table(title, ('', ''), rows)
 
 
-def show_results(content: dict[str, Any], out: Path, as_json: bool) -> None:
+def show_results(report: Report, out: Path, as_json: bool) -> None:
     """The table of results and where the report lies."""
     if as_json:
-        print(json.dumps(content))
+        print(report.model_dump_json())
         return
     from grafalign import console
     from grafalign.benchmarks.sandbox import result_rows
 
-    head, *rows = result_rows(content)
+    head, *rows = result_rows(report)
     if rows:
         console.table('results on held-out blocks', head, rows)
-    if content['seconds']:
-        console.table('seconds', ('step', 's'), [(k, f'{v:.1f}') for k, v in content['seconds'].items()])
+    if report.seconds:
+        console.table('seconds', ('step', 's'), [(k, f'{v:.1f}') for k, v in report.seconds.items()])
     console.log(f'{out / "report.html"}')

@@ -47,10 +47,10 @@ def train(
 
     end_with_parent()
     settings = load_settings(config, TrainSettings, changes or ())
-    facts = run(settings)
+    done = run(settings)
     if int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) > 0:  # one process of many says so
         return
-    show({'steps': facts['steps'], 'seconds': facts['seconds'], **facts['final']}, str(settings.out), as_json)
+    show({'steps': done.steps, 'seconds': done.seconds, **done.final}, str(settings.out), as_json)
 
 
 @app.command()

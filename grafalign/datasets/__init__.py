@@ -2,6 +2,5 @@
 
 from grafalign.datasets.image_set import ImageSet
 from grafalign.datasets.open import known_sets, open_set
-from grafalign.datasets.own import VOID
 
-__all__ = ['VOID', 'ImageSet', 'known_sets', 'open_set']
+__all__ = ['ImageSet', 'known_sets', 'open_set']

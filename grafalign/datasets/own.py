@@ -24,9 +24,7 @@ from grafalign.datasets.pictures import (
 )
 from grafalign.datasets.tree import Tree
 from grafalign.errors import GrafalignError
-
-VOID = 255
-"""Pixels of a mask that do not count."""
+from grafalign.labels import VOID
 
 
 def load_table(

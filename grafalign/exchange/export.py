@@ -11,15 +11,15 @@ The folder is written beside its name and takes it by a rename: it is there whol
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 from grafalign import __version__
 from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.exchange.exportable import Exportable, save_patch_head
+from grafalign.exchange.marker import MARKER, ExportMarker, Format
 from grafalign.exchange.model_card import CardFacts, write_card
 from grafalign.exchange.open_clip_layout import builtin_config, write_open_clip
 from grafalign.exchange.transformers_layout import write_transformers
@@ -32,9 +32,6 @@ from grafalign.exchange.usage import (
 )
 from grafalign.files import file_digest
 from grafalign.locks import exclusive
-
-MARKER = 'grafalign_export.json'
-Format = Literal['open_clip', 'transformers']
 
 
 def check_format(name: str) -> Format:
@@ -61,9 +58,10 @@ def check_out(out: Path) -> None:
         raise GrafalignError(f'{out} is a file; give the export a folder of its own.')
     held = {p.name for p in out.iterdir()}
     try:
-        known = {MARKER, *json.loads((out / MARKER).read_text(encoding='utf-8'))['files']}
-    except (OSError, ValueError, KeyError, TypeError):
-        known = set()
+        marker = ExportMarker.of(out)
+    except GrafalignError:
+        marker = None
+    known = set() if marker is None else {MARKER, *marker.files}
     strange = sorted(held - known)
     if strange:
         raise GrafalignError(
@@ -72,7 +70,7 @@ def check_out(out: Path) -> None:
         )
 
 
-def export(thing: Exportable, facts: CardFacts, out: Path, kind: Format) -> dict[str, Any]:
+def export(thing: Exportable, facts: CardFacts, out: Path, kind: Format) -> ExportMarker:
     """Write an export; an earlier one in the same folder is replaced.
 
     Args:
@@ -82,7 +80,7 @@ def export(thing: Exportable, facts: CardFacts, out: Path, kind: Format) -> dict
         kind: `open_clip` or `transformers`.
 
     Returns:
-        Content of `grafalign_export.json`.
+        What `grafalign_export.json` says.
 
     Raises:
         GrafalignError: the format cannot express the model, `out` holds something else, or the disk is full.
@@ -104,15 +102,16 @@ def export(thing: Exportable, facts: CardFacts, out: Path, kind: Format) -> dict
         mode = (folder / 'README.md').stat().st_mode
         for path in folder.glob('*.safetensors'):
             path.chmod(mode)  # safetensors lets only their owner read them
-        content = {
-            'format': kind,
-            'name': facts.name,
-            'grafalign': __version__,
-            'input': thing.input_facts,
-            'files': {p.name: file_digest(p) for p in sorted(folder.iterdir())},
-        }
-        (folder / MARKER).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    return content
+        marker = ExportMarker(
+            version=ExportMarker.NEWEST,
+            format=kind,
+            name=facts.name,
+            grafalign=__version__,
+            input=thing.input,
+            files={p.name: file_digest(p) for p in sorted(folder.iterdir())},
+        )
+        marker.write(folder / MARKER)
+    return marker
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.satellite import SatelliteEncoder
 from grafalign.errors import GrafalignError
+from grafalign.exchange.marker import ExportInput
 
 PATCH_HEAD = 'patch_head.safetensors'
 
@@ -33,7 +34,7 @@ class Exportable:
     """Then each band is divided by it."""
     value_range: tuple[float, float] | None
     """Physical values that become 0 and 1; None where nobody has said."""
-    level: str = 'image'
+    level: Literal['image', 'patch', 'both'] = 'image'
     """What was trained: image, patch or both."""
 
     @property
@@ -42,16 +43,17 @@ class Exportable:
         return self.encoder.canvas_px
 
     @property
-    def input_facts(self) -> dict[str, Any]:
-        """What a program must know to make the input: bands, sizes (px), where the tile lies on its black ground."""
-        return {
-            'bands': list(self.bands),
-            'level': self.level,
-            'value_range': None if self.value_range is None else list(self.value_range),
-            'size_px': self.encoder.size_px,
-            'canvas_px': self.encoder.canvas_px,
-            'start_px': self.encoder.start_px if self.encoder.canvas_px != self.encoder.size_px else 0,
-        }
+    def input(self) -> ExportInput:
+        """What a program must know to make the input."""
+        encoder = self.encoder
+        return ExportInput(
+            bands=self.bands,
+            level=self.level,
+            value_range=self.value_range,
+            size_px=encoder.size_px,
+            canvas_px=encoder.canvas_px,
+            start_px=encoder.start_px if encoder.canvas_px != encoder.size_px else 0,
+        )
 
     @property
     def visual(self) -> Any:

@@ -14,7 +14,11 @@ import yaml
 from grafalign import __version__
 from grafalign.errors import GrafalignError
 from grafalign.escapes import fenced, markdown
+from grafalign.estimate import Estimate
 from grafalign.exchange.exportable import Exportable
+from grafalign.report import LabelledSets, Report
+from grafalign.training.provenance import DataMarker
+from grafalign.training.run_marker import RunMarker
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,13 @@ class CardFacts:
     """What the card tells beyond the model itself."""
 
     name: str
-    run: Mapping[str, Any] = field(default_factory=dict)
-    """Content of `model.json` (level, tau, steps, clip, versions ...)."""
+    run: RunMarker | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Training settings, without paths."""
-    data: Mapping[str, Any] | None = None
-    """Content of `data.json`; see `training/provenance.py`."""
+    data: DataMarker | None = None
     results: tuple[Result, ...] = ()
-    sets: Mapping[str, Any] = field(default_factory=dict)
-    """The report's words about its labelled sets."""
+    sets: LabelledSets | None = None
+    """What the results were measured on."""
     origin: str | None = None
     """Where the weights come from, if they were not trained here."""
     licence: str | None = None
@@ -53,7 +55,7 @@ class CardFacts:
     """`NAMESPACE/NAME` on the Hub."""
 
 
-def results_of(report: Any, digest: str, name: str) -> tuple[Result, ...]:
+def results_of(report: Report, digest: str, name: str) -> tuple[Result, ...]:
     """The numbers in a report.json, those of the run with this digest marked.
 
     Args:
@@ -62,22 +64,19 @@ def results_of(report: Any, digest: str, name: str) -> tuple[Result, ...]:
         name: what to call the report in errors.
 
     Raises:
-        GrafalignError: it is no report, or this run is not in it.
+        GrafalignError: this run is not in it.
     """
-    runs = report.get('runs') if isinstance(report, dict) else None
-    if not isinstance(runs, dict):
-        raise GrafalignError(f'{name} is no report of `grafalign evaluate`; give its report.json.')
-    mine = {n for n, facts in runs.items() if isinstance(facts, dict) and facts.get('digest') == digest}
+    mine = {n for n, run in report.runs.items() if run.digest == digest}
     found = []
-    for task, models in report.items():
-        for model, metrics in models.items() if isinstance(models, dict) and task != 'runs' else ():
-            for metric, number in metrics.items() if isinstance(metrics, dict) else ():
-                if isinstance(number, dict) and {'value', 'low', 'high'} <= set(number):
+    for task in ('classification', 'segmentation', 'retrieval'):
+        for model, scores in getattr(report, task).items():
+            for metric, score in scores:
+                if isinstance(score, Estimate):
                     ours = model.removesuffix('_with_prior') in mine
-                    found.append(Result(task, metric, model, number['value'], number['low'], number['high'], ours))
+                    found.append(Result(task, metric, model, score.value, score.low, score.high, ours))
     if not any(r.ours for r in found):
         raise GrafalignError(
-            f'{name} says nothing about this run (it is about {", ".join(runs) or "none"}); '
+            f'{name} says nothing about this run (it is about {", ".join(report.runs) or "none"}); '
             'give the report of an evaluation of this run.'
         )
     return tuple(found)
@@ -108,18 +107,18 @@ def write_card(thing: Exportable, facts: CardFacts, library: str, code: list[tup
 
 def _header(thing: Exportable, facts: CardFacts, library: str) -> dict[str, Any]:
     """What the Hub reads; `grafalign:` is ours."""
-    data = facts.data or {}
+    data, run = facts.data, facts.run
     ours = {
         'version': __version__,
         'clip': _clip_name(thing),
-        'level': facts.run.get('level'),
+        'level': run.level if run else None,
         'bands': list(thing.bands),
         'value_range': list(thing.value_range) if thing.value_range else None,
         'size_px': thing.encoder.size_px,
-        'sensor': (data.get('sensor') or {}).get('name'),
-        'recipe_digest': data.get('recipe_digest'),
-        'store_digest': data.get('store_digest') or facts.run.get('store_digest'),
-        'photo_licences': data.get('licences'),
+        'sensor': data.sensor.name if data else None,
+        'recipe_digest': data.recipe_digest if data else None,
+        'store_digest': data.store_digest if data else run.store_digest if run else None,
+        'photo_licences': data.licences if data else None,
     }
     head: dict[str, Any] = {'library_name': library, 'pipeline_tag': 'zero-shot-image-classification'}
     head['tags'] = ['grafalign', 'clip', 'remote-sensing', 'satellite-imagery']
@@ -149,7 +148,7 @@ def _clip_name(thing: Exportable) -> str:
 
 
 def _what(thing: Exportable, facts: CardFacts) -> str:
-    level = facts.run.get('level')
+    level = facts.run.level if facts.run else None
     trained = {
         'image': 'The **image embedding** was trained; the patch head is as CLIP started it.',
         'both': 'Both the **image embedding** and the **patch embeddings** were trained.',
@@ -201,25 +200,25 @@ def _data(facts: CardFacts) -> str:
     data = facts.data
     if not data:
         return '## Data\n\nThese files do not say what the model was trained on.'
-    rows = [f'| {n} | {c["tiles"]:,} | {c["photos"]:,} | {c["pairs"]:,} |' for n, c in data['splits'].items()]
+    rows = [f'| {n} | {c.tiles:,} | {c.photos:,} | {c.pairs:,} |' for n, c in data.splits.items()]
     splits = '\n'.join(rows)
-    west, south, east, north = data['bounds']
+    west, south, east, north = data.bounds
     lines = [
         '## Data',
         'Trained on `train`; splits are blocks of land.',
         f'| split | tiles | photos | pairs |\n|---|---|---|---|\n{splits}',
-        f'- Sensor: {markdown(data["sensor"]["name"])}, {data["sensor"]["gsd_m"]} m a pixel, bands '
-        f'{markdown(", ".join(data["sensor"]["bands"]))}.',
+        f'- Sensor: {markdown(data.sensor.name)}, {data.sensor.gsd_m} m a pixel, bands '
+        f'{markdown(", ".join(data.sensor.bands))}.',
         f'- Place: longitude {west:.3f} to {east:.3f}, latitude {south:.3f} to {north:.3f} degrees.',
-        f'- Photos taken: {_period(data.get("photos_taken"))}; scenes: {_period(data.get("scenes_taken"))}.',
-        f'- Sources of the photos: {_counts(data["sources"])}.',
-        f'- Licences of the photos: {_counts(data["licences"])}. No photo is in these files.',
-        f'Pair store {data["store_digest"]}, made by this recipe:\n\n{fenced(_yaml(data["recipe"]), "yaml")}',
+        f'- Photos taken: {_period(data.photos_taken)}; scenes: {_period(data.scenes_taken)}.',
+        f'- Sources of the photos: {_counts(data.sources)}.',
+        f'- Licences of the photos: {_counts(data.licences)}. No photo is in these files.',
+        f'Pair store {data.store_digest}, made by this recipe:\n\n{fenced(_yaml(data.recipe), "yaml")}',
     ]
     return '\n\n'.join(lines[:3]) + '\n\n' + '\n'.join(lines[3:8]) + '\n\n' + lines[8]
 
 
-def _period(period: list[str] | None) -> str:
+def _period(period: tuple[str, str] | None) -> str:
     return f'{period[0]} to {period[1]}' if period else 'not known'
 
 
@@ -243,14 +242,9 @@ def _training(facts: CardFacts) -> str:
     run = facts.run
     if not run:
         return '## Training\n\nThese files do not say how the model was trained.'
-    versions = ', '.join(f'{n} {v}' for n, v in (run.get('versions') or {}).items())
-    known = {'steps': 'steps', 'level': 'level', 'tau': 'temperature', 'seed': 'seed'}
-    said = [
-        f'{label} {run[key]:.4g}' if isinstance(run[key], float) else f'{label} {run[key]}'
-        for key, label in known.items()
-        if key in run
-    ]
-    text = f'## Training\n\n{", ".join(said)}; {versions}.'
+    versions = ', '.join(f'{n} {v}' for n, v in run.versions.items())
+    told = f'steps {run.steps}, level {run.level}, temperature {run.tau:.4g}, seed {run.seed}'
+    text = f'## Training\n\n{told}; {versions}.'
     return text + (f' Settings:\n\n{fenced(_yaml(facts.settings), "yaml")}' if facts.settings else '')
 
 
@@ -263,11 +257,12 @@ def _results(facts: CardFacts) -> str:
         for r in facts.results
     ]
     head = '| task | metric | model | value | 95 % interval |\n|---|---|---|---|---|\n'
-    sets = {k: len(v) if isinstance(v, list) else v for k, v in facts.sets.items() if k != 'test_tiles_per_class'}
-    about = ', '.join(f'{k.replace("_", " ")} {v}' for k, v in sets.items())
+    sets = facts.sets
+    about = [f'{len(sets.classes)} classes, {sets.test_tiles:,} test tiles'] if sets else []
+    about += [f'{sets.chips} chips of {sets.chip_px} px'] if sets and sets.chips else []
     return (
         '## Results\n\nZero-shot, on blocks of land that no training saw'
-        + (f' ({about})' if about else '')
+        + (f' ({", ".join(about)})' if about else '')
         + ', with bootstrap intervals; bold is this model.\n\n'
         + head
         + '\n'.join(rows)
@@ -275,7 +270,7 @@ def _results(facts: CardFacts) -> str:
 
 
 def _limits(thing: Exportable, facts: CardFacts) -> str:
-    sensor = markdown(((facts.data or {}).get('sensor') or {}).get('name') or 'the sensor it was trained on')
+    sensor = markdown(facts.data.sensor.name) if facts.data else 'the sensor it was trained on'
     return f"""\
 ## Intended use and limits
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from grafalign.exchange.exportable import Exportable
 from grafalign.exchange.graft_checkpoint import load_graft
 from grafalign.exchange.hub import check_hub, push
 from grafalign.exchange.model_card import CardFacts, results_of
+from grafalign.report import Report
 from grafalign.training import load_satellite
-from grafalign.training.provenance import without_paths
+from grafalign.training.provenance import DataMarker, without_paths
 
 
 def publish(
@@ -50,41 +51,36 @@ def publish(
     form = check_format(kind)
     check_out(out)
     token = check_hub(hub) if hub is not None else ''
-    thing, facts = _graft(run, clip, results) if run.is_file() else _run(run, clip, results)
-    name = hub.rpartition('/')[2] if hub is not None else facts.pop('name')
-    content = export(thing, CardFacts(**facts | {'name': name, 'hub': hub, 'licence': licence}), out, form)
+    thing, card = _graft(run, clip, results) if run.is_file() else _run(run, clip, results)
+    name = hub.rpartition('/')[2] if hub is not None else card.name
+    marker = export(thing, replace(card, name=name, hub=hub, licence=licence), out, form)
     told = {
         'format': form,
         'out': str(out),
-        'files': len(content['files']) + 1,
+        'files': len(marker.files) + 1,
         'bytes': sum(p.stat().st_size for p in out.iterdir()),
     }
     return told if hub is None else told | {'url': push(out, hub, token, private)}
 
 
-def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, dict[str, Any]]:
-    try:
-        model = load_satellite(run, None if clip is None else load_clip(clip))
-    except (ValueError, KeyError, TypeError) as error:
-        raise GrafalignError(f'{run / "model.json"} is damaged ({error!r}); train again.') from None
+def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, CardFacts]:
+    model = load_satellite(run, None if clip is None else load_clip(clip))
     # as short as they can be written: 0.48145467, not what float64 makes of it
     mean, std = (tuple(float(str(v)) for v in model.rule.get_buffer(n).flatten().numpy()) for n in ('mean', 'std'))
-    level = str(model.facts.get('level', 'image'))
-    thing = Exportable(model.encoder, model.clip, model.sensor.bands, mean, std, model.sensor.value_range, level)
-    facts: dict[str, Any] = {
-        'name': run.resolve().name,
-        'run': model.facts,
-        'settings': without_paths(_content(run / 'config.yaml')),
-        'data': _content(run / 'data.json') or None,
-    }
-    if results is not None:
-        report = _report(results)
-        facts['results'] = results_of(report, model.facts['digest'], str(results))
-        facts['sets'] = report.get('sets') or {}
-    return thing, facts
+    marker = model.marker
+    thing = Exportable(model.encoder, model.clip, model.sensor.bands, mean, std, model.sensor.value_range, marker.level)
+    report = None if results is None else Report.read(results)
+    return thing, CardFacts(
+        name=run.resolve().name,
+        run=marker,
+        settings=without_paths(_settings(run / 'config.yaml')),
+        data=DataMarker.read(run / 'data.json') if (run / 'data.json').is_file() else None,
+        results=() if report is None else results_of(report, marker.digest, str(results)),
+        sets=None if report is None else report.sets,
+    )
 
 
-def _graft(path: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, dict[str, Any]]:
+def _graft(path: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, CardFacts]:
     if clip is None:
         raise GrafalignError(
             f'{path} holds no text tower; give the CLIP it was trained towards, for the published ones '
@@ -96,11 +92,11 @@ def _graft(path: Path, clip: ClipSettings | None, results: Path | None) -> tuple
     encoder = load_graft(path, frozen)
     thing = Exportable(encoder, frozen, ('red', 'green', 'blue'), frozen.mean, frozen.std, None)
     origin = f"The weights are those of `{path.name}`, a checkpoint of GRAFT's published layout; not trained here."
-    return thing, {'name': path.stem, 'origin': origin}
+    return thing, CardFacts(name=path.stem, origin=origin)
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file of the run; nothing where there is none."""
+def _settings(path: Path) -> dict[str, Any]:
+    """The run's settings as they were given; nothing where there are none."""
     if not path.is_file():
         return {}
     try:
@@ -108,12 +104,3 @@ def _content(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise GrafalignError(f'{path} is damaged ({" ".join(str(error).split())[:200]}); train again.') from None
     return content if isinstance(content, dict) else {}
-
-
-def _report(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise GrafalignError(f'There is no file {path}; give the report.json of `grafalign evaluate`.') from None
-    except ValueError:
-        raise GrafalignError(f'{path} is no JSON; give the report.json of `grafalign evaluate`.') from None

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from grafalign import console
 from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_clip
 from grafalign.errors import GrafalignError
-from grafalign.exchange.export import MARKER
 from grafalign.exchange.exportable import PATCH_HEAD
+from grafalign.exchange.marker import ExportInput, ExportMarker
 from grafalign.files import file_digest
 from grafalign.models.model import Model
 from grafalign.models.pixels import InputRule
@@ -44,12 +44,11 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
         )
     folder = Path(settings.model)
     head = folder / PATCH_HEAD
-    export = export_facts(folder)
-    given = export.get('input') or {}
-    by_patches = given.get('level') == 'patch'
-    rule = InputRule(
-        tuple(given.get('bands', RGB)), int(given.get('size_px', clip.image_px)), clip.mean, clip.std, _filter(clip)
-    )
+    export = ExportMarker.of(folder)
+    given = None if export is None else export.input
+    by_patches = given is not None and given.level == 'patch'
+    bands, size_px = (RGB, clip.image_px) if given is None else (given.bands, given.size_px)
+    rule = InputRule(bands, size_px, clip.mean, clip.std, _filter(clip))
     padded = rule.size_px != clip.image_px
 
     def dense() -> SatelliteEncoder:
@@ -81,23 +80,11 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
     )
 
 
-def _digest(clip: FrozenClip, head: Path, given: dict[str, Any]) -> str:
+def _digest(clip: FrozenClip, head: Path, given: ExportInput | None) -> str:
     """Of an export: weights, patch head, and what its input is."""
-    parts = f'{clip.digest} {file_digest(head) if head.is_file() else ""} {json.dumps(given, sort_keys=True)}'
+    content = json.dumps({} if given is None else given.model_dump(mode='json'), sort_keys=True)
+    parts = f'{clip.digest} {file_digest(head) if head.is_file() else ""} {content}'
     return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
-
-
-def export_facts(folder: Path) -> dict[str, Any]:
-    """`grafalign_export.json` of an export of ours; nothing for any other folder."""
-    if not (folder / MARKER).is_file():
-        return {}
-    try:
-        facts: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding='utf-8'))
-        if not isinstance(facts, dict) or not isinstance(facts.get('input') or {}, dict):
-            raise ValueError
-    except ValueError:
-        raise GrafalignError(f'{folder / MARKER} is damaged; export again.') from None
-    return facts
 
 
 def load_patch_head(encoder: SatelliteEncoder, path: Path) -> None:

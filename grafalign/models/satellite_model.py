@@ -28,10 +28,10 @@ def from_run(run: Path, name: str, clip: ClipSettings | None, device: torch.devi
     model = load_satellite(run, None if clip is None else load_clip(clip, device))
     mean, std = (tuple(float(v) for v in model.rule.get_buffer(n).flatten()) for n in ('mean', 'std'))
     rule = InputRule(model.sensor.bands, model.sensor.size_px, mean, std)
-    facts = {k: model.facts.get(k) for k in ('level', 'tau', 'steps', 'store_digest')}
-    digest = _digest(run / 'model.safetensors', str(model.facts['digest']), model.clip)
-    by_patches = model.facts.get('level') == 'patch'
-    facts = {'run': run.name, **facts}
+    marker = model.marker
+    digest = _digest(run / 'model.safetensors', marker.digest, model.clip)
+    by_patches = marker.level == 'patch'
+    facts = {'run': run.name, **marker.model_dump(include={'level', 'tau', 'steps', 'store_digest'})}
     encoder = model.encoder.to(device)
     return _model(encoder, model.clip, rule, name, 'run', digest, device, by_patches=by_patches, facts=facts)
 

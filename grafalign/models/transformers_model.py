@@ -13,9 +13,10 @@ from torch import Tensor
 
 from grafalign.encoders import SatelliteEncoder
 from grafalign.errors import GrafalignError
+from grafalign.exchange.marker import ExportInput, ExportMarker
 from grafalign.files import file_digest
 from grafalign.models.model import Model
-from grafalign.models.open_clip_model import RGB, export_facts
+from grafalign.models.open_clip_model import RGB
 from grafalign.models.pixels import InputRule
 
 _KINDS = ('clip', 'siglip')  # SigLIP 2 of fixed size calls itself siglip
@@ -49,27 +50,28 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
         raise GrafalignError(f'{folder} cannot be loaded by transformers ({reason}); save the model again.') from None
     model = model.to(device).eval().requires_grad_(False)
     vision, text = model.config.vision_config, model.config.text_config
-    given = export_facts(folder).get('input') or {}
-    if given.get('level') == 'patch':
+    export = ExportMarker.of(folder)
+    given = None if export is None else export.input
+    if given is not None and given.level == 'patch':
         raise GrafalignError(
             f'{folder} was trained at level patch, which transformers cannot embed an image with; export it with '
             '--format open_clip.'
         )
     if processor.image_mean is None or processor.image_std is None:
         raise GrafalignError(f'{folder / "preprocessor_config.json"} has no mean or deviation; save the model again.')
-    bands = tuple(given.get('bands', RGB if vision.num_channels == 3 else ()))
+    bands = given.bands if given is not None else RGB if vision.num_channels == 3 else ()
     if len(bands) != vision.num_channels:
         raise GrafalignError(
             f'{folder} takes {vision.num_channels} bands and does not say which; export it again with grafalign.'
         )
     rule = InputRule(
         bands,
-        int(given.get('size_px', vision.image_size)),
+        int(vision.image_size) if given is None else given.size_px,
         tuple(processor.image_mean),
         tuple(processor.image_std),
         _FILTERS.get(int(processor.resample), 'bicubic'),
     )
-    margin = _margin(given, rule)
+    margin = (0, 0) if given is None else _margin(given)
 
     def images(inputs: Tensor) -> Tensor:
         if any(margin):
@@ -123,10 +125,9 @@ def _tensor(found: Any) -> Tensor:
     return found if isinstance(found, Tensor) else found.pooler_output
 
 
-def _margin(given: dict[str, Any], rule: InputRule) -> tuple[int, int]:
-    """Black before and after a tile that an export lays on black ground."""
-    canvas, start = int(given.get('canvas_px', rule.size_px)), int(given.get('start_px', 0))
-    return start, canvas - start - rule.size_px
+def _margin(given: ExportInput) -> tuple[int, int]:
+    """Zero padding before and after a tile that is smaller than the encoder's input, in pixels."""
+    return given.start_px, given.canvas_px - given.start_px - given.size_px
 
 
 def _on_black(inputs: Tensor, margin: tuple[int, int], rule: InputRule) -> Tensor:

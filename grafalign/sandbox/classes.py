@@ -51,8 +51,6 @@ LAND_CLASSES: tuple[LandClass, ...] = (
 )
 CLASS_NAMES: tuple[str, ...] = tuple(c.name for c in LAND_CLASSES)
 CLASS_ID: dict[str, int] = {name: i for i, name in enumerate(CLASS_NAMES)}
-VOID = 255
-"""Truth value of roads and streets: narrower than a patch, they are nobody's class and are not scored."""
 
 
 class Material(IntEnum):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.sandbox.classes import GROUND, LAND_CLASSES, VOID, Material
+from grafalign.labels import VOID
+from grafalign.sandbox.classes import GROUND, LAND_CLASSES, Material
 from grafalign.sandbox.land import GSD_M, Land
 from grafalign.sandbox.noise import FloatArray, hashed
 from grafalign.sandbox.season import crop_state, greenness

@@ -14,7 +14,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from scipy import ndimage
 
-from grafalign.sandbox.classes import CLASS_ID, VOID
+from grafalign.labels import VOID
+from grafalign.sandbox.classes import CLASS_ID
 from grafalign.sandbox.noise import FloatArray, IntArray, cells, hashed, spectral
 from grafalign.sandbox.settlement import LANE, MAIN, Town, draw_roads, find_towns
 from grafalign.sandbox.terrain import COARSE, Terrain, make_terrain
@@ -65,7 +66,7 @@ class Land:
 
     seed: int
     classes: npt.NDArray[np.uint8]
-    """Truth: an index into `CLASS_NAMES`, or `VOID` on roads."""
+    """Truth: an index into `CLASS_NAMES`, or `VOID` on roads: narrower than a patch, they are not scored."""
     roads: npt.NDArray[np.uint8]
     elevation: FloatArray
     parcels: IntArray

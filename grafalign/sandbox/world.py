@@ -26,8 +26,9 @@ from shapely.geometry import Polygon
 from grafalign import console, engine
 from grafalign.errors import GrafalignError, naming_full_disk
 from grafalign.files import write_atomically
+from grafalign.labels import VOID
 from grafalign.locks import LOCK, exclusive
-from grafalign.sandbox.classes import CLASS_NAMES, VOID
+from grafalign.sandbox.classes import CLASS_NAMES
 from grafalign.sandbox.ground import Cameras, render
 from grafalign.sandbox.junk import indoor_photo, junk_photo
 from grafalign.sandbox.land import GSD_M, Land, make_land

@@ -1,60 +1,97 @@
-"""Where a model's data came from: the facts of a pair store that a run keeps and a model card tells.
+"""`data.json`, where a run's data came from: what the run keeps of its pair store, and its model card tells.
 
-They are what somebody needs who has the model but neither the store nor this machine: counts, sources, licences, places
+It is what somebody needs who has the model but neither the store nor this machine: counts, sources, licences, places
 and times, and the recipe; no photo, no author, no path of this machine and no key of a signed address.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
+from grafalign.artefacts import Marker
 from grafalign.store import PairStore
+from grafalign.store_marker import Sensor
 
 NOT_STATED = 'not stated'
 
 
-def data_facts(store: PairStore) -> dict[str, Any]:
-    """Facts of a store, fit for JSON.
+class SplitCounts(BaseModel):
+    """What a split holds."""
 
-    Returns:
-        `sensor`; `splits`, for each `tiles`, `photos` and `pairs`; `photos`, `tiles` and `pairs` in all; `licences` and
-        `sources` of the photos and `collections` of the tiles, name to count, the most frequent first; `photos_taken`
-        and `scenes_taken`, first and last day (UTC) or None; `bounds`, west, south, east, north of the tiles in
-        degrees; `recipe` without paths of this machine; `recipe_digest`, `store_digest`.
-    """
+    model_config = ConfigDict(frozen=True)
+
+    tiles: int
+    photos: int
+    pairs: int
+
+
+class DataMarker(Marker):
+    """`data.json`: where a run's data came from."""
+
+    NEWEST: ClassVar[int] = 1
+    OLDEST: ClassVar[int] = 0  # of before it said its format
+    REMEDY: ClassVar[str] = 'train again'
+
+    format: int = 0
+    sensor: Sensor
+    splits: dict[str, SplitCounts]
+    photos: int
+    tiles: int
+    pairs: int
+    licences: dict[str, int]
+    """Photos of each licence, the most frequent first."""
+    sources: dict[str, int]
+    """Photos of each source."""
+    collections: dict[str, int]
+    """Tiles of each STAC collection."""
+    photos_taken: tuple[str, str] | None
+    """First and last day (UTC), where any is known."""
+    scenes_taken: tuple[str, str] | None
+    bounds: tuple[float, float, float, float]
+    """West, south, east, north of the tiles in degrees."""
+    recipe: dict[str, Any]
+    """The pairing recipe, as the release that made the store wrote it, without paths of its machine."""
+    recipe_digest: str | None
+    store_digest: str
+
+
+def describe_data(store: PairStore) -> DataMarker:
+    """What a run and its model card tell of a store."""
     photos, tiles, pairs = store.photos, store.tiles, store.pairs
     of_pair = tiles['split'].to_numpy()[pairs['tile']]
     counted = pairs.groupby(of_pair)['photo'].agg(['nunique', 'size'])
     splits = {
-        str(name): {'tiles': int(count), 'photos': int(counted['nunique'][name]), 'pairs': int(counted['size'][name])}
+        str(name): SplitCounts(tiles=int(count), photos=int(counted['nunique'][name]), pairs=int(counted['size'][name]))
         for name, count in tiles['split'].value_counts().items()
         if name in counted.index
     }
     order = [n for n in ('train', 'val', 'test') if n in splits]
     recipe = without_paths(store.marker.recipe)
     (recipe.get('photos') or {}).pop('remote', None)  # how photos were fetched decides nothing
-    return {
-        'sensor': asdict(store.sensor),
-        'splits': {n: splits[n] for n in order + sorted(set(splits) - set(order))},
-        'photos': len(photos),
-        'tiles': len(tiles),
-        'pairs': len(pairs),
-        'licences': _counts(photos, 'licence'),
-        'sources': _counts(photos, 'source'),
-        'collections': _counts(tiles, 'collection'),
-        'photos_taken': _period(photos, 'taken_at'),
-        'scenes_taken': _period(tiles, 'datetime'),
-        'bounds': [round(float(v), 6) for v in tiles.total_bounds],
-        'recipe': recipe,
-        'recipe_digest': store.marker.recipe_digest or None,
-        'store_digest': store.digest,
-    }
+    west, south, east, north = (round(float(v), 6) for v in tiles.total_bounds)
+    return DataMarker(
+        format=DataMarker.NEWEST,
+        sensor=store.sensor,
+        splits={n: splits[n] for n in order + sorted(set(splits) - set(order))},
+        photos=len(photos),
+        tiles=len(tiles),
+        pairs=len(pairs),
+        licences=_counts(photos, 'licence'),
+        sources=_counts(photos, 'source'),
+        collections=_counts(tiles, 'collection'),
+        photos_taken=_period(photos, 'taken_at'),
+        scenes_taken=_period(tiles, 'datetime'),
+        bounds=(west, south, east, north),
+        recipe=recipe,
+        recipe_digest=store.marker.recipe_digest or None,
+        store_digest=store.digest,
+    )
 
 
 def without_paths(value: Any) -> Any:
@@ -86,7 +123,7 @@ def _counts(table: pd.DataFrame, column: str) -> dict[str, int]:
     return {name: count for count, name in sorted(counts, key=lambda row: (-row[0], row[1]))}
 
 
-def _period(table: pd.DataFrame, column: str) -> list[str] | None:
+def _period(table: pd.DataFrame, column: str) -> tuple[str, str] | None:
     times = pd.to_datetime(table[column], utc=True) if column in table else pd.Series(dtype='datetime64[us, UTC]')
     times = times.dropna()
-    return [times.min().date().isoformat(), times.max().date().isoformat()] if len(times) else None
+    return (times.min().date().isoformat(), times.max().date().isoformat()) if len(times) else None

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from grafalign import console
-from grafalign.config import parse_settings
 from grafalign.encoders import (
-    ClipSettings,
     FrozenClip,
     GroundBank,
     PixelRule,
@@ -56,8 +53,9 @@ from grafalign.training.data import PairSteps, Share
 from grafalign.training.loop import Run, fit, make_accelerator
 from grafalign.training.memory import largest_micro_batch, naming_full_memory
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
-from grafalign.training.provenance import data_facts
+from grafalign.training.provenance import describe_data
 from grafalign.training.rows import training_rows_digest
+from grafalign.training.run_marker import RunMarker
 from grafalign.training.settings import TrainSettings
 from grafalign.training.task import AlignmentTask
 from grafalign.training.trackers import end_trackers, start_trackers
@@ -74,7 +72,7 @@ class SatelliteModel:
     rule: PixelRule
     clip: FrozenClip
     sensor: Sensor
-    facts: dict[str, Any]
+    marker: RunMarker
     """Content of `model.json`."""
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -88,13 +86,13 @@ class SatelliteModel:
             return self.encoder(images).patches
 
 
-def train(settings: TrainSettings) -> dict[str, Any]:
+def train(settings: TrainSettings) -> RunMarker:
     """Train, or continue what an earlier run of the same settings began.
 
     Works alike in one process and under `accelerate launch`.
 
     Returns:
-        Content of `RUN/model.json`.
+        What `RUN/model.json` says.
 
     Raises:
         GrafalignError: store, bank or CLIP are missing or do not belong together, the run folder is another's or
@@ -106,7 +104,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         return _train(settings)
 
 
-def _train(settings: TrainSettings) -> dict[str, Any]:
+def _train(settings: TrainSettings) -> RunMarker:
     out = settings.out
     store = PairStore(settings.store)
     clip = load_clip(settings.clip)
@@ -114,8 +112,8 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     rows_digest = training_rows_digest(store, bank)
     digest = _digest(settings, clip, rows_digest)
     if (out / 'model.json').is_file():
-        done: dict[str, Any] = json.loads((out / 'model.json').read_text())
-        if done['digest'] != digest:
+        done = RunMarker.read(out / 'model.json')
+        if done.digest != digest:
             raise GrafalignError(f'{out} holds a run with other settings, clip, store or photos; give another `out`.')
         console.log(f'{out} is already complete.')
         return done
@@ -128,7 +126,7 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
     if main:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / 'config.yaml', yaml.safe_dump(settings.facts(), sort_keys=False).encode())
-        write_atomically(out / 'data.json', (json.dumps(data_facts(store), indent=2) + '\n').encode())
+        describe_data(store).write(out / 'data.json')
     accelerator.wait_for_everyone()
     start_trackers(accelerator, settings.trackers, out, settings.facts())
     bands = settings.bands or store.sensor.bands
@@ -164,39 +162,40 @@ def _train(settings: TrainSettings) -> dict[str, Any]:
         settings.max_bad_tiles,
     )
     whole = full_state(task)
-    facts = {
-        'digest': digest,
-        'level': settings.level,
-        'tau': task.tau,
-        'steps': total,
-        'clip': settings.clip.model_dump(),
-        'clip_digest': clip.digest,
-        'store_digest': store.digest,
-        'rows_digest': rows_digest,
-        'sensor': {**asdict(sensor), 'bands': list(sensor.bands), 'value_range': list(sensor.value_range)},
-        'fit': settings.fit,
-        'seed': settings.seed,
-        'seconds': round(time.perf_counter() - started, 1),
-        'final': log[-1] if log else {},
-        'command': ' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
-        'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'accelerate')},
-        'processes': share.world,
-        'device': str(accelerator.device),
-        'micro_batch': micro,
-        'precision': accelerator.mixed_precision,
-        'trained_parameters': sum(p.numel() for p in task.parameters() if p.requires_grad),
-        'wire_bytes_per_step': bytes_per_step(
+    marker = RunMarker(
+        format=RunMarker.NEWEST,
+        digest=digest,
+        level=settings.level,
+        tau=task.tau,
+        steps=total,
+        clip=settings.clip,
+        clip_digest=clip.digest,
+        store_digest=store.digest,
+        rows_digest=rows_digest,
+        sensor=sensor,
+        fit=settings.fit,
+        seed=settings.seed,
+        seconds=round(time.perf_counter() - started, 1),
+        final=log[-1] if log else {},
+        command=' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        versions={n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'accelerate')},
+        processes=share.world,
+        device=str(accelerator.device),
+        micro_batch=micro,
+        precision=accelerator.mixed_precision,
+        trained_parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
+        wire_bytes_per_step=bytes_per_step(
             task, settings.batch_tiles, share.world, bank.embeddings.shape[1], settings.photo_to_tile > 0
         ),
-    }
+    )
     if main:
         part = out / 'model.safetensors.part'
         save_tensors(_plain_weights(clip, sensor, settings, whole), part)
         part.replace(out / 'model.safetensors')
-        write_atomically(out / 'model.json', (json.dumps(facts, indent=2) + '\n').encode())
+        marker.write(out / 'model.json')
     accelerator.wait_for_everyone()
     end_trackers(accelerator)
-    return facts
+    return marker
 
 
 def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
@@ -283,18 +282,17 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
     run = Path(run)
     if not (run / 'model.json').is_file():
         raise GrafalignError(f'{run} is not a finished run (no model.json); run `grafalign train` to the end.')
-    facts: dict[str, Any] = json.loads((run / 'model.json').read_text())
-    clip = clip or load_clip(parse_settings(facts['clip'], ClipSettings, str(run / 'model.json')))
-    if clip.digest != facts['clip_digest']:
+    marker = RunMarker.read(run / 'model.json')
+    clip = clip or load_clip(marker.clip)
+    if clip.digest != marker.clip_digest:
         raise GrafalignError(
             f'{run} was trained towards another CLIP than {clip.settings.model} ({clip.settings.pretrained}); '
-            f'use {facts["clip"]["model"]} ({facts["clip"]["pretrained"]}).'
+            f'use {marker.clip.model} ({marker.clip.pretrained}).'
         )
-    known = facts['sensor']
-    sensor = Sensor(known['name'], tuple(known['bands']), known['gsd_m'], known['size_px'], tuple(known['value_range']))
-    encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px, facts.get('fit', 'resample'))
+    sensor = marker.sensor
+    encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px, marker.fit)
     try:
         encoder.load_state_dict(load_file(run / 'model.safetensors'))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise GrafalignError(f'{run}/model.safetensors is missing or damaged ({error}); train again.') from None
-    return SatelliteModel(encoder.eval(), PixelRule(sensor, clip), clip, sensor, facts)
+    return SatelliteModel(encoder.eval(), PixelRule(sensor, clip), clip, sensor, marker)

@@ -1,7 +1,8 @@
 """Zero-shot evaluation in a sandbox world: every model against the frozen CLIP and a supervised bound.
 
 Classification (top-1 accuracy), dense segmentation (mIoU over chips) and text -> tile retrieval through FAISS (mAP@20),
-all on blocks that no training saw, each with a 95 % bootstrap interval over tiles or chips.
+all on blocks that no training saw, each with a 95 % bootstrap interval over the store's blocks of land (over tiles or
+chips where there are fewer than twenty).
 """
 
 from __future__ import annotations
@@ -18,13 +19,26 @@ import numpy.typing as npt
 import torch
 
 from grafalign import console, engine
-from grafalign.benchmarks.bootstrap import Estimate, bootstrap, confusion, map_at, mean_iou
-from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles, SandboxTruth
+from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.sandbox.supervised import train_supervised
+from grafalign.benchmarks.statistics import (
+    Mean,
+    MeanAp,
+    MeanIou,
+    Resampling,
+    Statistic,
+    confusion,
+    estimates,
+    ranking,
+    resampling,
+)
 from grafalign.config import load_settings
 from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip, select_bands
 from grafalign.errors import GrafalignError
-from grafalign.retrieval import average_precision_at, nearest
+from grafalign.estimate import Estimate
+from grafalign.labels import VOID
+from grafalign.report import ClassificationScores, LabelledSets, RetrievalScores, SegmentationScores
+from grafalign.retrieval import nearest
 from grafalign.store import PairStore
 from grafalign.store_marker import Sensor
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite
@@ -51,7 +65,7 @@ class SetSizes:
 class Evaluation:
     """Results, and what the report shows of them."""
 
-    results: dict[str, Any]
+    sets: LabelledSets
     classes: list[str]
     test: LabelledTiles
     chips: LabelledTiles
@@ -61,6 +75,9 @@ class Evaluation:
     """Model name to the class of every pixel of the chips."""
     top: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     """Model name to the best test tiles of every class, [K, 20]."""
+    classification: dict[str, ClassificationScores] = field(default_factory=dict)
+    segmentation: dict[str, SegmentationScores] = field(default_factory=dict)
+    retrieval: dict[str, RetrievalScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,10 +118,9 @@ def evaluate_sandbox(
     rows_digest = training_rows_digest(store, bank)
     for name, path in runs.items():
         models[name] = load_satellite(path, clip)
-        facts = models[name].facts
+        run = models[name].marker
         # runs of before there was a digest of the rows know that of the whole store
-        same = facts['rows_digest'] == rows_digest if 'rows_digest' in facts else facts['store_digest'] == store.digest
-        if not same:
+        if run.rows_digest != rows_digest if run.rows_digest else run.store_digest != store.digest:
             raise GrafalignError(
                 f'{path} was trained on other tiles, pairs or photos than are in {store_path} (now); give the store as '
                 'it was then, or train again.'
@@ -130,20 +146,25 @@ def evaluate_sandbox(
         images['supervised'] = ZeroShotModel(bounds['image'][0], rule, bounds['image'][1], every)
     if 'patch' in bounds:
         patches['supervised'] = ZeroShotModel(bounds['patch'][0], rule, bounds['patch'][1], every)
-    done = Evaluation({}, truth.classes, test, chips)
+    block_km = truth.recipe.split.block_km
+    tile_draws = resampling(len(test.labels), test.lonlat, seed=seed, block_km=block_km)
+    chip_draws = resampling(len(chips.labels), chips.lonlat, seed=seed, block_km=block_km)
+    sets = LabelledSets(
+        test_tiles=len(test.labels),
+        test_tiles_per_class=np.bincount(test.labels, minlength=len(truth.classes)).tolist(),
+        chips=len(chips.labels),
+        chip_px=CHIP_PX,
+        classes=truth.classes,
+        chance=1 / len(truth.classes),
+        tile_unit=tile_draws.unit,
+        chip_unit=chip_draws.unit,
+    )
+    done = Evaluation(sets, truth.classes, test, chips)
     photos = np.asarray(bank.embeddings[bank.valid])
-    prior = {n: photo_prior(photos, text, m.facts['tau'], PRIOR_STRENGTH) for n, m in models.items()}
-    done.results['classification'] = _classify(images, done, prior)
-    done.results['segmentation'] = _segment(patches, done, prior)
-    done.results['retrieval'] = _retrieve(images, done)
-    done.results['sets'] = {
-        'test_tiles': len(test.labels),
-        'test_tiles_per_class': np.bincount(test.labels, minlength=len(truth.classes)).tolist(),
-        'chips': len(chips.labels),
-        'chip_px': CHIP_PX,
-        'classes': truth.classes,
-        'chance': 1 / len(truth.classes),
-    }
+    prior = {n: photo_prior(photos, text, m.marker.tau, PRIOR_STRENGTH) for n, m in models.items()}
+    _classify(images, done, prior, tile_draws)
+    _segment(patches, done, prior, chip_draws)
+    _retrieve(images, done, tile_draws)
     return done
 
 
@@ -161,7 +182,7 @@ def _supervised_bounds(
     jobs = {}
     for level, (name, settings) in first.items():
         tiles = truth.tiles('train', sizes.train_per_class, seed) if level == 'image' else _store_tiles(store, truth)
-        steps = int(models[name].facts['steps'])
+        steps = models[name].marker.steps
         jobs[level] = (clip.settings, store.sensor, tiles, text, steps, settings.model_copy(update={'seed': seed}))
     console.log(f'training the supervised bound ({", ".join(jobs)})')
     threads = max(1, engine.default_workers() // len(jobs))
@@ -224,29 +245,30 @@ def _variants(name: str, prior: Mapping[str, Floats]) -> dict[str, Floats | None
     return {name: None} | ({f'{name}_with_prior': prior[name]} if name in prior else {})
 
 
-def _classify(models: Mapping[str, ZeroShotModel], done: Evaluation, prior: Mapping[str, Floats]) -> dict[str, Any]:
+def _classify(
+    models: Mapping[str, ZeroShotModel], done: Evaluation, prior: Mapping[str, Floats], draws: Resampling
+) -> None:
     """Accuracy on the test tiles, which are balanced by hand: the prior is wrong there and reported all the same."""
-    out: dict[str, Any] = {}
     labels = done.test.labels
     for name, model in models.items():
         vectors = embed_tiles(model, done.test)
         for variant, bias in _variants(name, prior).items():
             guess = class_scores(vectors, model.classes, bias).argmax(1)
             done.guesses[variant] = guess
-            out[variant] = {'accuracy': interval_of_mean(guess == labels)}
-    return out
+            done.classification[variant] = ClassificationScores(accuracy=accuracy(guess == labels, draws))
 
 
-def _segment(models: Mapping[str, ZeroShotModel], done: Evaluation, prior: Mapping[str, Floats]) -> dict[str, Any]:
+def _segment(
+    models: Mapping[str, ZeroShotModel], done: Evaluation, prior: Mapping[str, Floats], draws: Resampling
+) -> None:
     """Mean IoU on chips of natural land."""
-    out: dict[str, Any] = {}
     for name, model in models.items():
         variants = _variants(name, prior)
         guesses = segment_chips(model, done.chips, list(variants.values()), f'segmenting with {name}')
         for variant, guess in zip(variants, guesses, strict=True):
             done.maps[variant] = guess
-            out[variant] = map_quality(done.chips.labels, done.maps[variant], done.classes)
-    return out
+            counts = chip_counts(done.chips.labels, guess, len(done.classes))
+            done.segmentation[variant] = map_quality(counts, done.classes, draws)
 
 
 def segment_chips(
@@ -261,40 +283,35 @@ def segment_chips(
     return [np.concatenate(part) for part in parts]
 
 
-def map_quality(truth: npt.NDArray[np.int64], guess: npt.NDArray[np.int64], classes: list[str]) -> dict[str, Any]:
-    """Mean IoU with its interval over chips, pixel accuracy, and the IoU of every class, of maps [N, S, S]."""
-    counts = np.stack([confusion(t, g, len(classes), VOID) for t, g in zip(truth, guess, strict=True)])
+def chip_counts(truth: npt.NDArray[np.int64], guess: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    """Pixels by truth and guess of every chip, [N, K, K], of class maps [N, S, S]."""
+    return np.stack([confusion(t, g, classes, VOID) for t, g in zip(truth, guess, strict=True)])
+
+
+def map_quality(counts: npt.NDArray[np.int64], classes: list[str], draws: Resampling) -> SegmentationScores:
+    """Mean IoU with its interval, pixel accuracy, and the IoU of every class, of `chip_counts`."""
     whole = counts.sum(0)
     iou = np.diag(whole) / np.maximum(whole.sum(0) + whole.sum(1) - np.diag(whole), 1)
-    return {
-        'miou': _interval_of_iou(counts),
-        'pixel_accuracy': float(np.diag(whole).sum() / whole.sum()),
-        'iou': {c: round(float(v), 4) for c, v in zip(classes, iou, strict=True)},
-    }
+    return SegmentationScores(
+        miou=_estimate(MeanIou(counts), draws),
+        pixel_accuracy=float(np.diag(whole).sum() / whole.sum()),
+        iou={c: round(float(v), 4) for c, v in zip(classes, iou, strict=True)},
+    )
 
 
-def _retrieve(models: Mapping[str, ZeroShotModel], done: Evaluation) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    labels = done.test.labels
-    total = np.bincount(labels, minlength=len(done.classes))
+def _retrieve(models: Mapping[str, ZeroShotModel], done: Evaluation, draws: Resampling) -> None:
+    relevant = done.test.labels == np.arange(len(done.classes))[:, None]
     for name, model in models.items():
         vectors = embed_tiles(model, done.test)
-        _, rows = nearest(model.classes, vectors, K)
-        done.top[name] = rows
-        value = np.nanmean(average_precision_at(labels[rows] == np.arange(len(done.classes))[:, None], total))
-        interval = _interval_of_map(vectors @ model.classes.T, labels)
-        out[name] = {f'map_at_{K}': Estimate(value=float(value), low=interval['low'], high=interval['high'])}
-    return out
+        _, done.top[name] = nearest(model.classes, vectors, K)
+        score = MeanAp(ranking(vectors @ model.classes.T), relevant, K)
+        done.retrieval[name] = RetrievalScores(map_at_20=_estimate(score, draws))
 
 
-def interval_of_mean(right: npt.NDArray[np.bool_]) -> Estimate:
-    """Share of what is right, with its interval over units."""
-    return bootstrap(len(right), lambda i: float(right[i].mean()))
+def accuracy(right: npt.NDArray[np.bool_], draws: Resampling) -> Estimate:
+    """Share of what is right, [N], with its interval."""
+    return _estimate(Mean(right.astype(np.float64), np.ones(len(right))), draws)
 
 
-def _interval_of_iou(counts: npt.NDArray[np.int64]) -> Estimate:
-    return bootstrap(len(counts), lambda i: mean_iou(counts[i].sum(0)))
-
-
-def _interval_of_map(scores: Floats, labels: npt.NDArray[np.int64]) -> Estimate:
-    return bootstrap(len(labels), lambda i: map_at(scores[i], labels[i], K), draws=500)
+def _estimate(statistic: Statistic, draws: Resampling) -> Estimate:
+    return estimates({'score': statistic}, draws)['score']

@@ -18,9 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from grafalign.benchmarks.bootstrap import confusion
 from grafalign.benchmarks.sandbox.evaluate import Evaluation
-from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles
+from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles
+from grafalign.benchmarks.statistics import confusion
+from grafalign.estimate import Estimate
+from grafalign.labels import VOID
 from grafalign.photos import open_photo
 from grafalign.store import PairStore
 
@@ -163,22 +165,16 @@ def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     return figure
 
 
-def result_bars(results: Mapping[str, Any]) -> Figure:
-    """The three tasks as bars with their 95 % intervals."""
-    tasks = [
-        ('classification', 'accuracy', 'top-1 accuracy'),
-        ('segmentation', 'miou', 'mIoU'),
-        ('retrieval', 'map_at_20', 'mAP@20'),
-    ]
+def result_bars(tasks: Sequence[tuple[str, str, Mapping[str, Estimate]]]) -> Figure:
+    """The three tasks (name, metric, scores by model) as bars with their 95 % intervals."""
     figure = Figure(figsize=(11, 3.4))
-    for ax, (task, key, label) in zip(figure.subplots(1, 3), tasks, strict=True):
-        names = list(results[task])
-        values = [results[task][n][key] for n in names]
-        spread = [[v['value'] - v['low'] for v in values], [v['high'] - v['value'] for v in values]]
+    for ax, (task, label, scores) in zip(figure.subplots(1, 3), tasks, strict=True):
+        names, values = list(scores), list(scores.values())
+        spread = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
         colours = [MODEL_COLOURS.get(n, '#2e9e5b') for n in names]
-        ax.barh(names, [v['value'] for v in values], xerr=spread, color=colours, error_kw={'lw': 1.2, 'capsize': 3})
+        ax.barh(names, [v.value for v in values], xerr=spread, color=colours, error_kw={'lw': 1.2, 'capsize': 3})
         for i, v in enumerate(values):
-            ax.text(v['high'] + 0.015, i, f'{v["value"]:.3f}', va='center', fontsize=8)
+            ax.text(v.high + 0.015, i, f'{v.value:.3f}', va='center', fontsize=8)
         ax.invert_yaxis()
         ax.set(title=f'{task}: {label}', xlim=(0, 1.1))
         ax.tick_params(labelsize=7)

@@ -19,15 +19,13 @@ from jinja2 import Environment
 
 from grafalign.benchmarks.sandbox import figures
 from grafalign.benchmarks.sandbox.evaluate import Evaluation
+from grafalign.estimate import Estimate
 from grafalign.files import write_atomically
+from grafalign.report import Report, Setting
 from grafalign.retrieval import FAISS_VERSION
 from grafalign.store import PairStore
+from grafalign.training.run_marker import RunMarker
 
-_TASKS = (
-    ('classification', 'accuracy', 'top-1 accuracy'),
-    ('segmentation', 'miou', 'mIoU'),
-    ('retrieval', 'map_at_20', 'mAP@20'),
-)
 _QUERIES = ('marina', 'stadium', 'solar farm', 'old town', 'golf course', 'beach', 'airport runway')
 
 
@@ -61,9 +59,9 @@ def write_report(
     runs: Mapping[str, Path],
     seconds: Mapping[str, float] | None = None,
     evaluation: Evaluation | None = None,
-    facts: Mapping[str, Any] | None = None,
+    setting: Mapping[str, Any] | None = None,
     notes: str = '',
-) -> dict[str, Any]:
+) -> Report:
     """Write `report.html` and `report.json` into a folder.
 
     Args:
@@ -73,28 +71,28 @@ def write_report(
         runs: names to run folders.
         seconds: seconds of each step.
         evaluation: results against labels, where there are any.
-        facts: settings, seed and command, for the record.
+        setting: settings, seed, cores and command, for the record.
         notes: a paragraph under the heading.
 
     Returns:
-        The content of report.json.
+        What report.json says.
     """
-    content: dict[str, Any] = {'pairs': pair_counts(store)}
-    if evaluation is not None:
-        content |= evaluation.results
-    content['runs'] = {
-        n: json.loads((p / 'model.json').read_text()) for n, p in runs.items() if (p / 'model.json').exists()
-    }
-    content['seconds'] = {k: round(v, 1) for k, v in (seconds or {}).items()}
-    content['facts'] = {
-        **(facts or {}),
-        'machine': f'{platform.machine()}, {platform.system()}',
-        'versions': {
-            **{n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'rasterio', 'numpy')},
-            'faiss': FAISS_VERSION,
-        },
-    }
-    sections = _sections(store, runs, content, evaluation)
+    versions = {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'rasterio', 'numpy')}
+    report = Report(
+        format=Report.NEWEST,
+        pairs=pair_counts(store),
+        classification={} if evaluation is None else evaluation.classification,
+        segmentation={} if evaluation is None else evaluation.segmentation,
+        retrieval={} if evaluation is None else evaluation.retrieval,
+        sets=None if evaluation is None else evaluation.sets,
+        runs={n: RunMarker.read(p / 'model.json') for n, p in runs.items() if (p / 'model.json').exists()},
+        seconds={k: round(v, 1) for k, v in (seconds or {}).items()},
+        setting=Setting(
+            **(setting or {}),
+            machine=f'{platform.machine()}, {platform.system()}',
+            versions={**versions, 'faiss': FAISS_VERSION},
+        ),
+    )
     template = (files('grafalign.benchmarks.sandbox') / 'report.html').read_text(encoding='utf-8')
     page = (
         Environment(autoescape=True)
@@ -102,57 +100,63 @@ def write_report(
         .render(
             title=title,
             notes=notes,
-            cards=_cards(content),
-            sections=sections,
-            facts=json.dumps(content['facts'], indent=2),
+            cards=_cards(report),
+            sections=_sections(store, runs, report, evaluation),
+            facts=report.setting.model_dump_json(indent=2, exclude_none=True) if report.setting else '',
         )
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / 'report.html', page.encode())
-    write_atomically(out / 'report.json', (json.dumps(content, indent=2) + '\n').encode())
-    return content
+    report.write(out / 'report.json')
+    return report
 
 
-def result_rows(content: Mapping[str, Any]) -> list[list[str]]:
+def task_scores(report: Report) -> list[tuple[str, str, dict[str, Estimate]]]:
+    """Task, name of its main metric, and that metric of every model."""
+    return [
+        ('classification', 'top-1 accuracy', {n: s.accuracy for n, s in report.classification.items()}),
+        ('segmentation', 'mIoU', {n: s.miou for n, s in report.segmentation.items()}),
+        ('retrieval', 'mAP@20', {n: s.map_at_20 for n, s in report.retrieval.items()}),
+    ]
+
+
+def result_rows(report: Report) -> list[list[str]]:
     """The table of results: task, model, value, interval, share of the supervised bound, times the frozen CLIP."""
     rows = [['task', 'model', 'value', '95 % interval', 'of supervised', 'x frozen CLIP']]
-    for task, key, label in _TASKS:
-        part = content.get(task) or {}
-        bound, floor = (part.get(n, {}).get(key, {}).get('value') for n in ('supervised', 'frozen_clip'))
-        for name, values in part.items():
-            v = values[key]
+    for task, metric, scores in task_scores(report):
+        bound, floor = (scores[n].value if n in scores else 0.0 for n in ('supervised', 'frozen_clip'))
+        for name, score in scores.items():
             rows.append(
                 [
-                    f'{task} ({label})',
+                    f'{task} ({metric})',
                     name,
-                    f'{v["value"]:.3f}',
-                    f'{v["low"]:.3f} to {v["high"]:.3f}',
-                    f'{v["value"] / bound:.2f}' if bound else '',
-                    f'{v["value"] / floor:.1f}' if floor else '',
+                    f'{score.value:.3f}',
+                    f'{score.low:.3f} to {score.high:.3f}',
+                    f'{score.value / bound:.2f}' if bound else '',
+                    f'{score.value / floor:.1f}' if floor else '',
                 ]
             )
     return rows
 
 
-def _cards(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    pairs = content['pairs']
+def _cards(report: Report) -> list[tuple[str, str, str]]:
+    pairs = report.pairs
     cards = [
         ('photos', f'{pairs["photos"]:,}', f'{pairs["rejected"]:,} not used'),
         ('pairs', f'{pairs["pairs"]:,}', f'{pairs["tiles"]:,} tiles'),
     ]
-    for task, key, label in _TASKS:
-        part = content.get(task) or {}
-        ours = next((n for n in part if n.startswith('grafalign')), None)
+    for _, metric, scores in task_scores(report):
+        ours = next((n for n in scores if n.startswith('grafalign')), None)
         if ours is not None:
-            others = ', '.join(f'{n} {part[n][key]["value"]:.2f}' for n in ('frozen_clip', 'supervised') if n in part)
-            cards.append((label, f'{part[ours][key]["value"]:.2f}', others.replace('_', ' ')))
-    if content['seconds'].get('total'):
-        cards.append(('seconds', f'{content["seconds"]["total"]:.0f}', 'from nothing to this page'))
+            others = ', '.join(f'{n} {scores[n].value:.2f}' for n in ('frozen_clip', 'supervised') if n in scores)
+            cards.append((metric, f'{scores[ours].value:.2f}', others.replace('_', ' ')))
+    if report.seconds.get('total'):
+        cards.append(('seconds', f'{report.seconds["total"]:.0f}', 'from nothing to this page'))
     return cards
 
 
 def _sections(
-    store: PairStore, runs: Mapping[str, Path], content: Mapping[str, Any], evaluation: Evaluation | None
+    store: PairStore, runs: Mapping[str, Path], report: Report, evaluation: Evaluation | None
 ) -> list[Section]:
     url = figures.data_url
     found = []
@@ -161,10 +165,11 @@ def _sections(
             Section(
                 'Results on places nobody trained on',
                 'The same encoder three ways: frozen CLIP put on tiles as it is, grafalign trained with photos and no '
-                'label, and a bound trained with true labels for as many steps. Bars are 95 % '
-                'bootstrap intervals; rows with_prior add the photo prior to the same model.',
-                [url(figures.result_bars(content))],
-                result_rows(content),
+                'label, and a bound trained with true labels for as many steps. Bars are 95 % bootstrap intervals over '
+                f'{evaluation.sets.tile_unit} (tiles) and {evaluation.sets.chip_unit} (chips); rows with_prior add the '
+                'photo prior to the same model.',
+                [url(figures.result_bars(task_scores(report)))],
+                result_rows(report),
             )
         )
     found.append(
@@ -186,25 +191,25 @@ def _sections(
     if logs:
         found.append(Section('Training', 'Loss and label-free validation.', [url(figures.loss_curves(logs))]))
     if evaluation is not None:
-        found += _labelled(store, content, evaluation)
+        found += _labelled(store, report, evaluation)
     reasons = {} if store.marker.summary is None else store.marker.summary.reasons
     if reasons:
         rows = [['reason', 'count'], *[[k, f'{v:,}'] for k, v in reasons.items()]]
         found.append(Section('Not used', 'Every rejected photo, tile and scene read is in rejected.parquet.', [], rows))
-    if content['seconds']:
-        rows = [['step', 'seconds'], *[[k, f'{v:.1f}'] for k, v in content['seconds'].items()]]
+    if report.seconds:
+        rows = [['step', 'seconds'], *[[k, f'{v:.1f}'] for k, v in report.seconds.items()]]
         found.append(Section('Where the time went', '', [], rows))
     return found
 
 
-def _labelled(store: PairStore, content: Mapping[str, Any], evaluation: Evaluation) -> list[Section]:
+def _labelled(store: PairStore, report: Report, evaluation: Evaluation) -> list[Section]:
     url = figures.data_url
     image = next((n for n in evaluation.top if n.startswith('grafalign')), None)
     patch = next((n for n in evaluation.maps if n.startswith('grafalign')), None)
     found = []
     if patch is not None:
         models = [m for m in ('frozen_clip', patch, 'supervised') if m in evaluation.maps]
-        iou = {m: content['segmentation'][m]['iou'] for m in models}
+        iou = {m: report.segmentation[m].iou for m in models}
         rows = [['class', *models], *[[c, *[f'{iou[m][c]:.2f}' for m in models]] for c in evaluation.classes]]
         found.append(
             Section(

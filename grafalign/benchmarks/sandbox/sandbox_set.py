@@ -34,7 +34,6 @@ from grafalign.pairing.plan import split_of_blocks
 from grafalign.scenes import RangeReader, SceneCutter, SceneTiles, band_sources, load_scenes
 from grafalign.store import PairStore
 
-VOID = 255
 _DOMINANT = 0.45
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles
+from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles
 from grafalign.encoders import FrozenClip, PixelRule, SatelliteEncoder
+from grafalign.labels import VOID
 from grafalign.store_marker import Sensor
 from grafalign.training.loop import fit, make_accelerator
 from grafalign.training.settings import LoopSettings

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.benchmarks.bootstrap import confusion
-from grafalign.benchmarks.statistics import Mean, MeanAp, MeanOfClasses, Statistic, ranking
+from grafalign.benchmarks.statistics import Mean, MeanAp, MeanOfClasses, Statistic, confusion, ranking
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
 from grafalign.errors import GrafalignError

@@ -7,11 +7,11 @@ import numpy.typing as npt
 import torch
 
 from grafalign import console
-from grafalign.benchmarks.bootstrap import confusion
-from grafalign.benchmarks.statistics import Mean, MeanIou
+from grafalign.benchmarks.statistics import Mean, MeanIou, confusion
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
-from grafalign.datasets import VOID, ImageSet
+from grafalign.datasets import ImageSet
 from grafalign.errors import GrafalignError
+from grafalign.labels import VOID
 from grafalign.models import Model
 from grafalign.models.pixels import as_unit, band_places
 from grafalign.zeroshot import segment
