@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, StaleError
 from grafalign.files import Place, write_atomically
 from grafalign.foreign.files import open_plain, parse_object, whole_number
 
@@ -46,24 +46,24 @@ class Marker(BaseModel):
                 content = parse_object(file.read())
             version = whole_number(content.get(cls.VERSION_KEY, 0), 10**6)
             if version > cls.NEWEST:
-                raise GrafalignError(
+                raise StaleError(
                     f'{path} was written by a newer grafalign ({cls.VERSION_KEY} {version}; this one reads up to '
                     f'{cls.NEWEST}); upgrade grafalign.'
                 )
             if version < cls.OLDEST:
-                raise GrafalignError(
+                raise StaleError(
                     f'{path} was written by another version of grafalign ({cls.VERSION_KEY} {version}; this one reads '
                     f'{cls.OLDEST} to {cls.NEWEST}); {cls.REMEDY}.'
                 )
             return cls.model_validate(content)
         except OSError as error:
-            raise GrafalignError(f'{path} cannot be read ({error.strerror or error}); {cls.REMEDY}.') from None
+            raise DamagedError(f'{path} cannot be read ({error.strerror or error}); {cls.REMEDY}.') from None
         except ValidationError as error:
             first = error.errors()[0]
             key = '.'.join(str(part) for part in first['loc'])
-            raise GrafalignError(f'{path} is damaged ({key}: {first["msg"]}); {cls.REMEDY}.') from None
+            raise DamagedError(f'{path} is damaged ({key}: {first["msg"]}); {cls.REMEDY}.') from None
         except ValueError as error:
-            raise GrafalignError(f'{path} is damaged ({error}); {cls.REMEDY}.') from None
+            raise DamagedError(f'{path} is damaged ({error}); {cls.REMEDY}.') from None
 
     def write(self, path: Place) -> None:
         """Write the marker, atomically."""

@@ -21,7 +21,7 @@ from grafalign import console, engine
 from grafalign.benchmarks.sandbox import Evaluation, SetSizes, evaluate_sandbox, write_report
 from grafalign.config import Settings, load_settings, parse_settings
 from grafalign.encoders import ClipSettings, ContentFilters, best_device, embed, filter_bank, load_clip
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import error_of, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.locks import CHILD, exclusive
 from grafalign.pairing import Recipe, pair
@@ -193,7 +193,8 @@ def train_side_by_side(configs: list[Path]) -> None:
                         continue
                     del running[path]
                     if process.returncode:
-                        raise GrafalignError(_last_line(settings[path].out / 'train.out', process.returncode))
+                        kind = error_of(process.returncode)
+                        raise kind(_last_line(settings[path].out / 'train.out', process.returncode))
                     if last:
                         console.log(f'{settings[path].out.name}: step {last["step"]}  {note}')
         finally:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.foreign.files import ForeignFileError, open_plain
 
 
@@ -40,15 +40,15 @@ def load_settings(path: Path, model: type[Model], changes: Iterable[str] = ()) -
     try:
         content = read_yaml(Path(path))
     except FileNotFoundError:
-        raise GrafalignError(f'There is no file {path}; give the path of a YAML file.') from None
+        raise InputError(f'There is no file {path}; give the path of a YAML file.') from None
     except OSError as error:
-        raise GrafalignError(f'{path} cannot be read ({error}); give the path of a YAML file.') from None
+        raise InputError(f'{path} cannot be read ({error}); give the path of a YAML file.') from None
     except ValueError as error:
-        raise GrafalignError(f'{path} is not valid YAML: {" ".join(str(error).split())}. Mend that line.') from None
+        raise InputError(f'{path} is not valid YAML: {" ".join(str(error).split())}. Mend that line.') from None
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise GrafalignError(f'{path} holds no settings; write one `key: value` a line.')
+        raise InputError(f'{path} holds no settings; write one `key: value` a line.')
     for change in changes:
         apply_change(content, change)
     return parse_settings(content, model, str(path))
@@ -100,7 +100,7 @@ def parse_settings(content: dict[str, Any], model: type[Model], name: str) -> Mo
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise GrafalignError(_sentence(error, model, name)) from None
+        raise InputError(_sentence(error, model, name)) from None
 
 
 def settings_digest(settings: BaseModel, meaning: int, exclude: Any = None) -> str:
@@ -122,16 +122,16 @@ def apply_change(content: dict[str, Any], change: str) -> None:
     """Apply one `dotted.key=value` override in place."""
     key, equals, value = change.partition('=')
     if not equals or not key:
-        raise GrafalignError(f'--set {change} is not understood; write --set key.subkey=value.')
+        raise InputError(f'--set {change} is not understood; write --set key.subkey=value.')
     *path, last = key.split('.')
     for part in path:
         content = content.setdefault(part, {})
         if not isinstance(content, dict):
-            raise GrafalignError(f'--set {change} is not understood: {part} holds no keys.')
+            raise InputError(f'--set {change} is not understood: {part} holds no keys.')
     try:
         content[last] = read_yaml(value)
     except ValueError:
-        raise GrafalignError(f'--set {change} is not understood: {value!r} is not YAML; mend that value.') from None
+        raise InputError(f'--set {change} is not understood: {value!r} is not YAML; mend that value.') from None
 
 
 def _sentence(error: ValidationError, model: type[BaseModel], name: str) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from grafalign import console
-from grafalign.errors import GrafalignError
+from grafalign.errors import MachineError, RemoteError
 
 Unit = TypeVar('Unit')
 Result = TypeVar('Result')
@@ -69,7 +69,7 @@ def run(
             try:
                 yield from _with_pool(pool, function, units, workers)
             except BrokenProcessPool:
-                raise GrafalignError(
+                raise MachineError(
                     'A worker process died (killed, or out of memory); run the same command again, with fewer '
                     'workers if memory was short. What is finished is kept.'
                 ) from None
@@ -119,12 +119,12 @@ def _with_dask(
     try:
         from distributed import Client, LocalCluster, as_completed
     except ImportError:
-        raise GrafalignError('The dask engine needs the package `distributed`; install grafalign[dask].') from None
+        raise MachineError('The dask engine needs the package `distributed`; install grafalign[dask].') from None
     try:
         cluster = None if engine.scheduler else LocalCluster(workers, threads_per_worker=1, dashboard_address=None)
         client = Client(engine.scheduler or cluster, timeout=10)
     except (OSError, TimeoutError, ValueError) as error:
-        raise GrafalignError(f'No Dask scheduler answers at {engine.scheduler} ({error}); start it first.') from None
+        raise RemoteError(f'No Dask scheduler answers at {engine.scheduler} ({error}); start it first.') from None
     try:
         ahead = 2 * max(workers, len(client.scheduler_info()['workers']))
         source = enumerate(units)
@@ -147,7 +147,7 @@ def _with_dask(
     except Exception as error:  # distributed raises types of its own: KilledWorker, CommClosedError
         if not type(error).__module__.startswith('distributed'):
             raise
-        raise GrafalignError(
+        raise RemoteError(
             f'The Dask cluster failed ({type(error).__name__}: {error}); mend it and run the same command again. What '
             'is finished is kept.'
         ) from None

@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError, MachineError, RemoteError
 from grafalign.foreign.files import open_plain
 
 Place: TypeAlias = Path | UPath
@@ -42,14 +42,14 @@ def place(name: Any) -> Place:
         return Path(text)
     scheme = text.partition('://')[0].lower()
     if scheme not in _OBJECT_STORES:
-        raise GrafalignError(
+        raise InputError(
             f'{text} cannot be used: {scheme}:// is no object store, where a file is there whole or not at all; give a '
             f'local folder or one of {", ".join(_OBJECT_STORES)}.'
         )
     try:
         return UPath(text, use_listings_cache=False)  # others write there too: what was listed once may be old
     except (ImportError, ValueError) as error:
-        raise GrafalignError(
+        raise MachineError(
             f'{text} cannot be used ({error}); install the package for such URLs, for example grafalign[s3].'
         ) from None
 
@@ -72,7 +72,7 @@ def naming_url(where: Place) -> Iterator[None]:
     except Exception as error:
         if isinstance(where, Path) or type(error).__module__.partition('.')[0] not in _STORE_PACKAGES:
             raise
-        raise GrafalignError(
+        raise RemoteError(
             f'{where} cannot be used ({error}); check its address and your credentials, and run the same command again.'
         ) from None
 

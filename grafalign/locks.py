@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import BusyError
 from grafalign.files import Place
 
 try:
@@ -61,7 +61,7 @@ def exclusive(folder: Place) -> Iterator[None]:
                 if not os.fstat(file.fileno()).st_nlink:
                     raise BlockingIOError  # its holder left just now and took the file with it: others lock a new one
             except BlockingIOError:
-                raise GrafalignError(f'Another process is writing to {folder}; wait for it or stop it.') from None
+                raise BusyError(f'Another process is writing to {folder}; wait for it or stop it.') from None
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from grafalign.chain import Clock, Experiment, run_experiment
 from grafalign.config import load_settings
-from grafalign.errors import GrafalignError
+from grafalign.errors import MachineError
 from grafalign.pairing import Recipe
 from grafalign.report import Report
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
@@ -24,7 +24,7 @@ def shipped(name: str) -> Path:
     for root in (_PACKAGE.parent, _PACKAGE / 'shipped'):
         if (root / name).is_file():
             return root / name
-    raise GrafalignError(f'{name} is missing from this installation; install grafalign again.')
+    raise MachineError(f'{name} is missing from this installation; install grafalign again.')
 
 
 def quickstart_experiment(out: Path, seed: int = 0, photos: int | None = None) -> tuple[SandboxSettings, Experiment]:

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, MachineError
 from grafalign.files import ME, Place, make_folder, place, read_range, stream_digest
 from grafalign.foreign.files import PASSING, below, open_plain, parse_object
 from grafalign.store_marker import StoreMarker
@@ -169,7 +169,7 @@ class PairStore:
             remedy = (
                 'it is unfinished: run the same `grafalign pair` again' if started else 'make one with `grafalign pair`'
             )
-            raise GrafalignError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
+            raise DamagedError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
         self.marker = StoreMarker.read(marker)
         self.sensor = self.marker.sensor
         self._shards: OrderedDict[str, BinaryIO] = OrderedDict()
@@ -211,16 +211,14 @@ class PairStore:
                 table = gpd.read_parquet(file) if name in ('tiles', 'photos') else pd.read_parquet(file)
         except OSError as error:
             if error.errno in PASSING:
-                raise GrafalignError(
-                    f'{path} cannot be read now ({error.strerror}); {_PASSING[error.errno]}.'
-                ) from None
-            raise GrafalignError(f'{path} cannot be read ({error}); pair again into an empty folder.') from None
+                raise MachineError(f'{path} cannot be read now ({error.strerror}); {_PASSING[error.errno]}.') from None
+            raise DamagedError(f'{path} cannot be read ({error}); pair again into an empty folder.') from None
         except Exception as error:  # Arrow, Shapely and GeoPandas raise types of their own on damage
             reason = ' '.join(str(error).split())[:200]
-            raise GrafalignError(f'{path} cannot be read ({reason}); pair again into an empty folder.') from None
+            raise DamagedError(f'{path} cannot be read ({reason}); pair again into an empty folder.') from None
         lacking = [column for column in _COLUMNS[name] if column not in table]
         if lacking:
-            raise GrafalignError(f'{path} has no column {lacking[0]}; pair again into an empty folder.')
+            raise DamagedError(f'{path} has no column {lacking[0]}; pair again into an empty folder.')
         return table
 
     def tiles_of(self, split: str) -> npt.NDArray[np.int64]:
@@ -247,11 +245,11 @@ class PairStore:
             return np.asarray(pixels)
         except OSError as error:
             remedy = _PASSING.get(error.errno or 0, 'copy it again from where it is whole, or pair again')
-            raise GrafalignError(
+            raise DamagedError(
                 f'{self.path}/{shard}: tile {index} cannot be read ({error.strerror or error}); {remedy}.'
             ) from None
         except (ValueError, EOFError, TokenError, SyntaxError, MemoryError, TypeError) as error:
-            raise GrafalignError(
+            raise DamagedError(
                 f'{self.path}/{shard}: tile {index} cannot be read ({error}); the shard is damaged, '
                 'pair again into an empty folder.'
             ) from None
@@ -297,7 +295,7 @@ class PairStore:
         odd = np.flatnonzero(~(np.isfinite(scale) & np.isfinite(offset)).all(axis=-1))
         if len(odd):
             name = self.tiles['tile_id'].iloc[odd[0]]
-            raise GrafalignError(
+            raise DamagedError(
                 f'{self.path}: scale or offset of tile {name} is no finite number ({len(odd)} such tiles); pair again, '
                 'with sensor.overrides if its scenes misstate them.'
             )

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from grafalign.errors import GrafalignError
 from grafalign.locks import LOCK
 from grafalign.photos.exif import read_facts
 
@@ -71,7 +72,7 @@ def photo_table(world: Path, count: int) -> pd.DataFrame:
 def refused(result: tuple[int, str], *names: object) -> str:
     """The one sentence of a command that failed as it should, which holds all `names`."""
     code, err = result
-    assert code == 1, err
+    assert code in {kind.exit_code for kind in GrafalignError.__subclasses__()}, err
     (line,) = err.strip().splitlines()
     assert line.startswith('Error: ')
     for name in names:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from rasterio.windows import Window
 from scipy.ndimage import map_coordinates
 
 from grafalign.geo import TileGrid
-from grafalign.scenes import BandSource, Cut, RangeReader, SceneCutter, SceneTiles
+from grafalign.scenes import BandSource, RangeReader, SceneCutter, SceneTiles, Uncut
 from tests.range_server import RangeServer
 
 LEFT, TOP, EPSG = 500_000.0, 5_000_000.0, 32625
@@ -58,7 +59,7 @@ def cut(
     reader: RangeReader | None = None,
     resampling: Resampling = Resampling.bilinear,
     threads: int = 4,
-) -> list[Cut]:
+) -> list[Any]:
     """Cut the tiles of one scene, in the order of the boxes."""
     with ThreadPoolExecutor(threads) as pool:
         cutter = SceneCutter(pool, reader or RangeReader(), 2 * threads, resampling)
@@ -264,13 +265,11 @@ def test_a_file_that_stays_away_fails_its_tiles_with_a_reason(server: RangeServe
     (tmp_path / 'short.tif').write_bytes(Path(href).read_bytes()[:60_000])
     boxes = [TileGrid(64, 10).geobox(EPSG, LEFT, TOP), TileGrid(64, 10).geobox(EPSG, LEFT + 4000, TOP - 4000)]
     reader = RangeReader(retries=1)
-    problems = {
-        n: [t.problem for t in cut(bands_of((server.url(n), 1)), boxes, reader)] for n in ('no.tif', 'text.tif')
-    }
+    problems = {n: [t.reason for t in cut(bands_of((server.url(n), 1)), boxes, reader)] for n in ('no.tif', 'text.tif')}
     assert all('no.tif' in p and '404' in p for p in problems['no.tif'])
     assert all('text.tif' in p for p in problems['text.tif'])
     short = cut(bands_of((server.url('short.tif'), 1)), boxes, reader)
-    assert any(t.pixels is None and 'short.tif' in t.problem for t in short)
+    assert any(isinstance(t, Uncut) and 'short.tif' in t.reason for t in short)
 
 
 def test_a_damaged_block_amid_a_run_costs_only_its_tiles(server: RangeServer, tmp_path: Path) -> None:
@@ -284,10 +283,10 @@ def test_a_damaged_block_amid_a_run_costs_only_its_tiles(server: RangeServer, tm
     Path(href).write_bytes(damaged)
     boxes = [TileGrid(64, 10).geobox(EPSG, LEFT + 10 * col, TOP) for col in (0, 100, 160, 250, 320, 420, 560)]
     found = cut(bands_of((server.url('a.tif'), 1)), boxes)
-    assert [f.pixels is None for f in found] == [False, False, False, True, True, False, False]
-    assert all('a.tif' in f.problem for f in found if f.pixels is None)
+    assert [isinstance(f, Uncut) for f in found] == [False, False, False, True, True, False, False]
+    assert all('a.tif' in f.reason for f in found if isinstance(f, Uncut))
     for tile, col in zip(found, (0, 100, 160, 250, 320, 420, 560), strict=True):
-        assert tile.pixels is None or (tile.pixels == pixels[:, :64, col : col + 64]).all()
+        assert isinstance(tile, Uncut) or (tile.pixels == pixels[:, :64, col : col + 64]).all()
 
 
 def test_a_server_without_ranges_is_named(server: RangeServer, tmp_path: Path) -> None:
@@ -295,7 +294,7 @@ def test_a_server_without_ranges_is_named(server: RangeServer, tmp_path: Path) -
     write(tmp_path / 'a.tif', noise(1, 512, 512), driver='COG', blocksize=128)
     server.set(faults={'ignore_ranges': True})
     found = cut(bands_of((server.url('a.tif'), 1)), [TileGrid(64, 10).geobox(EPSG, LEFT, TOP)], RangeReader(retries=0))
-    assert 'whole files' in found[0].problem
+    assert 'whole files' in found[0].reason
 
 
 def test_scenes_are_cut_together_and_told_apart(server: RangeServer, tmp_path: Path) -> None:
@@ -310,7 +309,7 @@ def test_scenes_are_cut_together_and_told_apart(server: RangeServer, tmp_path: P
     assert len(found) == 40
     for (s, number), tile in found.items():
         if s == 4:
-            assert 'none.tif' in tile.problem
+            assert 'none.tif' in tile.reason
         else:
             assert (tile.pixels == arrays[s][:, :32, 32 * number : 32 * number + 32]).all()
 
@@ -324,23 +323,23 @@ def test_a_remote_file_cannot_make_us_read_local_ones(server: RangeServer, tmp_p
         band="1"><SimpleSource><SourceFilename>{secret}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"""
     (tmp_path / 'a.tif').write_text(vrt)
     boxes = [TileGrid(32, 10).geobox(EPSG, LEFT, TOP)]
-    assert 'is XML' in cut(bands_of((server.url('a.tif'), 1)), boxes)[0].problem
+    assert 'is XML' in cut(bands_of((server.url('a.tif'), 1)), boxes)[0].reason
     inside = cut(bands_of((server.url('secret.tif'), 1)), boxes, RangeReader(private=False))
-    assert 'private address' in inside[0].problem
+    assert 'private address' in inside[0].reason
 
 
 def test_bands_of_unlike_types_are_refused(tmp_path: Path) -> None:
     """Bands that are stored in two types are named rather than cast."""
     hrefs = [write(tmp_path / f'{t}.tif', np.ones((1, 32, 32), dtype=t)) for t in ('uint8', 'uint16')]
     found = cut(bands_of(*((h, 1) for h in hrefs)), [TileGrid(32, 10).geobox(EPSG, LEFT, TOP)])[0]
-    assert 'stored as uint16, uint8' in found.problem
+    assert 'stored as uint16, uint8' in found.reason
 
 
 def test_a_band_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Asking for band 5 of a file of two names both numbers."""
     href = write(tmp_path / 'a.tif', noise(2, 32, 32))
     found = cut(bands_of((href, 5)), [TileGrid(32, 10).geobox(EPSG, LEFT, TOP)])[0]
-    assert 'has 2 bands, no band 5' in found.problem
+    assert 'has 2 bands, no band 5' in found.reason
 
 
 def test_blocks_that_are_not_stored_are_nodata(server: RangeServer, tmp_path: Path) -> None:

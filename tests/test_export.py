@@ -379,10 +379,11 @@ def test_a_report_of_another_run_is_refused(run: Path, report: Path, tmp_path: P
     """Numbers of other runs, files that are no report and missing files are named, and nothing is written."""
     content = json.loads(report.read_text())
     content['runs']['mine']['digest'] = 'other'
-    for text, words in ((json.dumps(content), 'says nothing about this run'), ('[]', 'is damaged'), ('{', 'is damaged')):
+    for text, words in ((json.dumps(content), 'says nothing about'), ('[]', 'is damaged'), ('{', 'is damaged')):
         report.write_text(text)
         refused(command('export', run, tmp_path / 'out', '--results', report), report, words)
-    refused(command('export', run, tmp_path / 'out', '--results', tmp_path / 'none.json'), 'No such file', 'report.json')
+    missing = tmp_path / 'none.json'
+    refused(command('export', run, tmp_path / 'out', '--results', missing), missing, 'No such file')
     assert not (tmp_path / 'out').exists()
 
 

@@ -401,26 +401,26 @@ def test_check_names_what_is_wrong(small: tuple[Path, Path], tmp_path: Path, com
     content[5000] ^= 1
     path.write_bytes(content)
     code, err = command('check', store)
-    assert code == 1 and 'tiles/00001.tar has other content' in err
+    assert code == 4 and 'tiles/00001.tar has other content' in err
     store = broken('lost')
     (store / 'tiles' / '00002.tar').unlink()
     code, err = command('check', store)
-    assert code == 1 and 'tiles/00002.tar is missing' in err
+    assert code == 4 and 'tiles/00002.tar is missing' in err
     store = broken('moved')
     pairs = pd.read_parquet(store / 'pairs.parquet')
     pairs.loc[0, 'row'] += 30
     pairs.to_parquet(store / 'pairs.parquet')
     code, err = command('check', store)
-    assert code == 1 and pairs['photo_id'][0] in err
+    assert code == 4 and pairs['photo_id'][0] in err
     store = broken('split')
     facts = json.loads((store / 'dataset.json').read_text())
     facts['recipe']['split'] = {'block_km': 1.0, 'shares': {'train': 0.5, 'val': 0.25, 'test': 0.25}}
     (store / 'dataset.json').write_text(json.dumps(facts))
     code, err = command('check', store)
-    assert code == 1 and 'splits' in err
+    assert code == 4 and 'splits' in err
     (broken('more') / 'tiles' / 'junk.tar').write_bytes(b'x')
     code, err = command('check', tmp_path / 'more')
-    assert code == 1 and 'tiles/junk.tar' in err
+    assert code == 4 and 'tiles/junk.tar' in err
 
 
 def test_a_url_that_nobody_reads_is_one_sentence(small: tuple[Path, Path], command: Command) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from grafalign.cli import main
 from grafalign.encoders import FrozenClip
-from grafalign.errors import GrafalignError
+from grafalign.errors import BusyError, GrafalignError
 from grafalign.locks import exclusive
 from grafalign.models import load_model
 from grafalign.search import Catalog, Query, build_index, search
@@ -208,7 +208,7 @@ def test_two_processes_do_not_write_one_index(clip: FrozenClip, tmp_path: Path, 
     with exclusive(out):
         for rest in (('--model', clip.settings.model), ('--remove', '0.png')):
             code, err = command(*index, *rest)
-            assert code == 1 and 'Another process' in err.splitlines()[-1]
+            assert code == BusyError.exit_code and 'Another process' in err.splitlines()[-1]
     assert len(Catalog(out)) == 1
 
 

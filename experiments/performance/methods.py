@@ -113,7 +113,7 @@ def ours(items: Items, tiles: list[Tile], workers: int) -> Iterator[tuple[int, P
     """The reader of grafalign as `pairing.cut` uses it, given all tiles as one job."""
     from rasterio.enums import Resampling
 
-    from grafalign.scenes import RangeReader, SceneCutter, SceneTiles, band_sources
+    from grafalign.scenes import RangeReader, SceneCutter, SceneTiles, Uncut, band_sources
 
     grid = TileGrid(TILE_PX, GSD_M)
     numbers: dict[int, list[int]] = {}
@@ -130,8 +130,8 @@ def ours(items: Items, tiles: list[Tile], workers: int) -> Iterator[tuple[int, P
     with ThreadPoolExecutor(workers) as pool:
         cutter = SceneCutter(pool, RangeReader(workers), 2 * workers, Resampling.bilinear)
         for scene, cut in cutter.cut(wanted):
-            if cut.pixels is None or cut.missing is None or cut.missing.any():
-                raise RuntimeError(cut.problem or 'a tile has missing pixels')
+            if isinstance(cut, Uncut) or cut.missing.any():
+                raise RuntimeError(cut.reason if isinstance(cut, Uncut) else 'a tile has missing pixels')
             yield places[scene][cut.number], cut.pixels
 
 

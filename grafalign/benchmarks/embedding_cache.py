@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from grafalign import console, engine
 from grafalign.datasets import ImageSet
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.files import write_atomically
 from grafalign.locks import exclusive
 from grafalign.models import Model
@@ -88,6 +88,6 @@ def _all_unreadable(data: ImageSet, rows: range, first: GrafalignError) -> Grafa
     if len(reasons) < 2:
         return first
     more = f' and {len(reasons) - _NAMED} more' if len(reasons) > _NAMED else ''
-    return GrafalignError(
+    return InputError(
         f'{len(reasons)} images of {data.name} cannot be used: {" | ".join(sorted(reasons)[:_NAMED])}{more}'
     )

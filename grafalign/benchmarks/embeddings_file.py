@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from grafalign.datasets import ImageSet
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.files import file_digest
 from grafalign.retrieval import check_vectors
 
@@ -67,13 +67,13 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
     try:
         told = _npz(path) if path.suffix.lower() == '.npz' else _parquet(path)
     except FileNotFoundError:
-        raise GrafalignError(f'There is no file {path}; give embeddings as .npz or .parquet.') from None
+        raise InputError(f'There is no file {path}; give embeddings as .npz or .parquet.') from None
     except GrafalignError:
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise GrafalignError(f'{path} cannot be read as embeddings ({error!r}); save it again.') from None
+        raise InputError(f'{path} cannot be read as embeddings ({error!r}); save it again.') from None
     if 'images' not in told or 'texts' not in told:
-        raise GrafalignError(f'{path} must hold `images` and `texts`; it holds {", ".join(told)}.')
+        raise InputError(f'{path} must hold `images` and `texts`; it holds {", ".join(told)}.')
     images = _unit(told['images'], f'{path}: images')
     texts: npt.NDArray[Any] = np.asarray(told['texts'])
     if 'text_image' in told:
@@ -81,23 +81,21 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
         prompts, kinds = None, None
         text_image = np.asarray(told['text_image'])
         if text_image.dtype.kind not in 'iu' or text_image.ndim != 1:
-            raise GrafalignError(f'{path}: text_image must hold whole numbers, one for each text; save it so.')
+            raise InputError(f'{path}: text_image must hold whole numbers, one for each text; save it so.')
         text_image = text_image.astype(np.int64)
         if len(text_image) != len(texts) or text_image.min(initial=0) < 0 or text_image.max(initial=-1) >= len(images):
-            raise GrafalignError(
-                f'{path}: text_image must name an image (0 to {len(images) - 1}) for each of the texts.'
-            )
+            raise InputError(f'{path}: text_image must name an image (0 to {len(images) - 1}) for each of the texts.')
     else:
         captions = text_image = None
         texts = texts[np.newaxis] if texts.ndim == 2 else texts
         if texts.ndim != 3:
-            raise GrafalignError(f'{path}: texts must be [prompts, classes, D]; they are {list(texts.shape)}.')
+            raise InputError(f'{path}: texts must be [prompts, classes, D]; they are {list(texts.shape)}.')
         prompts = _unit(texts.reshape(-1, texts.shape[2]), f'{path}: texts').reshape(texts.shape)
         kinds = int(texts.shape[1])
         if 'labels' not in told:
-            raise GrafalignError(f'{path} holds no `labels`; add the class of each image.')
+            raise InputError(f'{path} holds no `labels`; add the class of each image.')
     if images.shape[1] != texts.shape[-1]:
-        raise GrafalignError(
+        raise InputError(
             f'{path}: images have {images.shape[1]} dimensions and texts {texts.shape[-1]}: they come from different '
             'models; embed both with one.'
         )
@@ -116,7 +114,7 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
 def _unit(vectors: npt.NDArray[Any], what: str) -> Vectors:
     found = np.asarray(vectors)
     if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating):
-        raise GrafalignError(f'{what} must be a table of numbers [rows, D]; it is {found.dtype} {list(found.shape)}.')
+        raise InputError(f'{what} must be a table of numbers [rows, D]; it is {found.dtype} {list(found.shape)}.')
     check_vectors(found, what)
     exact = found.astype(np.float32)
     return exact / np.linalg.norm(exact, axis=1, keepdims=True)
@@ -128,26 +126,24 @@ def _set(path: Path, told: dict[str, Any], count: int, width: int | None, classe
     if labels is not None or many is not None:
         kinds = many.shape[1] if many is not None else width or len(told.get('classes', ())) or int(labels.max()) + 1  # type: ignore[union-attr]
         if width is not None and kinds != width:
-            raise GrafalignError(
-                f'{path} has labels of {kinds} classes and texts of {width}; there must be one for each.'
-            )
+            raise InputError(f'{path} has labels of {kinds} classes and texts of {width}; there must be one for each.')
         if labels is not None and labels.max() >= kinds:
-            raise GrafalignError(
+            raise InputError(
                 f'{path}: labels go up to {labels.max()} and the texts are of {kinds} classes; count classes from 0.'
             )
         given = classes or [str(c) for c in told.get('classes', ())]
         if given and len(given) != kinds:
-            raise GrafalignError(f'{path} has {kinds} classes and {len(given)} names were given; give one for each.')
+            raise InputError(f'{path} has {kinds} classes and {len(given)} names were given; give one for each.')
         names = tuple(given) or tuple(f'class {i}' for i in range(kinds))
 
     def read(row: int) -> npt.NDArray[Any]:
-        raise GrafalignError(f'{path} holds embeddings and no pictures.')
+        raise InputError(f'{path} holds embeddings and no pictures.')
 
     places: Any = told.get('lonlat')
     if places is not None:
         places = np.asarray(places)
         if places.shape != (count, 2) or places.dtype.kind not in 'fiu' or not np.isfinite(places).all():
-            raise GrafalignError(f'{path}: lonlat must be longitude and latitude of each image, [{count}, 2]; mend it.')
+            raise InputError(f'{path}: lonlat must be longitude and latitude of each image, [{count}, 2]; mend it.')
         places = places.astype(np.float64)
     items = [str(i) for i in range(count)]
     # files of several models in one folder are of one set
@@ -183,12 +179,12 @@ def _labels(path: Path, labels: Any, count: int) -> tuple[npt.NDArray[np.int64] 
     if found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
     if found.ndim not in (1, 2) or len(found) != count:
-        raise GrafalignError(f'{path} has {count:,} images and labels {list(found.shape)}; there must be one for each.')
+        raise InputError(f'{path} has {count:,} images and labels {list(found.shape)}; there must be one for each.')
     whole = found.dtype.kind in 'iub' or (
         found.dtype.kind == 'f' and np.isfinite(found).all() and (found % 1 == 0).all()
     )
     if not whole or found.min() < 0 or (found.ndim == 2 and found.max() > 1):
-        raise GrafalignError(f'{path}: labels must be class numbers from 0, or zeros and ones [N, K]; save them so.')
+        raise InputError(f'{path}: labels must be class numbers from 0, or zeros and ones [N, K]; save them so.')
     return (found.astype(np.int64), None) if found.ndim == 1 else (None, found.astype(bool))
 
 
@@ -201,7 +197,7 @@ def _parquet(path: Path) -> dict[str, Any]:
     table = pd.read_parquet(path)
     kinds = set(table['kind'])
     if not kinds <= {'image', 'text'}:
-        raise GrafalignError(f'{path}: `kind` is image or text, not {sorted(kinds - {"image", "text"})[0]!r}.')
+        raise InputError(f'{path}: `kind` is image or text, not {sorted(kinds - {"image", "text"})[0]!r}.')
     image, text = table[table['kind'] == 'image'], table[table['kind'] == 'text']
     told: dict[str, Any] = {
         'images': np.stack(image['embedding'].tolist()),
@@ -216,12 +212,12 @@ def _parquet(path: Path) -> dict[str, Any]:
             told['classes'], told['labels'] = np.unique(image['label'].astype(str), return_inverse=True)
         return told
     if not known or text['label'].isna().any():
-        raise GrafalignError(f'{path}: every image and every text needs a `label`, or every text an `image`.')
+        raise InputError(f'{path}: every image and every text needs a `label`, or every text an `image`.')
     classes = list(dict.fromkeys(text['label'].astype(str)))
     labels = pd.Index(classes).get_indexer(pd.Index(image['label'].astype(str)))
     if (labels < 0).any():
         row = int(np.flatnonzero(labels < 0)[0])
-        raise GrafalignError(f'{path}: the class {image["label"].iloc[row]!r} of an image has no text; add one.')
+        raise InputError(f'{path}: the class {image["label"].iloc[row]!r} of an image has no text; add one.')
     prompt = text['prompt'].astype(str) if 'prompt' in text else pd.Series('', index=text.index)
     prompts = list(dict.fromkeys(prompt))
     grid = np.full((len(prompts), len(classes)), -1)
@@ -230,5 +226,5 @@ def _parquet(path: Path) -> dict[str, Any]:
     )
     if (grid < 0).any():
         p, c = np.argwhere(grid < 0)[0]
-        raise GrafalignError(f'{path}: the prompt {prompts[p]!r} lacks the class {classes[c]!r}; add that text.')
+        raise InputError(f'{path}: the prompt {prompts[p]!r} lacks the class {classes[c]!r}; add that text.')
     return told | {'labels': labels, 'texts': told['texts'][grid], 'classes': classes, 'prompts': prompts}

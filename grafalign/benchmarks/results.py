@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grafalign.artefacts import Marker
 from grafalign.benchmarks.statistics import Statistic, statistics_from
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, InputError
 from grafalign.estimate import Estimate
 from grafalign.files import write_atomically
 from grafalign.retrieval import FAISS_VERSION
@@ -164,7 +164,7 @@ def read_result(path: Path) -> Result:
         GrafalignError: it is missing, damaged, or not of this form; the sentence names the key.
     """
     if not path.is_file():
-        raise GrafalignError(f'There is no result {path}; make it with `grafalign evaluate`.')
+        raise InputError(f'There is no result {path}; make it with `grafalign evaluate`.')
     return Result.read(path)
 
 
@@ -175,10 +175,10 @@ def read_results(folder: Path) -> list[tuple[Path, Result]]:
         GrafalignError: there is none, or one is damaged.
     """
     if not folder.is_dir():
-        raise GrafalignError(f'There is no folder {folder}; give the one that `grafalign evaluate` wrote to.')
+        raise InputError(f'There is no folder {folder}; give the one that `grafalign evaluate` wrote to.')
     paths = sorted(p for p in folder.rglob('*__*__*__*.json') if not p.name.startswith('.'))
     if not paths:
-        raise GrafalignError(f'{folder} holds no results; make some with `grafalign evaluate`.')
+        raise InputError(f'{folder} holds no results; make some with `grafalign evaluate`.')
     return [(path, read_result(path)) for path in paths]
 
 
@@ -199,5 +199,5 @@ class Arrays:
                 {k.removeprefix('statistic/'): v for k, v in content.items() if k.startswith('statistic/')}
             )
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise GrafalignError(f'{beside} is missing or damaged ({error}); evaluate again.') from None
+            raise DamagedError(f'{beside} is missing or damaged ({error}); evaluate again.') from None
         self.arrays = {k.removeprefix('array/'): v for k, v in content.items() if k.startswith('array/')}

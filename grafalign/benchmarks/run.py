@@ -38,7 +38,7 @@ from grafalign.benchmarks.tasks.photo_tile import open_pairs, photos_state, retr
 from grafalign.benchmarks.tasks.segmentation import segment_set
 from grafalign.datasets import ImageSet, open_set
 from grafalign.datasets.open import OWN, split_spec
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.models import Model, load_model
 from grafalign.models.load import is_embeddings, short_name, split_name
 from grafalign.models.pixels import PIXELS_VERSION
@@ -101,23 +101,23 @@ def evaluate(
         GrafalignError: a model or a set cannot be used.
     """
     if not models:
-        raise GrafalignError('There is no model to evaluate; give at least one.')
+        raise InputError('There is no model to evaluate; give at least one.')
     files = [m for m in models if is_embeddings(m)]
     others = [m for m in models if not is_embeddings(m)]
     if others and not suite.sets:
-        raise GrafalignError(f'{others[0]} needs something to be tested on; give --suite or --data NAME:PATH.')
+        raise InputError(f'{others[0]} needs something to be tested on; give --suite or --data NAME:PATH.')
     _distinct(models)
     titles = [(title(s), split_spec(s)[2]) for s in suite.sets]
     twice = next((t for t in titles if titles.count(t) > 1), None)
     if twice is not None:
-        raise GrafalignError(f'Two sets are called {twice[0]}; rename the folder of one, or evaluate into two folders.')
+        raise InputError(f'Two sets are called {twice[0]}; rename the folder of one, or evaluate into two folders.')
     known = {title(spec) for spec in suite.sets} | {Path(split_name(f)[1]).resolve().parent.name for f in files}
     strange = sorted(set(suite.classes) - known)
     if strange:
-        raise GrafalignError(f'classes: there is no set {strange[0]!r}; the sets are {", ".join(sorted(known))}.')
+        raise InputError(f'classes: there is no set {strange[0]!r}; the sets are {", ".join(sorted(known))}.')
     for key in ('duplicates', 'templates') if files else ():
         if not others and key in suite.model_fields_set:
-            raise GrafalignError(f'{key} has no effect on embeddings made elsewhere ({files[0]}); leave it out.')
+            raise InputError(f'{key} has no effect on embeddings made elsewhere ({files[0]}); leave it out.')
     done = Done()
     for spec in files:
         name, where = split_name(spec)
@@ -146,7 +146,7 @@ def _distinct(models: Sequence[str]) -> None:
     names = [split_name(m)[0] or _plain_name(m) for m in models]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
-        raise GrafalignError(f'Two models are called {twice}; name them, such as first={models[names.index(twice)]}.')
+        raise InputError(f'Two models are called {twice}; name them, such as first={models[names.index(twice)]}.')
 
 
 def _plain_name(spec: str) -> str:

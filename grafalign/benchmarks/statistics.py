@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.estimate import Estimate
 from grafalign.geo import blocks_touched
 
@@ -233,7 +233,7 @@ def estimates(statistics: Mapping[str, Statistic], how: Resampling) -> dict[str,
         value = float(statistic(ones)[0])
         every = np.concatenate(drawn[name])
         if not np.isfinite(value):
-            raise GrafalignError(f'{name} has no value: no image can be asked; look at the labels of the set.')
+            raise InputError(f'{name} has no value: no image can be asked; look at the labels of the set.')
         low, high = _interval(every[np.isfinite(every)], value)
         # all are shares of one, but for the last bit
         value, low, high = (min(max(v, 0.0), 1.0) for v in (value, low, high))
@@ -259,7 +259,7 @@ def paired_difference(first: Statistic, second: Statistic, how: Resampling) -> D
         GrafalignError: the two are not about the same kind of value.
     """
     if first.kind != second.kind:
-        raise GrafalignError('The two results measure different things; compare the same metric of one set.')
+        raise InputError('The two results measure different things; compare the same metric of one set.')
     ones = np.ones((1, len(how.groups)))
     drawn = np.concatenate([first(weights) - second(weights) for weights in how.weights()])
     drawn = drawn[np.isfinite(drawn)]

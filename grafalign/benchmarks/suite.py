@@ -22,7 +22,7 @@ from pydantic import Field
 from grafalign.benchmarks.results import Task
 from grafalign.config import Settings, apply_change, load_settings, parse_settings
 from grafalign.datasets.open import split_spec
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 
 class Suite(Settings):
@@ -77,13 +77,13 @@ def load_suite(
     shipped = shipped_suites()
     if name is not None and name not in shipped:
         if not Path(name).is_file():
-            raise GrafalignError(
+            raise InputError(
                 f'There is no suite {name!r}; give one of {", ".join(shipped)} with --root, or the path of a YAML file.'
             )
         extra = [f'sets=[{", ".join(repr(s) for s in chosen)}]'] if chosen else []
         suite = load_settings(Path(name), Suite, [*extra, *changes])
         if root is None and any('{root}' in spec for spec in suite.sets):
-            raise GrafalignError(f'{name} says {{root}}; give --root, the folder that stands for it.')
+            raise InputError(f'{name} says {{root}}; give --root, the folder that stands for it.')
         return suite.model_copy(update={'sets': [s.replace('{root}', str(root)) for s in suite.sets]}), []
     content: dict[str, object] = dict(shipped[name]) if name is not None else {}
     missing: list[str] = []
@@ -91,16 +91,14 @@ def load_suite(
         content['sets'] = chosen
     elif name is not None:
         if root is None:
-            raise GrafalignError(f'The suite {name} needs --root, the folder below which its data sets lie.')
+            raise InputError(f'The suite {name} needs --root, the folder below which its data sets lie.')
         found: list[str] = []
         for spec in content['sets']:  # type: ignore[attr-defined]
             here = str(spec).replace('{root}', str(root))
             (found if Path(split_spec(here)[1]).exists() else missing).append(here)
         if not found:
             looked = ', '.join(split_spec(s)[1] for s in missing[:4])
-            raise GrafalignError(
-                f'None of the sets of {name} is below {root} (looked for {looked} ...); get one first.'
-            )
+            raise InputError(f'None of the sets of {name} is below {root} (looked for {looked} ...); get one first.')
         content['sets'] = found
     for change in changes:
         apply_change(content, change)

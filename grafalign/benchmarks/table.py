@@ -14,7 +14,7 @@ from typing import Literal
 
 from grafalign.benchmarks.results import Arrays, Result
 from grafalign.benchmarks.statistics import Difference, Resampling, paired_difference
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.escapes import csv_cell, markdown
 from grafalign.files import write_atomically
 from grafalign.foreign import parse_object
@@ -242,7 +242,7 @@ def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:
     mine = [(p, r) for p, r in results if r.model.name == against]
     if not mine:
         known = ', '.join(dict.fromkeys(r.model.name for _, r in results))
-        raise GrafalignError(f'There is no result of {against!r}; the models are {known}.')
+        raise InputError(f'There is no result of {against!r}; the models are {known}.')
     rows = []
     for path, result in results:
         if result.model.name == against:
@@ -266,7 +266,7 @@ def differences(results: Sequence[tuple[Path, Result]], against: str) -> Table:
                 ]
             )
     if not rows:
-        raise GrafalignError(f'No other model was asked the same as {against}: same images, task and protocol.')
+        raise InputError(f'No other model was asked the same as {against}: same images, task and protocol.')
     head = ['models', 'set', 'metric', 'difference', '95 % interval', 'p']
     return Table(
         'differences',

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError, MachineError
 from grafalign.escapes import printable
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help='Train vision-language models for satellite imagery without a single caption.',
+    epilog='Exit codes: 0 done, 1 input that cannot be used, 2 no such command or option, 3 an artefact of another '
+    'state or release, 4 an unfinished or damaged artefact, 5 a server or network, 6 another process is writing, '
+    '7 disk, memory or a library is lacking, 130 interrupted.',
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,23 +57,25 @@ Set = Annotated[list[str] | None, typer.Option('--set', help='Override a setting
 
 
 def main() -> None:
-    """Run the command line; errors of the user become one line and exit code 1, Ctrl-C exit code 130."""
+    """Run the command line; errors become one line and the exit code of their kind (`grafalign.errors`)."""
     from grafalign.console import quiet_libraries
 
     quiet_libraries()
     try:
         code = app(standalone_mode=False)  # the code of an exit that typer decides: 0 after --help, 130 after Ctrl-C
     except GrafalignError as error:
-        _fail(str(error), 1)
+        _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except MemoryError:
-        _fail(_NO_MEMORY, 1)
+        _fail(_NO_MEMORY, MachineError.exit_code)
     except OSError as error:
-        _fail(_NO_MEMORY if error.errno == errno.ENOMEM else _os_sentence(error), 1)
+        if error.errno == errno.ENOMEM:
+            _fail(_NO_MEMORY, MachineError.exit_code)
+        _fail(_os_sentence(error), (MachineError if error.errno in _LACKING else InputError).exit_code)
     except Exception as error:
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
-            _fail(_NO_MEMORY, 1)
+            _fail(_NO_MEMORY, MachineError.exit_code)
         if not hasattr(error, 'show'):
             raise
         error.show()  # a wrong command line; typer brings its own copy of click's errors, so their type says nothing
@@ -80,6 +85,8 @@ def main() -> None:
     sys.exit(code)
 
 
+_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO)
+"""What the system says where the machine is at fault, not what was given."""
 _NO_MEMORY = (
     'There is not enough memory; close other programs, use fewer --workers, or a larger machine. What is done is kept.'
 )

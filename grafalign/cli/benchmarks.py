@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from grafalign.cli.app import Json, Set, Workers, app, show_results
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
 
@@ -79,7 +79,7 @@ def evaluate(
         folders = {Path(split_name(m)[1]).resolve().parent.name for m in models if is_embeddings(m)}
         names = [*folders, *(title(spec) for spec in settings.sets)]
         if len(names) != 1:
-            raise GrafalignError('--classes is for one set; write `classes:` into a suite file for several.')
+            raise InputError('--classes is for one set; write `classes:` into a suite file for several.')
         settings = settings.model_copy(update={'classes': {names[0]: _class_names(classes)}})
     for spec in missing:
         console.log(f'not there, left out: {spec}')
@@ -106,7 +106,7 @@ def evaluate(
         console.log(f'{done.computed} computed, {done.skipped} kept' + (f'; {page}' if page else ''))
     if done.problems:
         many = f' (and {len(done.problems) - 1} more, above)' if len(done.problems) > 1 else ''
-        raise GrafalignError(f'{done.problems[0]}{many}')
+        raise InputError(f'{done.problems[0]}{many}')
 
 
 @app.command()
@@ -130,7 +130,7 @@ def table(
 
     forms = ('markdown', 'csv', 'latex')
     if form not in forms:
-        raise GrafalignError(f'There is no table format {form!r}; give --format {", ".join(forms)}.')
+        raise InputError(f'There is no table format {form!r}; give --format {", ".join(forms)}.')
     found = newest(read_results(results))
     made = tables([r for _, r in found], intervals=intervals) if against is None else [differences(found, against)]
     if as_json:
@@ -152,9 +152,9 @@ def _class_names(path: Path) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise GrafalignError(f'{path} cannot be read ({error}); give a text file with one class a line.') from None
+        raise InputError(f'{path} cannot be read ({error}); give a text file with one class a line.') from None
     if len(names) < 2:
-        raise GrafalignError(f'{path} names {len(names)} class; give two or more, one a line.')
+        raise InputError(f'{path} names {len(names)} class; give two or more, one a line.')
     return names
 
 
@@ -164,7 +164,7 @@ def _evaluate_sandbox(runs: list[Path], world: Path, store: Path | None, out: Pa
     from grafalign.store import PairStore
 
     if store is None:
-        raise GrafalignError('--store is missing; give the pair store that the runs were trained on.')
+        raise InputError('--store is missing; give the pair store that the runs were trained on.')
     named = {run.name: run for run in runs}
     evaluation = evaluate_sandbox(world, store, named, seed=seed)
     content = write_report(out, 'grafalign evaluation', PairStore(store), named, None, evaluation, {'seed': seed})

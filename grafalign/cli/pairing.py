@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from grafalign.cli.app import Json, Pretrained, Set, Workers, app, show
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, InputError
 
 
 @app.command()
@@ -69,7 +69,7 @@ def pair(
         print(json.dumps(told)) if as_json else show_estimate(told, str(recipe))
         return
     if store is None:
-        raise GrafalignError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')
+        raise InputError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')
     out = place(store)
     summary = run(settings, out, workers, retry_failed=retry_failed, update=update)
     show({k: v for k, v in summary.model_dump().items() if as_json or k != 'reasons'}, store, as_json)
@@ -125,7 +125,7 @@ def check(
             if len(finding.problems) > 20:
                 console.log(f'{finding.check}: and {len(finding.problems) - 20} more')
     if bad:
-        raise GrafalignError(
+        raise DamagedError(
             f'{store} is damaged ({", ".join(f.check for f in bad)}); {_AGAIN[what]} into an empty folder, or copy the '
             'damaged files from where they are whole.'
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from grafalign.cli.app import Json, Workers, app, show
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
 
@@ -62,12 +62,12 @@ def index(
         show({'removed': gone, 'items': len(catalog)}, str(out), as_json)
         return
     if model is None:
-        raise GrafalignError('--model is missing; give the model that embeds the images, such as runs/image.')
+        raise InputError('--model is missing; give the model that embeds the images, such as runs/image.')
     kinds = ('exact', 'ivf', 'ivfpq', 'hnsw')
     if kind not in (None, *kinds):
-        raise GrafalignError(f'There is no kind of index {kind!r}; give one of {", ".join(kinds)}.')
+        raise InputError(f'There is no kind of index {kind!r}; give one of {", ".join(kinds)}.')
     if fit not in ('resize', 'pad'):
-        raise GrafalignError(f'There is no --fit {fit!r}; give resize or pad.')
+        raise InputError(f'There is no --fit {fit!r}; give resize or pad.')
     catalog = build_index(
         source,
         out,
@@ -136,7 +136,7 @@ def search(
     if bbox is not None:
         west, south, east, north = bbox
         if not (south < north and west != east and -180 <= west <= 180 and -180 <= east <= 180):
-            raise GrafalignError(f'--bbox {" ".join(f"{v:g}" for v in bbox)} is no box; give west south east north.')
+            raise InputError(f'--bbox {" ".join(f"{v:g}" for v in bbox)} is no box; give west south east north.')
         shape = box_of(west, south, east, north)
     if region is not None:
         found = read_region(region)
@@ -190,10 +190,10 @@ def _lines(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise GrafalignError(f'{path} cannot be read ({error}); give a text file with one query a line.') from None
+        raise InputError(f'{path} cannot be read ({error}); give a text file with one query a line.') from None
     found = [line for line in lines if line]
     if not found:
-        raise GrafalignError(f'{path} holds no query; write one a line.')
+        raise InputError(f'{path} holds no query; write one a line.')
     return found
 
 
@@ -208,4 +208,4 @@ def _time(text: str | None, name: str) -> Any:
             raise ValueError
         return found
     except ValueError:
-        raise GrafalignError(f'{name} {text} is no date; write 2023-05-01 or 2023-05-01T10:00:00Z.') from None
+        raise InputError(f'{name} {text} is no date; write 2023-05-01 or 2023-05-01T10:00:00Z.') from None

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from grafalign.cli.app import Json, Pretrained, Set, Workers, app, show, show_results
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 
 @app.command()
@@ -77,7 +77,7 @@ def export(
     from grafalign.exchange import publish
 
     if model is None and pretrained is not None:
-        raise GrafalignError(f'--pretrained {pretrained} belongs to a CLIP; give --model as well.')
+        raise InputError(f'--pretrained {pretrained} belongs to a CLIP; give --model as well.')
     clip = None if model is None else ClipSettings(model=model, pretrained=pretrained)
     show(publish(run, out, kind, clip, results, hub, private, licence), str(out), as_json)
 

@@ -28,7 +28,7 @@ from grafalign.datasets.class_folders import SENTINEL2_RANGE, places_of
 from grafalign.datasets.image_set import ImageSet
 from grafalign.datasets.pictures import read_picture
 from grafalign.datasets.tree import Tree
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 BANDS = ('B04', 'B03', 'B02', 'B01', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12')
 _SIDE = 120
@@ -60,14 +60,14 @@ def load_bigearthnet(
         GrafalignError: neither layout is there, a list or patches are missing, or version 2 is asked for 43 classes.
     """
     if classes not in (19, 43):
-        raise GrafalignError(f'BigEarthNet has 19 or 43 classes, not {classes}.')
+        raise InputError(f'BigEarthNet has 19 or 43 classes, not {classes}.')
     if not tree.path.is_dir():
-        raise GrafalignError(f'{tree.path} is an archive; unpack BigEarthNet and give its folder.')
+        raise InputError(f'{tree.path} is an archive; unpack BigEarthNet and give its folder.')
     if split not in ('train', 'val', 'test', 'all'):
-        raise GrafalignError(f'BigEarthNet has the splits train, val and test, not {split!r}.')
+        raise InputError(f'BigEarthNet has the splits train, val and test, not {split!r}.')
     if _beside(tree.path, ['metadata.parquet']) is not None:
         if classes == 43:
-            raise GrafalignError(f'{tree.path} is version 2 of BigEarthNet, which has 19 classes only.')
+            raise InputError(f'{tree.path} is version 2 of BigEarthNet, which has 19 classes only.')
         return _version_2(tree, split, bands, partial)
     return _version_1(tree, split, classes, bands, partial)
 
@@ -82,7 +82,7 @@ def _version_1(tree: Tree, split: str, classes: int, bands: Sequence[str], parti
     ending = '_labels_metadata.json'
     folder_of = _patches(tree.path)
     if not folder_of:
-        raise GrafalignError(
+        raise InputError(
             f'{tree.path} holds neither PATCH/PATCH{ending} (BigEarthNet v1) nor metadata.parquet '
             '(v2); give its folder.'
         )
@@ -111,7 +111,7 @@ def _version_1(tree: Tree, split: str, classes: int, bands: Sequence[str], parti
                 if kept is not None:
                     many[row, column[kept]] = True
         except (ValueError, KeyError, TypeError) as error:
-            raise GrafalignError(f'{where} is damaged ({error!r}); get that patch again.') from None
+            raise InputError(f'{where} is damaged ({error!r}); get that patch again.') from None
     labelled = many.any(1)
     if not labelled.all():
         notes.append(f'{int((~labelled).sum()):,} patches with none of the {classes} classes were left out')
@@ -129,7 +129,7 @@ def _version_2(tree: Tree, split: str, bands: Sequence[str], partial: bool) -> I
         table = table.sort_values('patch_id')
         patch_ids, labels = table['patch_id'].tolist(), table['labels'].tolist()
     except (OSError, ValueError, KeyError) as error:
-        raise GrafalignError(f'{where} is damaged or of another version ({error}); get it again.') from None
+        raise InputError(f'{where} is damaged or of another version ({error}); get it again.') from None
     folder_of = _patches(tree.path)
     rows = [i for i, p in enumerate(patch_ids) if p in folder_of]
     expected = sum(SPLIT_SIZES['v2'].values()) if split == 'all' else SPLIT_SIZES['v2'][split]
@@ -140,7 +140,7 @@ def _version_2(tree: Tree, split: str, bands: Sequence[str], partial: bool) -> I
     for number, row in enumerate(rows):
         for label in labels[row]:
             if label not in column:
-                raise GrafalignError(f'{where}: {patch_ids[row]} has the class {label!r}, which is none of the 19.')
+                raise InputError(f'{where}: {patch_ids[row]} has the class {label!r}, which is none of the 19.')
             many[number, column[label]] = True
     items = [folder_of[patch_ids[i]] for i in rows]
     return _image_set('bigearthnet19v2', split, tree, items, many, names, bands, notes)
@@ -173,7 +173,7 @@ def _beside(root: Path, names: list[str]) -> Path | None:
 
 def _partial(what: str, found: int, expected: int, partial: bool, path: str) -> str:
     if not partial:
-        raise GrafalignError(
+        raise InputError(
             f'{what}: {path} holds {found:,} patches instead of {expected:,}; get the whole set, or accept a part with '
             '--partial.'
         )
@@ -185,7 +185,7 @@ def _listed(tree: Tree, split: str) -> list[str]:
     names = [f'{split}.csv', f'bigearthnet-{split}.csv']
     found = _beside(tree.path, names)
     if found is None:
-        raise GrafalignError(
+        raise InputError(
             f'{tree.path} has no list {names[0]} of the split {split} (published with the 19-class models of '
             'BigEarthNet); put it there.'
         )

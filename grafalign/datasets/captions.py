@@ -20,7 +20,7 @@ from grafalign.datasets.class_folders import in_words
 from grafalign.datasets.image_set import ImageSet
 from grafalign.datasets.pictures import coloured, default_range, is_picture, read_picture
 from grafalign.datasets.tree import Tree
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load_captions(
     if split != 'all':
         entries = [e for e in entries if e.split == split]
         if not entries:
-            raise GrafalignError(f'{where} has no split {split!r}; it has {", ".join(splits)}, or take all.')
+            raise InputError(f'{where} has no split {split!r}; it has {", ".join(splits)}, or take all.')
     find = _finder([n for n in tree.names if is_picture(n)], where)
     known_missing = MISSING.get(name, ())
     found = [(e, find(e.file)) for e in entries]
@@ -83,7 +83,7 @@ def load_captions(
     missing = [e.file for e, at in found if at is None]
     notes: list[str] = []
     if missing and not partial:
-        raise GrafalignError(
+        raise InputError(
             f'{where} names {missing[0]}, which is not among the pictures of {tree.path} '
             f'({len(missing):,} missing); get the whole set, or accept a part with --partial.'
         )
@@ -95,14 +95,14 @@ def load_captions(
     notes += [f'{file} was left out: the published archive has no such picture' for file in absent]
     if expected is not None and listed != expected:
         if not partial:
-            raise GrafalignError(
+            raise InputError(
                 f'{name}: {where} has {len(kept):,} {split} images instead of {expected:,}; get the '
                 'whole set, or accept a part with --partial.'
             )
         notes.append(f'partial: {len(kept):,} of {expected:,} images')
     bare = next((e.file for e, _ in kept if not e.captions), None)
     if bare is not None:
-        raise GrafalignError(f'{where}: {bare} has no caption; add one, or take the image out of the list.')
+        raise InputError(f'{where}: {bare} has no caption; add one, or take the image out of the list.')
     items = [at for _, at in kept]
     labels = sorted({e.label for e, _ in kept if e.label is not None})
     labelled = len(labels) > 1 and all(e.label is not None for e, _ in kept)
@@ -150,7 +150,7 @@ def _finder(pictures: list[str], where: str) -> Callable[[str], str | None]:
             shared.append(next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(parts), len(wanted))))
         best = [name for name, many in zip(there, shared, strict=True) if many == max(shared)]
         if len(best) > 1:
-            raise GrafalignError(
+            raise InputError(
                 f'{where} names {file}, and {best[0]} and {best[1]} are both called that; give the folder of one set.'
             )
         return best[0]
@@ -168,7 +168,7 @@ def _description(tree: Tree, file: str | None) -> str:
     others = [n for n in tree.names if n.lower().endswith(('.json', '.jsonl'))]
     if file is None and len(others) == 1:
         return others[0]
-    raise GrafalignError(f'{tree.path} has no {" or ".join(wanted)}; give the folder that holds it and the images.')
+    raise InputError(f'{tree.path} has no {" or ".join(wanted)}; give the folder that holds it and the images.')
 
 
 def _entries(where: str, text: str) -> list[_Entry]:
@@ -196,7 +196,7 @@ def _entries(where: str, text: str) -> list[_Entry]:
             for i in images
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GrafalignError(
+        raise InputError(
             f'{where} is no caption file of a known form ({error!r}); see the data sets in the docs for the forms.'
         ) from None
 
@@ -205,9 +205,7 @@ def _line(where: str, number: int, line: str) -> _Entry:
     told = json.loads(line)
     captions = told.get('captions')
     if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-        raise GrafalignError(
-            f'{where}, line {number}: {told.get("image")} has a missing caption; write one, or drop it.'
-        )
+        raise InputError(f'{where}, line {number}: {told.get("image")} has a missing caption; write one, or drop it.')
     label = told.get('class')
     split = str(told.get('split', 'all'))
     return _Entry(str(told['image']), split, tuple(c.strip() for c in captions), None if label is None else str(label))

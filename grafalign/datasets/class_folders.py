@@ -31,7 +31,7 @@ from grafalign.datasets.pictures import (
     read_picture,
 )
 from grafalign.datasets.tree import Tree
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 EUROSAT_BANDS = (
     *('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B09', 'B10', 'B11', 'B12'),
@@ -68,7 +68,7 @@ def load_published(name: str, tree: Tree, split: str = 'all', *, partial: bool =
     here, unknown = pictures_by_class(tree, folders)
     missing = [folder for folder in folders if not here[folder]]
     if missing and not partial:
-        raise GrafalignError(
+        raise InputError(
             f'{name}: {tree.path} has no images of {len(missing)} of {len(folders)} classes ({", ".join(missing[:4])}'
             f'{" ..." if len(missing) > 4 else ""}); get the whole set, or accept a part with --partial.'
         )
@@ -82,7 +82,7 @@ def load_published(name: str, tree: Tree, split: str = 'all', *, partial: bool =
             f'{f", and {len(wrong) - 1} more classes differ" if len(wrong) > 1 else ""}'
         )
         if not partial:
-            raise GrafalignError(f'{said}; get the whole set, or accept a part with --partial.')
+            raise InputError(f'{said}; get the whole set, or accept a part with --partial.')
         notes.append(
             f'partial: {sum(c[0] for c in counts.values()):,} of {sum(c[1] for c in counts.values()):,} images'
         )
@@ -123,12 +123,12 @@ def load_folder(
         there = {p.name for p in inside if p.is_dir() and not p.name.startswith(('.', '__MACOSX'))}
         empty = sorted(there - set(folders))
         if empty:
-            raise GrafalignError(f'{tree.path}: the class folder {empty[0]} holds no pictures; fill or remove it.')
+            raise InputError(f'{tree.path}: the class folder {empty[0]} holds no pictures; fill or remove it.')
     if len(folders) < 2:
         have = f'only the class {folders[0]}' if folders else 'no folder with pictures'
-        raise GrafalignError(f'{tree.path} has {have}; classification needs a folder of pictures for each class.')
+        raise InputError(f'{tree.path} has {have}; classification needs a folder of pictures for each class.')
     if classes is not None and len(classes) != len(folders):
-        raise GrafalignError(
+        raise InputError(
             f'{len(classes)} class names were given and {tree.path} has {len(folders)} folders '
             f'({", ".join(folders[:4])} ...); give one a folder, in the order of the folders.'
         )
@@ -136,7 +136,7 @@ def load_folder(
     facts = picture_facts(tree.source(pictures[0]), pictures[0])
     known = bands or BANDS_BY_COUNT.get(facts.bands)
     if known is None:
-        raise GrafalignError(f'{pictures[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
+        raise InputError(f'{pictures[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
     span = value_range or default_range(facts.dtype, f'{tree.path}/{pictures[0]}')
     words = tuple(classes) if classes is not None else tuple(in_words(f) for f in folders)
     return _image_set(name, tree, pictures, words, labels, known, span, [])
@@ -165,7 +165,7 @@ def _root(tree: Tree, roots: list[str], folders: set[str], name: str) -> Tree:
         inner = below if fits(below) else below.find_folder(roots)
         if inner is not None and fits(inner):
             return inner
-    raise GrafalignError(
+    raise InputError(
         f'{name}: {tree.path} has no class folders such as {sorted(folders)[0]}; give the folder or '
         'zip archive of the set.'
     )
@@ -204,7 +204,7 @@ def _image_set(
         if bands == RGB:
             pixels = coloured(pixels)
         if len(pixels) != len(bands):
-            raise GrafalignError(
+            raise InputError(
                 f'{tree.path}/{items[row]} has {len(pixels)} bands instead of {len(bands)} ({", ".join(bands)}); '
                 'replace it, or name the bands with --bands.'
             )
@@ -251,9 +251,9 @@ def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partia
     """The part of a set that a published list names, by file names without their endings."""
     pattern = told.get('splits')
     if pattern is None:
-        raise GrafalignError(f'{whole.name} has no published split; use all of it (no split).')
+        raise InputError(f'{whole.name} has no published split; use all of it (no split).')
     if split not in told['split_sizes']:
-        raise GrafalignError(f'{whole.name} has the splits {", ".join(told["split_sizes"])}, not {split!r}.')
+        raise InputError(f'{whole.name} has the splits {", ".join(told["split_sizes"])}, not {split!r}.')
     name = pattern.format(split=split)
     places = [p for p in (tree.path / name, tree.path.parent / name) if p.is_file()]
     if places:
@@ -262,7 +262,7 @@ def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partia
         tree = Tree(tree.path)
         inside = next((n for n in tree.names if PurePosixPath(n).name == name), None)
         if inside is None:
-            raise GrafalignError(
+            raise InputError(
                 f'{whole.name}: the list {name} of the split {split} lies neither in {tree.path} nor beside it; put it '
                 'there, or use the whole set (no split).'
             )
@@ -270,11 +270,11 @@ def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partia
     listed = [PurePosixPath(line.strip()).stem for line in text.splitlines() if line.strip()]
     expected = told['split_sizes'][split]
     if len(listed) != expected and not partial:
-        raise GrafalignError(f'{name} lists {len(listed):,} images instead of {expected:,}; get it again.')
+        raise InputError(f'{name} lists {len(listed):,} images instead of {expected:,}; get it again.')
     row_of = {PurePosixPath(n).stem: i for i, n in enumerate(whole.items)}
     missing = [stem for stem in listed if stem not in row_of]
     if missing and not partial:
-        raise GrafalignError(
+        raise InputError(
             f'{whole.name}: {missing[0]} of {name} is not there ({len(missing):,} missing); get the whole set.'
         )
     part = whole.subset(np.array(sorted(row_of[s] for s in listed if s in row_of), dtype=np.int64), split)

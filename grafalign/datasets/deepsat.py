@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grafalign.datasets.image_set import ImageSet
 from grafalign.datasets.tree import Tree
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 CLASSES = {
     'sat4': ('barren land', 'trees', 'grassland', 'other land cover'),
@@ -34,28 +34,28 @@ def load_deepsat(name: str, path: Path, split: str = 'test', *, partial: bool = 
         GrafalignError: the file is missing or damaged, or its arrays are not those of the set.
     """
     if split not in COUNTS[name]:
-        raise GrafalignError(f'{name} has the splits train and test, not {split!r}.')
+        raise InputError(f'{name} has the splits train and test, not {split!r}.')
     if path.suffix.lower() == '.zip':
-        raise GrafalignError(f'{path} is an archive; unpack it and give the .mat file or its folder.')
+        raise InputError(f'{path} is an archive; unpack it and give the .mat file or its folder.')
     if path.is_dir():
         wanted = f'sat-{name[-1]}-full.mat'
         found = sorted(path.rglob(wanted))
         if not found:
-            raise GrafalignError(f'{path} holds no {wanted}; give the file or its folder.')
+            raise InputError(f'{path} holds no {wanted}; give the file or its folder.')
         path = found[0]
     x, y = _arrays(path, split)
     words = CLASSES[name]
     if x.ndim != 4 or x.shape[:3] != (28, 28, 4):
-        raise GrafalignError(f'{path}: {split}_x is {list(x.shape)} instead of [28, 28, 4, N]; get the file again.')
+        raise InputError(f'{path}: {split}_x is {list(x.shape)} instead of [28, 28, 4, N]; get the file again.')
     y = y if y.shape[0] == len(words) else y.T
     count = x.shape[3]
     if y.shape != (len(words), count) or not (y.sum(0) == 1).all():
-        raise GrafalignError(f'{path}: {split}_y is {list(y.shape)} and no one-hot table of {len(words)} classes.')
+        raise InputError(f'{path}: {split}_y is {list(y.shape)} and no one-hot table of {len(words)} classes.')
     notes: tuple[str, ...] = ()
     expected = COUNTS[name][split]
     if count != expected:
         if not partial:
-            raise GrafalignError(
+            raise InputError(
                 f'{path} has {count:,} {split} images instead of {expected:,}; get the file again, or '
                 'accept a part with --partial.'
             )
@@ -87,7 +87,7 @@ def _arrays(path: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
         content = loadmat(str(path), variable_names=keys)
         return content[keys[0]], np.asarray(content[keys[1]])
     except KeyError:
-        raise GrafalignError(f'{path} has no {keys[0]}; it is another file than the published one.') from None
+        raise InputError(f'{path} has no {keys[0]}; it is another file than the published one.') from None
     except Exception as error:  # scipy raises what its parts raise
         reason = ' '.join(str(error).split())[:200]
-        raise GrafalignError(f'{path} cannot be read as a MATLAB file ({reason}); get it again.') from None
+        raise InputError(f'{path} cannot be read as a MATLAB file ({reason}); get it again.') from None

@@ -12,7 +12,7 @@ from grafalign.datasets.class_folders import pictures_by_class, published
 from grafalign.datasets.image_set import ImageSet
 from grafalign.datasets.pictures import coloured, read_picture
 from grafalign.datasets.tree import Tree
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 
 def load_fmow(tree: Tree, split: str = 'val') -> ImageSet:
@@ -30,12 +30,12 @@ def load_fmow(tree: Tree, split: str = 'val') -> ImageSet:
     if root is None and (tree.path / tree.inside).name.lower() == split:
         root = tree
     if root is None:
-        raise GrafalignError(f'fmow: {tree.path} has no folder {split}/CLASS; give the folder that holds {split}.')
+        raise InputError(f'fmow: {tree.path} has no folder {split}/CLASS; give the folder that holds {split}.')
     folders = told['classes']
     here, _ = pictures_by_class(root, folders)
     items = [n for f in folders for n in here[f] if n.lower().endswith('_rgb.jpg')]
     if not items:
-        raise GrafalignError(f'fmow: {tree.path} has no {split}/CLASS/*/*_rgb.jpg; give the folder that holds {split}.')
+        raise InputError(f'fmow: {tree.path} has no {split}/CLASS/*/*_rgb.jpg; give the folder that holds {split}.')
     order = list(folders)
     spelling = {f.lower(): f for f in folders}
     labels = np.array([order.index(spelling[n.partition('/')[0].lower()]) for n in items])

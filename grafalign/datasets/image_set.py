@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 RGB = ('red', 'green', 'blue')
 
@@ -79,15 +79,15 @@ class ImageSet:
             GrafalignError: there is no image, or two classes have one name.
         """
         if not len(self.items):
-            raise GrafalignError(f'{self.name} has no image of the split {self.split}; get the whole set.')
+            raise InputError(f'{self.name} has no image of the split {self.split}; get the whole set.')
         twice = [c for c in self.classes if self.classes.count(c) > 1]
         if twice:
-            raise GrafalignError(f'{self.name} has two classes called {twice[0]!r}; give them different words.')
+            raise InputError(f'{self.name} has two classes called {twice[0]!r}; give them different words.')
 
     def subset(self, rows: npt.NDArray[np.int64], split: str) -> ImageSet:
         """Some of the images as a set of their own."""
         if not len(rows):
-            raise GrafalignError(f'{self.name} has no image of the split {split}; get the whole set, or take another.')
+            raise InputError(f'{self.name} has no image of the split {split}; get the whole set, or take another.')
         kept = rows.tolist()
 
         def lonlat() -> npt.NDArray[np.float64] | None:

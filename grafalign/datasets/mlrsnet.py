@@ -11,7 +11,7 @@ import numpy as np
 from grafalign.datasets.class_folders import load_published, published
 from grafalign.datasets.image_set import ImageSet
 from grafalign.datasets.tree import Tree
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 
 def load_mlrsnet_labels(tree: Tree, *, partial: bool = False) -> ImageSet:
@@ -32,25 +32,23 @@ def load_mlrsnet_labels(tree: Tree, *, partial: bool = False) -> ImageSet:
         rows = csv.DictReader(io.StringIO(tree.text(name)))
         lacking = set(words) - {k.strip() for k in rows.fieldnames or ()}
         if len(lacking) > 1:  # of the clean files of 2020 one header of storage_tank is blank
-            raise GrafalignError(f'{name} has no column {sorted(lacking)[0]}; get the label files again.')
+            raise InputError(f'{name} has no column {sorted(lacking)[0]}; get the label files again.')
         for number, row in enumerate(rows, 2):
             told = [k.strip() for k, v in row.items() if k and k.strip() in words and (v or '').strip() == '1']
             if len(told) > 13:
-                raise GrafalignError(
+                raise InputError(
                     f'{name}, line {number}: {len(told)} labels, and an image of MLRSNet has at most 13; this file is '
                     'damaged as published in 2021, take the one of 2020.'
                 )
             known[(row.get('image') or '').strip()] = told
     if not known:
-        raise GrafalignError(
-            f'{tree.path} has no label files (Labels/*.csv); get them, or use mlrsnet46 for its folders.'
-        )
+        raise InputError(f'{tree.path} has no label files (Labels/*.csv); get them, or use mlrsnet46 for its folders.')
     many = np.zeros((len(found), len(words)), dtype=bool)
     columns = {name: i for i, name in enumerate(words)}
     for i, item in enumerate(found.items):
         mine = known.get(PurePosixPath(item).name)
         if mine is None:
-            raise GrafalignError(f'mlrsnet: {item} has no row in the label files; get the whole set.')
+            raise InputError(f'mlrsnet: {item} has no row in the label files; get the whole set.')
         many[i, [columns[t] for t in mine]] = True
     return ImageSet(
         'mlrsnet',

@@ -14,7 +14,7 @@ from grafalign.datasets.image_set import ImageSet
 from grafalign.datasets.mlrsnet import load_mlrsnet_labels
 from grafalign.datasets.own import load_masks, load_table
 from grafalign.datasets.tree import Tree
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 OWN = ('folder', 'csv', 'captions', 'masks')
 _DEFAULT_SPLIT = {'bigearthnet19': 'test', 'bigearthnet43': 'test', 'sat4': 'test', 'sat6': 'test', 'fmow': 'val'}
@@ -35,7 +35,7 @@ def split_spec(spec: str) -> tuple[str, str, str | None]:
     """
     name, colon, rest = spec.partition(':')
     if not colon or not name or not rest:
-        raise GrafalignError(f'{spec} is not understood; write NAME:PATH, such as eurosat:data/EuroSAT_RGB.')
+        raise InputError(f'{spec} is not understood; write NAME:PATH, such as eurosat:data/EuroSAT_RGB.')
     path, at, split = rest.rpartition('@')
     return (name, path, split) if at and '/' not in split else (name, rest, None)
 
@@ -63,11 +63,11 @@ def open_set(
     name, where, split = split_spec(spec)
     path = Path(where)
     if value_range is not None and not value_range[0] < value_range[1]:
-        raise GrafalignError(f'The value range {value_range} is none; give the smaller value first.')
+        raise InputError(f'The value range {value_range} is none; give the smaller value first.')
     found = _open(name, path, split, partial, bands, value_range, classes)
     if classes is not None and found.classes != tuple(classes):
         if len(classes) != len(found.classes):
-            raise GrafalignError(f'{len(classes)} class names were given and {name} has {len(found.classes)} classes.')
+            raise InputError(f'{len(classes)} class names were given and {name} has {len(found.classes)} classes.')
         found = replace(found, classes=tuple(classes))
     return found
 
@@ -76,7 +76,7 @@ def _captions_at(path: Path) -> tuple[Tree, str | None]:
     """The files of a caption set, and the name of its description where that was given."""
     if path.suffix.lower() in ('.json', '.jsonl'):
         if not path.is_file():
-            raise GrafalignError(f'There is no file {path}; give the description of a caption set, or its folder.')
+            raise InputError(f'There is no file {path}; give the description of a caption set, or its folder.')
         return Tree(path.parent), path.name
     return Tree(path), None
 
@@ -96,7 +96,7 @@ def _open(
         if name == 'csv':
             return load_table(path, title, part, bands, value_range)
         if split is not None and name in ('masks', 'folder'):
-            raise GrafalignError(f'{name}:{path} has no splits; give the folder of the part, or use csv:TABLE@{split}.')
+            raise InputError(f'{name}:{path} has no splits; give the folder of the part, or use csv:TABLE@{split}.')
         if name == 'masks':
             return load_masks(path, title, bands, value_range)
         if name == 'captions':
@@ -110,14 +110,14 @@ def _open(
         return load_bigearthnet(Tree(path), part, int(name[-2:]), bands or BANDS[:3], partial=partial)
     if name == 'mlrsnet':
         if split not in (None, 'all'):
-            raise GrafalignError('mlrsnet has no published split; use all of it (no split).')
+            raise InputError('mlrsnet has no published split; use all of it (no split).')
         return load_mlrsnet_labels(Tree(path), partial=partial)
     if name == 'fmow':
         return load_fmow(Tree(path), part)
     if name in known_sets():
         found = load_published('mlrsnet' if name == 'mlrsnet46' else name, Tree(path), part, partial=partial)
         return replace(found, name=name)
-    raise GrafalignError(
+    raise InputError(
         f'There is no data set {name!r}; the published ones are {", ".join(known_sets())}, and your own go by '
         f'{", ".join(f"{n}:PATH" for n in OWN)}.'
     )

@@ -23,7 +23,7 @@ from grafalign.datasets.pictures import (
     read_picture,
 )
 from grafalign.datasets.tree import Tree
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.labels import VOID
 
 
@@ -45,43 +45,41 @@ def load_table(
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise GrafalignError(f'There is no file {path}; give a CSV with a column `image`.') from None
+        raise InputError(f'There is no file {path}; give a CSV with a column `image`.') from None
     except (OSError, ValueError) as error:
-        raise GrafalignError(f'{path} cannot be read as CSV ({error}); mend it.') from None
+        raise InputError(f'{path} cannot be read as CSV ({error}); mend it.') from None
     if 'image' not in table:
-        raise GrafalignError(f'{path} has no column `image`; its columns are {", ".join(table.columns)}.')
+        raise InputError(f'{path} has no column `image`; its columns are {", ".join(table.columns)}.')
     if split != 'all':
         if 'split' not in table:
-            raise GrafalignError(f'{path} has no column `split`; take all of it, or add one.')
+            raise InputError(f'{path} has no column `split`; take all of it, or add one.')
         table = table[table['split'] == split]
     if table.empty:
-        raise GrafalignError(f'{path} has no row{"" if split == "all" else f" of the split {split}"}; add some.')
+        raise InputError(f'{path} has no row{"" if split == "all" else f" of the split {split}"}; add some.')
     texts = [c for c in table.columns if c == 'caption' or c.startswith('caption_')]
     if 'label' not in table and not texts:
-        raise GrafalignError(f'{path} has neither `label` nor `caption`; add one of them, or there is nothing to test.')
+        raise InputError(f'{path} has neither `label` nor `caption`; add one of them, or there is nothing to test.')
     for column in ['image', *(['label'] if 'label' in table else []), *texts[:1]]:
         blank = table.index[table[column].str.strip() == '']
         if len(blank):
-            raise GrafalignError(f'{path}, row {blank[0] + 2}: `{column}` is empty; fill it, or remove the row.')
+            raise InputError(f'{path}, row {blank[0] + 2}: `{column}` is empty; fill it, or remove the row.')
     if texts:
         table = _merged(table, texts, path)
     items = table['image'].tolist()
     missing = [i for i in items if not (path.parent / i).is_file()]
     if missing:
-        raise GrafalignError(
-            f'{path} names {missing[0]}, which is not there ({len(missing):,} missing); mend the table.'
-        )
+        raise InputError(f'{path} names {missing[0]}, which is not there ({len(missing):,} missing); mend the table.')
     facts = picture_facts(path.parent / items[0], items[0])
     known = bands or BANDS_BY_COUNT.get(facts.bands)
     if known is None:
-        raise GrafalignError(f'{items[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
+        raise InputError(f'{items[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
     span = value_range or default_range(facts.dtype, items[0])
 
     def read(row: int) -> npt.NDArray[Any]:
         pixels = read_picture(path.parent / items[row], items[row])
         pixels = coloured(pixels) if known == RGB else pixels
         if len(pixels) != len(known):
-            raise GrafalignError(f'{items[row]} has {len(pixels)} bands and the others {len(known)}; make them alike.')
+            raise InputError(f'{items[row]} has {len(pixels)} bands and the others {len(known)}; make them alike.')
         check_depth(pixels, span, items[row])
         return pixels
 
@@ -92,7 +90,7 @@ def load_table(
         classes = tuple(sorted({label for labels_ in told for label in labels_}))
         if len(classes) < 2 and not texts:
             said = f'only the class {classes[0]}' if classes else 'no class'
-            raise GrafalignError(f'{path} has {said}; classification needs two or more.')
+            raise InputError(f'{path} has {said}; classification needs two or more.')
     if len(classes) > 1:
         many = np.array([[c in labels_ for c in classes] for labels_ in told])
         if (many.sum(1) == 1).all():
@@ -129,7 +127,7 @@ def _merged(table: pd.DataFrame, texts: list[str], path: Path) -> pd.DataFrame:
     others = [c for c in ('label', 'split', 'lon', 'lat') if c in table]
     differ = table.groupby('image', sort=False)[others].nunique().max(axis=1) > 1 if others else None
     if differ is not None and differ.any():
-        raise GrafalignError(f'{path}: rows of {differ.idxmax()} differ in {", ".join(others)}; make them alike.')
+        raise InputError(f'{path}: rows of {differ.idxmax()} differ in {", ".join(others)}; make them alike.')
     merged = table.drop_duplicates('image').set_index('image')
     merged['captions'] = table.groupby('image', sort=False)['captions'].sum()
     return merged.reset_index()
@@ -149,19 +147,15 @@ def load_masks(
         GrafalignError: a part is missing, an image has no mask, or a mask has another size than its image.
     """
     if not path.is_dir():
-        raise GrafalignError(
-            f'{path} is no folder; give one with images/, masks/ and classes.yaml (unpack an archive).'
-        )
+        raise InputError(f'{path} is no folder; give one with images/, masks/ and classes.yaml (unpack an archive).')
     tree = Tree(path)
     words = _mask_classes(path / 'classes.yaml')
     images, masks = (_by_stem(tree, folder) for folder in ('images', 'masks'))
     if not images:
-        raise GrafalignError(
-            f'{path} has no pictures in images/; put images there and masks of the same names in masks/.'
-        )
+        raise InputError(f'{path} has no pictures in images/; put images there and masks of the same names in masks/.')
     bare = sorted(set(images) - set(masks))
     if bare:
-        raise GrafalignError(
+        raise InputError(
             f'{path}: {images[bare[0]]} has no mask of that name in masks/ ({len(bare):,} missing); add it.'
         )
     stems = sorted(images)
@@ -169,7 +163,7 @@ def load_masks(
     facts = picture_facts(tree.source(items[0]), items[0])
     known = bands or BANDS_BY_COUNT.get(facts.bands)
     if known is None:
-        raise GrafalignError(f'{items[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
+        raise InputError(f'{items[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
     span = value_range or default_range(facts.dtype, items[0])
     numbers = np.full(65_536, VOID, dtype=np.int64)
     for index, value in enumerate(words):
@@ -179,7 +173,7 @@ def load_masks(
         pixels = read_picture(tree.source(items[row]), items[row])
         pixels = coloured(pixels) if known == RGB else pixels
         if len(pixels) != len(known):
-            raise GrafalignError(f'{items[row]} has {len(pixels)} bands and the others {len(known)}; make them alike.')
+            raise InputError(f'{items[row]} has {len(pixels)} bands and the others {len(known)}; make them alike.')
         check_depth(pixels, span, items[row])
         return pixels
 
@@ -188,7 +182,7 @@ def load_masks(
         pixels = _mask_values(tree.source(where), where)
         size = read_picture(tree.source(items[row]), items[row]).shape[-2:]
         if pixels.shape != size:
-            raise GrafalignError(f'{where} is {pixels.shape} px and {items[row]} is {size}; make them alike.')
+            raise InputError(f'{where} is {pixels.shape} px and {items[row]} is {size}; make them alike.')
         valid = np.isfinite(pixels) & (pixels >= 0) & (pixels < 65_536)
         return np.where(valid, numbers[np.where(valid, pixels, 0).astype(np.int64)], VOID)
 
@@ -213,7 +207,7 @@ def _by_stem(tree: Tree, folder: str) -> dict[str, str]:
         if name.startswith(f'{folder}/') and is_picture(name):
             stem = str(PurePosixPath(name).relative_to(folder).with_suffix(''))
             if stem in found:
-                raise GrafalignError(f'{tree.path}: {found[stem]} and {name} have one name; leave one of them out.')
+                raise InputError(f'{tree.path}: {found[stem]} and {name} have one name; leave one of them out.')
             found[stem] = name
     return found
 
@@ -224,10 +218,10 @@ def _mask_values(source: Path | bytes, where: str) -> npt.NDArray[Any]:
         indices = read_indices(source, where)
         if indices is not None:
             return indices
-        raise GrafalignError(f'{where} has colours where a mask has one number a pixel; save it as indices.')
+        raise InputError(f'{where} has colours where a mask has one number a pixel; save it as indices.')
     pixels = read_picture(source, where, palette=False)
     if len(pixels) != 1:
-        raise GrafalignError(f'{where} has {len(pixels)} bands where a mask has one; save it as indices.')
+        raise InputError(f'{where} has {len(pixels)} bands where a mask has one; save it as indices.')
     return pixels[0]
 
 
@@ -236,16 +230,14 @@ def _mask_classes(path: Path) -> dict[int, str]:
         content = read_yaml(path)
         words = {int(k): str(v) for k, v in content.items()}
     except FileNotFoundError:
-        raise GrafalignError(f'There is no file {path}; write a line such as `1: forest` for each class.') from None
+        raise InputError(f'There is no file {path}; write a line such as `1: forest` for each class.') from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise GrafalignError(f'{path} is no list of `value: class` lines ({error}); mend it.') from None
+        raise InputError(f'{path} is no list of `value: class` lines ({error}); mend it.') from None
     if len(words) > VOID:
-        raise GrafalignError(f'{path} has {len(words)} classes; masks tell {VOID} apart at most.')
+        raise InputError(f'{path} has {len(words)} classes; masks tell {VOID} apart at most.')
     if len(words) < 2:
-        raise GrafalignError(f'{path} has fewer than two classes; segmentation needs two or more.')
+        raise InputError(f'{path} has fewer than two classes; segmentation needs two or more.')
     outside = [v for v in words if not 0 <= v < 65_536 or v == VOID]
     if outside:
-        raise GrafalignError(
-            f'{path}: {outside[0]} is no value of a class; give 0 to 65535, without {VOID} (no class).'
-        )
+        raise InputError(f'{path}: {outside[0]} is no value of a class; give 0 to 65535, without {VOID} (no class).')
     return words

@@ -24,7 +24,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.warp import transform_bounds
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError, MachineError
 from grafalign.foreign import images
 from grafalign.foreign.files import PASSING, open_plain
 from grafalign.foreign.images import turned, upright
@@ -72,7 +72,7 @@ def read_picture(source: Path | bytes, name: str, *, palette: bool = True) -> Pi
     try:
         return _read_raster(source, palette) if name.lower().endswith(RASTERS) else _read_plain(source)
     except FileNotFoundError:
-        raise GrafalignError(f'There is no file {name}; put it back, or leave it out of the list.') from None
+        raise InputError(f'There is no file {name}; put it back, or leave it out of the list.') from None
     except Exception as error:  # codecs raise types of their own on damaged files
         raise _unreadable(name, error) from None
 
@@ -111,7 +111,7 @@ def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
                 return PictureFacts(1 if str(_tile(image)[0][3]).startswith('LA') else 3, 'uint16')
             return PictureFacts(1 if image.mode in ('L', '1', 'LA') else 3, 'uint8')
     except FileNotFoundError:
-        raise GrafalignError(f'There is no file {name}; put it back, or leave it out of the list.') from None
+        raise InputError(f'There is no file {name}; put it back, or leave it out of the list.') from None
     except Exception as error:  # codecs raise types of their own on damaged files
         raise _unreadable(name, error) from None
 
@@ -119,8 +119,8 @@ def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
 def _unreadable(name: str, error: Exception) -> GrafalignError:
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, OSError) and error.errno in PASSING:
-        return GrafalignError(f'{name} cannot be read now ({error.strerror}); the file itself may be whole, try again.')
-    return GrafalignError(f'{name} cannot be read as a picture ({reason}); replace or remove it.')
+        return MachineError(f'{name} cannot be read now ({error.strerror}); the file itself may be whole, try again.')
+    return InputError(f'{name} cannot be read as a picture ({reason}); replace or remove it.')
 
 
 def coloured(pixels: Pixels) -> Pixels:
@@ -136,7 +136,7 @@ def default_range(dtype: str, name: str) -> tuple[float, float]:
     """
     if dtype == 'uint8':
         return 0.0, 255.0
-    raise GrafalignError(f'{name} holds {dtype} numbers; say which are black and white, such as --value-range 0 3000.')
+    raise InputError(f'{name} holds {dtype} numbers; say which are black and white, such as --value-range 0 3000.')
 
 
 def _tile(image: Any) -> list[Any]:
@@ -158,7 +158,7 @@ def check_depth(pixels: Pixels, value_range: tuple[float, float], name: str) -> 
     if pixels.dtype != np.uint8 and value_range == (0.0, 255.0):
         default_range(str(pixels.dtype), name)
     if pixels.dtype == np.uint8 and value_range[1] > 255:
-        raise GrafalignError(
+        raise InputError(
             f'{name} is of 8 bits and {value_range[1]:g} would be white; put pictures of one depth into a set.'
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 _HIDDEN = re.compile(r'(^|/)(\.|__MACOSX/|Thumbs\.db)')
 """What systems leave beside data."""
@@ -34,11 +34,9 @@ class Tree:
         self.path, self.inside = path, inside
         self._local = threading.local()
         if path.is_file() and path.suffix.lower() in _PACKED:
-            raise GrafalignError(
-                f'{path} is packed; unpack it and give the folder (zip archives are read as they are).'
-            )
+            raise InputError(f'{path} is packed; unpack it and give the folder (zip archives are read as they are).')
         if not path.is_dir() and not zipfile.is_zipfile(path):
-            raise GrafalignError(f'There is no folder or zip archive {path}; give the path of the data set.')
+            raise InputError(f'There is no folder or zip archive {path}; give the path of the data set.')
 
     @cached_property
     def names(self) -> list[str]:
@@ -98,9 +96,9 @@ class Tree:
         try:
             return self._zip.read(str(PurePosixPath(self.inside) / name))
         except KeyError:
-            raise GrafalignError(f'{self.path} holds no {name}; the archive is not whole, get it again.') from None
+            raise InputError(f'{self.path} holds no {name}; the archive is not whole, get it again.') from None
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError) as error:
-            raise GrafalignError(f'{self.path}: {name} cannot be read ({error}); get the archive again.') from None
+            raise InputError(f'{self.path}: {name} cannot be read ({error}); get the archive again.') from None
 
     def text(self, name: str) -> str:
         """A text file.
@@ -112,7 +110,7 @@ class Tree:
         try:
             return (source if isinstance(source, bytes) else source.read_bytes()).decode('utf-8-sig')
         except (OSError, UnicodeDecodeError) as error:
-            raise GrafalignError(f'{self.path}: {name} cannot be read ({error}); get it again.') from None
+            raise InputError(f'{self.path}: {name} cannot be read ({error}); get it again.') from None
 
     def below(self, folder: str) -> Tree:
         """The tree of a folder inside."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.store_marker import Sensor
 
 _COLOURS = {'red': 0, 'green': 1, 'blue': 2, 'r': 0, 'g': 1, 'b': 2, 'b04': 0, 'b03': 1, 'b02': 2}
@@ -29,7 +29,7 @@ def colours(bands: Sequence[str] | int) -> list[int | None]:
     """
     count = bands if isinstance(bands, int) else len(bands)
     if count < 1:
-        raise GrafalignError('An encoder without bands sees nothing; name at least one band in sensor.bands.')
+        raise InputError('An encoder without bands sees nothing; name at least one band in sensor.bands.')
     known = [] if isinstance(bands, int) else [_COLOURS.get(name.lower()) for name in bands]
     if any(colour is not None for colour in known):
         return known
@@ -78,7 +78,7 @@ def select_bands(sensor: Sensor, wanted: Sequence[str]) -> list[int]:
     ]
     missing = [name for name, place in zip(wanted, places, strict=True) if place is None]
     if missing:
-        raise GrafalignError(
+        raise InputError(
             f'{sensor.name} has no band {" and no band ".join(missing)}; its bands are {", ".join(sensor.bands)}: '
             f'ask for those, or pair again with sensor.bands [{", ".join([*sensor.bands, *missing])}].'
         )

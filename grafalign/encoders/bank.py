@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from grafalign.artefacts import Marker
 from grafalign.encoders.clip import FrozenClip
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, InputError, StaleError
 from grafalign.files import file_digest, write_atomically
 from grafalign.store import PairStore
 
@@ -88,7 +88,7 @@ def load_bank(store: PairStore, path: Path | None = None, clip: FrozenClip | Non
     bank = open_bank(store, path, clip)
     folder = bank_folder(store, path)
     if not _filter_is_current(folder):
-        raise GrafalignError(
+        raise StaleError(
             f'{folder} was filtered before photos were added to it; run `grafalign filter {store.path}` again '
             f'(or delete {folder / FILTERED}).'
         )
@@ -104,17 +104,17 @@ def open_bank(
     held = rows_of(store.photos, rows.photos)
     missing, gone = int((held < 0).sum()), len(rows.photos) - int((held >= 0).sum())
     if missing or gone:
-        raise GrafalignError(
+        raise StaleError(
             f'{path} lacks {missing:,} photos of {store.path} and holds {gone:,} that are not in it (any more); run '
             f'`grafalign embed {store.path}` again: it embeds the new ones only.'
         )
     if (held[1:] < held[:-1]).any():
-        raise GrafalignError(f'{path} is damaged (its rows are in another order); {BankMarker.REMEDY}.')
+        raise DamagedError(f'{path} is damaged (its rows are in another order); {BankMarker.REMEDY}.')
     try:
         left_out = pd.read_parquet(path / FILTERED) if filtered and (path / FILTERED).is_file() else None
         valid, rejected = _judged(rows.photos, left_out)
     except (OSError, ValueError, KeyError) as error:
-        raise GrafalignError(f'{path / FILTERED} is damaged ({error}); run `grafalign filter` again.') from None
+        raise DamagedError(f'{path / FILTERED} is damaged ({error}); run `grafalign filter` again.') from None
     return GroundBank(rows.embeddings, valid, rows.marker.clip, rows.photos, rejected)
 
 
@@ -130,7 +130,7 @@ def bank_rows(path: Path, store: PairStore, clip: FrozenClip | None = None) -> B
         GrafalignError: there is no finished bank, it is damaged, or of another CLIP.
     """
     if not (path / MARKER).is_file():
-        raise GrafalignError(f'{path} holds no finished photo bank; run `grafalign embed {store.path}` first.')
+        raise DamagedError(f'{path} holds no finished photo bank; run `grafalign embed {store.path}` first.')
     marker = BankMarker.read(path / MARKER)
     try:
         embeddings = np.load(path / 'embeddings.npy', mmap_mode='r')
@@ -144,10 +144,10 @@ def bank_rows(path: Path, store: PairStore, clip: FrozenClip | None = None) -> B
         if lacking:
             raise ValueError(f'photos.parquet has no column {min(lacking)}')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GrafalignError(f'{path} is damaged ({error}); {BankMarker.REMEDY}.') from None
+        raise DamagedError(f'{path} is damaged ({error}); {BankMarker.REMEDY}.') from None
     if clip is not None and marker.clip != clip.digest:
         theirs = marker.clip_settings
-        raise GrafalignError(
+        raise StaleError(
             f'{path} was embedded by another CLIP ({theirs.get("model")}, {theirs.get("pretrained")}) than '
             f'{clip.settings.model} ({clip.settings.pretrained}); use that CLIP or embed into another folder.'
         )
@@ -157,7 +157,7 @@ def bank_rows(path: Path, store: PairStore, clip: FrozenClip | None = None) -> B
 def _with_uris(photos: pd.DataFrame, path: Path, marker: BankMarker, store: PairStore) -> pd.DataFrame:
     """The photos of a bank of format 2, which belongs to the very store that it was made for."""
     if marker.store != store.digest:
-        raise GrafalignError(
+        raise StaleError(
             f'{path} is the bank of another pair store, by an earlier grafalign; delete it and run `grafalign embed` '
             'again.'
         )
@@ -241,7 +241,5 @@ def bank_folder(store: PairStore, out: Path | None = None) -> Path:
     if out is not None:
         return out
     if not isinstance(store.path, Path):
-        raise GrafalignError(
-            f'The bank of {store.path} needs a folder on this machine, as it is memory-mapped; give one.'
-        )
+        raise InputError(f'The bank of {store.path} needs a folder on this machine, as it is memory-mapped; give one.')
     return store.path / 'bank'

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from grafalign import console
 from grafalign.config import Settings
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 
 
 class ClipSettings(Settings):
@@ -153,18 +153,18 @@ def _named(settings: ClipSettings) -> tuple[str, Path | None]:
                 if others
                 else 'copy the weights there'
             )
-            raise GrafalignError(
+            raise InputError(
                 f'{folder} holds a configuration and no weights (open_clip_model.safetensors); without them CLIP would '
                 f'be random: {remedy}.'
             )
     elif folder.is_dir():
-        raise GrafalignError(f'{folder} holds no open_clip_config.json; give a folder saved by open_clip.')
+        raise InputError(f'{folder} holds no open_clip_config.json; give a folder saved by open_clip.')
     elif '/' in settings.model and ':' not in settings.model:
-        raise GrafalignError(f'There is no folder {folder}; set clip.model to an open_clip name or an existing folder.')
+        raise InputError(f'There is no folder {folder}; set clip.model to an open_clip name or an existing folder.')
     elif ':' not in name and name not in open_clip.list_models():
-        raise GrafalignError(f'open_clip knows no model {name!r}; `open_clip.list_models()` lists the names.')
+        raise InputError(f'open_clip knows no model {name!r}; `open_clip.list_models()` lists the names.')
     elif ':' not in name and tag is None:
-        raise GrafalignError(
+        raise InputError(
             f'clip.pretrained is missing for {name}: without it CLIP would be random; '
             'give a tag such as `openai` or the path of a checkpoint.'
         )
@@ -173,7 +173,7 @@ def _named(settings: ClipSettings) -> tuple[str, Path | None]:
     if Path(tag).is_file():
         return name, Path(tag)
     if ':' in name or Path(tag).suffix in _CHECKPOINTS or '/' in tag:
-        raise GrafalignError(f'There is no file {tag}; beside {settings.model} give the path of a checkpoint.')
+        raise InputError(f'There is no file {tag}; beside {settings.model} give the path of a checkpoint.')
     return name, None
 
 
@@ -189,7 +189,7 @@ def _not_loaded(settings: ClipSettings, error: Exception) -> GrafalignError:
         text = 'the file holds Python code, which is not run; save the plain weights, or use safetensors'
     elif len(text) > _LONGEST_REASON:
         text = text[:_LONGEST_REASON].rpartition(' ')[0] + ' ...'
-    return GrafalignError(
+    return InputError(
         f'The CLIP {settings.model} ({settings.pretrained or "no pretrained tag"}) cannot be loaded: '
         f'{text.rstrip(".")}. '
         'Check the name and tag, or give the path of a whole checkpoint of this architecture.'
@@ -216,7 +216,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         for name, tensor in theirs.items():
             place = name if name in ours else f'text.{name}'
             if _POSITIONS.search(name) and place in ours and tensor.shape != ours[place].shape:
-                raise GrafalignError(
+                raise InputError(
                     f'{file} is of another size than the architecture: {name} is {list(tensor.shape)} there and '
                     f'{list(ours[place].shape)} here (image size or text length); name the architecture of that size.'
                 )

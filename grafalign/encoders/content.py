@@ -28,7 +28,7 @@ from torch.nn import functional
 from grafalign.config import Settings, load_settings
 from grafalign.encoders.bank import bank_folder, open_bank, write_filtered
 from grafalign.encoders.clip import FrozenClip
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import InputError, naming_full_disk
 from grafalign.locks import exclusive
 from grafalign.photos.duplicates import duplicate_of
 from grafalign.photos.fetch import is_remote
@@ -129,7 +129,7 @@ def filter_bank(
             reason[rows_out], detail[rows_out] = why, told
             left[rows_out] = False
         if not left.any():
-            raise GrafalignError(
+            raise InputError(
                 f'{folder}: all {len(rows)} photos would be left out ({pd.Series(reason).value_counts().index[0]} most '
                 'often); raise the threshold or look at the prompts.'
             )
@@ -177,9 +177,7 @@ def _prompts(filters: ContentFilters) -> ContentPrompts:
     prompts = load_settings(path, ContentPrompts)
     for name in (*filters.off, *filters.thresholds):
         if name not in prompts.reject:
-            raise GrafalignError(
-                f'{path} has no class {name!r} to reject; its classes are {", ".join(prompts.reject)}.'
-            )
+            raise InputError(f'{path} has no class {name!r} to reject; its classes are {", ".join(prompts.reject)}.')
     return prompts.model_copy(update={'reject': {k: v for k, v in prompts.reject.items() if k not in filters.off}})
 
 

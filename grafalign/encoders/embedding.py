@@ -33,7 +33,7 @@ from grafalign.encoders.bank import (
 )
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.reading import facts_table, read_chunks
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import write_table
 from grafalign.locks import exclusive
 from grafalign.photos.fetch import RemoteSettings
@@ -112,7 +112,7 @@ def _bring_up_to_date(
         fresh.insert(number, name, values[todo])
     if held is None and fresh['problem'].notna().all():
         shutil.rmtree(parts_folder)  # or the next run would believe them, whatever was mended meanwhile
-        raise GrafalignError(
+        raise InputError(
             f'None of the {len(photos)} photos could be read (first: {fresh["uri"][0]}: {fresh["problem"][0]}); '
             'are they still there?'
         )

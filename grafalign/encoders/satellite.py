@@ -19,7 +19,7 @@ from torch.nn import functional
 from grafalign.encoders.bands import black, colours, inflate, per_band
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.towers import tower_of
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.store_marker import Sensor
 
 
@@ -123,24 +123,24 @@ class SatelliteEncoder(nn.Module):
     def _check(self, images: Tensor, keep: Tensor | None) -> None:
         bands, *size = images.shape[1:]
         if bands != self.bands:
-            raise GrafalignError(
+            raise InputError(
                 f'The encoder takes {self.bands} bands and the images have {bands}; '
                 'give the bands it was made for (`select_bands` finds them by name).'
             )
         if size != [self.size_px, self.size_px]:
-            raise GrafalignError(
+            raise InputError(
                 f'The encoder takes tiles of {self.size_px} x {self.size_px} px and the images are '
                 f'{size[0]} x {size[1]}; cut tiles of that size, or make an encoder with size_px {size[0]}.'
             )
         if keep is not None and not self.tower.drops:
-            raise GrafalignError(
+            raise InputError(
                 f'Patch dropout is not available for {self.model}, whose blocks place patches by the whole grid; '
                 'switch it off, or use a ViT such as ViT-B-16 or ViT-B-16-SigLIP.'
             )
 
     def _fit_positions(self, clip: FrozenClip) -> None:
         if self.size_px % self.patch_px:
-            raise GrafalignError(
+            raise InputError(
                 f'Tiles of {self.size_px} px are no multiple of the {self.patch_px}-px patches of {self.model}; '
                 f'pair with sensor.size_px {self.size_px // self.patch_px * self.patch_px or self.patch_px}.'
             )
@@ -151,7 +151,7 @@ class SatelliteEncoder(nn.Module):
         self.canvas_px = clip.image_px
         grid = clip.image_px // self.patch_px
         if self.side > grid:
-            raise GrafalignError(
+            raise InputError(
                 f'Tiles of {self.size_px} px are larger than the {grid * self.patch_px} px of {self.model} and cannot '
                 f'be padded; resample the position embeddings, or pair with sensor.size_px {grid * self.patch_px}.'
             )

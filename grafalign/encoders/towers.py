@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 
 class Tower(ABC):
@@ -211,7 +211,7 @@ def tower_of(visual: Any, model: str) -> Tower:
         if all(hasattr(trunk, part) for part in parts) and hasattr(trunk.patch_embed, 'feat_ratio'):
             tower = TimmTower(visual)
     if tower is None:
-        raise GrafalignError(
+        raise InputError(
             f'{model} has no plain vision transformer as image tower; use a ViT such as ViT-B-16 or ViT-B-16-SigLIP.'
         )
     for module in visual.modules():

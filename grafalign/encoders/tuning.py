@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from grafalign.config import Settings
 from grafalign.encoders.satellite import SatelliteEncoder
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, MachineError
 
 
 class LoraSettings(Settings):
@@ -53,7 +53,7 @@ def tune(encoder: SatelliteEncoder, settings: TuneSettings) -> None:
     blocks = tower.blocks(visual)
     frozen = settings.freeze_blocks
     if frozen > len(blocks):
-        raise GrafalignError(
+        raise InputError(
             f'tune.freeze_blocks is {frozen}, but {encoder.model} has {len(blocks)} blocks; give at most {len(blocks)}.'
         )
     if settings.lora is not None:
@@ -96,7 +96,7 @@ def _adapt(encoder: SatelliteEncoder, blocks: list[nn.Module], settings: LoraSet
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise GrafalignError(
+        raise MachineError(
             f'tune.lora needs peft, which cannot be loaded ({error}); to install it: pip install "grafalign[lora]".'
         ) from None
     visual = encoder.visual

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from grafalign import __version__
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import GrafalignError, InputError, naming_full_disk
 from grafalign.exchange.exportable import Exportable, save_patch_head
 from grafalign.exchange.marker import MARKER, ExportMarker, Format
 from grafalign.exchange.model_card import CardFacts, write_card
@@ -43,7 +43,7 @@ def check_format(name: str) -> Format:
     for known in get_args(Format):
         if name == known:
             return known
-    raise GrafalignError(f'There is no export format {name!r}; give --format {" or ".join(get_args(Format))}.')
+    raise InputError(f'There is no export format {name!r}; give --format {" or ".join(get_args(Format))}.')
 
 
 def check_out(out: Path) -> None:
@@ -55,7 +55,7 @@ def check_out(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise GrafalignError(f'{out} is a file; give the export a folder of its own.')
+        raise InputError(f'{out} is a file; give the export a folder of its own.')
     held = {p.name for p in out.iterdir()}
     try:
         marker = ExportMarker.of(out)
@@ -64,7 +64,7 @@ def check_out(out: Path) -> None:
     known = set() if marker is None else {MARKER, *marker.files}
     strange = sorted(held - known)
     if strange:
-        raise GrafalignError(
+        raise InputError(
             f'{out} is not empty and not an export of grafalign (it holds {strange[0]}); '
             'give another folder, or move that away.'
         )

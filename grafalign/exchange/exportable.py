@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.satellite import SatelliteEncoder
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, MachineError
 from grafalign.exchange.marker import ExportInput
 
 PATCH_HEAD = 'patch_head.safetensors'
@@ -78,7 +78,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file(whole, str(path), metadata={'format': 'pt'})
     except SafetensorError as error:
-        raise GrafalignError(
+        raise MachineError(
             f'{path} cannot be written ({error}); free some space and run the same command again.'
         ) from None
     with path.open('rb') as file:
@@ -94,7 +94,7 @@ def save_patch_head(encoder: SatelliteEncoder, folder: Path) -> None:
         GrafalignError: the norm before the patch projection is no LayerNorm.
     """
     if not isinstance(encoder.patch_norm, nn.LayerNorm | nn.Identity):
-        raise GrafalignError(
+        raise InputError(
             f'The patch head of this run begins with {type(encoder.patch_norm).__name__}, which the exported files '
             'cannot express; train with a CLIP whose tower ends in a LayerNorm, such as ViT-B-16.'
         )

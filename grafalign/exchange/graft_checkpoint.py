@@ -27,7 +27,7 @@ from torch.nn import functional
 from grafalign import console
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.satellite import SatelliteEncoder
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.exchange.safe_pickle import load_without_code
 from grafalign.exchange.transformers_layout import vision_weights
 
@@ -75,7 +75,7 @@ def clip_patch(clip: FrozenClip) -> int:
     visual: Any = clip.model.visual
     plain = isinstance(visual, VisionTransformer) and isinstance(visual.ln_pre, nn.LayerNorm)
     if not plain or visual.proj is None or visual.attn_pool is not None:
-        raise GrafalignError(
+        raise InputError(
             f'{clip.settings.model} has no vision transformer of the kind that GRAFT starts from; '
             'give --model ViT-B-16-quickgelu --pretrained openai.'
         )
@@ -118,14 +118,14 @@ def _check(path: Path, clip: FrozenClip, state: dict[str, Tensor], places: dict[
 
 
 def _misfit(path: Path, clip: FrozenClip, why: str) -> GrafalignError:
-    return GrafalignError(
+    return InputError(
         f'{path} does not fit {clip.settings.model} ({why}); give the CLIP it was trained from, for the published ones '
         '--model ViT-B-16-quickgelu --pretrained openai.'
     )
 
 
 def _other_layout(path: Path, why: str) -> GrafalignError:
-    return GrafalignError(
+    return InputError(
         f"{path} is no checkpoint of GRAFT's published layout ({why}); give one whose state_dict holds "
         f'{_BACKBONE}* and projector.*.'
     )
@@ -139,7 +139,7 @@ def _right_activation(clip: FrozenClip) -> None:
     name, tag = clip.settings.model, clip.settings.pretrained
     known = open_clip.get_pretrained_cfg(name, tag) if tag and name in open_clip.list_models() else {}
     if known.get('quick_gelu') and not any(isinstance(m, QuickGELU) for m in clip.model.modules()):
-        raise GrafalignError(
+        raise InputError(
             f'{name} is built without the QuickGELU that its weights {tag} were trained with; '
             f'give --model {name}-quickgelu.'
         )
@@ -148,14 +148,14 @@ def _right_activation(clip: FrozenClip) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     """The state dict, whatever the file."""
     if not path.is_file():
-        raise GrafalignError(f"There is no file {path}; give a run folder, or a checkpoint of GRAFT's layout.")
+        raise InputError(f"There is no file {path}; give a run folder, or a checkpoint of GRAFT's layout.")
     try:
         content: Any = load_file(path) if path.suffix == '.safetensors' else load_without_code(path)
     except GrafalignError:
         raise
     except (OSError, ValueError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError, SafetensorError) as e:
         reason = ' '.join(str(e).split())[:200]
-        raise GrafalignError(f'{path} is damaged or no checkpoint ({reason}); download it again.') from None
+        raise InputError(f'{path} is damaged or no checkpoint ({reason}); download it again.') from None
     state = content.get('state_dict', content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise _other_layout(path, 'it has no state_dict of tensors')

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from grafalign import __version__
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, RemoteError
 
 
 def check_hub(repo: str) -> str:
@@ -25,12 +25,12 @@ def check_hub(repo: str) -> str:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise GrafalignError(f'--push-to-hub {repo}: {_short(error)} Give NAMESPACE/NAME.') from None
+        raise InputError(f'--push-to-hub {repo}: {_short(error)} Give NAMESPACE/NAME.') from None
     if not re.fullmatch(r'[^/]+/[^/]+', repo):
-        raise GrafalignError(f'--push-to-hub {repo} is no name of a repository; give NAMESPACE/NAME.')
+        raise InputError(f'--push-to-hub {repo} is no name of a repository; give NAMESPACE/NAME.')
     token = get_token()
     if token is None:
-        raise GrafalignError(
+        raise InputError(
             'There is no token for the Hugging Face Hub; log in with `hf auth login`, or set HF_TOKEN to a token '
             'that may write.'
         )
@@ -56,7 +56,7 @@ def push(folder: Path, repo: str, token: str, private: bool = False) -> str:
         url = api.create_repo(repo, private=private or None, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f'Export by grafalign {__version__}')
     except Exception as error:  # the client, its transport and its transfer library raise types of their own
-        raise GrafalignError(
+        raise RemoteError(
             f'{folder} is written, but it cannot be uploaded to {repo} ({_short(error)}); check the network and that '
             'your token may write there, and run the same command again.'
         ) from None

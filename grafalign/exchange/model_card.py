@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from grafalign import __version__
-from grafalign.errors import GrafalignError
+from grafalign.errors import StaleError
 from grafalign.escapes import fenced, markdown
 from grafalign.estimate import Estimate
 from grafalign.exchange.exportable import Exportable
@@ -75,7 +75,7 @@ def results_of(report: Report, digest: str, name: str) -> tuple[Result, ...]:
                     ours = model.removesuffix('_with_prior') in mine
                     found.append(Result(task, metric, model, score.value, score.low, score.high, ours))
     if not any(r.ours for r in found):
-        raise GrafalignError(
+        raise StaleError(
             f'{name} says nothing about this run (it is about {", ".join(report.runs) or "none"}); '
             'give the report of an evaluation of this run.'
         )

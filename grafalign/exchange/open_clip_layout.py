@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from grafalign.encoders.clip import ClipSettings
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.exchange.exportable import Exportable, save_weights
 
 CONFIG = 'open_clip_config.json'
@@ -61,12 +61,12 @@ def _refuse(thing: Exportable) -> None:
 
     model, encoder = thing.clip.settings.model, thing.encoder
     if len(thing.bands) != 3:
-        raise GrafalignError(
+        raise InputError(
             f'open_clip builds towers for 3 bands only and this encoder takes {len(thing.bands)} '
             f'({", ".join(thing.bands)}); use --format transformers.'
         )
     if isinstance(thing.visual, TimmModel) and thing.image_px != thing.clip.image_px:
-        raise GrafalignError(
+        raise InputError(
             f'open_clip builds {model} for {thing.clip.image_px} px only and this encoder takes {encoder.size_px} px; '
             f'train on tiles of {thing.clip.image_px} px, or on smaller ones that are padded.'
         )
@@ -102,7 +102,7 @@ def _check(thing: Exportable, folder: Path) -> None:
             tokens = open_clip.get_tokenizer(name)([_PROBE])
     except Exception as error:  # open_clip and the packages under it raise types of their own
         reason = ' '.join(str(error).split())[:200]
-        raise GrafalignError(
+        raise InputError(
             f'open_clip cannot rebuild {thing.clip.settings.model} from a folder ({reason}); '
             'train with another CLIP, such as ViT-B-16.'
         ) from None
@@ -117,7 +117,7 @@ def _check(thing: Exportable, folder: Path) -> None:
     unit = torch.nn.functional.normalize
     apart = [(unit(_first(a)) - unit(_first(b))).abs().max() for a, b in ((ours, theirs), (words, their_words))]
     if not max(apart) < 1e-4:
-        raise GrafalignError(
+        raise InputError(
             f'What open_clip loads is not the model that was exported (embeddings differ by {max(apart):.1e}); '
             f'the CLIP {thing.clip.settings.model} is not what its configuration says, so train with another one.'
         )

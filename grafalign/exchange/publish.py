@@ -8,7 +8,7 @@ from typing import Any
 
 from grafalign.config import read_yaml
 from grafalign.encoders import ClipSettings, load_clip
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, InputError
 from grafalign.exchange.export import check_format, check_out, export
 from grafalign.exchange.exportable import Exportable
 from grafalign.exchange.graft_checkpoint import load_graft
@@ -82,12 +82,12 @@ def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Ex
 
 def _graft(path: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, CardFacts]:
     if clip is None:
-        raise GrafalignError(
+        raise InputError(
             f'{path} holds no text tower; give the CLIP it was trained towards, for the published ones '
             '--model ViT-B-16-quickgelu --pretrained openai.'
         )
     if results is not None:
-        raise GrafalignError(f'--results {results} is about runs, and {path} is none; leave it out.')
+        raise InputError(f'--results {results} is about runs, and {path} is none; leave it out.')
     frozen = load_clip(clip)
     encoder = load_graft(path, frozen)
     thing = Exportable(encoder, frozen, ('red', 'green', 'blue'), frozen.mean, frozen.std, None)
@@ -102,5 +102,5 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except (OSError, ValueError) as error:
-        raise GrafalignError(f'{path} is damaged ({" ".join(str(error).split())[:200]}); train again.') from None
+        raise DamagedError(f'{path} is damaged ({" ".join(str(error).split())[:200]}); train again.') from None
     return content if isinstance(content, dict) else {}

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 _KNOWN = (
     *('omegaconf', 'typing', 'collections', 'numpy', 'pathlib', 'datetime', 'argparse', 'enum'),
@@ -54,7 +54,7 @@ def _stand_ins(path: Path) -> Iterator[None]:
             kind = _Mapping if name in _MAPPINGS else _Empty
             classes.append(type(name, (kind,), {'__module__': module}))
         elif root not in ('torch', '_codecs'):  # about these torch decides
-            raise GrafalignError(
+            raise InputError(
                 f'{path} holds code, {module}.{name}, which weights do not need, and was not loaded; if you trust its '
                 "maker, save its weights alone with torch.save({'state_dict': ...}, PATH)."
             )

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.exchange.clip_tokenizer import is_plain, write_tokenizer
 from grafalign.exchange.exportable import Exportable, save_weights
 
@@ -32,7 +32,7 @@ def write_transformers(thing: Exportable, folder: Path) -> None:
     """
     reason = _unfit(thing)
     if reason is not None:
-        raise GrafalignError(
+        raise InputError(
             f"transformers' CLIPModel cannot express {thing.clip.settings.model} ({reason}); use --format open_clip."
         )
     model: Any = thing.clip.model

@@ -55,7 +55,7 @@ def embed_pictures(
         try:
             return to_input(picture[places], model.rule, fit, value_range)
         except GrafalignError as error:
-            raise GrafalignError(f'{name(row)}: {error}' if name else str(error)) from None
+            raise type(error)(f'{name(row)}: {error}' if name else str(error)) from None
 
     batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
     pool = ThreadPoolExecutor(workers or engine.default_workers(), thread_name_prefix='pictures')

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from grafalign.encoders import ClipSettings, best_device
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, InputError, MachineError
 from grafalign.models.model import Model
 
 EMBEDDINGS = ('.npz', '.parquet')
@@ -71,17 +71,17 @@ def load_model(spec: str, clip: str | None = None, device: str | torch.device | 
         if (path / 'config.json').is_file():
             return transformers_model.from_folder(path, name, target)
         if (path / 'config.yaml').is_file():
-            raise GrafalignError(f'{path} is not a finished run (no model.json); run `grafalign train` to the end.')
-        raise GrafalignError(
+            raise DamagedError(f'{path} is not a finished run (no model.json); run `grafalign train` to the end.')
+        raise InputError(
             f'{path} holds no model; give a finished run, an export, or a folder saved by open_clip or transformers.'
         )
     if path.suffix.lower() in EMBEDDINGS:
-        raise GrafalignError(f'{path} holds embeddings and no weights; it cannot embed anything new, give a model.')
+        raise InputError(f'{path} holds embeddings and no weights; it cannot embed anything new, give a model.')
     if path.suffix.lower() in _CHECKPOINTS and ':' not in where:
         if path.suffix.lower() == '.ckpt':
             settings = clip_settings(clip or GRAFT_CLIP)
             return satellite_model.from_graft(path, name or path.stem, settings, target)
-        raise GrafalignError(
+        raise InputError(
             f'{path} is weights alone; say which architecture of open_clip they belong to, such as ViT-B-32:{path}.'
         )
     return open_clip_model.from_settings(clip_settings(where), name or short_name(where), target)
@@ -95,7 +95,7 @@ def _device(name: str | torch.device | None) -> torch.device:
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = ' '.join(str(error).split())[:120]
-        raise GrafalignError(f'There is no device {name} here ({reason}); give cpu, or leave it out.') from None
+        raise MachineError(f'There is no device {name} here ({reason}); give cpu, or leave it out.') from None
     return found
 
 

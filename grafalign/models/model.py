@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grafalign.encoders import SatelliteEncoder
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, InputError
 from grafalign.models.pixels import InputRule
 
 Vectors = npt.NDArray[np.float32]
@@ -61,10 +61,10 @@ class Model:
             GrafalignError: there is no text, one is empty, or an embedding is not finite.
         """
         if not texts:
-            raise GrafalignError('There are no texts to embed; give at least one.')
+            raise InputError('There are no texts to embed; give at least one.')
         empty = next((i for i, text in enumerate(texts) if not text.strip()), None)
         if empty is not None:
-            raise GrafalignError(f'Text {empty} is empty; write something, or leave it out.')
+            raise InputError(f'Text {empty} is empty; write something, or leave it out.')
         with torch.no_grad():
             parts = [self._unit(self.texts(texts[i : i + _TEXTS]), 'a text') for i in range(0, len(texts), _TEXTS)]
         return np.concatenate(parts)
@@ -72,7 +72,7 @@ class Model:
     def _unit(self, vectors: Tensor, what: str) -> Vectors:
         found = functional.normalize(vectors.float(), dim=-1).cpu().numpy()
         if not np.isfinite(found).all():
-            raise GrafalignError(f'{self.name} gives {what} an embedding that is not finite; its weights are damaged.')
+            raise DamagedError(f'{self.name} gives {what} an embedding that is not finite; its weights are damaged.')
         return found
 
     def encoder(self) -> SatelliteEncoder:
@@ -82,7 +82,7 @@ class Model:
             GrafalignError: this model has none.
         """
         if self.dense is None:
-            raise GrafalignError(
+            raise InputError(
                 f'{self.name} gives no patch embeddings, so it cannot segment; give a run, an export, a checkpoint of '
                 'GRAFT, or a vision transformer of open_clip.'
             )

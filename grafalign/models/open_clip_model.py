@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from grafalign import console
 from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_clip
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError
 from grafalign.exchange.exportable import PATCH_HEAD
 from grafalign.exchange.marker import ExportInput, ExportMarker
 from grafalign.files import file_digest
@@ -101,7 +101,7 @@ def load_patch_head(encoder: SatelliteEncoder, path: Path) -> None:
         encoder.load_state_dict(head, strict=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = ' '.join(str(error).split())[:200]
-        raise GrafalignError(f'{path} is damaged or of another model ({reason}); export again.') from None
+        raise DamagedError(f'{path} is damaged or of another model ({reason}); export again.') from None
 
 
 def _filter(clip: FrozenClip) -> str:

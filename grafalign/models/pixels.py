@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from grafalign.encoders.bands import select_bands
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.store_marker import Sensor
 
 Fit = Literal['resize', 'pad']
@@ -95,7 +95,7 @@ def as_unit(picture: npt.NDArray[Any], value_range: tuple[float, float]) -> npt.
 def resized(picture: npt.NDArray[Any], rule: InputRule, fit: Fit, black: float = 0.0) -> npt.NDArray[Any]:
     """The picture [C, S, S] at the model's size, in its own numbers."""
     if picture.ndim != 3 or not picture.size:
-        raise GrafalignError(f'A picture of shape {list(picture.shape)} is none; give bands, rows and columns.')
+        raise InputError(f'A picture of shape {list(picture.shape)} is none; give bands, rows and columns.')
     if not np.isfinite(picture).all():
         picture = np.nan_to_num(picture, nan=black, posinf=black, neginf=black)
     size = rule.size_px
@@ -107,7 +107,7 @@ def resized(picture: npt.NDArray[Any], rule: InputRule, fit: Fit, black: float =
         return _lay_on(picture, size, black)
     short = min(height, width)
     if max(height, width) > _LONGEST_STRIP * short:
-        raise GrafalignError(f'A picture of {height} x {width} px is a strip; cut it into pieces, or pad it.')
+        raise InputError(f'A picture of {height} x {width} px is a strip; cut it into pieces, or pad it.')
     if short != size:
         picture = _scale(picture, int(size * height / short), int(size * width / short), rule)
     height, width = picture.shape[-2:]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grafalign.encoders import SatelliteEncoder
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, MachineError
 from grafalign.exchange.marker import ExportInput, ExportMarker
 from grafalign.files import file_digest
 from grafalign.models.model import Model
@@ -34,7 +34,7 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
     try:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
     except ImportError:
-        raise GrafalignError(f'{folder} is of transformers; install grafalign[transformers].') from None
+        raise MachineError(f'{folder} is of transformers; install grafalign[transformers].') from None
     kind = _model_type(folder)
     try:
         model, told = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
@@ -47,21 +47,21 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
         processor: Any = loader.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers and the packages under it raise types of their own
         reason = ' '.join(str(error).split())[:250]
-        raise GrafalignError(f'{folder} cannot be loaded by transformers ({reason}); save the model again.') from None
+        raise InputError(f'{folder} cannot be loaded by transformers ({reason}); save the model again.') from None
     model = model.to(device).eval().requires_grad_(False)
     vision, text = model.config.vision_config, model.config.text_config
     export = ExportMarker.of(folder)
     given = None if export is None else export.input
     if given is not None and given.level == 'patch':
-        raise GrafalignError(
+        raise InputError(
             f'{folder} was trained at level patch, which transformers cannot embed an image with; export it with '
             '--format open_clip.'
         )
     if processor.image_mean is None or processor.image_std is None:
-        raise GrafalignError(f'{folder / "preprocessor_config.json"} has no mean or deviation; save the model again.')
+        raise InputError(f'{folder / "preprocessor_config.json"} has no mean or deviation; save the model again.')
     bands = given.bands if given is not None else RGB if vision.num_channels == 3 else ()
     if len(bands) != vision.num_channels:
-        raise GrafalignError(
+        raise InputError(
             f'{folder} takes {vision.num_channels} bands and does not say which; export it again with grafalign.'
         )
     rule = InputRule(
@@ -91,7 +91,7 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
         return _tensor(model.get_text_features(**tokens))
 
     def no_patches() -> SatelliteEncoder:
-        raise GrafalignError(
+        raise InputError(
             f'{folder} is of transformers, whose patch embeddings are not read here; export it with --format open_clip.'
         )
 
@@ -114,9 +114,9 @@ def _model_type(folder: Path) -> str:
     try:
         kind = json.loads((folder / 'config.json').read_text(encoding='utf-8')).get('model_type')
     except (OSError, ValueError, AttributeError):
-        raise GrafalignError(f'{folder / "config.json"} is damaged; save the model again.') from None
+        raise InputError(f'{folder / "config.json"} is damaged; save the model again.') from None
     if kind not in _KINDS:
-        raise GrafalignError(f'{folder} is a {kind}, and only {", ".join(_KINDS)} of transformers can be used here.')
+        raise InputError(f'{folder} is a {kind}, and only {", ".join(_KINDS)} of transformers can be used here.')
     return str(kind)
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from grafalign import console, engine
 from grafalign.config import parse_settings
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError
 from grafalign.files import file_digest
 from grafalign.foreign.files import below, open_plain
 from grafalign.geo import TileGrid, blocks_touched, project
@@ -61,7 +61,7 @@ def check_store(store: PairStore, workers: int | None = None) -> list[Finding]:
     ]
     for key in ('files', 'summary', 'dtype', 'recipe'):
         if not getattr(store.marker, key):
-            raise GrafalignError(f'{store.path / MARKER} has no {key!r}; pair again into an empty folder.')
+            raise DamagedError(f'{store.path / MARKER} has no {key!r}; pair again into an empty folder.')
     findings = [_digests(store, workers), _tiles(store, workers)]
     for name, look in checks:
         try:
@@ -129,7 +129,8 @@ def _shard_problems(name: str, rows: gpd.GeoDataFrame, file: Any, shape: tuple[i
     with tarfile.open(fileobj=file, mode='r:') as tar:
         for member in tar:
             tile_id, _, kind = member.name.rpartition('.')
-            if not member.isfile() or kind not in ('npy', 'json') or '/' in member.name:
+            content = tar.extractfile(member) if member.isfile() else None
+            if content is None or kind not in ('npy', 'json') or '/' in member.name:
                 yield f'{name} holds {member.name!r}, which is no tile'
                 continue
             if tile_id not in listed.index:
@@ -138,8 +139,6 @@ def _shard_problems(name: str, rows: gpd.GeoDataFrame, file: Any, shape: tuple[i
             if member.issparse() or member.size > most_bytes:
                 yield f'{name}: {member.name} claims {member.size:,} bytes, more than a tile has'
                 continue
-            content = tar.extractfile(member)
-            assert content is not None
             row = listed.loc[tile_id]
             if kind == 'json':
                 facts = json.loads(content.read())

@@ -20,7 +20,7 @@ from grafalign.locks import exclusive
 from grafalign.pairing.jobs import group_shards, make_shards
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.run import HEADERS, WORK, begin
-from grafalign.pairing.stages import Stages
+from grafalign.pairing.stages import Prepared, prepare
 from grafalign.scenes import BandSource, RangeReader, Scene, SceneReadError, band_sources, cloud_mask
 from grafalign.scenes.cost import FileCost, Layout, assumed_layout, file_cost, item_grid, read_layout
 from grafalign.scenes.items import public_assets_only
@@ -54,18 +54,18 @@ def explain(
     """
     if out is None or (out / MARKER).exists():
         with tempfile.TemporaryDirectory(prefix='grafalign-') as folder:
-            return _explain(Stages(recipe, Path(folder), workers), map_page)
+            return _explain(prepare(recipe, Path(folder), workers), map_page)
     with exclusive(out):
         begin(recipe, out)
-        return _explain(Stages(recipe, out / WORK, workers), map_page)
+        return _explain(prepare(recipe, out / WORK, workers), map_page)
 
 
-def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
-    recipe, plan, photos = stages.recipe, stages.plan, stages.photos
-    scenes, choice = stages.scenes.scenes, stages.choice
+def _explain(prepared: Prepared, map_page: Path | None) -> dict[str, Any]:
+    recipe, plan, photos = prepared.recipe, prepared.plan, prepared.photos
+    scenes, choice = prepared.scenes, prepared.choice
     best = choice.scene[:, 0]
-    wanted, costs, layouts, problems = _costs(stages)
-    warped, origin = _warped(stages, wanted, costs)
+    wanted, costs, layouts, problems = _costs(prepared)
+    warped, origin = _warped(prepared, wanted, costs)
     total = {k: float(sum(getattr(c, k) for c in costs)) for k in ('requests', 'bytes', 'blocks', 'reads')}
     decoded = float(sum(c.decoded_bytes for c in costs))
     remote = any(layout.remote for layout in layouts)
@@ -91,7 +91,7 @@ def _explain(stages: Stages, map_page: Path | None) -> dict[str, Any]:
         'mosaic': recipe.sensor.mosaic,
         'scenes': len(np.unique(best[best >= 0])),
         'scenes_found': len(scenes),
-        'search': stages.scenes.counts,
+        'search': prepared.search_counts,
         'files': len({(f.source.href, f.scene.item_id) for f in wanted}),
         'blocks': int(total['blocks']),
         'requests': int(total['requests']) + (min(HEADERS, len(np.unique(best[best >= 0]))) if remote else 0),
@@ -137,10 +137,10 @@ class _Wanted:
 
 
 def _warped(
-    stages: Stages, wanted: list[_Wanted], costs: list[FileCost]
+    prepared: Prepared, wanted: list[_Wanted], costs: list[FileCost]
 ) -> tuple[set[int], tuple[float, float] | None]:
     """Tiles that will be resampled, and the origin of the grid that most of their scenes have, where they share one."""
-    recipe, tiles = stages.recipe, stages.plan.tiles
+    recipe, tiles = prepared.recipe, prepared.plan.tiles
     warped: set[int] = set()
     origins: Counter[tuple[float, float]] = Counter()
     gsd = recipe.sensor.gsd_m
@@ -156,11 +156,11 @@ def _warped(
     return warped, origin
 
 
-def _costs(stages: Stages) -> tuple[list[_Wanted], list[FileCost], list[Layout], list[str]]:
+def _costs(prepared: Prepared) -> tuple[list[_Wanted], list[FileCost], list[Layout], list[str]]:
     """Every file of every best scene and its cost, the layouts reckoned with, and what could not be reckoned."""
-    recipe, tiles = stages.recipe, stages.plan.tiles
+    recipe, tiles = prepared.recipe, prepared.plan.tiles
     problems: Counter[str] = Counter()
-    wanted = list(_wanted_files(stages, problems))
+    wanted = list(_wanted_files(prepared, problems))
     layouts = _layouts(recipe, wanted, problems)
     costs = []
     for file in console.track(wanted, 'reckoning'):
@@ -171,10 +171,10 @@ def _costs(stages: Stages) -> tuple[list[_Wanted], list[FileCost], list[Layout],
     return wanted, costs, list(layouts.values()), [f'{text} ({n} times)' for text, n in problems.most_common(5)]
 
 
-def _wanted_files(stages: Stages, problems: Counter[str]) -> Iterator[_Wanted]:
+def _wanted_files(prepared: Prepared, problems: Counter[str]) -> Iterator[_Wanted]:
     """Every file as often as it will be opened: once for each job that cuts tiles of its scene."""
-    recipe, scenes, choice = stages.recipe, stages.scenes.scenes, stages.choice
-    for group in group_shards(stages, make_shards(stages)):
+    recipe, scenes, choice = prepared.recipe, prepared.scenes, prepared.choice
+    for group in group_shards(prepared, make_shards(prepared)):
         rows = np.concatenate([shard.tiles for shard in group])
         numbers = choice.scene[rows, 0]
         over = rows[choice.seams[rows]]  # the first of its mates fills what the best scene leaves

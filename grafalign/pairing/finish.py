@@ -9,11 +9,12 @@ from typing import Any
 
 from grafalign import engine
 from grafalign.files import Place, file_digest, write_atomically, write_table
-from grafalign.pairing.cut import UNREADABLE
 from grafalign.pairing.inputs import INPUTS
 from grafalign.pairing.jobs import Shard, sidecar_name
-from grafalign.pairing.stages import Stages
-from grafalign.pairing.tables import Reject, make_tables
+from grafalign.pairing.stages import Prepared
+from grafalign.pairing.tables import make_tables
+from grafalign.pairing.tile_progress import UNREADABLE
+from grafalign.scenes.local import Rejected
 from grafalign.scenes.table import items_to_parquet
 from grafalign.store import MARKER, SCHEMA_VERSION, shard_name
 from grafalign.store_marker import PairSummary, Sensor, StoreMarker
@@ -21,26 +22,27 @@ from grafalign.store_marker import PairSummary, Sensor, StoreMarker
 _TABLES = ('photos', 'tiles', 'pairs', 'rejected')
 
 
-def finish(stages: Stages, out: Place, shards: list[Shard]) -> PairSummary:
+def finish(prepared: Prepared, work: Place, out: Place, shards: list[Shard]) -> PairSummary:
     """Write the tables from the shards' facts, then the marker.
 
     Args:
-        stages: photos, plan and scenes.
+        prepared: photos, plan and scenes.
+        work: folder that keeps the stages.
         out: the store.
         shards: all shards, in the order of their numbers; of a tile that is in several the last one counts.
     """
-    recipe = stages.recipe
+    recipe = prepared.recipe
     facts = _facts(out, shards)
     cut, rejects = _latest(shards, facts)
-    photos, plan, scenes = stages.photos, stages.plan, stages.scenes
-    rejects += list(scenes.rejected.itertuples(index=False, name=None))
+    photos, plan = prepared.photos, prepared.plan
+    rejects += list(prepared.rejected_scenes.itertuples(index=False, name=None))
     refused = {tile_id: made_from for part in facts for tile_id, made_from in part.get('refused', {}).items()}
     tables = make_tables(recipe, photos, plan, cut, rejects, refused)
     for name in _TABLES:
         write_table(getattr(tables, name), out / f'{name}.parquet')
     mosaics = zip(tables.tiles['collection'], tables.tiles['mosaic'], strict=True)
     wanted = {(collection, item) for collection, items in mosaics for item in items}
-    used = [s.item for s in scenes.scenes if (s.collection, s.item_id) in wanted]
+    used = [s.item for s in prepared.scenes if (s.collection, s.item_id) in wanted]
     write_atomically(out / 'scenes.parquet', items_to_parquet(used))
     rejected = tables.rejected
     summary = PairSummary(
@@ -62,7 +64,7 @@ def finish(stages: Stages, out: Place, shards: list[Shard]) -> PairSummary:
         dtype=tables.dtype,
         recipe=recipe.model_dump(mode='json'),
         recipe_digest=recipe.digest,
-        inputs=json.loads((stages.work / INPUTS).read_text())['stamps'],
+        inputs=json.loads((work / INPUTS).read_text())['stamps'],
         summary=summary,
         files=digests,
         digest=hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest(),
@@ -93,11 +95,11 @@ def _last_shard(shards: list[Shard]) -> dict[int, int]:
     return {number: shard.index for shard in shards for number in shard.tiles.tolist()}
 
 
-def _latest(shards: list[Shard], facts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Reject]]:
+def _latest(shards: list[Shard], facts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Rejected]]:
     """Facts of the tiles that were cut, and the rejects of every tile's last try."""
     last = _last_shard(shards)
     cut: list[dict[str, Any]] = []
-    rejects: list[Reject] = []
+    rejects: list[Rejected] = []
     for shard, part in zip(shards, facts, strict=True):
         cut += [row for row in part['tiles'] if last[row['number']] == shard.index]
         rejects += [tuple(r) for number, *r in part['rejects'] if last[number] == shard.index]

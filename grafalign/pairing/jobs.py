@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from grafalign.files import Place
-from grafalign.pairing.cut import UNREAD_SCENE, CutJob, ShardJob, TileJob
+from grafalign.pairing.cut_job import CutJob, PlannedTile, ShardJob, TileJob
 from grafalign.pairing.inputs import made_from_digest, scene_digest
-from grafalign.pairing.stages import Stages
-from grafalign.scenes.items import public_assets_only
+from grafalign.pairing.stages import Prepared
+from grafalign.pairing.tile_progress import UNREAD_SCENE
 from grafalign.store import PairStore, shard_name
 
 Ints = npt.NDArray[np.int64]
@@ -35,32 +35,34 @@ class Shard:
 
 
 def sidecar_name(index: int) -> str:
-    """File with the facts of a shard, below the store."""
+    """File beside a shard, below the store: rows of its tiles, rejects, digest."""
     return f'_work/{index:05d}.json'
 
 
-def make_shards(stages: Stages) -> list[Shard]:
+def make_shards(prepared: Prepared) -> list[Shard]:
     """All tiles of the plan in shards: those of one scene together and in reading order."""
-    return split_into_shards(stages, np.arange(len(stages.plan.tiles)), 0)
+    return split_into_shards(prepared, np.arange(len(prepared.plan.tiles)), 0)
 
 
-def split_into_shards(stages: Stages, rows: Ints, first: int) -> list[Shard]:
+def split_into_shards(prepared: Prepared, rows: Ints, first: int) -> list[Shard]:
     """Some tiles of the plan in shards, numbered from `first`."""
-    tiles = stages.plan.tiles
-    best = stages.choice.scene[rows, 0]
+    tiles = prepared.plan.tiles
+    best = prepared.best_scene[rows]
     left, top, epsg = (tiles[c].to_numpy()[rows] for c in ('left', 'top', 'epsg'))
-    band = np.floor(-top / (8 * stages.recipe.grid.side_m))  # about a row of blocks, so that few tiles are open at once
+    band = np.floor(
+        -top / (8 * prepared.recipe.grid.side_m)
+    )  # about a row of blocks, so that few tiles are open at once
     order = rows[np.lexsort((left, band, epsg, best))]
-    size = stages.recipe.shard_tiles
+    size = prepared.recipe.shard_tiles
     return [Shard(first + i // size, order[i : i + size]) for i in range(0, len(order), size)]
 
 
-def group_shards(stages: Stages, shards: list[Shard]) -> list[list[Shard]]:
+def group_shards(prepared: Prepared, shards: list[Shard]) -> list[list[Shard]]:
     """Shards that are cut together."""
-    recipe = stages.recipe
+    recipe = prepared.recipe
     tile_bytes = 2 * len(recipe.sensor.bands) * recipe.sensor.size_px**2
     most = max(1, _JOB_BYTES // (tile_bytes * recipe.shard_tiles))
-    best = stages.choice.scene[:, 0]
+    best = prepared.best_scene
     groups: list[list[Shard]] = []
     for shard in shards:
         last = groups[-1] if groups else None
@@ -110,80 +112,61 @@ class KeptTiles:
 
 
 def make_jobs(
-    stages: Stages, out: Place, groups: list[list[Shard]], dtype: str = '', before: PairStore | None = None
+    prepared: Prepared, out: Place, groups: list[list[Shard]], dtype: str = '', before: PairStore | None = None
 ) -> Iterator[CutJob]:
     """The jobs of groups of shards, made one by one as they are wanted.
 
     Args:
-        stages: what is to be cut.
+        prepared: what is to be cut.
         out: the store.
         groups: shards that are cut together.
         dtype: data type of all pixels.
         before: an earlier state of the store, of whose tiles those are taken that would come out the same.
     """
-    recipe, choice, tiles = stages.recipe, stages.choice, stages.plan.tiles
-    reusable, digests = KeptTiles(before), _SceneDigests(stages)
-    photos = np.diff(stages.first_pair)
+    choice, tiles = prepared.choice, prepared.plan.tiles
+    reusable, digests = KeptTiles(before), _SceneDigests(prepared)
+    photos = np.diff(prepared.first_pair)
     where = str(out.resolve() if isinstance(out, Path) else out)
+
+    def job_of(number: int, planned: PlannedTile) -> TileJob:
+        kept = int((choice.scene[number] >= 0).sum())
+        scenes = choice.scene[number, :kept].tolist()
+        mates = [[m for m in choice.mates[number, k].tolist() if m >= 0] for k in range(kept)]
+        made_from = made_from_digest(
+            planned.tile_id, [digests[s] for s in scenes], [[digests[m] for m in ms] for ms in mates], dtype
+        )
+        return TileJob(
+            number=number,
+            planned=planned,
+            photos=int(photos[number]),
+            scenes=scenes,
+            coverage=choice.coverage[number, :kept].tolist(),
+            days_apart=choice.days_apart[number, :kept].tolist(),
+            considered=int(choice.considered[number]),
+            mates=mates,
+            made_from=made_from,
+            kept=reusable.place(made_from),
+            refused=reusable.refused(made_from),
+        )
+
     for group in groups:
-        wanted: set[int] = set()
         shards = []
         for shard in group:
-            records = tiles.iloc[shard.tiles].to_dict('records')
-            jobs = []
-            for number, facts in zip(shard.tiles.tolist(), records, strict=True):
-                options = choice.scene[number]
-                kept = int((options >= 0).sum())
-                scenes = options[:kept].tolist()
-                mates = [[m for m in choice.mates[number, k].tolist() if m >= 0] for k in range(kept)]
-                wanted.update(scenes, *mates)
-                made_from = made_from_digest(
-                    str(facts['tile_id']),
-                    [digests[s] for s in scenes],
-                    [[digests[m] for m in ms] for ms in mates],
-                    dtype,
-                )
-                jobs.append(
-                    TileJob(
-                        number,
-                        {str(k): v for k, v in facts.items()},
-                        int(photos[number]),
-                        scenes,
-                        choice.coverage[number, :kept].tolist(),
-                        choice.days_apart[number, :kept].tolist(),
-                        int(choice.considered[number]),
-                        mates,
-                        made_from,
-                        reusable.place(made_from),
-                        reusable.refused(made_from),
-                    )
-                )
+            planned = (PlannedTile(**record) for record in tiles.iloc[shard.tiles].to_dict('records'))
+            jobs = [job_of(number, tile) for number, tile in zip(shard.tiles.tolist(), planned, strict=True)]
             shards.append(ShardJob(shard_name(shard.index), sidecar_name(shard.index), jobs))
-        yield CutJob(
-            where,
-            shards,
-            {s: stages.scenes.scenes[s] for s in sorted(wanted)},
-            recipe.grid,
-            recipe.sensor.bands,
-            recipe.sensor.resampling,
-            recipe.max_nodata,
-            recipe.max_tile_cloud_percent,
-            recipe.scenes.sign,
-            public_assets_only(recipe.scenes),
-            recipe.run.threads,
-            recipe.sensor.overrides,
-            recipe.sensor.value_range,
-            dtype,
-        )
+        of_group = [job for shard_job in shards for job in shard_job.tiles]
+        wanted = {s for job in of_group for s in (*job.scenes, *(m for mates in job.mates for m in mates))}
+        yield CutJob(where, shards, {s: prepared.scenes[s] for s in sorted(wanted)}, prepared.recipe, dtype)
 
 
 class _SceneDigests(dict[int, str]):
     """Digest of a scene by its number, made when first asked for."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, prepared: Prepared) -> None:
         super().__init__()
-        self._stages = stages
+        self._prepared = prepared
 
     def __missing__(self, number: int) -> str:
-        self[number] = scene_digest(self._stages.scenes.scenes[number], self._stages.recipe)
+        self[number] = scene_digest(self._prepared.scenes[number], self._prepared.recipe)
         return self[number]

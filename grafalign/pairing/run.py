@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from grafalign import console, engine
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import GrafalignError, InputError, StaleError, naming_full_disk
 from grafalign.files import Place, make_folder, naming_url, remove_folder, remove_parts, write_atomically
 from grafalign.locks import LOCK, exclusive
-from grafalign.pairing.cut import CutJob, CutResult, cut_shards
+from grafalign.pairing.cut import cut_shards
+from grafalign.pairing.cut_job import CutJob, CutResult
 from grafalign.pairing.finish import failed_tiles, finish
 from grafalign.pairing.inputs import INPUTS, changes, has_remote_source, input_stamps
 from grafalign.pairing.jobs import Shard, group_shards, make_jobs, make_shards, sidecar_name, split_into_shards
 from grafalign.pairing.recipe import Recipe
-from grafalign.pairing.stages import Stages
+from grafalign.pairing.stages import Prepared, prepare
 from grafalign.scenes import RangeReader, SceneReadError, band_sources
 from grafalign.scenes.items import check_source, public_assets_only
 from grafalign.scenes.raster import Raster
@@ -56,7 +57,7 @@ def pair(
     """
     if not isinstance(out, Path):
         if update:
-            raise GrafalignError(f'{out} is on a URL; --update needs a store on this machine: pair into another URL.')
+            raise InputError(f'{out} is on a URL; --update needs a store on this machine: pair into another URL.')
         with naming_url(out):
             return _pair(recipe, out, workers, retry_failed)
     with naming_full_disk(out), exclusive(out):
@@ -82,16 +83,16 @@ def _pair(
             _log_changes(recipe, out)
             return summary
     begun_at = begin(recipe, out)
-    stages = Stages(recipe, work, workers, None if before is None else begun_at)
     if not (work / 'photos.parquet').exists():
         check_source(recipe.scenes, recipe.sensor.bands, recipe.sensor.gsd_m)
+    prepared = prepare(recipe, work, workers, None if before is None else begun_at)
     if not (out / 'tiles').exists():
-        _check_bands(stages)
-    shards = _all_shards(stages, out, retry_failed)
-    _cut_all(stages, out, shards, workers, before)
+        _check_bands(prepared)
+    shards = _all_shards(prepared, out, retry_failed)
+    _cut_all(prepared, out, shards, workers, before)
     remove_parts(out)
-    summary = finish(stages, out, shards)
-    _tell_limits_without_effect(stages, out)
+    summary = finish(prepared, work, out, shards)
+    _tell_limits_without_effect(prepared, out)
     if not summary.failed:
         remove_folder(work)
     return summary
@@ -105,7 +106,7 @@ def _own_store(recipe: Recipe, out: Place) -> PairStore:
     """
     store = PairStore(out)
     if store.marker.recipe_digest != recipe.digest:
-        raise GrafalignError(f'{out} holds the store of another recipe; give another folder or delete it.')
+        raise StaleError(f'{out} holds the store of another recipe; give another folder or delete it.')
     return store
 
 
@@ -116,7 +117,7 @@ def _summary_of(store: PairStore) -> PairSummary:
         GrafalignError: it was made otherwise.
     """
     if store.marker.summary is None:
-        raise GrafalignError(f'{store.path} was not made by pairing ({MARKER} has no summary); give another folder.')
+        raise InputError(f'{store.path} was not made by pairing ({MARKER} has no summary); give another folder.')
     return store.marker.summary
 
 
@@ -165,13 +166,13 @@ def finish_update(out: Path) -> None:
     remove_folder(made)
 
 
-def _check_bands(stages: Stages) -> None:
+def _check_bands(prepared: Prepared) -> None:
     """Raise if no best scene has the recipe's bands, before anything is cut, so that the recipe can be mended."""
-    best, sensor = np.unique(stages.choice.scene[:, 0]), stages.recipe.sensor
+    best, sensor = np.unique(prepared.best_scene), prepared.recipe.sensor
     problem: GrafalignError | None = None
     for number in best[best >= 0].tolist():
         try:
-            band_sources(stages.scenes.scenes[number].item, sensor.bands, sensor.gsd_m, sensor.overrides)
+            band_sources(prepared.scenes[number].item, sensor.bands, sensor.gsd_m, sensor.overrides)
             return
         except GrafalignError as error:
             problem = problem or error
@@ -179,9 +180,9 @@ def _check_bands(stages: Stages) -> None:
         raise problem
 
 
-def _tell_limits_without_effect(stages: Stages, out: Place) -> None:
+def _tell_limits_without_effect(prepared: Prepared, out: Place) -> None:
     """Say which limits of cloud had nothing to go by."""
-    recipe = stages.recipe
+    recipe = prepared.recipe
     if recipe.max_tile_cloud_percent is not None:
         unknown = int(PairStore(out).tiles['tile_cloud_percent'].isna().sum())
         if unknown:
@@ -190,7 +191,7 @@ def _tell_limits_without_effect(stages: Stages, out: Place) -> None:
                 '(SCL).'
             )
     limit = recipe.scenes.max_cloud_percent
-    if limit is not None and all(scene.cloud_percent is None for scene in stages.scenes.scenes):
+    if limit is not None and all(scene.cloud_percent is None for scene in prepared.scenes):
         console.log('scenes.max_cloud_percent had no effect: no scene says how cloudy it is (eo:cloud_cover).')
 
 
@@ -199,7 +200,7 @@ HEADERS = 20
 """Scenes whose headers are read to see how their pixels are stored."""
 
 
-def _data_type(stages: Stages) -> str:
+def _data_type(prepared: Prepared, work: Place) -> str:
     """How the scenes store their pixels, from some headers, before anything is cut; empty where none can be read.
 
     A store holds one type. Later scenes that turn out to be of another are done without.
@@ -207,11 +208,11 @@ def _data_type(stages: Stages) -> str:
     Raises:
         GrafalignError: the scenes that were looked at differ.
     """
-    path = stages.work / _DATA_TYPE
+    path = work / _DATA_TYPE
     if path.exists():
         return path.read_text()
-    recipe, scenes = stages.recipe, stages.scenes.scenes
-    best = np.unique(stages.choice.scene[:, 0])
+    recipe, scenes = prepared.recipe, prepared.scenes
+    best = np.unique(prepared.best_scene)
     best = best[best >= 0]
     picked = best[np.unique(np.linspace(0, len(best) - 1, min(HEADERS, len(best))).astype(int))] if len(best) else best
     signer = Signer(recipe.scenes.sign) if recipe.scenes.sign else None
@@ -230,7 +231,7 @@ def _data_type(stages: Stages) -> str:
     found = dict(sorted(kind for _, kind in engine.run(look, picked.tolist(), recipe.run.threads) if kind is not None))
     if len(found) > 1:
         named = ' and '.join(f'{kind} ({item_id})' for kind, item_id in found.items())
-        raise GrafalignError(
+        raise InputError(
             f'The scenes store their pixels as {named}; a store holds one type, so narrow scenes.collections (or '
             'scenes.where) to one of them.'
         )
@@ -251,13 +252,13 @@ def begin(recipe: Recipe, out: Place) -> datetime:
     """
     work = out / WORK
     if not work.exists() and out.exists() and any(p.name not in (LOCK, UPDATE) for p in out.iterdir()):
-        raise GrafalignError(f'{out} is not empty and holds no pair store; give a new or an empty folder.')
+        raise InputError(f'{out} is not empty and holds no pair store; give a new or an empty folder.')
     begun = work / 'recipe.txt'
     if work.exists() and not begun.exists():
         remove_folder(work)  # a run was killed while it removed it, or before it began
     if begun.exists() and begun.read_text() != recipe.digest:
         if (out / 'tiles').exists():
-            raise GrafalignError(f'{out} was begun with another recipe; give another folder or delete it.')
+            raise StaleError(f'{out} was begun with another recipe; give another folder or delete it.')
         remove_folder(work)  # nothing was cut yet: the recipe was mended after an error, so begin again
     make_folder(work)
     inputs = work / INPUTS
@@ -270,17 +271,17 @@ def begin(recipe: Recipe, out: Place) -> datetime:
     return datetime.fromisoformat(json.loads(inputs.read_text())['begun_at'])
 
 
-def _all_shards(stages: Stages, out: Place, retry_failed: bool) -> list[Shard]:
+def _all_shards(prepared: Prepared, out: Place, retry_failed: bool) -> list[Shard]:
     """The shards of the plan, and after them those of every retry."""
-    shards = make_shards(stages)
-    path = stages.work / _RETRIES
+    shards = make_shards(prepared)
+    path = out / WORK / _RETRIES
     rounds: list[list[int]] = json.loads(path.read_text()) if path.exists() else []
     for tiles in rounds:
-        shards += split_into_shards(stages, np.array(tiles, dtype=np.int64), len(shards))
+        shards += split_into_shards(prepared, np.array(tiles, dtype=np.int64), len(shards))
     if retry_failed and not _todo(out, shards):  # else a retry was killed before it began: go on with that one
         failed = failed_tiles(out, shards)
         write_atomically(path, json.dumps([*rounds, failed]).encode())
-        shards += split_into_shards(stages, np.array(failed, dtype=np.int64), len(shards))
+        shards += split_into_shards(prepared, np.array(failed, dtype=np.int64), len(shards))
     (out / MARKER).unlink(missing_ok=True)  # from here on the store is an unfinished one
     return shards
 
@@ -298,15 +299,17 @@ def _todo(out: Place, shards: list[Shard]) -> list[Shard]:
 
 
 def _cut_all(
-    stages: Stages, out: Place, shards: list[Shard], workers: int | None, before: PairStore | None = None
+    prepared: Prepared, out: Place, shards: list[Shard], workers: int | None, before: PairStore | None = None
 ) -> None:
     """Cut every shard that is not there yet, with the tiles of an earlier state that would come out the same."""
     todo = _todo(out, shards)
     if len(todo) < len(shards):
         console.log(f'resuming: {len(shards) - len(todo)} of {len(shards)} shards are done')
-    settings = stages.recipe.run
+    settings = prepared.recipe.run
     team = engine.Engine(settings.engine, workers or settings.workers, settings.scheduler)
-    jobs = make_jobs(stages, out, group_shards(stages, todo), _data_type(stages) if todo else '', before)
+    jobs = make_jobs(
+        prepared, out, group_shards(prepared, todo), _data_type(prepared, out / WORK) if todo else '', before
+    )
     with console.progress('cutting tiles', sum(len(s.tiles) for s in todo)) as bar:
 
         def cut(job: CutJob) -> CutResult:

@@ -10,7 +10,6 @@ import json
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pandas as pd
 import shapely
 
 from grafalign import console
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.files import Place, write_atomically, write_table
 from grafalign.pairing.plan import Plan, make_plan
 from grafalign.pairing.recipe import Recipe
@@ -33,161 +32,174 @@ CANDIDATES = 4
 """Scenes tried per tile."""
 _API_MARGIN = timedelta(days=366)
 _CELL_DEG = 0.1
+_COUNTS = 'scenes_counts.json'
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Scenes:
-    """Scenes over the photos, and the items that could not be used."""
+class Prepared:
+    """All that is decided before pixels are read; T tiles, K candidate scenes a tile."""
 
+    recipe: Recipe
+    photos: Photos
+    plan: Plan
     scenes: list[Scene]
-    rejected: pd.DataFrame
-    """kind, id, reason, detail."""
-    counts: dict[str, int]
+    """Scenes over the photos, by number."""
+    rejected_scenes: pd.DataFrame
+    """Items that could not be used: kind, id, reason, detail."""
+    search_counts: dict[str, int]
     """What the search met: items, pages, requests, retries, items left out by each filter."""
+    choice: Choice
+    """The best scenes of every tile."""
+    first_pair: npt.NDArray[np.int64]
+    """Where each tile's rows begin in the plan's pairs, and one more: [T + 1]."""
+
+    @property
+    def best_scene(self) -> npt.NDArray[np.int64]:
+        """Number of each tile's first candidate, -1 where no scene covers it, [T]."""
+        return self.choice.scene[:, 0]
 
 
-class Stages:
-    """The stages of one recipe, computed when first asked for.
+def prepare(recipe: Recipe, work: Place, workers: int | None = None, newer_than: datetime | None = None) -> Prepared:
+    """Read the photos, plan the tiles, find the scenes, and choose among them.
 
     Args:
         recipe: the recipe.
-        work: folder that keeps the stages.
+        work: folder that keeps photos, plan and scenes; what it holds already is not made again.
         workers: threads that read photos.
         newer_than: searches of an API that were kept before this are made anew.
+
+    Raises:
+        GrafalignError: no photo can be used, every tile touches two splits, or no scene can be used.
     """
+    photos = _photos(recipe, work, workers)
+    plan = _plan(recipe, work, photos)
+    scenes, rejected, counts = _scenes(recipe, work, photos, newer_than)
+    first_pair = np.searchsorted(plan.pairs['tile'], np.arange(len(plan.tiles) + 1))
+    corners = [plan.tiles[c].to_numpy() for c in ('epsg', 'left', 'top')]
+    choice = choose_scenes(
+        scenes,
+        lambda start, stop: recipe.grid.polygons(*(c[start:stop] for c in corners)),
+        photo_days(photos.table['taken_at'])[plan.pairs['photo'].to_numpy()],
+        first_pair,
+        CANDIDATES,
+        mosaic=recipe.sensor.mosaic == 'day',
+    )
+    return Prepared(recipe, photos, plan, scenes, rejected, counts, choice, first_pair)
 
-    def __init__(
-        self, recipe: Recipe, work: Place, workers: int | None = None, newer_than: datetime | None = None
-    ) -> None:
-        self.recipe, self.work, self._workers, self._newer_than = recipe, work, workers, newer_than
 
-    @cached_property
-    def photos(self) -> Photos:
-        """The photo table and the rejected rows."""
-        if not (self.work / 'photos.parquet').exists():
-            photos = read_photos(self.recipe.photos, self._workers)
-            write_table(photos.rejected, self.work / 'photos_rejected.parquet')
-            write_table(photos.table, self.work / 'photos.parquet')
-        return Photos(self._read('photos'), self._read('photos_rejected'))
+def _photos(recipe: Recipe, work: Place, workers: int | None) -> Photos:
+    """The photo table and the rejected rows."""
+    if not (work / 'photos.parquet').exists():
+        photos = read_photos(recipe.photos, workers)
+        write_table(photos.rejected, work / 'photos_rejected.parquet')
+        write_table(photos.table, work / 'photos.parquet')
+    return Photos(_read(work, 'photos'), _read(work, 'photos_rejected'))
 
-    @cached_property
-    def plan(self) -> Plan:
-        """Tiles, and the photos in them.
 
-        Raises:
-            GrafalignError: every tile touches two splits.
-        """
-        recipe = self.recipe
-        if not (self.work / 'plan_tiles.parquet').exists():
-            table = self.photos.table
-            lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
-            settings, split = recipe.plan, recipe.split
-            plan = make_plan(
-                table['photo_id'],
-                lon,
-                lat,
-                recipe.grid,
-                settings.max_photos,
-                settings.seed,
-                split.block_km,
-                split.shares,
-                recipe.buffer_m,
+def _plan(recipe: Recipe, work: Place, photos: Photos) -> Plan:
+    """Tiles, and the photos in them.
+
+    Raises:
+        InputError: every tile touches two splits.
+    """
+    if not (work / 'plan_tiles.parquet').exists():
+        table, settings, split = photos.table, recipe.plan, recipe.split
+        plan = make_plan(
+            table['photo_id'],
+            table['lon'].to_numpy(),
+            table['lat'].to_numpy(),
+            recipe.grid,
+            settings.max_photos,
+            settings.seed,
+            split.block_km,
+            split.shares,
+            recipe.buffer_m,
+        )
+        if not len(plan.tiles):
+            raise InputError(
+                f'All {len(table)} photos lie in tiles that touch two splits, or within split.buffer_m '
+                f'({recipe.buffer_m:g} m) of another split; make split.block_km ({split.block_km} km) larger '
+                f'against the tile ({recipe.grid.side_m / 1000:g} km).'
             )
-            if not len(plan.tiles):
-                raise GrafalignError(
-                    f'All {len(table)} photos lie in tiles that touch two splits, or within split.buffer_m '
-                    f'({recipe.buffer_m:g} m) of another split; make split.block_km ({split.block_km} km) larger '
-                    f'against the tile ({recipe.grid.side_m / 1000:g} km).'
-                )
-            write_table(plan.pairs, self.work / 'plan_pairs.parquet')
-            write_table(plan.dropped, self.work / 'plan_dropped.parquet')
-            write_table(plan.tiles, self.work / 'plan_tiles.parquet')
-        return Plan(self._read('plan_tiles'), self._read('plan_pairs'), self._read('plan_dropped'))
+        write_table(plan.pairs, work / 'plan_pairs.parquet')
+        write_table(plan.dropped, work / 'plan_dropped.parquet')
+        write_table(plan.tiles, work / 'plan_tiles.parquet')
+    return Plan(_read(work, 'plan_tiles'), _read(work, 'plan_pairs'), _read(work, 'plan_dropped'))
 
-    @cached_property
-    def scenes(self) -> Scenes:
-        """The scenes over the photos, searched once.
 
-        Raises:
-            GrafalignError: the source cannot be read, no scene lies over the photos, or their latitude and longitude
-                look exchanged.
-        """
-        path = self.work / 'scenes.parquet'
-        if not path.exists():
-            table, source = self.photos.table, self.recipe.scenes
-            lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
-            margin = 1.5 * self.recipe.grid.side_m
-            try:
-                regions = regions_of(lon, lat, source.search_cell_deg, margin)
-                around = _neighbourhoods(lon, lat, margin)
-                found = load_scenes(source, regions, self._period(), around, self._newer_than)
-            except GrafalignError:
-                self._reject_swapped(lon, lat)
-                raise
-            if shapely.contains_xy(shapely.union_all([s.footprint for s in found.scenes]), lon, lat).mean() < 0.05:
-                self._reject_swapped(lon, lat)
-            items, bad = keep_items([s.item for s in found.scenes])
-            lost = [('scene', str(item.get('id')), UNWRITABLE, reason) for item, reason in bad]
-            printable = [
-                tuple(str(v).encode('utf-8', 'backslashreplace').decode() for v in r) for r in (*found.rejected, *lost)
-            ]
-            rejected = pd.DataFrame(printable, columns=['kind', 'id', 'reason', 'detail'], dtype='str')
-            if source.api is not None:
-                console.log(f'scenes: {", ".join(f"{count:,} {what}" for what, count in found.counts.items())}')
-            write_table(rejected, self.work / 'scenes_rejected.parquet')
-            write_atomically(self.work / 'scenes_counts.json', json.dumps(found.counts).encode())
-            write_atomically(path, items)
-        with _local(path) as local:
-            scenes = [scene_of(item) for item in read_items(local)]
-        counts = json.loads((self.work / 'scenes_counts.json').read_text())
-        return Scenes(scenes, self._read('scenes_rejected'), counts)
+def _scenes(
+    recipe: Recipe, work: Place, photos: Photos, newer_than: datetime | None
+) -> tuple[list[Scene], pd.DataFrame, dict[str, int]]:
+    """The scenes over the photos, items that cannot be used, and what the search met.
 
-    @cached_property
-    def choice(self) -> Choice:
-        """The best scenes of every tile."""
-        plan, grid = self.plan, self.recipe.grid
-        columns = [plan.tiles[c].to_numpy() for c in ('epsg', 'left', 'top')]
-        return choose_scenes(
-            self.scenes.scenes,
-            lambda start, stop: grid.polygons(*(c[start:stop] for c in columns)),
-            photo_days(self.photos.table['taken_at'])[plan.pairs['photo'].to_numpy()],
-            self.first_pair,
-            CANDIDATES,
-            mosaic=self.recipe.sensor.mosaic == 'day',
+    Raises:
+        GrafalignError: the source cannot be read, no scene lies over the photos, or their latitude and longitude look
+            exchanged.
+    """
+    path = work / 'scenes.parquet'
+    if not path.exists():
+        _find_scenes(recipe, work, photos, newer_than)
+    with _local(path) as local:
+        scenes = [scene_of(item) for item in read_items(local)]
+    return scenes, _read(work, 'scenes_rejected'), json.loads((work / _COUNTS).read_text())
+
+
+def _find_scenes(recipe: Recipe, work: Place, photos: Photos, newer_than: datetime | None) -> None:
+    """Search, and keep what was found."""
+    source = recipe.scenes
+    lon, lat = photos.table['lon'].to_numpy(), photos.table['lat'].to_numpy()
+    margin = 1.5 * recipe.grid.side_m
+    try:
+        regions = regions_of(lon, lat, source.search_cell_deg, margin)
+        found = load_scenes(source, regions, _period(photos), _neighbourhoods(lon, lat, margin), newer_than)
+    except GrafalignError:
+        _reject_swapped(recipe, lon, lat)
+        raise
+    if shapely.contains_xy(shapely.union_all([s.footprint for s in found.scenes]), lon, lat).mean() < 0.05:
+        _reject_swapped(recipe, lon, lat)
+    items, bad = keep_items([s.item for s in found.scenes])
+    lost = [('scene', str(item.get('id')), UNWRITABLE, reason) for item, reason in bad]
+    printable = [
+        tuple(str(v).encode('utf-8', 'backslashreplace').decode() for v in r) for r in (*found.rejected, *lost)
+    ]
+    rejected = pd.DataFrame(printable, columns=['kind', 'id', 'reason', 'detail'], dtype='str')
+    if source.api is not None:
+        console.log(f'scenes: {", ".join(f"{count:,} {what}" for what, count in found.counts.items())}')
+    write_table(rejected, work / 'scenes_rejected.parquet')
+    write_atomically(work / _COUNTS, json.dumps(found.counts).encode())
+    write_atomically(work / 'scenes.parquet', items)
+
+
+def _period(photos: Photos) -> tuple[datetime, datetime] | None:
+    """From a year before the first photo to a year after the last one."""
+    taken = photos.table['taken_at'].dropna()
+    if not len(taken):
+        return None
+    return taken.min().to_pydatetime() - _API_MARGIN, taken.max().to_pydatetime() + _API_MARGIN
+
+
+def _reject_swapped(recipe: Recipe, lon: Floats, lat: Floats) -> None:
+    """Raise if the photos would lie in scenes with latitude and longitude exchanged."""
+    source = recipe.scenes
+    if source.api is not None or np.abs(lon).max() > 90:
+        return
+    try:
+        found = load_scenes(source, regions_of(lat, lon, source.search_cell_deg))
+    except GrafalignError:
+        return
+    exchanged = shapely.contains_xy(shapely.union_all([s.footprint for s in found.scenes]), lat, lon)
+    if exchanged.mean() > 0.5:
+        raise InputError(
+            f'{recipe.photos.name}: latitude and longitude look swapped (almost no photo lies in a scene as '
+            f'given, {exchanged.sum()} of {len(lon)} would with the two exchanged); exchange the `lon` and `lat` '
+            'columns in the recipe.'
         )
 
-    @cached_property
-    def first_pair(self) -> npt.NDArray[np.int64]:
-        """Where each tile's rows begin in the plan's pairs, and one more: [T + 1]."""
-        return np.searchsorted(self.plan.pairs['tile'], np.arange(len(self.plan.tiles) + 1))
 
-    def _period(self) -> tuple[datetime, datetime] | None:
-        taken = self.photos.table['taken_at'].dropna()
-        if not len(taken):
-            return None
-        return taken.min().to_pydatetime() - _API_MARGIN, taken.max().to_pydatetime() + _API_MARGIN
-
-    def _reject_swapped(self, lon: Floats, lat: Floats) -> None:
-        """Raise if the photos would lie in scenes with latitude and longitude exchanged."""
-        source = self.recipe.scenes
-        if source.api is not None or np.abs(lon).max() > 90:
-            return
-        try:
-            found = load_scenes(source, regions_of(lat, lon, source.search_cell_deg))
-        except GrafalignError:
-            return
-        exchanged = shapely.contains_xy(shapely.union_all([s.footprint for s in found.scenes]), lat, lon)
-        if exchanged.mean() > 0.5:
-            raise GrafalignError(
-                f'{self.recipe.photos.name}: latitude and longitude look swapped (almost no photo lies in a scene as '
-                f'given, {exchanged.sum()} of {len(lon)} would with the two exchanged); exchange the `lon` and `lat` '
-                'columns in the recipe.'
-            )
-
-    def _read(self, name: str) -> Any:
-        with (self.work / f'{name}.parquet').open('rb') as file:
-            return pd.read_parquet(io.BytesIO(file.read()) if not isinstance(self.work, Path) else file)
+def _read(work: Place, name: str) -> Any:
+    with (work / f'{name}.parquet').open('rb') as file:
+        return pd.read_parquet(io.BytesIO(file.read()) if not isinstance(work, Path) else file)
 
 
 def _neighbourhoods(lon: Floats, lat: Floats, margin_m: float) -> npt.NDArray[np.object_]:

@@ -11,16 +11,14 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
-from grafalign.errors import GrafalignError
-from grafalign.pairing.cut import UNREADABLE
+from grafalign.errors import InputError
 from grafalign.pairing.plan import Plan
 from grafalign.pairing.recipe import Recipe
+from grafalign.pairing.tile_progress import UNREADABLE
 from grafalign.photos import Photos
 from grafalign.photos.table import REJECTED_COLUMNS
+from grafalign.scenes.local import Rejected
 from grafalign.scenes.regions import across_antimeridian
-
-Reject = tuple[str, str, str, str]
-"""kind (photo, tile or scene), id, reason, detail."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def make_tables(
     photos: Photos,
     plan: Plan,
     cut: list[dict[str, Any]],
-    rejects: list[Reject],
+    rejects: list[Rejected],
     refused: dict[str, str],
 ) -> Tables:
     """Join what was planned with what was cut; whatever is in no pair goes to `rejected` with its reason.
@@ -60,13 +58,13 @@ def make_tables(
         counts = pd.Series([reason for _, _, reason, _ in rejects]).value_counts()
         detail = next((d for *_, d in rejects if d), '')
         again = ' If the scenes were away, run it again with --retry-failed.' if UNREADABLE in counts.index else ''
-        raise GrafalignError(
+        raise InputError(
             f'None of the {len(plan.tiles)} tiles could be cut (most often: {counts.index[0]}; {detail}); '
             f'check the scenes, sensor.bands and max_nodata of the recipe.{again}'
         )
     kinds = {str(r['dtype']) for r in cut}
     if len(kinds) > 1:
-        raise GrafalignError(
+        raise InputError(
             f'The scenes store their pixels as {" and ".join(sorted(kinds))}; a store holds one type, so narrow '
             'scenes.collections to one sensor and pair into another folder.'
         )
@@ -122,7 +120,7 @@ def _pair_table(photos: Photos, tiles: pd.DataFrame, pairs: pd.DataFrame, when: 
 
 
 def _rejected_table(
-    photos: Photos, plan: Plan, used: npt.NDArray[np.int64], rejects: list[Reject], refused: dict[str, str]
+    photos: Photos, plan: Plan, used: npt.NDArray[np.int64], rejects: list[Rejected], refused: dict[str, str]
 ) -> pd.DataFrame:
     reasons = pd.Series('its tile could not be cut', index=np.arange(len(photos.table)), dtype='str')
     reasons.loc[plan.dropped['photo']] = plan.dropped['reason'].astype('str').to_numpy()

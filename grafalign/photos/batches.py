@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pyproj
 import shapely
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.foreign import parse_json
 from grafalign.foreign.vectors import check_vector
 from grafalign.photos.opening import kind_of, local_copy, name_of, open_seekable, open_stream
@@ -92,7 +92,7 @@ def read_batches(path: str, choose: Choose, form: Form | None = None) -> Iterato
     if kind is None:
         name = name_of(path)
         suffix = f'.{name.rsplit(".", 1)[1]}' if '.' in name else 'a file without suffix'
-        raise GrafalignError(
+        raise InputError(
             f'{path}: {suffix} is not a known kind of table; use .csv, .tsv, .jsonl, .parquet, .geoparquet or '
             '.geojson, optionally with .gz, .bz2 or .zst.'
         )
@@ -106,7 +106,7 @@ def read_batches(path: str, choose: Choose, form: Form | None = None) -> Iterato
 
 def _unreadable(path: str, error: BaseException) -> GrafalignError:
     reason = ' '.join(str(error).split())[:300]
-    return GrafalignError(f'{path} cannot be read as a table ({reason}); check that it is whole.')
+    return InputError(f'{path} cannot be read as a table ({reason}); check that it is whole.')
 
 
 # --- CSV and TSV ------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def _csv(path: str, choose: Choose, form: Form, compression: str | None) -> Iter
                 malformed.clear()
     except (pa.ArrowException, OSError, EOFError) as error:
         if 'straddling' in str(error):
-            raise GrafalignError(f'{path} has a row of more than {BLOCK_BYTES >> 20} MB; mend that row.') from None
+            raise InputError(f'{path} has a row of more than {BLOCK_BYTES >> 20} MB; mend that row.') from None
         raise _unreadable(path, error) from None
     if malformed:
         yield Batch(pa.table({n: pa.array([], pa.string()) for n in wanted}), malformed)
@@ -185,12 +185,12 @@ def _first_line(path: str, form: Form, compression: str | None) -> list[str]:
     except (pa.ArrowException, OSError, EOFError) as error:
         raise _unreadable(path, error) from None
     if not head.strip():
-        raise GrafalignError(f'{path} holds no photos; give a folder of images or a table with one photo a row.')
+        raise InputError(f'{path} holds no photos; give a folder of images or a table with one photo a row.')
     line, newline, _ = head.partition(b'\n')
     if b'\0' in head[:4096]:
-        raise GrafalignError(f'{path} is not a text table; check that it is whole and that its suffix is right.')
+        raise InputError(f'{path} is not a text table; check that it is whole and that its suffix is right.')
     if not newline and len(head) >= HEADER_BYTES:
-        raise GrafalignError(
+        raise InputError(
             f'{path}: the first line is longer than {HEADER_BYTES >> 20} MB, so it is no table; write the names of '
             'the columns in the first line and one photo a line.'
         )
@@ -199,7 +199,7 @@ def _first_line(path: str, form: Form, compression: str | None) -> list[str]:
     if form.quoted:
         names = next(csv.reader(io.StringIO(text), delimiter=form.delimiter), [])
     if len(names) > MAX_COLUMNS:
-        raise GrafalignError(
+        raise InputError(
             f'{path} has {len(names)} columns, more than {MAX_COLUMNS}; write one photo a line, not one a column.'
         )
     return [n.strip() for n in names]
@@ -246,7 +246,7 @@ def _jsonl(path: str, choose: Choose, compression: str | None) -> Iterator[Batch
                 wanted = choose(list(dict.fromkeys(key for row in rows[:10_000] for key in row)))
             yield Batch(_columns(rows, wanted or []), malformed)
     if wanted is None and not number:
-        raise GrafalignError(f'{path} holds no photos; give a folder of images or a table with one photo a row.')
+        raise InputError(f'{path} holds no photos; give a folder of images or a table with one photo a row.')
 
 
 def _line_blocks(stream: Any, path: str) -> Iterator[list[bytes]]:
@@ -257,7 +257,7 @@ def _line_blocks(stream: Any, path: str) -> Iterator[list[bytes]]:
         rest = lines.pop()
         count += len(lines)
         if len(rest) > BLOCK_BYTES:
-            raise GrafalignError(
+            raise InputError(
                 f'{path}, row {count + 1} is longer than {BLOCK_BYTES >> 20} MB, so it is no table; write one JSON '
                 'object a line.'
             )
@@ -277,15 +277,13 @@ def _json(path: str, choose: Choose, compression: str | None) -> Iterator[Batch]
         yield from _geojson(path, choose, compression)
         return
     if len(content) >= MAX_DOCUMENT_BYTES:
-        raise GrafalignError(
-            f'{path} is larger than {MAX_DOCUMENT_BYTES >> 20} MB; write one JSON object a line (.jsonl).'
-        )
+        raise InputError(f'{path} is larger than {MAX_DOCUMENT_BYTES >> 20} MB; write one JSON object a line (.jsonl).')
     try:
         rows = _rows_of(json.loads(content))
     except RecursionError as error:
         raise ValueError(str(error)) from None
     if rows is None:
-        raise GrafalignError(f'{path} is JSON but holds no list of photos; write one JSON object a line (.jsonl).')
+        raise InputError(f'{path} is JSON but holds no list of photos; write one JSON object a line (.jsonl).')
     good = [flat(row) for row in rows if isinstance(row, dict)]
     bad = [
         (f'{name_of(path)} row {i + 1}', f'{path}, row {i + 1}: no JSON object')
@@ -351,7 +349,7 @@ def _parquet(path: str, choose: Choose, compression: str | None) -> Iterator[Bat
         primary, crs = _primary_geometry(schema)
         names = [n for f in schema for n in _leaves(f) if f.name != primary]
         if len(names) > MAX_COLUMNS:
-            raise GrafalignError(f'{path} has {len(names)} columns, more than {MAX_COLUMNS}; write one photo a row.')
+            raise InputError(f'{path} has {len(names)} columns, more than {MAX_COLUMNS}; write one photo a row.')
         if primary is not None:
             names += ['geometry.lon', 'geometry.lat']
         wanted = choose(names)

@@ -26,7 +26,7 @@ import shapely
 from pydantic import Field, field_validator, model_validator
 
 from grafalign.config import Settings
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.foreign.vectors import check_vector
 from grafalign.photos.duplicates import duplicate_of
 from grafalign.photos.ranks import ranks
@@ -233,16 +233,16 @@ def _read_region(path: Path) -> Any:
     import geopandas as gpd
 
     if not path.is_file():
-        raise GrafalignError(f'There is no file {path}; set photos.filters.region to a polygon file or a bounding box.')
+        raise InputError(f'There is no file {path}; set photos.filters.region to a polygon file or a bounding box.')
     try:
         frame = gpd.read_parquet(path) if check_vector(path) == 'GeoParquet' else gpd.read_file(path)
         frame = frame.to_crs(4326) if frame.crs else frame
         outline = shapely.union_all(shapely.make_valid(frame.geometry.dropna().to_numpy()))
     except Exception as error:  # readers raise types of their own: the user needs the file's name
         reason = ' '.join(str(error).split())
-        raise GrafalignError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoPackage.') from None
+        raise InputError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoPackage.') from None
     if shapely.area(outline) == 0:
-        raise GrafalignError(f'{path} holds no polygon; give the outline of the region.')
+        raise InputError(f'{path} holds no polygon; give the outline of the region.')
     shapely.prepare(outline)
     return outline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.photos.batches import read_batches
 from grafalign.photos.raw import Raw, Where
 
@@ -40,7 +40,7 @@ def theirs_for_ours(path: str, names: list[str], columns: Mapping[str, str], nee
     for ours, guesses in GUESSES.items():
         wanted = columns.get(ours)
         if wanted is not None and wanted not in names:
-            raise GrafalignError(f'{path} has no column {wanted!r} for {ours}; its columns are {shown}.')
+            raise InputError(f'{path} has no column {wanted!r} for {ours}; its columns are {shown}.')
         point = POINT.get(ours)
         if wanted is None and point in names:
             wanted = point
@@ -49,7 +49,7 @@ def theirs_for_ours(path: str, names: list[str], columns: Mapping[str, str], nee
             found[ours] = theirs
     missing = [c for c in needed if c not in found]
     if missing:
-        raise GrafalignError(
+        raise InputError(
             f'{path} has no column for {" and ".join(missing)}; name it in the recipe, for example '
             f'photos: {{columns: {{{missing[0]}: COLUMN}}}}. Its columns are {shown}.'
         )

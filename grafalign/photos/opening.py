@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 from urllib3.exceptions import HTTPError
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, MachineError, RemoteError
 from grafalign.foreign import open_plain
 from grafalign.guarded import LIMITS, AddressError, PrivateAddressError, open_url
 
@@ -63,7 +63,7 @@ def files_of(table: str | Path | list[str | Path]) -> list[str]:
     """
     parts = table if isinstance(table, list) else [table]
     if not parts:
-        raise GrafalignError('photos.table is an empty list; name at least one table.')
+        raise InputError('photos.table is an empty list; name at least one table.')
     return [file for part in parts for file in _expand(str(part))]
 
 
@@ -81,7 +81,7 @@ def _expand(part: str) -> list[str]:
     else:
         found = sorted(f for f in glob.glob(part, recursive=True) if Path(f).is_file())  # noqa: PTH207, absolute globs too
     if not found:
-        raise GrafalignError(
+        raise InputError(
             f'There is no file {part}; set photos.table to a CSV, JSONL, Parquet, GeoParquet or GeoJSON file.'
         )
     return found
@@ -174,14 +174,15 @@ def _naming(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise GrafalignError(
+        raise InputError(
             f'There is no file {path}; set photos.table to a CSV, JSONL, Parquet, GeoParquet or GeoJSON file.'
         ) from None
     except (AddressError, PrivateAddressError, HTTPError) as error:
         reason = ' '.join(str(error).split())
-        raise GrafalignError(f'{path} cannot be read ({reason}); check the address and the rights.') from None
+        raise RemoteError(f'{path} cannot be read ({reason}); check the address and the rights.') from None
     except ImportError as error:
-        raise GrafalignError(f'{path} cannot be read ({error}); install that package or copy the table here.') from None
+        raise MachineError(f'{path} cannot be read ({error}); install that package or copy the table here.') from None
     except (OSError, ValueError) as error:
         reason = ' '.join(str(error).split())
-        raise GrafalignError(f'{path} cannot be read ({reason}); check the path, the rights and the network.') from None
+        kind = RemoteError if '://' in path else InputError
+        raise kind(f'{path} cannot be read ({reason}); check the path, the rights and the network.') from None

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from grafalign.config import Settings
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.foreign.images import HEIF_SUFFIXES, SUFFIXES, looks_like_image
 from grafalign.photos.collect import Collected
 from grafalign.photos.filters import PhotoFilters
@@ -97,7 +97,8 @@ def _raw(source: PhotoSource) -> Iterator[Raw]:
         return _list_folder(source.folder)
     if source.webdataset is not None:
         return read_webdataset(str(source.webdataset), source.columns)
-    assert source.table is not None
+    if source.table is None:
+        raise InputError('photos: there is no source; give folder, table or webdataset.')
     files = files_of(source.table)
     where = Where(_root(source.root, files[0]), given=source.root is not None)
     if source.layout is not None:
@@ -119,7 +120,7 @@ def _root(root: str | Path | None, file: str) -> str:
 def _list_folder(folder: Path) -> Iterator[Raw]:
     """Every image below a folder, in the order of the paths: known by its name, or by its first bytes."""
     if not folder.is_dir():
-        raise GrafalignError(f'There is no folder {folder}; set photos.folder to a folder of images.')
+        raise InputError(f'There is no folder {folder}; set photos.folder to a folder of images.')
     base = str(folder.resolve())
     names: list[str] = []
     for parent, folders, files in os.walk(base):

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import model_validator
 
 from grafalign.config import Settings
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.photos.values import TIME, is_text, texts, times
 
 _NUMERIC_DAY = r'^(?P<first>\d{1,2})(?P<mark>[/.\-])(?P<second>\d{1,2})[/.\-](?P<year>\d{4})(?P<rest>[ T,].*)?$'
@@ -117,7 +117,7 @@ class DayOrder:
                 if self.day_first is None
                 else f'the column has both {self.day_first} and {self.month_first}'
             )
-            raise GrafalignError(
+            raise InputError(
                 f'{self.source}: day and month of {example!r} cannot be told apart ({why}); set '
                 'photos.taken_at.day_first to true or false, or photos.taken_at.format.'
             )
@@ -159,9 +159,7 @@ def _formatted(cells: Any, settings: TimeSettings) -> Any:
     try:
         found = pd.to_datetime(series, format=settings.format, errors='coerce', utc='%z' in str(settings.format))
     except ValueError as error:
-        raise GrafalignError(
-            f'photos.taken_at.format: {settings.format!r} cannot be used ({error}); mend it.'
-        ) from None
+        raise InputError(f'photos.taken_at.format: {settings.format!r} cannot be used ({error}); mend it.') from None
     if found.dt.tz is None:
         found = _localised(found, settings.zone)
     return pa.array(found.astype('datetime64[us, UTC]'), type=TIME)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.geo import UTM_NORTH_LIMIT, UTM_SOUTH_LIMIT
 from grafalign.photos.spelled_times import DayOrder, TimeSettings, read_times, settled
 from grafalign.photos.values import TIME, licence_names, numbers, texts, whole
@@ -237,7 +237,7 @@ class SwapWatch:
             GrafalignError: most latitudes lie beyond 90 degrees and would be longitudes.
         """
         if self.usable and self.beyond > 0.5 * self.usable and self.fits == self.beyond:
-            raise GrafalignError(
+            raise InputError(
                 f'{self.source}: latitude and longitude look swapped ({self.beyond} of {self.usable} latitudes lie '
                 'beyond 90 degrees and would be longitudes); exchange the `lon` and `lat` columns in the recipe.'
             )
@@ -263,11 +263,11 @@ def finished(kept: Any, rejected: Any, source: str) -> Photos:
         GrafalignError: there is no row at all, or none is usable.
     """
     if not len(kept) and not len(rejected):
-        raise GrafalignError(f'{source} holds no photos; give a folder of images or a table with one photo a row.')
+        raise InputError(f'{source} holds no photos; give a folder of images or a table with one photo a row.')
     if not len(kept):
         counts = pc.value_counts(rejected['reason'].cast(pa.string())).to_pylist()
         worst = min(counts, key=lambda c: (-c['counts'], c['values']))['values']
-        raise GrafalignError(
+        raise InputError(
             f'{source}: none of the {len(rejected)} photos can be used (most often: {worst}); {_remedy(worst)}.'
         )
     kept = kept.select(list(COLUMNS))

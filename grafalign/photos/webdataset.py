@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, RemoteError
 from grafalign.photos.batches import read_batches
 from grafalign.photos.exif_values import (
     camera_time,
@@ -60,7 +60,7 @@ def read_webdataset(folder: str, columns: Mapping[str, str]) -> Iterator[Raw]:
     for table in sorted(f for f in found if re.fullmatch(r'\d+\.parquet', name_of(f))):
         tar = table.removesuffix('.parquet') + '.tar'
         if tar not in found:
-            raise GrafalignError(f'{table} has no {name_of(tar)} beside it; copy that shard whole or remove its table.')
+            raise InputError(f'{table} has no {name_of(tar)} beside it; copy that shard whole or remove its table.')
         yield from _shard(table, tar, columns)
 
 
@@ -71,11 +71,11 @@ def _shards(folder: str) -> set[str]:
             found = {fs.unstrip_protocol(p) for p in fs.ls(path, detail=False)}
         except Exception as error:  # every file system has errors of its own: the user needs the address
             reason = ' '.join(str(error).split())
-            raise GrafalignError(f'{folder} cannot be listed ({reason}); check the address and the rights.') from None
+            raise RemoteError(f'{folder} cannot be listed ({reason}); check the address and the rights.') from None
     else:
         found = set(files_of(folder)) if Path(folder).is_dir() and any(Path(folder).iterdir()) else set()
     if not any(re.fullmatch(r'\d+\.parquet', name_of(f)) for f in found):
-        raise GrafalignError(
+        raise InputError(
             f'{folder} holds no shards of img2dataset (00000.tar with 00000.parquet); set photos.webdataset to its '
             'output folder.'
         )
@@ -87,14 +87,14 @@ def _shard(table: str, tar: str, columns: Mapping[str, str]) -> Iterator[Raw]:
 
     def choose(names: list[str]) -> list[str]:
         if 'key' not in names or 'status' not in names:
-            raise GrafalignError(f'{table} has no columns key and status, so img2dataset did not write it.')
+            raise InputError(f'{table} has no columns key and status, so img2dataset did not write it.')
         chosen.update(theirs_for_ours(table, names, columns, ()))
         chosen.pop('uri', None)
         if 'photo_id' not in columns:
             chosen.pop('photo_id', None)
         extra = [n for n in ('key', 'status', 'error_message', 'exif') if n in names]
         if not {'lon', 'lat'} <= set(chosen) and 'exif' not in names:
-            raise GrafalignError(
+            raise InputError(
                 f'{table} has neither a column for lon and lat nor one for exif; name them in the recipe, for example '
                 f'photos: {{columns: {{lon: COLUMN}}}}. Its columns are {", ".join(names)}.'
             )
@@ -129,7 +129,7 @@ def _suffix(tar: str) -> str:
                 if suffix in _IMAGES:
                     return suffix
     except tarfile.TarError as error:
-        raise GrafalignError(f'{tar} cannot be read as a tar ({error}); copy that shard again.') from None
+        raise InputError(f'{tar} cannot be read as a tar ({error}); copy that shard again.') from None
     return 'jpg'  # an empty shard, all of whose downloads failed
 
 

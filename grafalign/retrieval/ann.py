@@ -25,7 +25,7 @@ import torch  # isort: skip  # noqa: F401  before faiss: two OpenMP runtimes loa
 import faiss
 
 from grafalign import console
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError
 from grafalign.retrieval.exact import Floats, nearest, score_again
 
 Kind = Literal['exact', 'ivf', 'ivfpq', 'hnsw']
@@ -228,7 +228,7 @@ class Ann:
             index = faiss.read_index(str(path), flags)
         except (RuntimeError, OSError, MemoryError) as error:
             reason = ' '.join(str(error).split())[-200:]
-            raise GrafalignError(f'{path} is missing or damaged ({reason}); make the index again.') from None
+            raise DamagedError(f'{path} is missing or damaged ({reason}); make the index again.') from None
         return cls(kind, index, target, efforts)
 
 

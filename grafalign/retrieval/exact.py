@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch  # isort: skip  # noqa: F401  before faiss: two OpenMP runtimes loaded the other way round crash on macOS
 import faiss
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 FAISS_VERSION: str = faiss.__version__
 """Asked of the module, as its distributions have several names."""
@@ -35,17 +35,17 @@ def check_vectors(vectors: Floats, what: str = 'The embeddings') -> None:
         GrafalignError: there are none, a row is not finite, or a row has not unit length.
     """
     if vectors.ndim != 2 or not len(vectors):
-        raise GrafalignError(f'{what} are no table of vectors, or empty; there must be one row for each item.')
+        raise InputError(f'{what} are no table of vectors, or empty; there must be one row for each item.')
     rows = _part_rows(vectors)
     for start in range(0, len(vectors), rows):
         part = np.asarray(vectors[start : start + rows], dtype=np.float32)
         bad = np.flatnonzero(~np.isfinite(part).all(1))
         if len(bad):
-            raise GrafalignError(f'{what} are not finite in row {start + bad[0]}; embed that item again.')
+            raise InputError(f'{what} are not finite in row {start + bad[0]}; embed that item again.')
         length = np.linalg.norm(part, axis=1)
         off = np.flatnonzero(np.abs(length - 1) > 0.01)
         if len(off):
-            raise GrafalignError(
+            raise InputError(
                 f'{what} are not normalised (row {start + off[0]} has length {length[off[0]]:.3g}); '
                 'divide each row by its length.'
             )
@@ -58,7 +58,7 @@ def check_width(queries: Floats, width: int) -> None:
         GrafalignError: they come from another model.
     """
     if queries.ndim != 2 or queries.shape[1] != width:
-        raise GrafalignError(
+        raise InputError(
             f'The queries have {queries.shape[-1]} dimensions and the index {width}: they come from different models; '
             'use the model that made the index.'
         )
@@ -80,7 +80,7 @@ def nearest(
     """
     check_width(queries, vectors.shape[1])
     if k < 1:
-        raise GrafalignError(f'{k} nearest items make no sense; ask for at least one.')
+        raise InputError(f'{k} nearest items make no sense; ask for at least one.')
     total = len(vectors) if rows is None else len(rows)
     k = min(k, total)
     asked = np.ascontiguousarray(queries, dtype=np.float32)

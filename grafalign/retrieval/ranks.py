@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -74,7 +74,7 @@ def positive_ranks(
     _check(queries, gallery)
     for name, rows, most in (('query', query_of_pair, len(queries)), ('item', item_of_pair, len(gallery))):
         if len(rows) and (rows.min() < 0 or rows.max() >= most):
-            raise GrafalignError(
+            raise InputError(
                 f'A pair names {name} {rows.min() if rows.min() < 0 else rows.max()}, and there are {most}.'
             )
     pairs = np.unique(np.stack([query_of_pair, item_of_pair], axis=1).astype(np.int64).reshape(-1, 2), axis=0)
@@ -103,7 +103,7 @@ def positive_ranks(
 
 def _check(queries: Floats, gallery: Floats) -> None:
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise GrafalignError(
+        raise InputError(
             f'Queries {list(queries.shape)} and gallery {list(gallery.shape)} have different widths: '
             'they come from different models; embed both with one.'
         )
@@ -111,9 +111,7 @@ def _check(queries: Floats, gallery: Floats) -> None:
         for start in range(0, len(vectors), _ROWS):
             bad = np.flatnonzero(~np.isfinite(vectors[start : start + _ROWS]).all(1))
             if len(bad):
-                raise GrafalignError(
-                    f'Row {start + bad[0]} of the {name} is not finite; embed that image or text again.'
-                )
+                raise InputError(f'Row {start + bad[0]} of the {name} is not finite; embed that image or text again.')
 
 
 def _exact_scores(queries: Floats, gallery: Floats, query: Ints, item: Ints) -> npt.NDArray[np.float64]:

@@ -24,7 +24,7 @@ from pyproj import Transformer
 from shapely.geometry import Polygon
 
 from grafalign import console, engine
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import InputError, StaleError, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.labels import VOID
 from grafalign.locks import LOCK, exclusive
@@ -74,7 +74,7 @@ def make_sandbox(out: Path, settings: SandboxSettings | None = None, workers: in
 
 def _check_size(settings: SandboxSettings) -> None:
     if settings.rows % 16 or settings.cols % 16 or min(settings.rows, settings.cols) < 512:
-        raise GrafalignError(
+        raise InputError(
             f'A world of {settings.rows} x {settings.cols} cells cannot be laid out; '
             'rows and cols must be multiples of 16 and at least 512.'
         )
@@ -87,12 +87,12 @@ def _make(out: Path, settings: SandboxSettings, workers: int | None) -> dict[str
         if made.get('settings') == asdict(settings):
             console.log(f'{out} already holds this world.')
             return made
-        raise GrafalignError(f'{out} holds another world ({made.get("settings")}); give another folder or delete it.')
+        raise StaleError(f'{out} holds another world ({made.get("settings")}); give another folder or delete it.')
     begun = out / _BEGUN
     ours = {LOCK, _BEGUN, *_PARTS} if begun.exists() else {LOCK}  # never remove a `photos` folder that we did not make
     foreign = [p.name for p in out.iterdir() if p.name not in ours]
     if foreign:
-        raise GrafalignError(f'{out} is not empty (it holds {foreign[0]!r}); give a new or an empty folder.')
+        raise InputError(f'{out} is not empty (it holds {foreign[0]!r}); give a new or an empty folder.')
     begun.touch()
     for part in _PARTS:
         shutil.rmtree(out / part, ignore_errors=True)

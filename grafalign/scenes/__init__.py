@@ -1,6 +1,6 @@
 """Which scenes saw a place, and what did they see?"""
 
-from grafalign.scenes.blocks import Cut, SceneCutter, SceneTiles
+from grafalign.scenes.blocks import Cut, SceneCutter, SceneTiles, Uncut
 from grafalign.scenes.choice import Choice, choose_scenes
 from grafalign.scenes.items import Found, Scene, load_scenes
 from grafalign.scenes.opening import SceneReadError
@@ -20,6 +20,7 @@ __all__ = [
     'SceneReadError',
     'SceneSource',
     'SceneTiles',
+    'Uncut',
     'band_sources',
     'choose_scenes',
     'cloud_mask',

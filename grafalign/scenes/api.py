@@ -26,7 +26,7 @@ from urllib3 import Retry
 from urllib3.exceptions import MaxRetryError
 
 from grafalign import console
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, RemoteError
 from grafalign.foreign import parse_json
 from grafalign.guarded import LIMITS, AddressError, guarded_pools, origin_of
 from grafalign.scenes.regions import Box
@@ -234,7 +234,7 @@ class Api:
         status = getattr(error, 'status_code', None)
         why = f'status {status}: {_short(error)}' if status else _short(error)
         pages = ', scenes.page_items (servers cap it)' if status == 400 else ''
-        return GrafalignError(
+        return RemoteError(
             f'The STAC API {self._source.api} did not answer the search ({why}); check scenes.api, '
             f'scenes.collections{pages}, and try again: what was found so far is kept.'
         )
@@ -297,14 +297,14 @@ class Api:
             if barren == _BARREN_PAGES:
                 break
             if self._counts['pages'] - pages > _MOST_PAGES:
-                raise GrafalignError(
+                raise RemoteError(
                     f'The STAC API {self._source.api} gives pages without end ({_MOST_PAGES:,} so far); set a larger '
                     'scenes.page_items or a smaller scenes.search_cell_deg.'
                 )
         self._counts['repeated pages'] += barren
         circled = self._counts['repeated pages'] > repeated
         if circled and total > len(items):
-            raise GrafalignError(
+            raise RemoteError(
                 f'The STAC API {self._source.api} repeats its pages and gave {len(items)} of {total} items; set '
                 'another scenes.page_items or a smaller scenes.search_cell_deg.'
             )

@@ -40,19 +40,28 @@ _SCENES_AHEAD = 4
 
 @dataclass(frozen=True)
 class Cut:
-    """What became of one tile."""
+    """One tile cut out of a scene."""
 
     number: int
-    pixels: npt.NDArray[np.generic] | None
-    """[C, H, W] as stored (scale and offset not applied, missing pixels 0); None where reading failed."""
-    missing: npt.NDArray[np.bool_] | None
+    """Which of the scene's boxes."""
+    pixels: npt.NDArray[np.generic]
+    """[C, H, W] as stored (scale and offset not applied, missing pixels 0)."""
+    missing: npt.NDArray[np.bool_]
     """[H, W]: pixels that are missing in any of the files."""
-    problem: str = ''
     scale: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     """[C]: physical = stored * scale + offset."""
     not_finite: float = 0.0
     """Share of the pixels that the files hold there and that are NaN or infinite in any band; all of them missing."""
+
+
+@dataclass(frozen=True)
+class Uncut:
+    """A tile for which the scene could not be read."""
+
+    number: int
+    """Which of the scene's boxes."""
+    reason: str
 
 
 @dataclass
@@ -122,14 +131,14 @@ class SceneCutter:
     ) -> None:
         self._pool, self._reader, self._ahead, self._resampling = pool, reader, ahead, resampling
 
-    def cut(self, scenes: Sequence[SceneTiles]) -> Iterator[tuple[int, Cut]]:
+    def cut(self, scenes: Sequence[SceneTiles]) -> Iterator[tuple[int, Cut | Uncut]]:
         """Cut tiles from several scenes; while one is read, the files of the next ones are opened.
 
         Args:
             scenes: what is wanted of each.
 
         Yields:
-            Number of the scene and one `Cut` for each of its tiles, in the order in which they are complete.
+            Number of the scene and one `Cut` or `Uncut` for each of its tiles, in the order in which they are complete.
         """
         opening: deque[tuple[int, list[Future[_File]]]] = deque()
         waiting = iter(enumerate(scenes))
@@ -230,7 +239,7 @@ class _Cutting:
         self._lock = threading.Lock()
         self._planes: dict[int, list[tuple[_File, npt.NDArray[np.generic], npt.NDArray[np.bool_]]]] = defaultdict(list)
         self._wanting: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
-        self._done: list[Cut] = []
+        self._done: list[Cut | Uncut] = []
         self._not_finite: dict[int, float] = {}
         self._problems: dict[int, list[tuple[int, int, int, str]]] = defaultdict(list)
         self._left = len(scene.boxes)
@@ -255,7 +264,7 @@ class _Cutting:
                 problem = f'{scene.bands[0].href}: its grid cannot be used ({error})'
                 self.runs = []
         if problem:
-            self._done = [Cut(number, None, None, problem) for number in range(len(scene.boxes))]
+            self._done = [Uncut(number, problem) for number in range(len(scene.boxes))]
 
     def _plan(self, resampling: Resampling) -> None:
         known: dict[Grid, Footprints] = {}
@@ -289,7 +298,7 @@ class _Cutting:
         """Whether all tiles were taken."""
         return not self._left
 
-    def take(self) -> list[Cut]:
+    def take(self) -> list[Cut | Uncut]:
         """Tiles that are complete and were not taken yet."""
         with self._lock:
             taken, self._done = self._done, []
@@ -361,7 +370,7 @@ class _Cutting:
                 return
             planes, problems = self._planes.pop(number, []), self._problems.get(number)
         if problems:  # whichever thread came first, the same one is told
-            cut = Cut(number, None, None, min(problems)[-1])
+            result: Cut | Uncut = Uncut(number, min(problems)[-1])
         else:
             tile = np.zeros((self._bands, *self._tiles[number].shape), dtype=planes[0][1].dtype)
             holes = np.zeros(self._tiles[number].shape, dtype=bool)
@@ -370,6 +379,6 @@ class _Cutting:
                 holes |= missing
             tile[:, holes] = 0
             scale, offset = self._radiometry
-            cut = Cut(number, tile, holes, '', scale, offset, self._not_finite.pop(number, 0.0))
+            result = Cut(number, tile, holes, scale, offset, self._not_finite.pop(number, 0.0))
         with self._lock:
-            self._done.append(cut)
+            self._done.append(result)

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from urllib3.exceptions import HTTPError
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, RemoteError
 from grafalign.foreign import open_plain, parse_json
 from grafalign.guarded import AddressError, PrivateAddressError, joined, origin_of, read_url
 from grafalign.scenes.hrefs import absolute_assets, refused
@@ -37,7 +37,7 @@ def from_catalog(path: Path, rejected: list[Rejected], private_addresses: bool =
         GrafalignError: the catalog or one of its children cannot be read.
     """
     if not path.is_file():
-        raise GrafalignError(f'There is no file {path}; set scenes.catalog to a catalog.json or collection.json.')
+        raise InputError(f'There is no file {path}; set scenes.catalog to a catalog.json or collection.json.')
     todo, seen = [(str(path.resolve()), True)], set()
     while todo:
         document, trusted = todo.pop()
@@ -49,7 +49,7 @@ def from_catalog(path: Path, rejected: list[Rejected], private_addresses: bool =
             children = [_target(document, href) for rel, href in links if rel == 'child']
         except (OSError, ValueError, HTTPError, PrivateAddressError) as error:
             name = path if document == str(path.resolve()) else f'{path}, its child {document},'
-            raise GrafalignError(
+            raise (RemoteError if '://' in document else InputError)(
                 f'{name} cannot be read as a STAC catalog ({_short(error)}); check it with a STAC validator.'
             ) from None
         # depth first, in the order of the links

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.guarded import host_of
 from grafalign.scenes.catalog import from_catalog
 from grafalign.scenes.hrefs import is_private, refused
@@ -86,10 +86,10 @@ def check_source(source: SceneSource, bands: list[str], gsd_m: float) -> None:
         Api(source, None, Counter()).check()
         return
     rejected: list[Rejected] = []
+    items: Iterator[dict[str, Any]] = iter(())
     if source.catalog is not None:
         items = from_catalog(source.catalog, rejected, source.private_addresses)
-    else:
-        assert source.items is not None
+    elif source.items is not None:
         items = from_file(source.items, rejected)
     problem: GrafalignError | None = None
     for item in itertools.islice(items, _LOOKED_AT):
@@ -207,7 +207,7 @@ def _complain(
     if rejected and counts['items'] <= sum(r[2] != 'is not a STAC item' for r in rejected):
         _, name, reason, detail = rejected[0]
         why = f'{name}: {reason}' + (f': {detail}' if detail else '')
-        raise GrafalignError(
+        raise InputError(
             f'{source.name}: none of its {len(rejected)} items can be used ({why}); mend or remove such items.'
         )
     if source.api is not None and not counts['items'] and source.where:
@@ -221,7 +221,7 @@ def _complain(
     west, south = min(b[0] for b in boxes), min(b[1] for b in boxes)
     east, north = max(b[2] for b in boxes), max(b[3] for b in boxes)
     out = ', '.join(f'{n} {why}' for why in _REASONS if (n := counts[why]))
-    raise GrafalignError(
+    raise InputError(
         f'{source.name}: none of its {counts["items"]} items lies over the photos '
         f'({west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north) and passes the filters'
         f'{" (" + out + ")" if out else ""}; check the region, scenes.collections, scenes.period, '

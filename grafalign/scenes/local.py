@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.foreign import parse_json
 from grafalign.scenes.hrefs import absolute_assets, self_link
 from grafalign.scenes.table import read_items
@@ -27,7 +27,7 @@ def from_file(path: Path, rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
         GrafalignError: the file cannot be read.
     """
     if not path.is_file():
-        raise GrafalignError(
+        raise InputError(
             f'There is no file {path}; set scenes.items to a .json, .ndjson or .parquet file of STAC items.'
         )
     base = str(path.resolve())
@@ -38,7 +38,7 @@ def from_file(path: Path, rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
             else:
                 rejected.append(('scene', f'entry {number}', NOT_AN_ITEM, 'it has no `id` or `assets`'))
     except Exception as error:  # JSON, Arrow and encoding errors: the user needs the file's name
-        raise GrafalignError(f'{path} cannot be read as STAC items ({error}); check that the file is whole.') from None
+        raise InputError(f'{path} cannot be read as STAC items ({error}); check that the file is whole.') from None
 
 
 def _entries(path: Path, rejected: list[Rejected]) -> Iterator[Any]:

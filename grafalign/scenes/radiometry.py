@@ -25,7 +25,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from grafalign.config import Settings
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 _SENTINEL2_BAND = re.compile(
     r'B(0?[1-9]|1[0-2]|8A)|coastal|blue|green|red|rededge[1-3]?|nir(08|09)?|swir(16|22)', re.IGNORECASE
@@ -100,7 +100,7 @@ def band_sources(
     try:
         return [_band(item, name, gsd_m, (overrides or {}).get(name, BandOverride())) for name in bands]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise GrafalignError(f'Item {item.get("id")} misstates its bands ({error}); mend or remove it.') from None
+        raise InputError(f'Item {item.get("id")} misstates its bands ({error}); mend or remove it.') from None
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _band(item: dict[str, Any], name: str, gsd_m: float, override: BandOverride)
                 common.append(candidate)
     if not names and not common:
         shown = ', '.join(dict.fromkeys(str(k) for k in known))
-        raise GrafalignError(f'Item {item.get("id")} has no band {name!r}; set sensor.bands to names it has: {shown}.')
+        raise InputError(f'Item {item.get("id")} has no band {name!r}; set sensor.bands to names it has: {shown}.')
     chosen = _nearest(item, name, names or common, gsd_m)
     return _source(item, chosen.key, chosen.asset, chosen.index, override)
 
@@ -163,7 +163,7 @@ def _nearest(item: dict[str, Any], name: str, candidates: list[_Candidate], gsd_
     best = [c for c in best if 'cloud-optimized' in str(c.asset.get('type'))] if len(best) > 1 else best
     if len(best) == 1:
         return best[0]
-    raise GrafalignError(
+    raise InputError(
         f'Item {item.get("id")} has several assets with a band {name!r}, and their resolutions do not say which to '
         f'read for tiles of {gsd_m:g} m; set sensor.bands to one of {", ".join(c.label for c in candidates)}.'
     )

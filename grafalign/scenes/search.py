@@ -24,7 +24,7 @@ from typing import Any
 import shapely
 
 from grafalign import console
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import MachineError, naming_full_disk
 from grafalign.scenes.api import Api
 from grafalign.scenes.hrefs import absolute_assets, self_link
 from grafalign.scenes.local import Rejected
@@ -137,7 +137,7 @@ def _search_one(api: Api, region: Box, file: Path, asked: dict[str, Any], counts
             _write(file, table)
             _write(file.with_suffix('.json'), (json.dumps(facts, indent=1) + '\n').encode())
     except OSError as error:
-        raise GrafalignError(
+        raise MachineError(
             f'{file} cannot be written ({error.strerror}); set scenes.cache to a folder that can.'
         ) from None
     return facts

@@ -21,7 +21,7 @@ import urllib3
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import RemoteError
 from grafalign.scenes.retry import FOR_THE_MOMENT, CappedRetry
 from grafalign.scenes.source import SignSettings
 
@@ -139,7 +139,7 @@ class Signer:
             life_s = (expiry - _server_time(response.headers.get('Date'))).total_seconds()
         except (urllib3.exceptions.HTTPError, ValueError, TypeError, KeyError, AttributeError) as error:
             text = ' '.join(str(error).split())[:200]
-            raise GrafalignError(
+            raise RemoteError(
                 f'The token service {url} gave no token ({type(error).__name__}: {text}); check scenes.sign and the '
                 'addresses of the assets, and try again.'
             ) from None

@@ -22,7 +22,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 Value = bool | int | float | str
 Where = dict[str, dict[str, Value | list[Value]]]
@@ -131,13 +131,13 @@ class Conditions:
                 continue
             if name in self._other_kind:
                 given = self._other_kind[name]
-                raise GrafalignError(
+                raise InputError(
                     f'{source}: scenes.where compares {name} with another kind of value than the items have '
                     f'({given!r}, a {_kind(given) or type(given).__name__}); write such a value, texts in quotes.'
                 )
             near = difflib.get_close_matches(name, self._names, 3, 0.5)
             hint = f'did you mean {" or ".join(near)}?' if near else f'they have {", ".join(sorted(self._names)[:12])}.'
-            raise GrafalignError(f'{source}: no item has the property {name} of scenes.where; {hint}')
+            raise InputError(f'{source}: no item has the property {name} of scenes.where; {hint}')
 
 
 def as_query(where: Where) -> dict[str, Any]:

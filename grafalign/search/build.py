@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from grafalign import console
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import InputError, StaleError, naming_full_disk
 from grafalign.files import write_table
 from grafalign.locks import LOCK, exclusive
 from grafalign.models import Model
@@ -73,7 +73,7 @@ def build_index(
             another process is writing to it.
     """
     if recall is not None and not 0 < recall <= 1:
-        raise GrafalignError(f'--recall {recall} makes no sense; give a share such as 0.99.')
+        raise InputError(f'--recall {recall} makes no sense; give a share such as 0.99.')
     found = open_source(source, bands, value_range)
     with exclusive(out), naming_full_disk(out):
         pixels = {k: v for k, v in model.rule.facts(fit, (0, 1)).items() if k != 'value_range'}
@@ -101,7 +101,7 @@ def _open(
         held = catalog.marker.model.pixels
         if held != pixels:
             differ = ', '.join(k for k in pixels if held.get(k) != pixels[k])
-            raise GrafalignError(
+            raise StaleError(
                 f'{out} was made from pixels that were prepared otherwise ({differ}); give the same '
                 'options, or another folder.'
             )
@@ -111,7 +111,7 @@ def _open(
         p.name not in (LOCK, REJECTED) and not p.name.startswith('vectors-') and p.suffix != '.part'
         for p in out.iterdir()
     ):
-        raise GrafalignError(f'{out} is not empty and no index; give another folder.')
+        raise InputError(f'{out} is not empty and no index; give another folder.')
     width = model.embed_texts(['a place']).shape[1]
     made = IndexModel(
         spec=named[0], clip=named[1], name=model.name, kind=model.kind, digest=model.digest, pixels=pixels
@@ -123,7 +123,7 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
     before, now = catalog.marker.sources.get(source.name), source.metadata
     if before is not None and before != now:
         differ = ', '.join(k for k, value in now if getattr(before, k) != value)
-        raise GrafalignError(
+        raise StaleError(
             f'{source.name} was indexed with other {differ}; give the same options, or another folder for the index.'
         )
     held = catalog.items[catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool)]
@@ -172,7 +172,7 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
     _keep_rejected(catalog, source, rejected)
     if not len(catalog):
         name, reason = next(iter(rejected.items()))
-        raise GrafalignError(f'{source.name}: none of its {len(rejected)} pictures can be used ({name}: {reason}).')
+        raise InputError(f'{source.name}: none of its {len(rejected)} pictures can be used ({name}: {reason}).')
 
 
 def _drop_gone(catalog: Catalog, source: Source) -> None:

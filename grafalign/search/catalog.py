@@ -30,7 +30,7 @@ import pandas as pd
 import psutil
 
 from grafalign import console
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, GrafalignError, InputError, StaleError
 from grafalign.files import file_digest, write_atomically, write_table
 from grafalign.foreign import below
 from grafalign.retrieval.ann import FEWEST_ROWS, Ann, Kind, choose
@@ -65,7 +65,7 @@ class Catalog:
         self.path = Path(path)
         marker = self.path / MARKER
         if not marker.is_file():
-            raise GrafalignError(f'{self.path} is no index (no {MARKER}); make one with `grafalign index`.')
+            raise InputError(f'{self.path} is no index (no {MARKER}); make one with `grafalign index`.')
         self.marker = IndexMarker.read(marker)
         try:
             self._files = {below(self.path, n).name: size for n, size in self.marker.files.items()}
@@ -73,7 +73,7 @@ class Catalog:
             if vectors != self.total * self.width * 4:
                 raise ValueError(f'{self.total} vectors of {self.width} numbers are not {vectors} bytes')
         except (ValueError, KeyError, IndexError) as error:
-            raise GrafalignError(f'{marker} is damaged ({error!r}); {_AGAIN}') from None
+            raise DamagedError(f'{marker} is damaged ({error!r}); {_AGAIN}') from None
         for name, size in self._files.items():
             if name.startswith('ann-'):
                 continue  # can be made again from the vectors
@@ -84,7 +84,7 @@ class Catalog:
                     if held is None
                     else f'damaged ({held:,} bytes instead of {size:,})'
                 )
-                raise GrafalignError(f'{self.path / name} is {state}; {_AGAIN}')
+                raise DamagedError(f'{self.path / name} is {state}; {_AGAIN}')
 
     @property
     def width(self) -> int:
@@ -137,15 +137,15 @@ class Catalog:
             try:
                 parts.append(gpd.read_parquet(self.path / name))
             except Exception as error:  # Arrow and Shapely raise types of their own on damage
-                raise GrafalignError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
+                raise DamagedError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
             if not {'item_id', 'datetime', 'source', 'signature'} <= set(parts[-1].columns):
-                raise GrafalignError(f'{self.path / name} is damaged (a column lacks); {_AGAIN}')
+                raise DamagedError(f'{self.path / name} is damaged (a column lacks); {_AGAIN}')
         if not parts:
             empty = {'item_id': [], 'datetime': pd.to_datetime([], utc=True), 'source': [], 'signature': []}
             return gpd.GeoDataFrame(empty, geometry=[], crs='EPSG:4326')
         table = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
         if len(table) != self.total:
-            raise GrafalignError(f'{self.path} has {self.total:,} vectors and {len(table):,} items; {_AGAIN}')
+            raise DamagedError(f'{self.path} has {self.total:,} vectors and {len(table):,} items; {_AGAIN}')
         return table
 
     @cached_property
@@ -156,7 +156,7 @@ class Catalog:
             try:
                 there[np.load(self.path / name, allow_pickle=False)] = False
             except (OSError, ValueError, IndexError, EOFError, SyntaxError, TokenError, MemoryError) as error:
-                raise GrafalignError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
+                raise DamagedError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
         return there
 
     @cached_property
@@ -168,10 +168,10 @@ class Catalog:
         try:
             path = below(self.path, made.file)
             if not path.is_file() or path.stat().st_size != self._files[made.file]:
-                raise GrafalignError(f'{path} is missing or damaged')
+                raise DamagedError(f'{path} is missing or damaged')
             found = Ann.load(path, made.kind, self.marker.target, list(made.efforts))
             if found.rows != made.rows or found.index.d != self.width:
-                raise GrafalignError(f'{path} belongs to another index')
+                raise StaleError(f'{path} belongs to another index')
         except (GrafalignError, KeyError, TypeError, ValueError, AttributeError) as error:
             console.log(f'{error}: searching exactly, which is slower; run `grafalign index` again to make it anew.')
             return None
@@ -189,7 +189,7 @@ class Catalog:
         """
         made = self.marker.model
         if digest != made.digest:
-            raise GrafalignError(
+            raise StaleError(
                 f'{self.path} was made by another model ({made.name}, {made.spec}) than {name}; use that one, or '
                 'index again into another folder.'
             )
@@ -311,7 +311,7 @@ class Catalog:
             GrafalignError: the source is not there, or an item; the sentence names the first.
         """
         if source not in self.marker.sources:
-            raise GrafalignError(
+            raise InputError(
                 f'{self.path} holds nothing of {source}; its sources are {", ".join(self.marker.sources)}.'
             )
         known = self.items['item_id'].to_numpy()
@@ -319,7 +319,7 @@ class Catalog:
         missing = sorted(set(item_ids) - set(known[there]))
         if missing:
             more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
-            raise GrafalignError(f'{self.path} has no item {missing[0]}{more}; `grafalign search` shows the ids.')
+            raise InputError(f'{self.path} has no item {missing[0]}{more}; `grafalign search` shows the ids.')
         return np.flatnonzero(np.isin(known, item_ids) & there)
 
     def optimise(

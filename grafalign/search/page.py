@@ -14,7 +14,7 @@ import shapely
 from jinja2 import Environment
 
 from grafalign.datasets.pictures import read_picture
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import GrafalignError, InputError, naming_full_disk
 from grafalign.escapes import csv_cell
 from grafalign.files import write_atomically
 from grafalign.foreign import below
@@ -63,7 +63,7 @@ def check_format(path: Path) -> None:
     """
     ending = path.suffix.lower()
     if ending not in FORMATS:
-        raise GrafalignError(
+        raise InputError(
             f'{path}: answers are not written as {ending or "a file without ending"}; give one of {", ".join(FORMATS)}.'
         )
 

@@ -13,7 +13,7 @@ import pandas as pd
 import shapely
 
 from grafalign.datasets.pictures import BANDS_BY_COUNT, read_picture
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.foreign.vectors import check_vector
 from grafalign.models import Model, to_input
 from grafalign.models.pixels import band_places
@@ -69,11 +69,11 @@ def search(
     catalog = index if isinstance(index, Catalog) else Catalog(Path(index))
     asked = [Query(text=q) if isinstance(q, str) else q for q in ([queries] if isinstance(queries, str) else queries)]
     if any((q.text is None) + (q.image is None) + (q.lonlat is None) != 2 for q in asked):
-        raise GrafalignError('A query is a text, an image or a place; give exactly one of them.')
+        raise InputError('A query is a text, an image or a place; give exactly one of them.')
     if not asked:
-        raise GrafalignError('There is no query; give words, --image or --lonlat.')
+        raise InputError('There is no query; give words, --image or --lonlat.')
     if k < 1:
-        raise GrafalignError(f'-k {k} makes no sense; ask for at least one.')
+        raise InputError(f'-k {k} makes no sense; ask for at least one.')
     allowed = allowed_rows(catalog, region, begin, end)
     vectors = _vectors(catalog, asked, model)
     scores, rows = catalog.search(vectors, min(k, max(len(catalog), 1)), allowed)
@@ -116,7 +116,7 @@ def allowed_rows(
     if not mask.any():
         placed = int(items.geometry.notna().sum())
         timed = int(when.notna().sum())
-        raise GrafalignError(
+        raise InputError(
             f'No item of {catalog.path} is in that region and time ({placed:,} of {len(items):,} have a place and '
             f'{timed:,} a time); widen the filter.'
         )
@@ -140,7 +140,7 @@ def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> n
         try:
             model = load_model(made.spec, made.clip)
         except GrafalignError as error:
-            raise GrafalignError(
+            raise type(error)(
                 f'{error} The index {catalog.path} names that model; if it moved, give --model.'
             ) from None
     if model is not None:
@@ -167,12 +167,12 @@ def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:
     bands = like.bands if like else BANDS_BY_COUNT.get(len(pixels))
     if bands is None:
         known = ' or '.join(', '.join(s.bands) for s in sources)
-        raise GrafalignError(f'{path} has {len(pixels)} bands and the index holds {known}; give a picture of those.')
+        raise InputError(f'{path} has {len(pixels)} bands and the index holds {known}; give a picture of those.')
     if pixels.dtype == np.uint8:
         same = like is not None and like.dtype == 'uint8'
         span = like.value_range if like is not None and same else (0.0, 255.0)
     elif like is None or like.dtype == 'uint8':
-        raise GrafalignError(f'{path} holds {pixels.dtype} numbers and the index 8-bit pictures; give one of 8 bits.')
+        raise InputError(f'{path} holds {pixels.dtype} numbers and the index 8-bit pictures; give one of 8 bits.')
     else:
         span = like.value_range
     taken = to_input(pixels[band_places(model.rule, bands)], model.rule, catalog.marker.model.pixels['fit'], span)
@@ -186,11 +186,11 @@ def _row_at(catalog: Catalog, lon: float, lat: float) -> int:
         GrafalignError: the place is none on Earth, or no item has a place.
     """
     if not (-180 <= lon <= 180 and -90 <= lat <= 90):
-        raise GrafalignError(f'--lonlat {lon:g} {lat:g} is no place on Earth; give longitude, then latitude.')
+        raise InputError(f'--lonlat {lon:g} {lat:g} is no place on Earth; give longitude, then latitude.')
     items = catalog.items
     known = np.flatnonzero(catalog.alive & (items.geometry.notna() & ~items.geometry.is_empty).to_numpy())
     if not len(known):
-        raise GrafalignError(f'No item of {catalog.path} has a place; ask with words or a picture.')
+        raise InputError(f'No item of {catalog.path} has a place; ask with words or a picture.')
     here = np.intersect1d(items.sindex.query(shapely.Point(lon, lat), predicate='intersects'), known)
     rows = here if len(here) else known
     inside = items.geometry.iloc[rows].representative_point()
@@ -208,8 +208,8 @@ def read_region(path: Path) -> shapely.Geometry:
         table = gpd.read_parquet(path) if check_vector(path) == 'GeoParquet' else gpd.read_file(path)
     except Exception as error:  # pyogrio, pyarrow and GDAL raise types of their own
         reason = ' '.join(str(error).split())[:200]
-        raise GrafalignError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoParquet.') from None
+        raise InputError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoParquet.') from None
     shapes = table.geometry.dropna() if isinstance(table, gpd.GeoDataFrame) else None
     if shapes is None or not len(shapes):
-        raise GrafalignError(f'{path} holds no geometry; give a region.')
+        raise InputError(f'{path} holds no geometry; give a region.')
     return shapely.union_all((shapes if table.crs is None else shapes.to_crs('EPSG:4326')).make_valid().to_numpy())

@@ -22,7 +22,7 @@ from grafalign.datasets.pictures import (
     picture_facts,
     read_picture,
 )
-from grafalign.errors import GrafalignError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.photos.exif import read_facts
 from grafalign.search.marker import IndexSource
 from grafalign.store import MARKER, PairStore
@@ -64,12 +64,12 @@ def open_source(
         GrafalignError: it is neither, it is empty, or nobody has said what its numbers mean.
     """
     if value_range is not None and not value_range[0] < value_range[1]:
-        raise GrafalignError(f'The value range {value_range[0]:g} {value_range[1]:g} is none; give the smaller first.')
+        raise InputError(f'The value range {value_range[0]:g} {value_range[1]:g} is none; give the smaller first.')
     folder = Path(path)
     if '://' in path or (folder / MARKER).exists():
         return _store(PairStore(path), value_range)
     if not folder.is_dir():
-        raise GrafalignError(f'There is no folder {path}; give a pair store or a folder of pictures.')
+        raise InputError(f'There is no folder {path}; give a pair store or a folder of pictures.')
     return _folder(folder, bands, value_range)
 
 
@@ -113,7 +113,7 @@ def tile_state(store: PairStore, row: int) -> str:
 def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[float, float] | None) -> Source:
     files = sorted(p for p in folder.rglob('*') if p.is_file() and is_picture(str(p.relative_to(folder))))
     if not files:
-        raise GrafalignError(f'{folder} holds no pictures (jpg, png, tif ...); give a folder that does.')
+        raise InputError(f'{folder} holds no pictures (jpg, png, tif ...); give a folder that does.')
     console.log(f'{len(files):,} pictures in {folder}')
     rows: list[dict[str, Any]] = [{}] * len(files)
     for index, facts in engine.run(_facts_of, files):
@@ -123,11 +123,11 @@ def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[floa
     files, rows = [p for p, f in pairs if 'reason' not in f], [f for _, f in pairs if 'reason' not in f]
     if not files:
         name, reason = rejected[0]
-        raise GrafalignError(f'{folder}: none of its {len(rejected)} pictures can be read ({name}: {reason}).')
+        raise InputError(f'{folder}: none of its {len(rejected)} pictures can be read ({name}: {reason}).')
     first, many, dtype = _kind(files)
     bands = bands or BANDS_BY_COUNT.get(many)
     if bands is None:
-        raise GrafalignError(f'{first} has {many} bands; name them, such as --bands red,green,blue,nir.')
+        raise InputError(f'{first} has {many} bands; name them, such as --bands red,green,blue,nir.')
     given, count = value_range is not None, len(bands)
     value_range = value_range or default_range(dtype, str(first))
 
@@ -136,7 +136,7 @@ def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[floa
         if len(pixels) == 1 and count > 1:
             pixels = np.repeat(pixels, count, axis=0)  # a grey picture among coloured ones
         if len(pixels) != count:
-            raise GrafalignError(
+            raise InputError(
                 f'{files[row]} has {len(pixels)} bands and the others {count}; put pictures of one kind into a folder.'
             )
         if pixels.dtype != np.uint8 and not given:
@@ -178,7 +178,7 @@ def _kind(files: list[Path]) -> tuple[Path, int, str]:
         except GrafalignError as error:
             problem = problem or error
     if not kinds:
-        raise problem or GrafalignError(f'{files[0]} cannot be read.')
+        raise problem or InputError(f'{files[0]} cannot be read.')
     (count, dtype), those = max(kinds.items(), key=lambda k: (len(k[1]), -k[0][0]))
     return those[0], count, dtype
 

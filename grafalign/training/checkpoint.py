@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, GrafalignError, MachineError, StaleError
 
 
 class Position(NamedTuple):
@@ -112,7 +112,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path))
     except SafetensorError as error:
-        raise GrafalignError(
+        raise MachineError(
             f'{path} cannot be written ({error}); free some space and run the same command again '
             '(the last checkpoint is kept).'
         ) from None
@@ -146,7 +146,7 @@ def checkpoint_facts(path: Path, digest: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from None
     if theirs != digest:
-        raise GrafalignError(
+        raise StaleError(
             f'{path} was made with other settings, clip, store or photos; give the run another `out` or delete it.'
         )
     return facts
@@ -185,4 +185,4 @@ def like(value: Tensor, tensor: Tensor) -> Tensor:
 
 def _damaged(path: Path, error: Exception) -> GrafalignError:
     reason = ' '.join(str(error).split())[:200]
-    return GrafalignError(f'{path} is damaged ({reason}); delete this folder to begin again.')
+    return DamagedError(f'{path} is damaged ({reason}); delete this folder to begin again.')

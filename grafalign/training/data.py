@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from grafalign.encoders import GroundBank, select_bands
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, GrafalignError, InputError
 from grafalign.store import PairStore
 from grafalign.training.order import shuffled
 from grafalign.training.placement import RADIUS_PER_SIGMA
@@ -146,7 +146,7 @@ class PairSteps(Dataset[Batch]):
         self._last = np.append(self._first[1:], len(pairs))
         self._photos = np.unique(self._photo)
         if not len(self.tiles):
-            raise GrafalignError(
+            raise InputError(
                 f'{store.path} has no {split} tile with a usable photo; check `split.shares` of its recipe.'
             )
         self._sigma_px = _sigma_px(store, settings.placement.unknown_accuracy_m)
@@ -314,7 +314,7 @@ class PairSteps(Dataset[Batch]):
             try:
                 part = self.store.read_tile(int(self.tiles[tile]))[self.bands]
                 if np.issubdtype(part.dtype, np.inexact) and not np.isfinite(part).all():
-                    raise GrafalignError('it holds numbers that are not finite')
+                    raise DamagedError('it holds numbers that are not finite')
                 pixels.append(part)
             except GrafalignError:
                 bad.append(int(tile))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from grafalign import console
-from grafalign.errors import GrafalignError
+from grafalign.errors import DamagedError, InputError, MachineError
 from grafalign.files import write_atomically
 from grafalign.training.checkpoint import (
     Position,
@@ -55,11 +55,11 @@ def make_accelerator(precision: str, out: Path | None = None, trackers: tuple[st
     if precision == 'auto':
         precision = 'bf16' if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 'no'
     if precision == 'fp16' and not on_gpu:
-        raise GrafalignError('precision: fp16 needs a GPU; use `auto`, `no` or `bf16` here.')
+        raise MachineError('precision: fp16 needs a GPU; use `auto`, `no` or `bf16` here.')
     known = sorted(LOGGER_TYPE_TO_CLASS)
     for name in trackers:
         if name not in known:
-            raise GrafalignError(f'trackers: Accelerate knows no tracker {name!r}; known are {", ".join(known)}.')
+            raise InputError(f'trackers: Accelerate knows no tracker {name!r}; known are {", ".join(known)}.')
     tracked: dict[str, Any] = {} if out is None else {'log_with': list(trackers) or None, 'project_dir': str(out)}
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # or a second training of one process could have no other precision
@@ -67,13 +67,13 @@ def make_accelerator(precision: str, out: Path | None = None, trackers: tuple[st
     plugin = getattr(accelerator.state, 'fsdp_plugin', None)
     if plugin is not None:
         if plugin.fsdp_version != 2:
-            raise GrafalignError('FSDP of version 1 cannot train this; set `fsdp_version: 2` in the accelerate config.')
+            raise InputError('FSDP of version 1 cannot train this; set `fsdp_version: 2` in the accelerate config.')
         # autocast chooses types by operation; FSDP would cast the places of photos and the loss to bfloat16, too
         plugin.mixed_precision_policy = None
     missing = set(trackers) - {str(getattr(t, 'value', t)) for t in accelerator.log_with}
     if out is not None and missing:
         name = sorted(missing)[0]
-        raise GrafalignError(f'trackers: {name} is not installed; `pip install {name}` or remove it from the list.')
+        raise MachineError(f'trackers: {name} is not installed; `pip install {name}` or remove it from the list.')
     return accelerator
 
 
@@ -292,7 +292,7 @@ def _next(items: Iterator[Any], window: _Window) -> Any:
     except RuntimeError as error:
         if 'timed out' not in str(error):
             raise
-        raise GrafalignError(
+        raise MachineError(
             f'No data worker sent a batch for {_SILENT_S} s; look at the disk of the store, at the space in /dev/shm '
             'and at the limit of open files (ulimit -n), or set `workers: 0`.'
         ) from None
@@ -303,7 +303,7 @@ def _next(items: Iterator[Any], window: _Window) -> Any:
 def _check_finite(found: Mapping[str, float], step: int) -> None:
     for what, value in found.items():
         if not math.isfinite(value):
-            raise GrafalignError(
+            raise InputError(
                 f'The {what} {value} at step {step}; the last checkpoint is kept. All pixels that went in are finite '
                 '(others are left out as unreadable tiles), so lower `lr` or change `precision`.'
             )
@@ -343,7 +343,7 @@ class _BadTiles:
         if self._path is not None and self._accelerator.is_main_process:
             write_atomically(self._path, ''.join(f'{n}\n' for n in sorted(self.names)).encode())
         if len(self.names) > self._most:
-            raise GrafalignError(
+            raise DamagedError(
                 f'{len(self.names)} tiles are unreadable, more than max_bad_tiles ({self._most}): {self._path} lists '
                 'them. Run `grafalign check` on the store and mend it, or raise max_bad_tiles.'
             )

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import MachineError
 
 _SHARE_OF_RAM = 0.5
 """Of the memory that is free now: other processes of the same run and of the machine need some too."""
@@ -43,7 +43,7 @@ def largest_micro_batch(forward: Try, most: int, task: nn.Module, device: torch.
         found = _by_counting(forward, most, 4 * kept)
     task.zero_grad(set_to_none=True)
     if found < 1:
-        raise GrafalignError(
+        raise MachineError(
             'Not even one tile fits into memory; use a smaller CLIP, `tune.grad_checkpointing: true`, `tune.lora`, '
             'or a bank with fewer negatives.'
         )
@@ -85,7 +85,7 @@ def naming_full_memory() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise GrafalignError(
+        raise MachineError(
             'Memory ran out; the last checkpoint is kept. Run the same command again with a smaller `micro_batch` '
             '(model.json or the last checkpoint says which it was), or with `tune.grad_checkpointing: true`.'
         ) from None

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import MachineError
 
 _LOST = re.compile('gloo|nccl|connection (closed|reset|refused)|broken pipe|by peer', re.IGNORECASE)
 
@@ -58,12 +58,12 @@ def naming_lost_processes() -> Iterator[None]:
         if 'DataLoader worker' in reason or not isinstance(error, RuntimeError):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again while we say goodbye
-            raise GrafalignError(
+            raise MachineError(
                 f'A data worker died ({reason[:120]}); the last checkpoint is kept. Run the same command again, with '
                 'fewer `workers` if memory was short.'
             ) from None
         if isinstance(error, distributed.DistError) or _LOST.search(reason):
-            raise GrafalignError(
+            raise MachineError(
                 f'Another process of this training is gone ({reason[:120]}); the last checkpoint is kept. Its own '
                 'message says why; run the same command again.'
             ) from None

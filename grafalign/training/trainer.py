@@ -43,7 +43,7 @@ from grafalign.encoders import (
     select_bands,
     tune,
 )
-from grafalign.errors import GrafalignError, naming_full_disk
+from grafalign.errors import DamagedError, InputError, StaleError, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.locks import exclusive
 from grafalign.store import PairStore
@@ -114,7 +114,7 @@ def _train(settings: TrainSettings) -> RunMarker:
     if (out / 'model.json').is_file():
         done = RunMarker.read(out / 'model.json')
         if done.digest != digest:
-            raise GrafalignError(f'{out} holds a run with other settings, clip, store or photos; give another `out`.')
+            raise StaleError(f'{out} holds a run with other settings, clip, store or photos; give another `out`.')
         console.log(f'{out} is already complete.')
         return done
     newest = latest_checkpoint(out / 'checkpoints')
@@ -137,7 +137,7 @@ def _train(settings: TrainSettings) -> RunMarker:
     micro = _micro_batch(settings, steps, task, accelerator, begun)
     steps = steps.in_portions(micro)
     if settings.photo_to_tile and steps.portions > 1:
-        raise GrafalignError(
+        raise InputError(
             f'`photo_to_tile` needs the whole batch at once, but micro_batch is {micro}: lower batch_tiles, or raise '
             'micro_batch or the number of processes.'
         )
@@ -241,7 +241,7 @@ def _micro_batch(
     if begun is not None:  # sums in other portions would differ in their last bits
         return min(int(begun['micro_batch']), most)
     if accelerator.distributed_type is DistributedType.FSDP:
-        raise GrafalignError('`micro_batch: auto` tries the whole model on one device; under FSDP give a number.')
+        raise InputError('`micro_batch: auto` tries the whole model on one device; under FSDP give a number.')
 
     def forward(tiles: int) -> torch.Tensor:
         batch = steps.in_portions(tiles)[0]
@@ -281,11 +281,11 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
     """
     run = Path(run)
     if not (run / 'model.json').is_file():
-        raise GrafalignError(f'{run} is not a finished run (no model.json); run `grafalign train` to the end.')
+        raise DamagedError(f'{run} is not a finished run (no model.json); run `grafalign train` to the end.')
     marker = RunMarker.read(run / 'model.json')
     clip = clip or load_clip(marker.clip)
     if clip.digest != marker.clip_digest:
-        raise GrafalignError(
+        raise StaleError(
             f'{run} was trained towards another CLIP than {clip.settings.model} ({clip.settings.pretrained}); '
             f'use {marker.clip.model} ({marker.clip.pretrained}).'
         )
@@ -294,5 +294,5 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
     try:
         encoder.load_state_dict(load_file(run / 'model.safetensors'))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise GrafalignError(f'{run}/model.safetensors is missing or damaged ({error}); train again.') from None
+        raise DamagedError(f'{run}/model.safetensors is missing or damaged ({error}); train again.') from None
     return SatelliteModel(encoder.eval(), PixelRule(sensor, clip), clip, sensor, marker)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import MachineError
 
 PREFETCHED = 4
 """Batches that a worker makes ahead."""
@@ -38,14 +38,14 @@ def check_worker_room(steps: Any, item: int, workers: int) -> None:
     shm = Path('/dev/shm')
     free = shutil.disk_usage(shm).free if shm.is_dir() else memory
     if free < memory:
-        raise GrafalignError(
+        raise MachineError(
             f'{workers} data workers need about {memory / 1e6:,.0f} MB in /dev/shm, which has {free / 1e6:,.0f} MB '
             'free: give the container more (docker run --shm-size), lower micro_batch, or set `workers: 0`.'
         )
     files = ahead * len(tensors) + _OTHER_FILES
     limit = _file_limit()
     if limit is not None and limit < files:
-        raise GrafalignError(
+        raise MachineError(
             f'{workers} data workers need about {files:,} open files, and the limit is {limit:,}: raise it '
             '(ulimit -n), or set `workers: 0`.'
         )

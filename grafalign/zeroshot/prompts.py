@@ -13,7 +13,7 @@ import yaml
 from torch.nn import functional
 
 from grafalign.encoders import FrozenClip
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 PHOTO_TEMPLATES = ('a photo of {}.',)
 """The satellite encoder lands where CLIP puts *photos*, so photos are what its prompts speak of."""
@@ -52,10 +52,10 @@ def prompt_vectors(
         GrafalignError: there is no class, a class has no name, or a template has no `{}`.
     """
     if not names:
-        raise GrafalignError('There are no classes; name at least one.')
+        raise InputError('There are no classes; name at least one.')
     blank = next((i for i, name in enumerate(names) if not name.strip()), None)
     if blank is not None:
-        raise GrafalignError(f'Class {blank} has no name to put into a prompt; give it one.')
+        raise InputError(f'Class {blank} has no name to put into a prompt; give it one.')
     check_templates(templates, 'The prompts')
     found = encode([t.format(n) for t in templates for n in names])
     return found.reshape(len(templates), len(names), -1)
@@ -80,14 +80,14 @@ def load_templates(name: str) -> tuple[str, ...]:
         return tuple(t for line in known[name]['templates'] for t in _spell(line, known[name].get('nouns', ())))
     path = Path(name)
     if not path.is_file():
-        raise GrafalignError(
+        raise InputError(
             f'There are no prompts {name!r}; give one of {", ".join(known)}, a file with one prompt a '
             'line, or a prompt with {} for the class.'
         )
     try:
         lines = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise GrafalignError(f'{path} cannot be read ({error}); give a text file with one prompt a line.') from None
+        raise InputError(f'{path} cannot be read ({error}); give a text file with one prompt a line.') from None
     check_templates(lines, str(path))
     return lines
 
@@ -99,10 +99,10 @@ def check_templates(templates: Sequence[str], where: str) -> None:
         GrafalignError: there is none, or one has no `{}` or something else in braces.
     """
     if not templates:
-        raise GrafalignError(f'{where}: there is no prompt; write one a line, with {{}} for the class.')
+        raise InputError(f'{where}: there is no prompt; write one a line, with {{}} for the class.')
     for template in templates:
         if template.count('{}') != 1 or template.replace('{}', '').count('{') or template.replace('{}', '').count('}'):
-            raise GrafalignError(f'The prompt {template!r} must hold {{}} once, for the class name; mend it.')
+            raise InputError(f'The prompt {template!r} must hold {{}} once, for the class name; mend it.')
 
 
 def _spell(line: str, nouns: Sequence[str]) -> list[str]:

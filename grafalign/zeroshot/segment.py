@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grafalign.encoders import SatelliteEncoder
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -48,7 +48,7 @@ def segment(
     reach = encoder.side * encoder.patch_px  # the last patches of a padded window reach beyond it
     height, width = images.shape[-2:]
     if min(height, width) < size:
-        raise GrafalignError(f"Images of {height} x {width} px are smaller than the encoder's {size} px; pad them.")
+        raise InputError(f"Images of {height} x {width} px are smaller than the encoder's {size} px; pad them.")
     stride = stride_px or max(1, encoder.patch_px * 3 // 2)
     vectors = torch.as_tensor(classes, dtype=torch.float32, device=images.device)
     ramp = 1 - (torch.linspace(-1, 1, size + 2, device=images.device)[1:-1]).abs()

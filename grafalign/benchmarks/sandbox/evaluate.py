@@ -34,7 +34,7 @@ from grafalign.benchmarks.statistics import (
 )
 from grafalign.config import load_settings
 from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip, select_bands
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, StaleError
 from grafalign.estimate import Estimate
 from grafalign.labels import VOID
 from grafalign.report import ClassificationScores, LabelledSets, RetrievalScores, SegmentationScores
@@ -108,7 +108,7 @@ def evaluate_sandbox(
     """
     sizes = sizes or SetSizes()
     if not runs:
-        raise GrafalignError('There is nothing to evaluate; give at least one run.')
+        raise InputError('There is nothing to evaluate; give at least one run.')
     store = PairStore(store_path)
     truth = SandboxTruth(sandbox, store)
     settings = {name: load_settings(path / 'config.yaml', TrainSettings) for name, path in runs.items()}
@@ -121,7 +121,7 @@ def evaluate_sandbox(
         run = models[name].marker
         # runs of before there was a digest of the rows know that of the whole store
         if run.rows_digest != rows_digest if run.rows_digest else run.store_digest != store.digest:
-            raise GrafalignError(
+            raise StaleError(
                 f'{path} was trained on other tiles, pairs or photos than are in {store_path} (now); give the store as '
                 'it was then, or train again.'
             )

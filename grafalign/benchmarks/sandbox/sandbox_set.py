@@ -27,11 +27,11 @@ from rasterio.warp import transform_bounds
 
 from grafalign import engine
 from grafalign.config import parse_settings
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
 from grafalign.pairing import Recipe
 from grafalign.pairing.plan import split_of_blocks
-from grafalign.scenes import RangeReader, SceneCutter, SceneTiles, band_sources, load_scenes
+from grafalign.scenes import RangeReader, SceneCutter, SceneTiles, Uncut, band_sources, load_scenes
 from grafalign.store import PairStore
 
 _DOMINANT = 0.45
@@ -66,7 +66,7 @@ class SandboxTruth:
     def __init__(self, sandbox: Path, store: PairStore) -> None:
         self.path = sandbox / 'truth' / 'classes.tif'
         if not self.path.is_file():
-            raise GrafalignError(
+            raise InputError(
                 f'{sandbox} is no sandbox world (no truth/classes.tif); make one with `grafalign sandbox`.'
             )
         self.recipe = parse_settings(store.marker.recipe, Recipe, str(store.path / 'dataset.json'))
@@ -204,13 +204,13 @@ class SandboxTruth:
         workers = engine.default_workers()
         with ThreadPoolExecutor(workers) as pool:
             for index, cut in SceneCutter(pool, RangeReader(), 2 * workers).cut([w for _, w in wanted]):
-                if cut.pixels is None or cut.missing is None:
-                    raise GrafalignError(f'{cut.problem}; make the world again with `grafalign sandbox`.')
+                if isinstance(cut, Uncut):
+                    raise InputError(f'{cut.reason}; make the world again with `grafalign sandbox`.')
                 if cut.missing.mean() < 0.01:
                     found[wanted[index][0][cut.number]] = cut.pixels, (cut.scale, cut.offset)
         rows = np.array(sorted(found))
         if not len(rows):
-            raise GrafalignError(f'No clear scene covers the labelled places of {self.path.parent.parent}.')
+            raise InputError(f'No clear scene covers the labelled places of {self.path.parent.parent}.')
         scale, offset = (np.array([found[i][1][k] for i in rows], dtype=np.float32) for k in (0, 1))
         kept = self.label_maps([boxes[i] for i in rows]).astype(np.int64) if labels is None else labels[rows]
         return LabelledTiles(

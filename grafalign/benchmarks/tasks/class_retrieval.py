@@ -8,7 +8,7 @@ import numpy.typing as npt
 from grafalign.benchmarks.statistics import MeanAp, ranking
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.zeroshot.prompts import ensemble
 
 CUTS = {'map@20': 20, 'map@100': 100, 'map': 0}
@@ -27,7 +27,7 @@ def retrieve_classes(images: npt.NDArray[np.float32], prompts: npt.NDArray[np.fl
     """
     relevant = relevance(data)
     if relevant.shape[0] != prompts.shape[1]:
-        raise GrafalignError(
+        raise InputError(
             f'{data.name} has {len(relevant)} classes and the texts are of {prompts.shape[1]}; give one for each.'
         )
     order = ranking(images @ ensemble(prompts).T)
@@ -52,5 +52,5 @@ def relevance(data: ImageSet) -> npt.NDArray[np.bool_]:
     if data.many is not None:
         return np.ascontiguousarray(data.many.T)
     if data.labels is None:
-        raise GrafalignError(f'{data.name} has no labels; retrieval by class needs them.')
+        raise InputError(f'{data.name} has no labels; retrieval by class needs them.')
     return data.labels[None] == np.arange(len(data.classes))[:, None]

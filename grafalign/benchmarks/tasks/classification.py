@@ -12,7 +12,7 @@ import numpy.typing as npt
 from grafalign.benchmarks.statistics import Mean, MeanAp, MeanOfClasses, Statistic, confusion, ranking
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.zeroshot.prompts import ensemble
 
 Vectors = npt.NDArray[np.float32]
@@ -30,22 +30,24 @@ def classify(images: Vectors, prompts: Vectors, data: ImageSet, *, transductive:
     Raises:
         GrafalignError: the set has no labels, fewer than two classes, or another number than the prompts.
     """
-    if data.labels is None and data.many is None:
-        raise GrafalignError(f'{data.name} has no labels; classification needs them.')
     if len(data.classes) < 2 or prompts.shape[1] != len(data.classes):
-        raise GrafalignError(
+        raise InputError(
             f'{data.name} has {len(data.classes)} classes and the texts are of {prompts.shape[1]}; '
             'there must be two or more, and a text for each.'
         )
     scores = images @ ensemble(prompts).T
     if transductive:
         scores = scores - scores.mean(0)
-    return _single(images, prompts, scores, data) if data.labels is not None else _several(scores, data)
+    if data.labels is not None:
+        return _single(images, prompts, scores, data.labels, data.classes)
+    if data.many is not None:
+        return _several(scores, data.many, data.classes)
+    raise InputError(f'{data.name} has no labels; classification needs them.')
 
 
-def _single(images: Vectors, prompts: Vectors, scores: Vectors, data: ImageSet) -> Outcome:
-    labels, classes = data.labels, data.classes
-    assert labels is not None
+def _single(
+    images: Vectors, prompts: Vectors, scores: Vectors, labels: npt.NDArray[np.int64], classes: tuple[str, ...]
+) -> Outcome:
     guess = scores.argmax(1)
     right = (guess == labels).astype(np.float64)
     ones = np.ones(len(labels))
@@ -79,18 +81,17 @@ def _single(images: Vectors, prompts: Vectors, scores: Vectors, data: ImageSet) 
     )
 
 
-def _several(scores: Vectors, data: ImageSet) -> Outcome:
-    assert data.many is not None
-    relevant = data.many.T
+def _several(scores: Vectors, labels: npt.NDArray[np.bool_], classes: tuple[str, ...]) -> Outcome:
+    relevant = labels.T
     order = ranking(scores)
     ap = np.array(
         [MeanAp(order[i : i + 1], relevant[i : i + 1], 0)(np.ones((1, len(scores))))[0] for i in range(len(relevant))]
     )
-    counts = {c: int(r.sum()) for c, r in zip(data.classes, relevant, strict=True)}
+    counts = {c: int(r.sum()) for c, r in zip(classes, relevant, strict=True)}
     return Outcome(
         {'map': MeanAp(order, relevant, 0)},
         'map',
-        {'ap': by_class(data.classes, ap)},
+        {'ap': by_class(classes, ap)},
         {'images_per_class': counts},
     )
 

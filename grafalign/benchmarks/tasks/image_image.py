@@ -9,7 +9,7 @@ from grafalign.benchmarks.statistics import Mean
 from grafalign.benchmarks.tasks.class_retrieval import relevance
 from grafalign.benchmarks.tasks.outcome import Outcome
 from grafalign.datasets import ImageSet
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.retrieval import average_precision_at, nearest
 
 CUTS = (20, 100)
@@ -25,7 +25,7 @@ def retrieve_images(images: npt.NDArray[np.float32], data: ImageSet) -> Outcome:
     """
     member = relevance(data)
     if len(images) < 2:
-        raise GrafalignError(f'{data.name} has one image; there is no other to find.')
+        raise InputError(f'{data.name} has one image; there is no other to find.')
     _, rows = nearest(images, images, max(CUTS) + 1)
     # the image itself is taken out wherever it stands; an exact copy of it is an answer like any other
     here = np.arange(len(images))

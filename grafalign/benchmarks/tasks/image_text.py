@@ -20,7 +20,7 @@ import numpy.typing as npt
 from grafalign.benchmarks.statistics import Mean, Statistic
 from grafalign.benchmarks.tasks.outcome import Outcome
 from grafalign.datasets import ImageSet
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.retrieval import hits_at, positive_ranks
 
 Duplicates = Literal['own', 'shared']
@@ -61,7 +61,7 @@ def retrieve_captions(images: Vectors, texts: Vectors, text_of_pair: Ints, image
         GrafalignError: an image or a text is in no pair.
     """
     if len(np.unique(image_of_pair)) != len(images) or len(np.unique(text_of_pair)) != len(texts):
-        raise GrafalignError('An image without caption, or a caption without image, cannot be retrieved; leave it out.')
+        raise InputError('An image without caption, or a caption without image, cannot be retrieved; leave it out.')
     to_text = positive_ranks(images, texts, image_of_pair, text_of_pair, best_only=True)
     to_image = positive_ranks(texts, images, text_of_pair, image_of_pair, best_only=True)
     # a text counts with the first of its images when images are drawn
@@ -99,7 +99,7 @@ def evaluate_captions(
         count_cut: how many texts are longer than the model reads.
     """
     if data.captions is None:
-        raise GrafalignError(f'{data.name} has no captions; retrieval of images and texts needs them.')
+        raise InputError(f'{data.name} has no captions; retrieval of images and texts needs them.')
     unique, text, image = caption_table(data.captions, 'shared')
     vectors = embed(unique)
     flat, own_text, own_image = caption_table(data.captions, 'own')

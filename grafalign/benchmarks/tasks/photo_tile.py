@@ -12,7 +12,7 @@ from grafalign.benchmarks.tasks.outcome import Outcome
 from grafalign.datasets import ImageSet
 from grafalign.datasets.tree import Tree
 from grafalign.encoders.bank import open_bank
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError, StaleError
 from grafalign.models import Model
 from grafalign.retrieval import hits_at, positive_ranks
 from grafalign.search.sources import open_source
@@ -34,7 +34,7 @@ def open_pairs(path: str, split: str) -> ImageSet:
         there = ', '.join(
             f'{n} ({len(store.tiles_of(n))} tiles)' for n in ('train', 'val', 'test') if len(store.tiles_of(n))
         )
-        raise GrafalignError(f'{path} has no tile of the split {split}; it has {there or "none at all"}.')
+        raise InputError(f'{path} has no tile of the split {split}; it has {there or "none at all"}.')
     centre = store.tiles.geometry.iloc[rows].representative_point()
     places = np.stack([centre.x, centre.y], axis=1)
     return ImageSet(
@@ -52,7 +52,7 @@ def open_pairs(path: str, split: str) -> ImageSet:
 def photos_state(path: str) -> str:
     """Changes when the ground bank of a store does, or what was left out of it."""
     if not Path(path).is_dir():
-        raise GrafalignError(f'{path} is not on this machine; give a local store, beside whose tiles its bank lies.')
+        raise InputError(f'{path} is not on this machine; give a local store, beside whose tiles its bank lies.')
     return Tree(Path(path)).state(['bank/bank.json', 'bank/photos.parquet', 'bank/filtered.parquet'])
 
 
@@ -70,19 +70,19 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
     """
     store = PairStore(path)
     if model.clip_digest is None:
-        raise GrafalignError(
+        raise InputError(
             f'{model.name} does not say whose photo embeddings lie in its space; give the run itself, not its export.'
         )
     bank = open_bank(store)
     if bank.clip_digest != model.clip_digest:
-        raise GrafalignError(
+        raise StaleError(
             f"The ground bank of {path} is of another CLIP than {model.name}'s; embed the photos with that one."
         )
     rows = store.tiles_of(data.split)
     pairs = store.pairs
     kept = pairs[np.isin(pairs['tile'], rows) & bank.valid[pairs['photo']]]
     if kept.empty:
-        raise GrafalignError(f'{path}: no photo of the split {data.split} could be read; there is nothing to find.')
+        raise InputError(f'{path}: no photo of the split {data.split} could be read; there is nothing to find.')
     photos, photo = np.unique(kept['photo'], return_inverse=True)
     tile = np.searchsorted(rows, kept['tile'])
     vectors = np.asarray(bank.embeddings[photos], dtype=np.float32)

@@ -10,7 +10,7 @@ from grafalign import console
 from grafalign.benchmarks.statistics import Mean, MeanIou, confusion
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.labels import VOID
 from grafalign.models import Model
 from grafalign.models.pixels import as_unit, band_places
@@ -35,7 +35,7 @@ def segment_set(
         GrafalignError: the model has no patch embeddings, or the set has no masks.
     """
     if data.mask is None:
-        raise GrafalignError(f'{data.name} has no masks; segmentation needs them, as in masks:PATH.')
+        raise InputError(f'{data.name} has no masks; segmentation needs them, as in masks:PATH.')
     encoder = model.encoder()
     vectors = ensemble(prompts)
     places = band_places(model.rule, data.bands)
@@ -52,7 +52,7 @@ def segment_set(
         counts[row] = confusion(data.mask(row), scores.argmax(0).cpu().numpy(), len(data.classes), VOID)
     whole = counts.sum(0)
     if not whole.sum():
-        raise GrafalignError(f'{data.name}: no pixel of its masks has a value of classes.yaml; mend that file.')
+        raise InputError(f'{data.name}: no pixel of its masks has a value of classes.yaml; mend that file.')
     truth = whole.sum(1)
     hit = np.diag(whole)
     iou = np.where(truth > 0, hit / np.maximum(truth + whole.sum(0) - hit, 1), np.nan)

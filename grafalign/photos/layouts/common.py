@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.photos.opening import name_of
 from grafalign.photos.values import Floats, numbers
 
@@ -28,7 +28,7 @@ def choose_from(path: str, layout: str, needed: Sequence[str], wanted: Sequence[
     def choose(names: list[str]) -> list[str]:
         missing = [n for n in needed if n not in names]
         if missing:
-            raise GrafalignError(
+            raise InputError(
                 f'{path} has no column {" and ".join(missing)}, so it is not in the layout {layout}; check '
                 f'photos.layout. Its columns are {", ".join(names[:40])}.'
             )
@@ -63,12 +63,24 @@ def nan_to_missing(values: Floats) -> Any:
     return pa.array(np.asarray(values, dtype=float))
 
 
-def pick_file(files: Sequence[str], part: str, needed_for: str | None = None) -> str | None:
+def pick_file(files: Sequence[str], part: str, layout: str) -> str:
     """The file of a dump whose name begins with `part`, among those given or beside the first of them.
 
     Raises:
-        GrafalignError: it is needed and not there.
+        InputError: there is none, and the layout cannot do without.
     """
+    found = find_file(files, part)
+    if found is None:
+        _, dot, suffix = name_of(files[0]).partition('.')
+        raise InputError(
+            f'{files[0]} has no {part}{dot}{suffix} beside it, which the layout {layout} needs; give the '
+            'folder of the dump, or a list of its files, as photos.table.'
+        )
+    return found
+
+
+def find_file(files: Sequence[str], part: str) -> str | None:
+    """As `pick_file`, but None where there is none."""
     for file in files:
         if name_of(file).lower().startswith(part):
             return file
@@ -79,9 +91,4 @@ def pick_file(files: Sequence[str], part: str, needed_for: str | None = None) ->
         for candidate in (f'{part}{dot}{suffix}', *(f'{part}.{s}' for s in ('csv', 'csv.gz', 'tsv', 'tsv.gz'))):
             if (folder / candidate).is_file():
                 return str(folder / candidate)
-    if needed_for is not None:
-        raise GrafalignError(
-            f'{first} has no {part}{dot}{suffix} beside it, which the layout {needed_for} needs; give the '
-            'folder of the dump, or a list of its files, as photos.table.'
-        )
     return None

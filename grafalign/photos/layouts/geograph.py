@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyproj
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.photos.batches import Form, read_batches
-from grafalign.photos.layouts.common import choose_from, column_or_none, pick_file
+from grafalign.photos.layouts.common import choose_from, column_or_none, find_file, pick_file
 from grafalign.photos.raw import Raw, Where
 from grafalign.photos.values import Floats, numbers, texts
 
@@ -46,17 +46,16 @@ _SIZE = ('width', 'height')
 def read(files: list[str], where: Where) -> Iterator[Raw]:
     """Stream the photos."""
     base = pick_file(files, 'gridimage_base', 'geograph')
-    assert base is not None
     beside = [
-        _index(pick_file(files, 'gridimage_geo'), _GEO),
-        _index(pick_file(files, 'gridimage_size'), _SIZE),
+        _index(find_file(files, 'gridimage_geo'), _GEO),
+        _index(find_file(files, 'gridimage_size'), _SIZE),
     ]
     pick = choose_from(base, 'geograph', _BASE, _BASE_MORE)
 
     def choose(names: list[str]) -> list[str]:
         chosen: list[str] = pick(names)
         if not where.given and not {'hash', 'url'} & set(chosen):
-            raise GrafalignError(
+            raise InputError(
                 f'{base} has no column hash or url, and the dumps of Geograph do not tell where the images are; set '
                 'photos.root to a folder of ID.jpg, or add one of these columns.'
             )

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from grafalign.photos.batches import Form, read_batches
-from grafalign.photos.layouts.common import choose_from, column_or_none, pick_file
+from grafalign.photos.layouts.common import choose_from, column_or_none, find_file, pick_file
 from grafalign.photos.raw import Raw, Where
 from grafalign.photos.values import numbers, texts, times
 
@@ -67,8 +67,7 @@ def read(files: list[str], where: Where) -> Iterator[Raw]:
     """Stream the photos."""
     photos = pick_file(files, 'photos', 'inaturalist')
     observations = pick_file(files, 'observations', 'inaturalist')
-    observers = pick_file(files, 'observers')
-    assert photos is not None and observations is not None
+    observers = find_file(files, 'observers')
     index = read_observations(observations)
     people = _read_observers(observers) if observers is not None else None
     wanted = ('observer_id', 'license', 'width', 'height')

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from grafalign.errors import GrafalignError
+from grafalign.errors import InputError
 from grafalign.photos.batches import read_batches
 from grafalign.photos.layouts.common import choose_from, column_or_none, where_true
 from grafalign.photos.raw import Raw, Where
@@ -48,12 +48,12 @@ def read(files: list[str], where: Where) -> Iterator[Raw]:
         def choose(names: list[str], path: str = path, pick: Any = pick) -> list[str]:
             chosen: list[str] = pick(names)
             if not where.given and not set(_ADDRESSES) & set(chosen):
-                raise GrafalignError(
+                raise InputError(
                     f'{path} has no column {", ".join(_ADDRESSES)}; ask the API for that field, or set photos.root '
                     'to a folder of ID.jpg.'
                 )
             if not any(pair[0] in chosen for pair in _PLACES):
-                raise GrafalignError(f'{path} has neither computed_geometry nor geometry; ask the API for that field.')
+                raise InputError(f'{path} has neither computed_geometry nor geometry; ask the API for that field.')
             return chosen
 
         for batch in read_batches(path, choose):
