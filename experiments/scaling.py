@@ -285,7 +285,7 @@ def assumptions() -> Iterable[str]:
     yield (
         f'- {PAIRS / 1e6:.0f} M pairs on 1 to 2 M tiles (at most 25 photos a tile), {EPOCHS} epochs, a batch of '
         f'{BATCH:,} tiles over all GPUs, K = {K:,} negatives from the bank besides the photos of the batch, image '
-        'level unless said otherwise. One GPU takes the same batch in portions, with the same gradient.'
+        'level unless said otherwise. One GPU takes the same batch in micro-batches, with the same gradient.'
     )
     yield (
         f'- The encoder runs at {MFU[0]:.0%} to {MFU[1]:.0%} of the peak in bfloat16, the loss at the same share of '

@@ -10,9 +10,9 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from grafalign.training.checkpoint import Position, full_state, load_checkpoint, save_checkpoint
+from grafalign.training.checkpoint import CheckpointState, full_state, load_checkpoint, save_checkpoint
 from grafalign.training.ema import RunningMean
-from grafalign.training.loop import make_optimizer
+from grafalign.training.optimizer import make_optimizer
 
 
 def model() -> nn.Module:
@@ -48,7 +48,8 @@ def main(folder: Path) -> None:
     first = distributed.get_rank() == 0
     task, optimizer, mean = ready(sharded=True)
     train(task, optimizer, mean, 0, 3)
-    save_checkpoint(folder, 3, Position(0, 3), task, optimizer, {'digest': ''}, mean.mean, write=first)
+    state = CheckpointState(format=1, digest='', epoch=0, step=3)
+    save_checkpoint(folder, 3, state, task, optimizer, mean.mean, write=first)
     distributed.barrier()
     ends = []
     for sharded in (True, False):

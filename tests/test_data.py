@@ -54,18 +54,18 @@ def test_a_step_is_the_same_whenever_it_is_asked_for(store: PairStore, bank: Gro
 
 
 @pytest.mark.parametrize('processes', [1, 3])
-def test_shares_and_portions_make_the_whole_batch(
+def test_shares_and_micro_batches_make_the_whole_batch(
     store: PairStore, bank: GroundBank, clip: FrozenClip, processes: int
 ) -> None:
-    """Tiles and pairs of all processes and portions are those of one process, each once, the short last batch too."""
+    """Tiles and pairs of all processes and micro-batches are those of one process, each once, in short batches too."""
     whole = steps(store, bank, clip, **WILD)
     for step in (0, whole.steps_per_epoch - 1):
         one = whole[step]
         pixels, photos = [], []
         for rank in range(processes):
             mine = steps(store, bank, clip, Share(rank, processes), 3, **WILD)
-            for portion in range(mine.portions):
-                batch = mine[step * mine.portions + portion]
+            for number in range(mine.micro_batches):
+                batch = mine[step * mine.micro_batches + number]
                 assert torch.equal(batch['candidates'], one['candidates'])
                 pixels += list(batch['pixels'][: len(torch.unique(batch['tile']))])
                 photos.append(batch['photo'])

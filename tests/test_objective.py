@@ -168,8 +168,8 @@ def test_the_other_direction_is_its_formula(seed: int, rows: int, photos: int, s
     torch.testing.assert_close(*(torch.autograd.grad(v, z)[0] for v in (loss, expected)))
 
 
-def test_portions_of_the_rows_add_up() -> None:
-    """Uneven portions of the rows, each against all candidates, have the loss and gradient of the whole."""
+def test_micro_batches_of_the_rows_add_up() -> None:
+    """Uneven micro-batches of the rows, each against all candidates, have the loss and gradient of the whole."""
     world = World(2, 7, 12, 20)
     for mask in (make(world) for make in MASKS.values()):
         z = (world.anchors * 9).requires_grad_()

@@ -1,4 +1,4 @@
-"""Training: portions and processes make one batch, and runs are found again."""
+"""Training: micro-batches and processes make one batch, and runs are found again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grafalign.store import PairStore
 from grafalign.training import load_satellite, train
 from grafalign.training.data import PairSteps
 from grafalign.training.ema import RunningMean
-from grafalign.training.loop import make_optimizer, rate_at
+from grafalign.training.optimizer import make_optimizer, rate_at
 from grafalign.training.run_marker import RunMarker
 from grafalign.training.validation import photo_tile_recall
 from tests.training_world import gradient, run_processes, settings, start
@@ -36,7 +36,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_portions_and_processes_give_the_gradient_of_the_whole_batch(
+def test_micro_batches_and_processes_give_the_gradient_of_the_whole_batch(
     store: PairStore, bank: GroundBank, clip: FrozenClip, kind: str
 ) -> None:
     """In micro-batches, and over three processes, the gradient is that of one pass to 1e-6; in short batches too."""
@@ -233,7 +233,7 @@ def test_processes_follow_the_loss_curve_of_one(
 def test_gradients_cross_the_wire_once_a_step(
     store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
-    """However many portions a step has, the numbers that collectives add up are the trained weights, once a step."""
+    """However many micro-batches a step has, collectives add up the trained weights' numbers once a step."""
     wanted = settings(store, clip, tmp_path / 'run', steps=4, micro_batch=2)
     run_processes(wanted, tmp_path / 'run.yaml', 2, ('tests.counted_wire',))
     run = RunMarker.read(wanted.out / 'model.json')

@@ -163,10 +163,10 @@ def test_settings_that_contradict_each_other_are_refused(
         settings(store, clip, **changes)
 
 
-def test_the_largest_portion_is_found_by_counting(
+def test_the_largest_micro_batch_is_found_by_counting(
     store: PairStore, bank: GroundBank, clip: FrozenClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kept bytes grow in a straight line with the tiles, and the portion is what fits into the memory there is."""
+    """Kept bytes grow in a straight line with the tiles, and the micro-batch is what fits into the memory there is."""
     wanted = settings(store, clip, level='both', negatives={'bank': 60})
     task = start(store, bank, clip, wanted)
 
@@ -195,7 +195,7 @@ def test_memory_that_runs_out_is_named() -> None:
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
-def test_a_resumed_run_keeps_its_portions(
+def test_a_resumed_run_keeps_its_micro_batch(
     store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fitted when a run began is kept, so that less free memory later does not change the last bits."""

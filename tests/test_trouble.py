@@ -26,7 +26,7 @@ from grafalign.search.check import check_index
 from grafalign.search.marker import IndexModel, IndexSource
 from grafalign.store import PairStore, ShardWriter
 from grafalign.training import train
-from grafalign.training.loop import make_optimizer
+from grafalign.training.optimizer import make_optimizer
 from grafalign.training.worker_room import check_worker_room
 from tests.training_world import settings, start
 

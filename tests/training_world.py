@@ -53,13 +53,13 @@ def gradient(
     micro_batch: int | None = None,
     world: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradient of a step, its portions of all processes added up, and averaged over processes."""
+    """Loss and gradient of a step, its micro-batches of all processes added up, and averaged over processes."""
     task.zero_grad()
     loss = torch.zeros(())
     for rank in range(world):
         steps = PairSteps(store, bank, wanted, Share(rank, world), micro_batch, side=task.encoder.side)
-        for portion in range(steps.portions):
-            part = task(steps[step * steps.portions + portion]) / world
+        for number in range(steps.micro_batches):
+            part = task(steps[step * steps.micro_batches + number]) / world
             part.backward()
             loss += part.detach()
     return loss, {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from experiments.captions.places import SharedTiles
 from grafalign.encoders import FrozenClip
 from grafalign.store_marker import Sensor
 from grafalign.training import SatelliteModel, TrainSettings
-from grafalign.training.loop import Run, fit, make_accelerator
+from grafalign.training.accelerator import make_accelerator
+from grafalign.training.loop import Run, fit
 from grafalign.training.order import shuffled
+from grafalign.training.run_marker import RunMarker
+from grafalign.training.steps import Steps
 from grafalign.training.task import AlignmentTask, viewed
 from grafalign.training.views import draw_views
 
@@ -40,7 +42,7 @@ class CaptionBatch(TypedDict):
 
 
 @dataclass
-class CaptionSteps(Dataset[CaptionBatch]):
+class CaptionSteps(Steps):
     """Steps over captioned tiles: one pass after another in ever new order, every batch full.
 
     A batch that is larger than the set, or lies across two passes, can hold a tile twice, in two views.
@@ -132,4 +134,13 @@ def train_on_captions(
         make_accelerator(settings.precision),
         Run(settings.out, settings.digest),
     )
-    return SatelliteModel(start.encoder.eval(), start.rule, clip, sensor, {})
+    marker = RunMarker(
+        digest=settings.digest,
+        tau=settings.tau,
+        steps=settings.steps,
+        clip=clip.settings,
+        clip_digest=clip.digest,
+        store_digest='',
+        sensor=sensor,
+    )
+    return SatelliteModel(start.encoder.eval(), start.rule, clip, sensor, marker)

@@ -188,7 +188,7 @@ class Resampling:
     seed: int = 0
 
     def weights(self) -> Iterator[Weights]:
-        """Weights of all draws in portions [b, N]; the same for the same groups, draws and seed."""
+        """Weights of all draws, some at a time, [b, N]; the same for the same groups, draws and seed."""
         units = int(self.groups.max()) + 1
         rng = np.random.default_rng(self.seed)
         left = self.draws

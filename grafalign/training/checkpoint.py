@@ -6,12 +6,11 @@ number of processes.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,17 +18,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from grafalign.artefacts import Marker
 from grafalign.errors import DamagedError, GrafalignError, MachineError, StaleError
 
 
-class Position(NamedTuple):
-    """The place in a training: two integers."""
+class CheckpointState(Marker):
+    """`state.json`: the place in a training, two integers, and what resuming needs besides the tensors."""
 
+    NEWEST: ClassVar[int] = 1
+    OLDEST: ClassVar[int] = 0  # of before it said its format
+    REMEDY: ClassVar[str] = 'delete this folder to begin again'
+
+    format: int = 0
+    digest: str
+    """What the run follows from, see `RunMarker`."""
     epoch: int
     step: int
     """Steps done in this epoch."""
+    micro_batch: int | None = None
+    """Tiles that go through the encoder at a time: others would change the last bits of sums."""
+    precision: str | None = None
+    scaler: dict[str, float | int] | None = None
+    """State of fp16's gradient scaler."""
 
-    def steps(self, epoch_steps: int) -> int:
+    def steps_done(self, epoch_steps: int) -> int:
         """Steps done since the beginning."""
         return self.epoch * epoch_steps + self.step
 
@@ -37,10 +49,9 @@ class Position(NamedTuple):
 def save_checkpoint(
     folder: Path,
     done: int,
-    position: Position,
+    state: CheckpointState,
     task: nn.Module,
     optimizer: torch.optim.Optimizer,
-    facts: Mapping[str, Any],
     mean: Mapping[str, Tensor] | None = None,
     *,
     write: bool = True,
@@ -50,10 +61,9 @@ def save_checkpoint(
     Args:
         folder: the run's `checkpoints` folder.
         done: steps done, for the name.
-        position: where the training is.
+        state: where the training is.
         task: what is trained, itself rather than what DDP made of it.
         optimizer: its AdamW.
-        facts: `digest` of the settings, checked on resuming, and what else resuming needs.
         mean: a running mean of the weights.
         write: whether this process writes.
 
@@ -74,8 +84,7 @@ def save_checkpoint(
     try:
         for name, values in tensors.items():
             save_tensors(values, part / f'{name}.safetensors')
-        (part / 'state.json').write_text(json.dumps({**position._asdict(), **facts}))
-        _to_disk(part / 'state.json')
+        state.write(part / 'state.json')
         _to_disk(part)
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
@@ -134,22 +143,19 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def checkpoint_facts(path: Path, digest: str) -> dict[str, Any]:
+def checkpoint_state(path: Path, digest: str) -> CheckpointState:
     """What a checkpoint says of itself.
 
     Raises:
-        GrafalignError: the checkpoint was made with other settings or is damaged.
+        StaleError: it was made with other settings.
+        DamagedError: it cannot be read.
     """
-    try:
-        facts: dict[str, Any] = json.loads((path / 'state.json').read_text())
-        theirs, _ = facts['digest'], Position(facts['epoch'], facts['step'])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from None
-    if theirs != digest:
+    state = CheckpointState.read(path / 'state.json')
+    if state.digest != digest:
         raise StaleError(
             f'{path} was made with other settings, clip, store or photos; give the run another `out` or delete it.'
         )
-    return facts
+    return state
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ so the place in a training is two integers, epoch and step in it: resuming is ex
 distributed run knows the whole batch, reads the pixels of its own tiles only, and gets the photos of the *whole* batch
 (and whatever else of the bank the step draws) as row numbers: all see the same negatives without talking to each other.
 
-An item of `PairSteps` is what goes through the encoder at a time: a portion of a process's share of a step.
+An item of `PairSteps` is a micro-batch: the part of a process's share of a step that goes through the encoder at a
+time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from grafalign.encoders import GroundBank, select_bands
 from grafalign.errors import DamagedError, GrafalignError, InputError
@@ -26,13 +26,14 @@ from grafalign.store import PairStore
 from grafalign.training.order import shuffled
 from grafalign.training.placement import RADIUS_PER_SIGMA
 from grafalign.training.settings import TrainSettings
+from grafalign.training.steps import Steps
 from grafalign.training.views import Views, draw_views, move, turn_headings, zoom_of
 
 Integers = npt.NDArray[np.int64]
 
 
 class Batch(TypedDict):
-    """A portion of b of a step's B tiles, with their n pairs, and all K candidates of the step."""
+    """A micro-batch of b of a step's B tiles, with their n pairs, and all K candidates of the step."""
 
     pixels: Tensor
     """As stored, [b, C, H, W]."""
@@ -108,15 +109,15 @@ class _Plan(NamedTuple):
     """Of each pair's photo among the candidates, [N]."""
 
 
-class PairSteps(Dataset[Batch]):
-    """The steps of a training; items `step * portions` to `(step + 1) * portions - 1` are the portions of a step.
+class PairSteps(Steps):
+    """The steps of a training; see `Steps` for how its micro-batches are numbered.
 
     Args:
         store: the pair store.
         bank: its ground bank.
         settings: bands, batch, negatives, masks, augmentation, seed.
         share: this process's share.
-        micro_batch: tiles in a portion; the whole share by default.
+        micro_batch: tiles that go through the encoder at a time; the whole share by default.
         split: tiles of this split.
         side: patches along each side of the encoder's grid, for patch dropout.
 
@@ -145,6 +146,8 @@ class PairSteps(Dataset[Batch]):
         self.tiles, self._first = np.unique(pairs['tile'].to_numpy(), return_index=True)
         self._last = np.append(self._first[1:], len(pairs))
         self._photos = np.unique(self._photo)
+        self.steps_per_epoch: int = -(-len(self.tiles) // settings.batch_tiles)
+        """Batches in one pass over the tiles, the last one perhaps smaller."""
         if not len(self.tiles):
             raise InputError(
                 f'{store.path} has no {split} tile with a usable photo; check `split.shares` of its recipe.'
@@ -156,18 +159,13 @@ class PairSteps(Dataset[Batch]):
     def _divide(self, micro_batch: int | None) -> None:
         most = -(-self.settings.batch_tiles // self.share.world)
         self.micro_batch = min(micro_batch or most, most)
-        self.portions = -(-most // self.micro_batch)
+        self.micro_batches = -(-most // self.micro_batch)
 
-    def in_portions(self, micro_batch: int) -> PairSteps:
-        """The same steps in portions of another size."""
+    def with_micro_batch(self, micro_batch: int) -> PairSteps:
+        """The same steps in micro-batches of another size."""
         other = copy(self)
         other._divide(micro_batch)
         return other
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in one pass over the tiles, the last one perhaps smaller."""
-        return -(-len(self.tiles) // self.settings.batch_tiles)
 
     def name_tiles(self, rows: list[int]) -> list[str]:
         """Tile ids of rows of the store."""
@@ -177,12 +175,12 @@ class PairSteps(Dataset[Batch]):
         return 2**62  # steps never run out: epochs follow each other
 
     def __getitem__(self, item: int) -> Batch:
-        step, portion = divmod(item, self.portions)
+        step, number = divmod(item, self.micro_batches)
         plan = self._plan(step)
         sizes = [len(part) for part in np.array_split(plan.tiles, self.share.world)]
-        first = sum(sizes[: self.share.rank]) + portion * self.micro_batch
+        first = sum(sizes[: self.share.rank]) + number * self.micro_batch
         last = min(first + self.micro_batch, sum(sizes[: self.share.rank + 1]))
-        mine = slice(first, max(first, last))  # empty in the last portions of a short batch
+        mine = slice(first, max(first, last))  # empty in the last micro-batches of a short batch
         # where other processes wait for this one it shows any tile, without pairs: not every tower takes none
         shown = mine if last > first or self.share.world == 1 else slice(0, 1)
         pixels, bad = self._read(plan.tiles[shown])
@@ -223,7 +221,7 @@ class PairSteps(Dataset[Batch]):
         return Batch(pixels=torch.from_numpy(pixels), **tensors)  # type: ignore[typeddict-item]
 
     def _plan(self, step: int) -> _Plan:
-        """Everything that is random about a step; remembered, as a step's portions come one after another."""
+        """Everything that is random about a step; remembered, as a step's micro-batches come one after another."""
         if self._planned is not None and self._planned[0] == step:
             return self._planned[1]
         settings, count = self.settings, len(self.tiles)
@@ -294,7 +292,7 @@ class PairSteps(Dataset[Batch]):
         return drawn if wanted.bank == 'all' else drawn[: wanted.bank]
 
     def _same_tile(self, plan: _Plan, mine: slice) -> Integers:
-        """Candidates that are photos of a portion's tiles, drawn for this step or not: tile and candidate, [2, M]."""
+        """Candidates that are photos of these tiles, drawn for this step or not: tile and candidate, [2, M]."""
         tiles = plan.tiles[mine]
         count = self._last[tiles] - self._first[tiles]
         owner = np.repeat(np.arange(len(tiles)), count)

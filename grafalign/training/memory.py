@@ -1,4 +1,4 @@
-"""The largest portion of a batch that fits: found by trying on a GPU, by counting on a CPU.
+"""The largest micro-batch that fits: found by trying on a GPU, by counting on a CPU.
 
 A GPU says that memory is out and goes on; a CPU's process is killed. There the bytes that autograd keeps for the
 backward pass are counted for one tile and for two, the rest is a straight line.
@@ -20,14 +20,14 @@ _SHARE_OF_RAM = 0.5
 """Of the memory that is free now: other processes of the same run and of the machine need some too."""
 
 Try = Callable[[int], Tensor]
-"""Forward pass of a portion of so many tiles: its loss."""
+"""Forward pass of a micro-batch of so many tiles: its loss."""
 
 
 def largest_micro_batch(forward: Try, most: int, task: nn.Module, device: torch.device, copies: int = 2) -> int:
     """The most tiles whose forward and backward pass fit beside the optimizer's state.
 
     Args:
-        forward: gives the loss of a portion of n tiles.
+        forward: gives the loss of a micro-batch of n tiles.
         most: no more than this is wanted.
         task: what is trained; its gradients are left empty.
         device: where.
@@ -92,7 +92,7 @@ def naming_full_memory() -> Iterator[None]:
 
 
 def kept_bytes(forward: Try, tiles: int) -> int:
-    """Bytes that autograd keeps for the backward pass of a portion, each piece of memory counted once."""
+    """Bytes that autograd keeps for the backward pass of a micro-batch, each piece of memory counted once."""
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ all candidates: the batch's photos and any number of rows of the ground bank, ea
 other positives in its denominator. With any of the masks they leave it, together with the photos that a mask names:
 such photos are no negatives of this row ("false negatives").
 
-The photos are frozen, so the loss of a row depends on that row alone: rows may come in any portions, in any process,
-and as long as all see the same candidates their gradients add up to that of the whole batch. For the same reason loss
-and gradient come from one pass over the candidates: the gradient of log-sum-exp is the softmax-weighted mean of the
-photos, which is summed up beside the sum of exponentials, shifted whenever a larger logit appears (the online softmax
-of Milakov & Gimelshein 2018). Logits exist for one small block of rows and candidates at a time, and never again.
+The photos are frozen, so the loss of a row depends on that row alone: rows may come in micro-batches of any size, in
+any process, and as long as all see the same candidates their gradients add up to that of the whole batch. For the same
+reason loss and gradient come from one pass over the candidates: the gradient of log-sum-exp is the softmax-weighted
+mean of the photos, which is summed up beside the sum of exponentials, shifted whenever a larger logit appears (the
+online softmax of Milakov & Gimelshein 2018). Logits exist for one small block of rows and candidates at a time, and
+never again.
 
 The sigmoid form (SigLIP: Zhai et al. 2023) and the photo -> tile direction are ours; GRAFT has neither.
 """
@@ -288,7 +289,7 @@ def photo_to_tile_loss(scaled: Tensor, candidates: Candidates, pairs: Pairs, own
 
         L = 1/P sum_k 1/T_k sum_{tiles i of k} -log softmax_i(z_i . g_k)
 
-    It needs all tiles of the batch at once, so no portions: `scaled` holds the whole batch.
+    It needs all tiles of the batch at once, so no micro-batches: `scaled` holds the whole batch.
 
     Args:
         scaled: tiles divided by tau, [B, D].

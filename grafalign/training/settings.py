@@ -34,7 +34,7 @@ _FREE = dict.fromkeys(
     True,
 ) | {'tune': {'grad_checkpointing'}}
 """Settings that do not change what is learned, beyond the last bits of a sum (and what LoRA's dropout draws, where
-portions change). Store, bank and CLIP count by their content, not by where they lie."""
+micro-batches change). Store, bank and CLIP count by their content, not by where they lie."""
 
 
 class LoopSettings(Settings):

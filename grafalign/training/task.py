@@ -90,7 +90,7 @@ class AlignmentTask(nn.Module):
         return self.log_scale
 
     def forward(self, batch: Batch | tuple[Tensor, Tensor, Tensor]) -> Any:
-        """The loss of a portion of a batch; or, given pixels, scale and offset alone, their `Embeddings`.
+        """The loss of a micro-batch; or, given pixels, scale and offset alone, their `Embeddings`.
 
         Both go through here, as wrappers that shard or compile a module act on its `forward`.
         """

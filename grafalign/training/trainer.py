@@ -48,9 +48,16 @@ from grafalign.files import write_atomically
 from grafalign.locks import exclusive
 from grafalign.store import PairStore
 from grafalign.store_marker import Sensor
-from grafalign.training.checkpoint import checkpoint_facts, full_state, latest_checkpoint, save_tensors
+from grafalign.training.accelerator import make_accelerator
+from grafalign.training.checkpoint import (
+    CheckpointState,
+    checkpoint_state,
+    full_state,
+    latest_checkpoint,
+    save_tensors,
+)
 from grafalign.training.data import PairSteps, Share
-from grafalign.training.loop import Run, fit, make_accelerator
+from grafalign.training.loop import Run, Validation, fit
 from grafalign.training.memory import largest_micro_batch, naming_full_memory
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
 from grafalign.training.provenance import describe_data
@@ -118,8 +125,9 @@ def _train(settings: TrainSettings) -> RunMarker:
         console.log(f'{out} is already complete.')
         return done
     newest = latest_checkpoint(out / 'checkpoints')
-    begun = None if newest is None else checkpoint_facts(newest, digest)
-    precision = begun['precision'] if begun and settings.precision == 'auto' else settings.precision
+    begun = None if newest is None else checkpoint_state(newest, digest)
+    kept = begun.precision if begun and settings.precision == 'auto' else None
+    precision = kept or settings.precision
     accelerator = make_accelerator(precision, out, settings.trackers)
     main, share = accelerator.is_main_process, Share(accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(settings.seed)
@@ -135,8 +143,8 @@ def _train(settings: TrainSettings) -> RunMarker:
     task = AlignmentTask.start(clip, sensor, settings, bank_rows(bank, accelerator.device), places)
     steps = PairSteps(store, bank, settings, share, side=task.encoder.side)
     micro = _micro_batch(settings, steps, task, accelerator, begun)
-    steps = steps.in_portions(micro)
-    if settings.photo_to_tile and steps.portions > 1:
+    steps = steps.with_micro_batch(micro)
+    if settings.photo_to_tile and steps.micro_batches > 1:
         raise InputError(
             f'`photo_to_tile` needs the whole batch at once, but micro_batch is {micro}: lower batch_tiles, or raise '
             'micro_batch or the number of processes.'
@@ -149,18 +157,9 @@ def _train(settings: TrainSettings) -> RunMarker:
         return photo_tile_recall(model, store, bank, settings, batch=micro)
 
     started = time.perf_counter()
-    log = fit(
-        task,
-        steps,
-        total,
-        settings.peak_lr,
-        settings,
-        accelerator,
-        Run(out, digest, {'micro_batch': micro, 'precision': accelerator.mixed_precision}),
-        validate,
-        settings.validate_every,
-        settings.max_bad_tiles,
-    )
+    run = Run(out, digest, micro, accelerator.mixed_precision, settings.max_bad_tiles)
+    validation = Validation(validate, settings.validate_every)
+    log = fit(task, steps, total, settings.peak_lr, settings, accelerator, run, validation)
     whole = full_state(task)
     marker = RunMarker(
         format=RunMarker.NEWEST,
@@ -230,21 +229,21 @@ def _micro_batch(
     steps: PairSteps,
     task: AlignmentTask,
     accelerator: Accelerator,
-    begun: Mapping[str, Any] | None,
+    begun: CheckpointState | None,
 ) -> int:
-    """Tiles in a portion: as the settings say, as the checkpoint had it, or as many as fit in every process."""
+    """Tiles in a micro-batch: as the settings say, as the checkpoint had it, or as many as fit in every process."""
     most = steps.micro_batch
     if settings.micro_batch != 'auto':
         return min(settings.micro_batch, most)
     if settings.photo_to_tile:
         return most
-    if begun is not None:  # sums in other portions would differ in their last bits
-        return min(int(begun['micro_batch']), most)
+    if begun is not None and begun.micro_batch is not None:  # with another one sums would differ in their last bits
+        return min(begun.micro_batch, most)
     if accelerator.distributed_type is DistributedType.FSDP:
         raise InputError('`micro_batch: auto` tries the whole model on one device; under FSDP give a number.')
 
     def forward(tiles: int) -> torch.Tensor:
-        batch = steps.in_portions(tiles)[0]
+        batch = steps.with_micro_batch(tiles)[0]
         on_device = {k: v.to(accelerator.device) for k, v in batch.items()}  # type: ignore[attr-defined]
         with accelerator.autocast():
             loss: torch.Tensor = task(on_device)

@@ -18,8 +18,10 @@ from experiments.performance.training.measuring import SEED, TAU, THREADS, Spent
 from experiments.performance.training.workload import PHOTOS, make_store, sizes_of, train_settings, warm_files
 from grafalign.encoders import load_bank, load_clip
 from grafalign.store import PairStore
+from grafalign.training.accelerator import make_accelerator
 from grafalign.training.data import PairSteps
-from grafalign.training.loop import Run, fit, make_accelerator, make_optimizer
+from grafalign.training.loop import Run, Validation, fit
+from grafalign.training.optimizer import make_optimizer
 from grafalign.training.task import AlignmentTask, viewed
 from grafalign.training.trainer import bank_rows
 
@@ -84,7 +86,8 @@ def overhead_case(data: Path, workers: int) -> dict[str, Any]:
 
     total = sizes.block * (2 * sizes.turns + 1)
     accelerator = make_accelerator('no')
-    log = fit(task, steps, total, settings.peak_lr, settings, accelerator, Run(settings.out, ''), turn, sizes.block)
+    run, measured = Run(settings.out, ''), Validation(turn, sizes.block)
+    log = fit(task, steps, total, settings.peak_lr, settings, accelerator, run, measured)
     shutil.rmtree(settings.out)
     later = {k: v[1:] for k, v in blocks.items()}  # in the first block processes start
     return {

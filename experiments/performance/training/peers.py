@@ -29,7 +29,7 @@ from experiments.performance.training.workload import (
 )
 from grafalign.encoders import PixelRule, SatelliteEncoder, load_clip
 from grafalign.store import PairStore
-from grafalign.training.loop import make_optimizer
+from grafalign.training.optimizer import make_optimizer
 
 JPEGS, JPEG_SIZE = 256, (640, 480)
 

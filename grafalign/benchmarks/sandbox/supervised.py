@@ -14,14 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles
 from grafalign.encoders import FrozenClip, PixelRule, SatelliteEncoder
 from grafalign.labels import VOID
 from grafalign.store_marker import Sensor
-from grafalign.training.loop import fit, make_accelerator
+from grafalign.training.accelerator import make_accelerator
+from grafalign.training.loop import fit
 from grafalign.training.settings import LoopSettings
+from grafalign.training.steps import Steps
 from grafalign.training.task import viewed
 from grafalign.training.views import AugmentSettings, draw_views, symmetry
 
@@ -41,7 +42,7 @@ class LabelBatch(TypedDict):
 
 
 @dataclass
-class LabelSteps(Dataset[LabelBatch]):
+class LabelSteps(Steps):
     """Steps over labelled tiles; every class is drawn equally often for tiles, every tile for patches."""
 
     tiles: LabelledTiles
