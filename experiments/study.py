@@ -117,7 +117,7 @@ def measure(model: SatelliteModel, world: Path, seed: int) -> dict[str, Any]:
     """
     test, chips, classes = labelled(world, seed)
     every = range(len(model.sensor.bands))
-    ready = ZeroShotModel(model.encoder, model.rule, class_vectors(model.clip, classes), every)
+    ready = ZeroShotModel(model.encoder, model.preprocess, class_vectors(model.clip, classes), every)
     right = class_scores(embed_tiles(ready, test), ready.classes).argmax(1) == test.labels
     counts = chip_counts(chips.labels, segment_chips(ready, chips)[0], len(classes))
     block_km = store_recipe(world).split.block_km

@@ -105,26 +105,39 @@ ME = f'{os.getpid()}-{secrets.token_hex(3)}'
 """Names this process in part files that several may write at one time."""
 
 
-def write_atomically(path: Place, content: bytes, shared: bool = False) -> None:
-    """Write a file so that it is there whole or not at all.
+@contextlib.contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A path to write to; what is there when the context ends takes the place of `path`, on disk, whole or not at all.
 
     Args:
         path: the file.
-        content: its bytes.
         shared: several processes may write it at one time, as a worker may live on after it was given up for dead.
     """
-    if not isinstance(path, Path):
-        path.fs.pipe_file(path.path, content)  # an object appears when its upload is complete
-        return
     part = path.with_name(f'{path.name}.{ME}.part' if shared else f'{path.name}.part')
     try:
-        with part.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
+        to_disk(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Make the system write a file, or the names in a folder, through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Place, content: bytes, shared: bool = False) -> None:
+    """Write a file so that it is there whole or not at all; `shared` as of `replacing`."""
+    if not isinstance(path, Path):
+        path.fs.pipe_file(path.path, content)  # an object appears when its upload is complete
+        return
+    with replacing(path, shared) as part:
+        part.write_bytes(content)
 
 
 def write_table(frame: pd.DataFrame, path: Place) -> None:

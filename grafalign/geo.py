@@ -24,6 +24,10 @@ Ints = npt.NDArray[np.int64]
 UTM_SOUTH_LIMIT, UTM_NORTH_LIMIT = -80.0, 84.0
 METRES_PER_DEGREE = 111_320.0
 """Length of a degree along the equator."""
+SHORTEST_DEGREE_M = 110_000.0
+"""No degree of latitude is shorter (110,574 m at the equator): for reaches that must not be too small."""
+EARTH_RADIUS_M = 6_371_000.0
+"""Of the sphere with the Earth's mean radius."""
 EARTH_KM_PER_DEGREE = METRES_PER_DEGREE / 1000
 
 
@@ -137,7 +141,7 @@ class TileGrid:
         Cheaper than `bounds_lonlat`: the tile's centre and its diagonal on a sphere, a twentieth longer.
         """
         lon, lat = unproject(left + self.side_m / 2, top - self.side_m / 2, epsg)
-        reach_lat = 1.05 * (self.side_m + 2 * margin_m) * np.sqrt(0.5) / 110_000
+        reach_lat = 1.05 * (self.side_m + 2 * margin_m) * np.sqrt(0.5) / SHORTEST_DEGREE_M
         reach_lon = reach_lat / np.maximum(np.cos(np.deg2rad(np.clip(np.abs(lat) + reach_lat, 0, 89.9))), 1e-3)
         return lon - reach_lon, lat - reach_lat, lon + reach_lon, lat + reach_lat
 

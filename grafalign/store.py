@@ -183,7 +183,7 @@ class PairStore:
 
     @cached_property
     def photos(self) -> gpd.GeoDataFrame:
-        """Photos, sorted by `photo_id`; the rows of a ground bank follow them."""
+        """Photos, sorted by `photo_id`; the rows of a photo bank follow them."""
         return self._table('photos')
 
     @cached_property

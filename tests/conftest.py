@@ -1,4 +1,4 @@
-"""Shared fixtures: one small sandbox world, its pair store and ground bank, made once a session."""
+"""Shared fixtures: one small sandbox world, its pair store and photo bank, made once a session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from grafalign.cli import main
 from grafalign.config import load_settings
-from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, embed, load_clip
+from grafalign.encoders import ClipSettings, FrozenClip, PhotoBank, embed, load_clip
 from grafalign.pairing import Recipe, pair
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
@@ -75,13 +75,13 @@ def clip() -> FrozenClip:
 
 
 @pytest.fixture(scope='session')
-def bank(store: PairStore, clip: FrozenClip) -> GroundBank:
-    """The ground bank of the store; read only."""
+def bank(store: PairStore, clip: FrozenClip) -> PhotoBank:
+    """The photo bank of the store; read only."""
     return embed(store, clip)
 
 
 @pytest.fixture
-def own_store(store: PairStore, bank: GroundBank, tmp_path: Path) -> Path:
+def own_store(store: PairStore, bank: PhotoBank, tmp_path: Path) -> Path:
     """A copy of the store and its bank that a test may change."""
     return Path(shutil.copytree(store.path, tmp_path / 'pairs'))
 

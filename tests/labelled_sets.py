@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from grafalign.datasets import ImageSet
-from grafalign.zeroshot.prompts import ensemble
+from grafalign.encoders.ensemble import ensemble
 from tests.test_ranks import unit
 
 

@@ -48,11 +48,8 @@ class StacServer(ThreadingHTTPServer):
         self.searches: list[dict[str, Any]] = []
         """What was asked, in the order of asking."""
         self.landing: list[str] = []
-
-    @property
-    def root(self) -> str:
-        """The API's address."""
-        return f'http://127.0.0.1:{self.server_port}'
+        self.root = f'http://127.0.0.1:{self.server_port}'
+        """The API's address, as its links have it."""
 
     def matching(self, asked: dict[str, Any]) -> list[Item]:
         """The items that a search asks for, by plain loops."""

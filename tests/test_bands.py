@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grafalign.encoders import PixelRule, SatelliteEncoder, select_bands
+from grafalign.encoders import SatelliteEncoder, TilePreprocessing, select_bands
 from grafalign.errors import GrafalignError
 from grafalign.store_marker import Sensor
 from tests.small_clips import TOWERS, small_clip
@@ -66,7 +66,7 @@ def test_bands_without_names_begin_with_red_green_blue(bands: int | list[str]) -
 def test_mean_and_deviation_follow_the_colours() -> None:
     """The pixel rule gives the red band red's mean wherever it stands, and other bands the average."""
     clip = small_clip('class token')
-    rule = PixelRule(Sensor('s', ('nir', 'B02', 'B03', 'B04'), 10, 64, (0, 1)), clip)
+    rule = TilePreprocessing(Sensor('s', ('nir', 'B02', 'B03', 'B04'), 10, 64, (0, 1)), clip)
     torch.testing.assert_close(
         rule.get_buffer('mean').flatten(), torch.tensor([sum(clip.mean) / 3, *reversed(clip.mean)])
     )
@@ -76,8 +76,8 @@ def test_mean_and_deviation_follow_the_colours() -> None:
 def test_wanted_bands_are_found_by_name_case_and_colour() -> None:
     """The exact name wins, then the name in another case, then the band of the same colour."""
     sensor = Sensor('s2', ('B02', 'B03', 'B04', 'B08', 'red'), 10, 64, (0, 1))
-    assert select_bands(sensor, ['red', 'b08', 'Green', 'B04']) == [4, 3, 1, 2]
-    assert select_bands(Sensor('s', ('Nir', 'nir', 'NIR'), 10, 64, (0, 1)), ['nir', 'NIR', 'nIR']) == [1, 2, 0]
+    assert select_bands(sensor.bands, ['red', 'b08', 'Green', 'B04'], 's') == [4, 3, 1, 2]
+    assert select_bands(('Nir', 'nir', 'NIR'), ['nir', 'NIR', 'nIR'], 's') == [1, 2, 0]
 
 
 def test_a_missing_band_is_named() -> None:
@@ -86,7 +86,7 @@ def test_a_missing_band_is_named() -> None:
     with pytest.raises(
         GrafalignError, match=r'naip has no band nir and no band B11; its bands are red, green, blue: ask'
     ):
-        select_bands(sensor, ['red', 'nir', 'B11'])
+        select_bands(sensor.bands, ['red', 'nir', 'B11'], sensor.name)
 
 
 def test_the_black_of_padding_follows_the_colours() -> None:

@@ -1,4 +1,4 @@
-"""The ground bank: photos from anywhere, each read once, and nothing lost by kills, hosts or damaged files."""
+"""The photo bank: photos from anywhere, each read once, and nothing lost by kills, hosts or damaged files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from grafalign.encoders import FrozenClip, GroundBank, embed, load_bank, reading
+from grafalign.encoders import FrozenClip, PhotoBank, embed, load_bank, reading
 from grafalign.encoders.reading import read_chunks
 from grafalign.errors import GrafalignError
 from grafalign.photos.exif import read_facts
@@ -59,7 +59,7 @@ def remote_store(own_store: Path, server: PhotoServer) -> PairStore:
 
 
 def test_a_bank_of_remote_photos_is_that_of_local_ones(
-    remote_store: PairStore, bank: GroundBank, clip: FrozenClip, server: PhotoServer, tmp_path: Path, monkeypatch
+    remote_store: PairStore, bank: PhotoBank, clip: FrozenClip, server: PhotoServer, tmp_path: Path, monkeypatch
 ) -> None:
     """Fetched photos give the same bank bit for bit, each is fetched once, and nothing of them is written to disk."""
     scratch = tmp_path / 'scratch'
@@ -78,7 +78,7 @@ def test_a_bank_of_remote_photos_is_that_of_local_ones(
     assert not any(scratch.iterdir())
 
 
-def test_the_bank_knows_what_each_photo_looks_like(store: PairStore, bank: GroundBank) -> None:
+def test_the_bank_knows_what_each_photo_looks_like(store: PairStore, bank: PhotoBank) -> None:
     """Size, digest and hash of every photo are those of its file, in the order of the store."""
     assert bank.photos['photo_id'].tolist() == store.photos['photo_id'].tolist()
     for row in range(0, len(bank.photos), 40):
@@ -102,7 +102,7 @@ def test_a_killed_embedding_of_remote_photos_goes_on(remote_store: PairStore, cl
 
 
 def test_photos_that_fail_are_told_and_tried_again(
-    remote_store: PairStore, bank: GroundBank, clip: FrozenClip, server: PhotoServer
+    remote_store: PairStore, bank: PhotoBank, clip: FrozenClip, server: PhotoServer
 ) -> None:
     """A host that was busy is asked again for its photos only, and the bank is then what it would have been."""
     server.broken = {'3.jpg', '77.jpg', '200.jpg'}
@@ -181,7 +181,7 @@ def test_a_bank_without_any_photo_is_refused_and_then_made(
 
 
 def test_photos_in_shards_are_embedded(
-    own_store: Path, store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+    own_store: Path, store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """Photos inside a tar give the same bank as their files."""
     shard = tmp_path / 'shard.tar'
@@ -212,7 +212,7 @@ def test_wrong_remote_settings_name_the_store(own_store: Path, clip: FrozenClip)
 
 
 def test_a_store_on_a_url_needs_a_folder_for_its_bank(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """The bank of a remote store goes to a folder that is given, and its absence is one sentence."""
     memory = fsspec.filesystem('memory')

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from grafalign.encoders import FrozenClip, GroundBank, embed, load_bank
+from grafalign.encoders import FrozenClip, PhotoBank, embed, load_bank
 from grafalign.errors import GrafalignError
 from grafalign.files import write_table
 from grafalign.store import PairStore
@@ -35,7 +35,7 @@ def marked(store: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_another_pairing_of_the_same_photos_keeps_the_bank(own_store: Path, clip: FrozenClip, bank: GroundBank) -> None:
+def test_another_pairing_of_the_same_photos_keeps_the_bank(own_store: Path, clip: FrozenClip, bank: PhotoBank) -> None:
     """Whatever the store's digest is now, its photos are embedded."""
     before = contents(own_store / 'bank')
     marked(own_store, digest='0' * 32)
@@ -45,7 +45,7 @@ def test_another_pairing_of_the_same_photos_keeps_the_bank(own_store: Path, clip
 
 
 def test_only_new_photos_are_embedded_and_those_that_are_gone_are_dropped(
-    own_store: Path, clip: FrozenClip, bank: GroundBank, tmp_path: Path
+    own_store: Path, clip: FrozenClip, bank: PhotoBank, tmp_path: Path
 ) -> None:
     """A bank of fewer photos says what it lacks; embedded again it has them all, having read none of the others."""
     whole = Path(shutil.copytree(own_store, tmp_path / 'whole'))
@@ -65,7 +65,7 @@ def test_only_new_photos_are_embedded_and_those_that_are_gone_are_dropped(
     np.testing.assert_allclose(np.asarray(found.embeddings), np.asarray(bank.embeddings), atol=1e-3)
 
 
-def test_a_photo_that_was_replaced_is_embedded_again(own_store: Path, clip: FrozenClip, bank: GroundBank) -> None:
+def test_a_photo_that_was_replaced_is_embedded_again(own_store: Path, clip: FrozenClip, bank: PhotoBank) -> None:
     """Under its old name and with another content, as pairing again saw it, a photo gets another row."""
     store = PairStore(own_store)
     photos = store.photos.copy()
@@ -79,7 +79,7 @@ def test_a_photo_that_was_replaced_is_embedded_again(own_store: Path, clip: Froz
 
 
 def test_a_bank_of_the_format_before_is_read_beside_its_own_store(
-    own_store: Path, clip: FrozenClip, bank: GroundBank
+    own_store: Path, clip: FrozenClip, bank: PhotoBank
 ) -> None:
     """Format 2 knew no uris and belonged to a whole store: there it is as good as before, elsewhere it is refused."""
     folder, store = own_store / 'bank', PairStore(own_store)

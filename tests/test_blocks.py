@@ -21,6 +21,8 @@ from scipy.ndimage import map_coordinates
 
 from grafalign.geo import TileGrid
 from grafalign.scenes import BandSource, RangeReader, SceneCutter, SceneTiles, Uncut
+from grafalign.scenes.blocks import merge_blocks
+from grafalign.scenes.raster import Block
 from tests.range_server import RangeServer
 
 LEFT, TOP, EPSG = 500_000.0, 5_000_000.0, 32625
@@ -225,6 +227,7 @@ def test_mask_bands_say_what_is_missing(kind: str, server: RangeServer, tmp_path
     path = tmp_path / 'a.tif'
     if kind == 'alpha':
         pixels[3] = np.where(valid, 255, 0)
+        pixels[3, :20], pixels[3, 20:40] = 1, 127  # whatever is not wholly transparent is there
     options = {'photometric': 'RGB', 'alpha': 'YES'} if kind == 'alpha' else {}
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
         write(path, pixels, tiled=True, blockxsize=64, blockysize=64, compress='deflate', **options)
@@ -234,6 +237,18 @@ def test_mask_bands_say_what_is_missing(kind: str, server: RangeServer, tmp_path
     for href in (str(path), server.url('a.tif')):
         found = cut(bands_of((href, 1), (href, 2)), [TileGrid(200, 10).geobox(EPSG, LEFT, TOP)])[0]
         assert (found.missing == ~valid[:200, :200]).all()
+
+
+def test_a_run_of_blocks_has_a_limit() -> None:
+    """Blocks side by side are fetched together, up to 32 MB; a gap over 1 kB, or a block over the limit, parts."""
+    size = 3 << 20
+    blocks = [Block(1, 0, col, col * size, size) for col in range(25)]
+    runs = merge_blocks(blocks)
+    assert [len(run) for run in runs] == [10, 10, 5] and [b for run in runs for b in run] == blocks
+    assert all(run[-1].start + run[-1].nbytes - run[0].start <= 32 << 20 for run in runs)
+    apart = [Block(1, 0, 0, 0, 100), Block(1, 0, 1, 1124, 100), Block(1, 0, 2, 2249, 100)]
+    assert merge_blocks(apart) == [apart[:2], apart[2:]]
+    assert len(merge_blocks([Block(1, 0, 0, 0, 40 << 20), Block(1, 0, 1, 40 << 20, 10)])) == 2
 
 
 def test_nearest_keeps_classes(tmp_path: Path) -> None:

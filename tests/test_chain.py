@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafalign.encoders import GroundBank
+from grafalign.encoders import PhotoBank
 from grafalign.store import PairStore
 
 
@@ -14,7 +14,7 @@ def test_every_pair_points_into_its_tile(store: PairStore) -> None:
     assert store.pairs['col'].between(0, size, inclusive='left').all()
 
 
-def test_the_bank_has_a_row_for_every_photo(store: PairStore, bank: GroundBank) -> None:
-    """The ground bank follows photos.parquet row by row."""
+def test_the_bank_has_a_row_for_every_photo(store: PairStore, bank: PhotoBank) -> None:
+    """The photo bank follows photos.parquet row by row."""
     assert len(bank.embeddings) == len(store.photos) == len(bank.valid)
     assert bank.valid.all()

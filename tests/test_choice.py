@@ -51,6 +51,13 @@ def test_full_coverage_then_days_then_cloud() -> None:
     np.testing.assert_allclose(found.days_apart[0, :4], [1.5, 1.5, 17.5, 0.5])
 
 
+def test_a_nearer_day_beats_a_clearer_sky() -> None:
+    """Among scenes that pass the cloud limit the day decides: with cloud first, time never would."""
+    scenes = [scene('clear', WHOLE, 20, 0.0), scene('cloudy', WHOLE, 11, 9.0), scene('unknown', WHOLE, 12)]
+    found = choose(scenes, [shapely.box(0, 0, 1, 1)], [[TAKEN]])
+    assert [scenes[i].item_id for i in found.scene[0, :3]] == ['cloudy', 'unknown', 'clear']
+
+
 def test_a_sliver_more_coverage_is_worth_no_year() -> None:
     """Two scenes that cover 80 and 81 percent of a tile are told apart by their dates."""
     scenes = [scene('more', (-1, -1, 0.81, 2), 30), scene('nearer', (-1, -1, 0.80001, 2), 10)]

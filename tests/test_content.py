@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from grafalign.config import load_settings
-from grafalign.encoders import ContentFilters, FrozenClip, GroundBank, embed, filter_bank, load_bank
+from grafalign.encoders import ContentFilters, FrozenClip, PhotoBank, embed, filter_bank, load_bank
 from grafalign.encoders.content import (
     SHIPPED_PROMPTS,
     ContentPrompts,
-    class_vectors,
     reject_scores,
+    vectors_of,
 )
 from grafalign.errors import GrafalignError
 from grafalign.photos.exif import open_photo
@@ -72,10 +72,10 @@ def test_rooms_lunch_and_screens_are_found(
     assert reason[kind == 'outdoor'].notna().mean() <= 0.02
 
 
-def test_the_decision_is_that_of_a_naive_softmax(bank: GroundBank, clip: FrozenClip) -> None:
+def test_the_decision_is_that_of_a_naive_softmax(bank: PhotoBank, clip: FrozenClip) -> None:
     """A score is the softmax of one reject class and the best keep class at CLIP's own temperature."""
     prompts = ContentPrompts.model_validate(TINY_PROMPTS)
-    keep, reject = class_vectors(clip, prompts.keep), class_vectors(clip, prompts.reject)
+    keep, reject = vectors_of(clip, prompts.keep), vectors_of(clip, prompts.reject)
     photos = np.asarray(bank.embeddings[:40], dtype=np.float32)
     scale = float(clip.model.logit_scale.exp())
     found = reject_scores(photos, keep, reject, scale)
@@ -89,7 +89,7 @@ def test_the_decision_is_that_of_a_naive_softmax(bank: GroundBank, clip: FrozenC
     np.testing.assert_allclose(reject[0], mean / np.linalg.norm(mean), atol=1e-5)
 
 
-def test_filtering_reads_no_photo(own_store: Path, clip: FrozenClip, filters: ContentFilters, bank: GroundBank) -> None:
+def test_filtering_reads_no_photo(own_store: Path, clip: FrozenClip, filters: ContentFilters, bank: PhotoBank) -> None:
     """With all photos gone the bank is filtered just the same, and only `filtered.parquet` is written."""
     store = PairStore(own_store)
     with_photos = filter_bank(store, clip, filters)
@@ -117,7 +117,7 @@ def test_a_filtered_bank_says_why(own_store: Path, clip: FrozenClip, filters: Co
 
 
 def test_filtering_again_replaces_what_was_decided(
-    own_store: Path, clip: FrozenClip, filters: ContentFilters, bank: GroundBank
+    own_store: Path, clip: FrozenClip, filters: ContentFilters, bank: PhotoBank
 ) -> None:
     """Other thresholds or classes give another result, the same ones the same bytes, and no class gives all back."""
     store, path = PairStore(own_store), own_store / 'bank' / 'filtered.parquet'
@@ -139,7 +139,7 @@ def test_filtering_again_replaces_what_was_decided(
     assert np.array_equal(embed(store, clip).valid, load_bank(store).valid)
 
 
-def test_training_sees_no_photo_that_was_left_out(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_training_sees_no_photo_that_was_left_out(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """Steps take valid photos only; a tile whose photos are all left out is not visited, and none left is named."""
     pairs = store.pairs
     tile = int(store.tiles_of('train')[0])

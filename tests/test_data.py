@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from grafalign.encoders import FrozenClip, GroundBank
+from grafalign.encoders import FrozenClip, PhotoBank
 from grafalign.errors import GrafalignError
 from grafalign.store import PairStore
 from grafalign.training.data import Batch, PairSteps, Share
@@ -22,7 +22,7 @@ WILD = {
 }
 
 
-def steps(store: PairStore, bank: GroundBank, clip: FrozenClip, *args: object, **changes: object) -> PairSteps:
+def steps(store: PairStore, bank: PhotoBank, clip: FrozenClip, *args: object, **changes: object) -> PairSteps:
     """Steps of ten tiles with up to four photos."""
     wanted = settings(store, clip, batch_tiles=10, seed=3, **changes)
     return PairSteps(store, bank, wanted, *args, side=4)  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def equal(one: Batch, two: Batch) -> bool:
     return all(torch.equal(torch.nan_to_num(v), torch.nan_to_num(two[k])) for k, v in one.items())  # type: ignore
 
 
-def test_an_epoch_visits_every_tile_once(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_an_epoch_visits_every_tile_once(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """An epoch holds each training tile exactly once, its last batch being smaller, in a new order each time."""
     data = steps(store, bank, clip)
     orders = []
@@ -46,7 +46,7 @@ def test_an_epoch_visits_every_tile_once(store: PairStore, bank: GroundBank, cli
     assert orders[0] != orders[1]
 
 
-def test_a_step_is_the_same_whenever_it_is_asked_for(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_a_step_is_the_same_whenever_it_is_asked_for(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """A batch depends on its number alone, with everything that is random switched on."""
     first, again = steps(store, bank, clip, **WILD), steps(store, bank, clip, **WILD)
     for number in (7, 3, 7):
@@ -55,7 +55,7 @@ def test_a_step_is_the_same_whenever_it_is_asked_for(store: PairStore, bank: Gro
 
 @pytest.mark.parametrize('processes', [1, 3])
 def test_shares_and_micro_batches_make_the_whole_batch(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, processes: int
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, processes: int
 ) -> None:
     """Tiles and pairs of all processes and micro-batches are those of one process, each once, in short batches too."""
     whole = steps(store, bank, clip, **WILD)
@@ -72,7 +72,7 @@ def test_shares_and_micro_batches_make_the_whole_batch(
         assert torch.equal(torch.stack(pixels), one['pixels']) and torch.equal(torch.cat(photos), one['photo'])
 
 
-def test_weights_are_one_over_tiles_and_photos(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_weights_are_one_over_tiles_and_photos(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """The pairs of a tile weigh 1/B together, however many photos it has, also where a crop has lost some."""
     for changes in ({}, WILD):
         batch = steps(store, bank, clip, **changes)[2]
@@ -80,7 +80,7 @@ def test_weights_are_one_over_tiles_and_photos(store: PairStore, bank: GroundBan
         torch.testing.assert_close(each, torch.full_like(each, 1 / len(each)))
 
 
-def test_places_stay_inside_the_view(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_places_stay_inside_the_view(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """Photos that a crop has lost are left out, and no tile loses all of them."""
     data = steps(store, bank, clip, **{**WILD, 'augment': {'zoom': 3.0, 'shift': 0.5}})
     fewer = 0
@@ -92,7 +92,7 @@ def test_places_stay_inside_the_view(store: PairStore, bank: GroundBank, clip: F
     assert fewer > 0
 
 
-def test_negatives_are_other_training_photos(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_negatives_are_other_training_photos(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """K rows of the bank besides the batch's own, each once, valid, of training tiles; `all` are all of them."""
     mine = set(steps(store, bank, clip)._photos.tolist())
     for wanted in (7, 10**6, 'all'):
@@ -104,7 +104,7 @@ def test_negatives_are_other_training_photos(store: PairStore, bank: GroundBank,
         assert len(rows) == (len(own) + 7 if wanted == 7 else len(mine))
 
 
-def test_photos_of_the_same_tile_are_listed(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_photos_of_the_same_tile_are_listed(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """All photos of a tile that are among the candidates, whether drawn for this step or not."""
     data = steps(store, bank, clip, negatives={'bank': 'all'}, masks={'same_tile': True}, photos_per_tile=1)
     batch, plan = data[1], data._plan(1)
@@ -116,7 +116,7 @@ def test_photos_of_the_same_tile_are_listed(store: PairStore, bank: GroundBank, 
         assert set(listed) == expected and len(listed) == len(expected)
 
 
-def test_bands_come_in_the_order_asked_for(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_bands_come_in_the_order_asked_for(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """A choice of bands takes those planes; a band that the store lacks is named."""
     two, all_of_them = steps(store, bank, clip, bands=('blue', 'red'))[0], steps(store, bank, clip)[0]
     assert torch.equal(two['pixels'], all_of_them['pixels'][:, [2, 0]])
@@ -124,13 +124,13 @@ def test_bands_come_in_the_order_asked_for(store: PairStore, bank: GroundBank, c
         steps(store, bank, clip, bands=('red', 'nir'))
 
 
-def test_pixels_travel_as_they_are_stored(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_pixels_travel_as_they_are_stored(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """Sixteen bits on disk are sixteen bits on the way to the device."""
     assert store.read_tile(0).dtype == np.uint16
     assert steps(store, bank, clip)[0]['pixels'].dtype == torch.uint16
 
 
-def test_a_tile_that_cannot_be_read_is_left_out_and_named(own_store: Path, bank: GroundBank, clip: FrozenClip) -> None:
+def test_a_tile_that_cannot_be_read_is_left_out_and_named(own_store: Path, bank: PhotoBank, clip: FrozenClip) -> None:
     """Its pairs are gone, the others keep their weights, and it is told which tile it was."""
     held = PairStore(own_store)
     data = steps(held, bank, clip)
@@ -149,7 +149,7 @@ def test_a_tile_that_cannot_be_read_is_left_out_and_named(own_store: Path, bank:
         torch.testing.assert_close(each, expected)
 
 
-def test_a_split_without_tiles_is_named(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_a_split_without_tiles_is_named(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """A store whose split is empty ends in one sentence."""
     with pytest.raises(GrafalignError, match=r'no holdout tile with a usable photo; check `split.shares`'):
         PairSteps(store, bank, settings(store, clip), split='holdout')

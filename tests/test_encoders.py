@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, PixelRule, SatelliteEncoder, load_clip
+from grafalign.encoders import ClipSettings, FrozenClip, PhotoBank, SatelliteEncoder, TilePreprocessing, load_clip
 from grafalign.encoders.clip import needs_quick_gelu
 from grafalign.errors import GrafalignError
 from grafalign.photos import open_photo
@@ -64,7 +64,7 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_named(clip: FrozenClip) -> N
 def test_stored_numbers_become_reflectance_by_the_sensors_rule(clip: FrozenClip) -> None:
     """Scale and offset first, then the fixed range, clipped; then CLIP's mean and standard deviation."""
     sensor = Sensor('s', ('red', 'green', 'blue'), 10, 64, (0.0, 0.3))
-    rule = PixelRule(sensor, clip)
+    rule = TilePreprocessing(sensor, clip)
     pixels = torch.tensor([1000, 2500, 4000, 9000]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     unit = rule.unit(pixels, torch.full((1, 3), 1e-4), torch.full((1, 3), -0.1))
     torch.testing.assert_close(unit[0, 0].flatten(), torch.tensor([0.0, 0.5, 1.0, 1.0]))
@@ -72,7 +72,7 @@ def test_stored_numbers_become_reflectance_by_the_sensors_rule(clip: FrozenClip)
     torch.testing.assert_close(normal[0, 1, 0, 1], torch.tensor((0.5 - clip.mean[1]) / clip.std[1]))
 
 
-def test_the_bank_holds_what_clip_says_of_each_photo(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_the_bank_holds_what_clip_says_of_each_photo(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """A row of the bank is CLIP's embedding of that photo, to half precision."""
     for row in (0, len(store.photos) // 2, len(store.photos) - 1):
         image = clip.preprocess(open_photo(Path(store.photos['uri'].iloc[row])))

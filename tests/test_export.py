@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
-from grafalign.encoders import ClipSettings, FrozenClip, GroundBank, SatelliteEncoder, load_clip
+from grafalign.encoders import ClipSettings, FrozenClip, PhotoBank, SatelliteEncoder, load_clip
 from grafalign.errors import GrafalignError
 from grafalign.exchange.export import export
 from grafalign.exchange.exportable import Exportable
@@ -263,7 +263,7 @@ def test_an_architecture_that_is_not_the_models_is_noticed(clip: FrozenClip, tmp
 
 
 @pytest.fixture(scope='module')
-def finished(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     out = tmp_path_factory.mktemp('runs') / 'naip_image'
     values = {'store': store.path, 'out': out, 'clip': clip.settings, 'steps': 2, 'batch_tiles': 8, 'lr': 1e-3}
@@ -318,7 +318,7 @@ def test_the_command_exports_a_run(kind: str, run: Path, clip: FrozenClip, tmp_p
 
 
 def test_bands_keep_their_order_and_their_rule(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, command: Command, monkeypatch
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path, command: Command, monkeypatch
 ) -> None:
     """For a run on blue, green, red, the card's rule makes of stored tiles what the run's own rule makes."""
     values = {'store': store.path, 'out': tmp_path / 'run', 'clip': clip.settings, 'steps': 1, 'batch_tiles': 8}
@@ -329,7 +329,7 @@ def test_bands_keep_their_order_and_their_rule(
     scale, offset = (v[:3, ::-1].copy() for v in store.radiometry)
     found = run_card(tmp_path / 'out', torch.from_numpy(pixels), monkeypatch)
     model = load_satellite(tmp_path / 'run', clip)
-    ours = model.rule(*map(torch.from_numpy, (pixels, scale, offset)))
+    ours = model.preprocess(*map(torch.from_numpy, (pixels, scale, offset)))
     theirs = found['to_input'](pixels, scale[:, :, None, None], offset[:, :, None, None])
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
     with torch.no_grad():

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grafalign import guarded
 from grafalign.config import parse_settings
 from grafalign.errors import GrafalignError
-from grafalign.guarded import is_public
 from grafalign.photos import tars, web
 from grafalign.photos.exif import PhotoError
 from grafalign.photos.fetch import Fetcher, RemoteSettings, is_remote
 from grafalign.photos.tars import read_index
+from grafalign.web import connections
+from grafalign.web.addresses import is_public
 from tests.photo_server import PhotoServer, serving
 from tests.test_exif import encoded, picture
 
@@ -262,7 +262,7 @@ def test_private_addresses_are_refused_however_they_are_spelled(server: PhotoSer
 
 def test_a_redirect_does_not_lead_inside(server: PhotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that counts as public cannot send us on to one that is not."""
-    monkeypatch.setattr(guarded, 'is_public', lambda address: address != '127.0.0.2')
+    monkeypatch.setattr(connections, 'is_public', lambda address: address != '127.0.0.2')
     careful = HERE.model_copy(update={'private_addresses': False})
     assert Fetcher(careful).fetch(server.url('/photo/0.jpg')) == FIRST
     inside = f'http://127.0.0.2:{server.server_port}/photo/0.jpg'
@@ -273,7 +273,7 @@ def test_a_redirect_does_not_lead_inside(server: PhotoServer, monkeypatch: pytes
 def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is looked up to a public and a private address is refused: either may answer."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (address, 80)) for address in ('93.184.216.34', '10.0.0.5')]
-    monkeypatch.setattr(guarded.socket, 'getaddrinfo', lambda *_, **__: found)
+    monkeypatch.setattr(connections.socket, 'getaddrinfo', lambda *_, **__: found)
     assert str(refusal('http://rebound.example/x', HERE.model_copy(update={'private_addresses': False}))) == (
         'private address'
     )

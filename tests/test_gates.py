@@ -21,7 +21,6 @@ from grafalign.datasets.pictures import picture_facts, read_picture
 from grafalign.errors import GrafalignError
 from grafalign.escapes import csv_cell, fenced, markdown, printable
 from grafalign.foreign import ForeignFileError, below, open_plain, parse_json
-from grafalign.guarded import host_of, is_public
 from grafalign.photos import PhotoSource, read_photos
 from grafalign.photos.exif import PhotoError, read_facts
 from grafalign.photos.tars import read_index
@@ -29,6 +28,7 @@ from grafalign.scenes import load_scenes
 from grafalign.scenes.signing import Signer
 from grafalign.scenes.source import SceneSource, SignSettings
 from grafalign.search.query import read_region
+from grafalign.web.addresses import host_of, is_public
 from tests.stac_server import stac_server
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field
 
 from grafalign.config import load_settings, settings_digest
-from grafalign.encoders import FrozenClip, GroundBank, embed, load_bank
+from grafalign.encoders import FrozenClip, PhotoBank, embed, load_bank
 from grafalign.errors import GrafalignError
 from grafalign.files import write_table
 from grafalign.locks import exclusive
@@ -59,19 +59,19 @@ def test_a_new_setting_with_its_default_changes_no_digest() -> None:
 
 
 @pytest.fixture
-def before(store: PairStore, bank: GroundBank) -> str:
+def before(store: PairStore, bank: PhotoBank) -> str:
     """Digest of what the store's runs train on."""
     return training_rows_digest(store, bank)
 
 
-def changed(store: Path, name: str, table: pd.DataFrame, bank: GroundBank) -> str:
+def changed(store: Path, name: str, table: pd.DataFrame, bank: PhotoBank) -> str:
     """The digest with another table in the store."""
     write_table(table, store / f'{name}.parquet')
     return training_rows_digest(PairStore(store), bank)
 
 
 def test_a_run_does_not_depend_on_what_it_is_not_trained_on(
-    own_store: Path, store: PairStore, bank: GroundBank, before: str
+    own_store: Path, store: PairStore, bank: PhotoBank, before: str
 ) -> None:
     """Another state of the store with the same training and validation tiles is the same to a run."""
     tiles = store.tiles
@@ -87,7 +87,7 @@ def test_a_run_does_not_depend_on_what_it_is_not_trained_on(
 
 @pytest.mark.parametrize('column', ['digest', 'split', 'scale'])
 def test_a_run_depends_on_its_tiles(
-    own_store: Path, store: PairStore, bank: GroundBank, before: str, column: str
+    own_store: Path, store: PairStore, bank: PhotoBank, before: str, column: str
 ) -> None:
     """Other pixels, another split or another meaning of the numbers of one training tile make another run."""
     tiles = store.tiles.copy()
@@ -97,9 +97,7 @@ def test_a_run_depends_on_its_tiles(
     assert changed(own_store, 'tiles', tiles, bank) != before
 
 
-def test_a_run_depends_on_its_pairs_and_photos(
-    own_store: Path, store: PairStore, bank: GroundBank, before: str
-) -> None:
+def test_a_run_depends_on_its_pairs_and_photos(own_store: Path, store: PairStore, bank: PhotoBank, before: str) -> None:
     """One pair less, one place moved, one photo filtered out make another run."""
     pairs = store.pairs.drop(columns=['tile', 'photo'])
     row = int(np.flatnonzero(store.tiles['split'].to_numpy()[store.pairs['tile']] == 'train')[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grafalign.encoders import FrozenClip, GroundBank
+from grafalign.encoders import FrozenClip, PhotoBank
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings
 from tests.training_world import launch, run_processes, settings
@@ -46,7 +46,7 @@ def steps_done(run: TrainSettings) -> int:
     [(1, 1), pytest.param(1, 10, marks=pytest.mark.slow), pytest.param(2, 10, marks=pytest.mark.slow)],
 )
 def test_killed_trainings_end_with_the_same_bits(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, processes: int, kills: int
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path, processes: int, kills: int
 ) -> None:
     """However often it is killed, a training goes on where its checkpoint was and ends as if nothing had happened."""
     whole = settings(store, clip, tmp_path / 'whole', **EVERYTHING)

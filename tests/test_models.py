@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from grafalign.encoders import FrozenClip, GroundBank, SatelliteEncoder
+from grafalign.encoders import FrozenClip, PhotoBank, SatelliteEncoder
 from grafalign.errors import GrafalignError
 from grafalign.exchange import publish
-from grafalign.models import InputRule, load_model, to_input
+from grafalign.models import Preprocessing, load_model, to_input
 from grafalign.models.load import split_name
 from grafalign.models.pixels import band_places
 from grafalign.store import PairStore
@@ -35,41 +35,41 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_a_picture_becomes_what_open_clips_own_preprocessing_makes(size: tuple[int, int], clip: FrozenClip) -> None:
     """To the bit, for pictures of any size and shape."""
     pixels = picture(*size)
-    rule = InputRule(('red', 'green', 'blue'), clip.image_px, clip.mean, clip.std)
+    preprocessing = Preprocessing(('red', 'green', 'blue'), clip.image_px, clip.mean, clip.std)
     theirs = clip.preprocess(Image.fromarray(np.moveaxis(pixels, 0, -1)))
-    torch.testing.assert_close(to_input(pixels, rule, 'resize', (0, 255)), theirs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(to_input(pixels, preprocessing, 'resize', (0, 255)), theirs, atol=1e-6, rtol=0)
 
 
 def test_padding_keeps_the_pixels_and_puts_black_around(clip: FrozenClip) -> None:
     """A small picture lies in the middle as it is; a large one is made to fit, its sides in proportion."""
-    rule = InputRule(('red', 'green', 'blue'), 64, (0.0,) * 3, (1.0,) * 3)
+    preprocessing = Preprocessing(('red', 'green', 'blue'), 64, (0.0,) * 3, (1.0,) * 3)
     small = picture(20, 30)
-    found = to_input(small, rule, 'pad', (0, 255)).numpy()
+    found = to_input(small, preprocessing, 'pad', (0, 255)).numpy()
     np.testing.assert_allclose(found[:, 22:42, 17:47], small / 255, atol=1e-6)
     found[:, 22:42, 17:47] = 0
     assert not found.any()
-    wide = to_input(np.full((3, 50, 100), 255, np.uint8), rule, 'pad', (0, 255)).numpy()
+    wide = to_input(np.full((3, 50, 100), 255, np.uint8), preprocessing, 'pad', (0, 255)).numpy()
     assert wide[:, 16:48].min() == 1 and wide[:, :16].max() == 0 and wide[:, 48:].max() == 0
 
 
 def test_physical_values_are_stretched_by_one_rule(clip: FrozenClip) -> None:
     """Values of the range become 0 to 1 and are clipped; missing ones are black; nothing depends on the picture."""
-    rule = InputRule(('red', 'green', 'blue'), 2, (0.0,) * 3, (1.0,) * 3)
+    preprocessing = Preprocessing(('red', 'green', 'blue'), 2, (0.0,) * 3, (1.0,) * 3)
     values = np.array([[[0, 1500], [3000, 9999]]], dtype=np.uint16).repeat(3, 0)
     expected = torch.tensor([[0.0, 0.5], [1.0, 1.0]])
-    torch.testing.assert_close(to_input(values, rule, 'resize', (0, 3000))[0], expected)
+    torch.testing.assert_close(to_input(values, preprocessing, 'resize', (0, 3000))[0], expected)
     missing = values.astype(np.float32)
     missing[:, 0, 1] = np.nan
-    assert to_input(missing, rule, 'resize', (0, 3000))[0, 0, 1] == 0
+    assert to_input(missing, preprocessing, 'resize', (0, 3000))[0, 0, 1] == 0
 
 
 def test_bands_are_found_by_name_and_grey_serves_as_all() -> None:
     """Red is B04 wherever it stands; one band is taken three times; a missing one is named."""
-    rule = InputRule(('red', 'green', 'blue'), 2, (0.0,) * 3, (1.0,) * 3)
-    assert band_places(rule, ('B01', 'B02', 'B03', 'B04')) == [3, 2, 1]
-    assert band_places(rule, ('grey',)) == [0, 0, 0]
+    preprocessing = Preprocessing(('red', 'green', 'blue'), 2, (0.0,) * 3, (1.0,) * 3)
+    assert band_places(preprocessing, ('B01', 'B02', 'B03', 'B04')) == [3, 2, 1]
+    assert band_places(preprocessing, ('grey',)) == [0, 0, 0]
     with pytest.raises(GrafalignError, match='has no band'):
-        band_places(rule, ('nir', 'swir'))
+        band_places(preprocessing, ('nir', 'swir'))
 
 
 @pytest.mark.parametrize('layout', ['plain', 'trained by open_clip', 'safetensors'])
@@ -161,12 +161,12 @@ def test_siglip_of_transformers_is_padded_and_lower_case(tmp_path: Path) -> None
         found = theirs.get_text_features(input_ids=ids)
     expected = functional.normalize(getattr(found, 'pooler_output', found), dim=-1).numpy()
     np.testing.assert_allclose(model.embed_texts(['A photo of a Forest']), expected, atol=1e-5)
-    assert model.rule.mean == (0.5, 0.5, 0.5) and model.rule.size_px == 32
+    assert model.preprocessing.mean == (0.5, 0.5, 0.5) and model.preprocessing.size_px == 32
     assert model.embed_images(torch.rand(2, 3, 32, 32)).shape == (2, 32)
 
 
 @pytest.fixture(scope='module')
-def trained(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on three of the store's bands."""
     out = tmp_path_factory.mktemp('run') / 'mine'
     train(settings(store, clip, out, bands=['red', 'green', 'blue']))
@@ -181,8 +181,8 @@ def test_a_run_and_its_exports_are_one_model(trained: Path, tmp_path: Path) -> N
     images = torch.rand(3, 3, 64, 64)
     for folder in ('oc', 'hf'):
         export = load_model(f'{folder}={tmp_path / folder}')
-        assert export.name == folder and export.rule.bands == run.rule.bands
-        np.testing.assert_allclose(export.rule.mean, run.rule.mean, atol=1e-6)
+        assert export.name == folder and export.preprocessing.bands == run.preprocessing.bands
+        np.testing.assert_allclose(export.preprocessing.mean, run.preprocessing.mean, atol=1e-6)
         np.testing.assert_allclose(export.embed_images(images), run.embed_images(images), atol=1e-4)
         np.testing.assert_allclose(export.embed_texts(WORDS), run.embed_texts(WORDS), atol=1e-4)
     export = load_model(str(tmp_path / 'oc'))

@@ -223,7 +223,7 @@ def test_retry_failed_reads_just_what_failed(
     served: tuple[RangeServer, Path], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an outage of one scene its tiles are tried again, nothing else is read, and nothing is missing."""
-    monkeypatch.setattr('grafalign.scenes.ranges._STATUS_WORTH_RETRYING', ())
+    monkeypatch.setattr('grafalign.web.retries.WORTH_ANOTHER_TRY', ())
     server, items = served
     recipe = remote_recipe(tmp_path, world, items)
     clean = pair(recipe, tmp_path / 'clean')
@@ -256,7 +256,7 @@ def test_a_store_that_met_nothing_but_an_outage_is_not_stuck(
     served: tuple[RangeServer, Path], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If no tile could be read at all the sentence names `--retry-failed`, and that makes the store afterwards."""
-    monkeypatch.setattr('grafalign.scenes.ranges._STATUS_WORTH_RETRYING', ())
+    monkeypatch.setattr('grafalign.web.retries.WORTH_ANOTHER_TRY', ())
     server, items = served
     recipe = remote_recipe(tmp_path, world, items)
     server.set(faults={'fail_every': 1, 'fail_status': 500})

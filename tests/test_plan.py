@@ -151,6 +151,18 @@ def test_the_order_of_rows_does_not_matter(seed: int) -> None:
     assert content(plan(table, 5), table) == content(plan(other, 5), other)
 
 
+def test_which_photos_a_crowded_tile_keeps_does_not_depend_on_their_order() -> None:
+    """Of ten photos in one tile that may hold two, the same two are kept in every order of the rows."""
+    table = cluster(CENTRES[1], 10, 7, km=0.01)
+    kept = set()
+    for seed in range(12):
+        other = table.sample(frac=1, random_state=seed).reset_index(drop=True)
+        found = plan(other, max_photos=2)
+        assert len(found.tiles) == 1
+        kept.add(frozenset(other['photo_id'].to_numpy()[found.pairs['photo']]))
+    assert len(kept) == 1 and len(next(iter(kept))) == 2
+
+
 def test_at_most_max_photos_are_kept_and_the_rest_is_named() -> None:
     """A crowded tile keeps `max_photos`, and every other photo is listed with a reason."""
     table = cluster(CENTRES[0], 200, 4, km=0.05)

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from grafalign.config import load_settings
-from grafalign.encoders import GroundBank
+from grafalign.encoders import PhotoBank
 from grafalign.pairing import Recipe, pair
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.store import PairStore
@@ -107,7 +107,7 @@ def test_a_stopped_embedding_goes_on(many_photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope='module')
-def whole_run(store: PairStore, bank: GroundBank, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def whole_run(store: PairStore, bank: PhotoBank, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Settings of a short training, and its run made in one go."""
     folder = tmp_path_factory.mktemp('whole')
     settings = {

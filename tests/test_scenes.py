@@ -18,6 +18,7 @@ from grafalign.scenes import (
     band_sources,
     load_scenes,
 )
+from tests.recorded import recorded
 
 ALL = (-31.0, 44.0, -29.0, 46.0)
 
@@ -186,39 +187,44 @@ def test_outlines_over_the_antimeridian(tmp_path: Path, spelling: str) -> None:
         load_scenes(source, (0, 0, 10, 1))
 
 
-def test_earth_search_offset_is_not_applied_twice(realdata: Path) -> None:
-    """Earth Search says offset -0.1 and that it is applied already: only the scale is left."""
-    items = lines(realdata / 'stac' / 'earth-search.aws.element84.com__sentinel-2-l2a.items.ndjson')
-    applied = [i for i in items if i['properties'].get('earthsearch:boa_offset_applied')]
-    assert applied
-    for item in applied:
-        source = band_sources(item, ['red'], 10)[0]
-        assert (source.scale, source.offset) == (0.0001, 0.0)
+def test_earth_search_offset_is_not_applied_twice() -> None:
+    """Earth Search says offset -0.1 and that it is applied already: only the scale is left, and 0 is missing."""
+    (item,) = recorded('earth-search_sentinel-2-l2a')
+    assert item['properties']['earthsearch:boa_offset_applied']
+    source = band_sources(item, ['red'], 10)[0]
+    assert (source.scale, source.offset, source.nodata) == (0.0001, 0.0, (0.0,))
+    item['properties'].pop('earthsearch:boa_offset_applied')
+    assert band_sources(item, ['red'], 10)[0].offset == -0.1
 
 
-def test_planetary_computer_offset_follows_the_baseline(realdata: Path) -> None:
+def test_planetary_computer_offset_follows_the_baseline() -> None:
     """Without raster:bands the offset is -0.1 from baseline 04.00 on and 0 before."""
-    items = lines(realdata / 'stac' / 'planetarycomputer.microsoft.com__sentinel-2-l2a.items.ndjson')
-    kinds = set()
-    for item in items:
+    old, new = recorded('planetary-computer_sentinel-2-l2a')
+    for item, offset in ((old, 0.0), (new, -0.1)):
+        assert (float(item['properties']['s2:processing_baseline']) >= 4) == bool(offset)
         source = band_sources(item, ['B04'], 10)[0]
-        new = float(item['properties']['s2:processing_baseline']) >= 4
-        assert (source.scale, source.offset) == (0.0001, -0.1 if new else 0.0)
-        kinds.add(new)
-    assert kinds == {True, False}
+        assert (source.scale, source.offset) == (0.0001, offset)
+    new['properties']['s2:processing_baseline'] = '04.00'
+    assert band_sources(new, ['B04'], 10)[0].offset == -0.1
 
 
-def test_naip_bands_are_found_in_its_one_asset(realdata: Path) -> None:
+def test_a_classification_is_no_reflectance() -> None:
+    """Classes of Sentinel-2's SCL are taken as they are: only the thirteen bands have the scale of reflectance."""
+    source = band_sources(recorded('planetary-computer_sentinel-2-l2a')[0], ['SCL'], 10)[0]
+    assert (source.scale, source.offset) == (None, None)
+
+
+def test_naip_bands_are_found_in_its_one_asset() -> None:
     """Red, green and blue are bands 1 to 3 of `image`; scale and offset are left to the file."""
-    item = lines(realdata / 'stac' / 'planetarycomputer.microsoft.com__naip.items.ndjson')[0]
+    (item,) = recorded('planetary-computer_naip')
     found = band_sources(item, ['red', 'green', 'blue'], 10)
     assert [(b.index, b.scale, b.offset) for b in found] == [(n, None, None) for n in (1, 2, 3)]
     assert {b.href for b in found} == {item['assets']['image']['href']}
     assert band_sources(item, ['image:4'], 10)[0].index == 4
 
 
-def test_an_unknown_band_lists_those_there_are(realdata: Path) -> None:
+def test_an_unknown_band_lists_those_there_are() -> None:
     """A band that an item lacks is named, with the item's bands."""
-    item = lines(realdata / 'stac' / 'planetarycomputer.microsoft.com__naip.items.ndjson')[0]
+    (item,) = recorded('planetary-computer_naip')
     with pytest.raises(GrafalignError, match=r"no band 'thermal'.*image"):
         band_sources(item, ['thermal'], 10)

@@ -47,9 +47,10 @@ def test_words_find_the_tiles_whose_embeddings_are_nearest(index: Path, store: P
     from grafalign.models import to_input
     from grafalign.models.pixels import band_places
 
-    places = band_places(model.rule, source.bands)
+    places = band_places(model.preprocessing, source.bands)
     tiles = [
-        to_input(source.read(i)[places], model.rule, 'resize', source.value_range) for i in range(len(source.items))
+        to_input(source.read(i)[places], model.preprocessing, 'resize', source.value_range)
+        for i in range(len(source.items))
     ]
     import torch
 

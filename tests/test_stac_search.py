@@ -19,9 +19,10 @@ import shapely
 
 from grafalign.errors import GrafalignError
 from grafalign.scenes.items import Found, load_scenes
-from grafalign.scenes.retry import CappedRetry
 from grafalign.scenes.search import cache_folder
 from grafalign.scenes.source import SceneSource
+from grafalign.web.retries import CappedRetry
+from tests.proxy_server import proxy_server
 from tests.stac_server import (
     Handler,
     StacServer,
@@ -567,9 +568,12 @@ def test_public_items_may_not_point_into_the_private_network(
     assert not is_private('8.8.8.8') and not is_private('2606:4700:4700::1111')
     with_hrefs(server, 'http://10.1.2.3/a.tif')
     assert names(load_scenes(source(server, cache), REGION)) == ALL
-    # the same server at a public address, which the proxy makes it
-    monkeypatch.setenv('http_proxy', server.root)
-    public = source(server, cache, api='http://192.0.43.8')
-    found = load_scenes(public, REGION)
-    assert names(found) == ALL[1:] and 'http://10.1.2.3/a.tif (an address of a private network)' in found.rejected[0][3]
-    assert names(load_scenes(public.model_copy(update={'private_addresses': True}), REGION)) == ALL
+    # the same server at a public address, to which a proxy leads
+    server.root = 'http://192.0.43.8'
+    with proxy_server({'192.0.43.8': server.server_port}) as proxy:
+        monkeypatch.setenv('http_proxy', proxy.address())
+        public = source(server, cache)
+        found = load_scenes(public, REGION)
+        assert names(found) == ALL[1:]
+        assert 'http://10.1.2.3/a.tif (an address of a private network)' in found.rejected[0][3]
+        assert names(load_scenes(public.model_copy(update={'private_addresses': True}), REGION)) == ALL

@@ -57,7 +57,7 @@ def test_intervals_hold_the_true_value_nineteen_times_in_twenty() -> None:
             {'mean': Mean(hit.astype(float), np.ones(120)), 'ap': ap}, Resampling(np.arange(120), 'images', 200)
         )
         for name in held:
-            held[name] += found[name]['low'] <= truth[name] <= found[name]['high']
+            held[name] += found[name].low <= truth[name] <= found[name].high
     assert held['mean'] >= 53 and held['ap'] >= 53, held
 
 
@@ -73,7 +73,7 @@ def test_blocks_of_land_are_drawn_where_places_are_known() -> None:
         how = resampling(1000, places, 300)
         assert name in how.unit
         found = estimates(statistic, how)['x']
-        over[name] = found['high'] - found['low']
+        over[name] = found.high - found.low
     assert over['blocks'] > 3 * over['images']
 
 
@@ -87,7 +87,7 @@ def test_a_paired_test_sees_what_two_intervals_cannot() -> None:
     assert found.low > 0 and found.p < 0.01 and found.value == pytest.approx(0.01, abs=0.002)
     assert paired_difference(better[0], better[0], how).p == 1
     alone = [estimates({'x': s}, how)['x'] for s in better]
-    assert alone[0]['low'] < alone[1]['high']
+    assert alone[0].low < alone[1].high
 
 
 def test_statistics_survive_a_file() -> None:
@@ -95,3 +95,64 @@ def test_statistics_survive_a_file() -> None:
     statistic = MeanAp(ranking(np.random.default_rng(0).random((9, 2))), np.ones((2, 9), bool), 3)
     (found,) = statistics_from(statistic.arrays('x')).values()
     assert found(np.ones((1, 9)))[0] == statistic(np.ones((1, 9)))[0]
+
+
+def test_a_difference_its_interval_and_its_p_are_their_formulas() -> None:
+    """Draw by draw in plain loops: percentiles moved by the bias of the draws, and twice the share beyond zero."""
+    rng = np.random.default_rng(4)
+    scores, other = rng.random((30, 2)).astype(np.float32), rng.random((30, 2)).astype(np.float32)
+    relevant = rng.random((2, 30)) < 0.4
+    first, second = MeanAp(ranking(scores), relevant, 5), MeanAp(ranking(other), relevant, 5)
+    how = Resampling(np.arange(30), 'images', 400, seed=3)
+    value = float(first(np.ones((1, 30)))[0] - second(np.ones((1, 30)))[0])
+    drawn = []
+    for weights in how.weights():
+        for row in weights:
+            images = np.repeat(np.arange(30), row.astype(int))
+            of = [
+                np.mean([naive_ap(s[images, c], relevant[c, images], 5) for c in range(2) if relevant[c, images].any()])
+                for s in (scores, other)
+            ]
+            drawn.append(of[0] - of[1])
+    moved = np.array(drawn) - (np.mean(drawn) - value)
+    low, high = np.percentile(moved, [2.5, 97.5])
+    beyond = min(sum(moved <= 0), sum(moved >= 0))
+    found = paired_difference(first, second, how)
+    assert found.value == pytest.approx(value)
+    assert (found.low, found.high) == (pytest.approx(min(low, value)), pytest.approx(max(high, value)))
+    assert found.p == pytest.approx(min(1, 2 * (beyond + 1) / 401))
+    alone = estimates({'x': first}, how)['x']
+    assert alone.low <= alone.value <= alone.high
+
+
+def test_p_is_that_of_both_sides() -> None:
+    """A mean difference 1.96 standard errors from zero has a p of 0.05, not half of it."""
+    count = 500
+    values = np.random.default_rng(0).normal(size=count)
+    values = (values - values.mean()) / values.std() + 1.96 / np.sqrt(count)
+    none = Mean(np.zeros(count), np.ones(count))
+    found = paired_difference(Mean(values, np.ones(count)), none, Resampling(np.arange(count), 'images', 20_000))
+    assert found.p == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize(('blocks', 'unit'), [(19, 'images'), (20, 'blocks of 10 km')])
+def test_land_is_drawn_from_twenty_blocks_on(blocks: int, unit: str) -> None:
+    """With fewer blocks their intervals would say nothing, and images are drawn."""
+    lonlat = np.stack([np.repeat(np.arange(blocks) * 0.5, 3), np.zeros(3 * blocks)], axis=1)
+    assert resampling(3 * blocks, lonlat).unit == unit
+
+
+def test_a_class_that_is_absent_but_guessed_counts_against_those_that_are_there() -> None:
+    """Class 2 occurs nowhere: its guesses lower the union of class 0, and the mean is over classes 0 and 1 alone."""
+    counts = np.array([[[3, 0, 1], [0, 2, 0], [0, 0, 0]]])
+    assert MeanIou(counts)(np.ones((1, 1)))[0] == pytest.approx((3 / 4 + 2 / 2) / 2)
+
+
+def test_copies_of_an_image_stand_side_by_side_in_a_ranking() -> None:
+    """A wrong image that is drawn twice stands before the right one twice; copies of a right one are all found."""
+    order = np.array([[0, 1]], dtype=np.int32)
+    for k in (3, 0):
+        wrong_first = MeanAp(order, np.array([[False, True]]), k)
+        right_first = MeanAp(order, np.array([[True, False]]), k)
+        assert wrong_first(np.array([[2.0, 1.0]]))[0] == pytest.approx(1 / 3)
+        assert right_first(np.array([[2.0, 1.0]]))[0] == pytest.approx(1)

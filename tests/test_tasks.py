@@ -14,7 +14,7 @@ from grafalign.benchmarks.tasks.classification import classify, in_top
 from grafalign.benchmarks.tasks.image_image import retrieve_images
 from grafalign.benchmarks.tasks.image_text import caption_table, evaluate_captions
 from grafalign.datasets import ImageSet
-from grafalign.zeroshot.prompts import ensemble
+from grafalign.encoders.ensemble import ensemble
 from tests.labelled_sets import labelled, naive_ap, values
 
 

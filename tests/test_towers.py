@@ -50,7 +50,7 @@ def test_a_patch_starts_as_what_clip_makes_of_that_patch_alone(tower: str) -> No
     encoder = SatelliteEncoder(clip).eval()
     images = noise(2, 3, 64, 64)
     with torch.no_grad():
-        _, tokens = encoder.tower.run(encoder.visual, images, None, False)
+        _, tokens = encoder.tower.run(images, None, False)
         expected = [_head(encoder.visual, token.expand(5, -1)[None])[0] for token in tokens.flatten(0, 1)]
         found = encoder(images).patches
     assert found.shape == (2, 4, 4, clip.encode_images(images).shape[1])

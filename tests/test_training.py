@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grafalign.encoders import FrozenClip, GroundBank, SatelliteEncoder
-from grafalign.errors import GrafalignError
+from grafalign.encoders import FrozenClip, PhotoBank, SatelliteEncoder
+from grafalign.errors import GrafalignError, StaleError
 from grafalign.store import PairStore
 from grafalign.training import load_satellite, train
+from grafalign.training.checkpoint import checkpoint_state, latest_checkpoint
 from grafalign.training.data import PairSteps
 from grafalign.training.ema import RunningMean
 from grafalign.training.optimizer import make_optimizer, rate_at
@@ -37,7 +38,7 @@ KINDS = {
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_micro_batches_and_processes_give_the_gradient_of_the_whole_batch(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, kind: str
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, kind: str
 ) -> None:
     """In micro-batches, and over three processes, the gradient is that of one pass to 1e-6; in short batches too."""
     wanted = settings(store, clip, batch_tiles=20, **KINDS[kind])
@@ -65,8 +66,32 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[10:])) and rates[100] == pytest.approx(0)
 
 
+def test_the_patch_share_weighs_the_losses_of_both_levels(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
+    """At level `both` with a share of 0.2 the loss is 0.8 of the images' and 0.2 of the patches'."""
+    losses = {}
+    for level in ('image', 'patch', 'both'):
+        wanted = settings(store, clip, level=level, patch_share=0.2)
+        task = start(store, bank, clip, wanted).eval()
+        losses[level] = float(task(PairSteps(store, bank, wanted, side=task.encoder.side)[0]))
+    assert losses['image'] != pytest.approx(losses['patch'], rel=0.01)
+    assert losses['both'] == pytest.approx(0.8 * losses['image'] + 0.2 * losses['patch'], rel=1e-5)
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken(
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
+) -> None:
+    """Even where the run folder would let it pass: a checkpoint knows what it was made with."""
+    train(settings(store, clip, tmp_path / 'run', steps=3, checkpoint_every=3))
+    newest = latest_checkpoint(tmp_path / 'run' / 'checkpoints')
+    assert newest is not None
+    digest = RunMarker.read(tmp_path / 'run' / 'model.json').digest
+    assert checkpoint_state(newest, digest).steps_done(1) == 3
+    with pytest.raises(StaleError, match='other settings'):
+        checkpoint_state(newest, 'another')
+
+
 def test_training_lowers_the_loss_and_leaves_a_run_that_loads(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """A run ends with weights, log, TensorBoard events and label-free recall, and loads as a satellite encoder."""
     run = train(settings(store, clip, tmp_path / 'run', steps=24))
@@ -80,7 +105,7 @@ def test_training_lowers_the_loss_and_leaves_a_run_that_loads(
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
 
 
-def test_only_what_the_level_uses_is_trained(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_only_what_the_level_uses_is_trained(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """Every parameter that is trained gets a gradient, at all levels: no process waits for one that never comes."""
     for kind in ('image', 'patch', 'both', 'sigmoid'):
         wanted = settings(store, clip, **KINDS[kind])
@@ -89,7 +114,7 @@ def test_only_what_the_level_uses_is_trained(store: PairStore, bank: GroundBank,
         assert set(found) == {n for n, p in task.named_parameters() if p.requires_grad}
 
 
-def test_norms_and_temperatures_do_not_decay(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_norms_and_temperatures_do_not_decay(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """Weight decay acts on matrices only."""
     task = start(store, bank, clip, settings(store, clip, learn_tau=True))
     groups = make_optimizer(task, 1e-3, 0.5, torch.device('cpu')).param_groups
@@ -98,14 +123,14 @@ def test_norms_and_temperatures_do_not_decay(store: PairStore, bank: GroundBank,
 
 
 def test_a_learned_temperature_moves_and_is_kept(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """A run with `learn_tau` ends with another temperature, which its facts tell; without it, with the same."""
     assert train(settings(store, clip, tmp_path / 'fixed')).tau == pytest.approx(0.07)
     assert train(settings(store, clip, tmp_path / 'learned', learn_tau=True)).tau != pytest.approx(0.07, abs=1e-5)
 
 
-def test_a_learned_temperature_leaves_its_bound_again(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_a_learned_temperature_leaves_its_bound_again(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """One that was pushed below 0.01 is brought back to it, with a gradient; a fixed one may be as small as it is."""
     wanted = settings(store, clip, learn_tau=True)
     task = start(store, bank, clip, wanted)
@@ -115,7 +140,7 @@ def test_a_learned_temperature_leaves_its_bound_again(store: PairStore, bank: Gr
     assert start(store, bank, clip, settings(store, clip, tau=0.005)).tau == pytest.approx(0.005)
 
 
-def test_the_running_mean_is_what_is_kept(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path) -> None:
+def test_the_running_mean_is_what_is_kept(store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path) -> None:
     """Weights of a run with `ema` are the running mean, by its formula, of the weights that each step leaves."""
     train(settings(store, clip, tmp_path / 'run', steps=3, ema=0.5, checkpoint_every=1))
     log = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
@@ -159,7 +184,7 @@ def test_a_running_mean_is_its_formula() -> None:
     ids=['lora', 'freeze', 'bf16', 'patch dropout', 'compile'],
 )
 def test_runs_load_however_they_were_trained(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, changes: dict[str, object]
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     """What is kept is a plain encoder that has learned something and gives what the trained one gave in validation."""
     wanted = settings(store, clip, tmp_path / 'run', **changes)
@@ -175,7 +200,7 @@ def test_runs_load_however_they_were_trained(
 
 
 def test_a_run_folder_of_other_settings_is_refused(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """A finished run is returned at once, also where its store has moved; with another temperature it is an error."""
     done = train(settings(store, clip, tmp_path / 'run', steps=2))
@@ -186,7 +211,7 @@ def test_a_run_folder_of_other_settings_is_refused(
         train(settings(store, clip, tmp_path / 'run', steps=2, tau=0.3))
 
 
-def test_data_workers_change_nothing(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path) -> None:
+def test_data_workers_change_nothing(store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path) -> None:
     """Batches read by other processes give the weights of batches read here, bit for bit."""
     for count in (0, 2):
         train(settings(store, clip, tmp_path / str(count), workers=count, micro_batch=5))
@@ -207,7 +232,7 @@ def test_data_workers_change_nothing(store: PairStore, bank: GroundBank, clip: F
 @pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_follow_the_loss_curve_of_one(
     store: PairStore,
-    bank: GroundBank,
+    bank: PhotoBank,
     clip: FrozenClip,
     tmp_path: Path,
     processes: int,
@@ -231,7 +256,7 @@ def test_processes_follow_the_loss_curve_of_one(
 
 @pytest.mark.slow
 def test_gradients_cross_the_wire_once_a_step(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """However many micro-batches a step has, collectives add up the trained weights' numbers once a step."""
     wanted = settings(store, clip, tmp_path / 'run', steps=4, micro_batch=2)

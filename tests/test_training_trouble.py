@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from grafalign.encoders import FrozenClip, GroundBank, load_bank
+from grafalign.encoders import FrozenClip, PhotoBank, load_bank
 from grafalign.errors import GrafalignError
 from grafalign.store import PairStore
 from grafalign.training import train
@@ -35,7 +35,7 @@ def damage(store: Path, rows: list[int]) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rate that blows up ends in one sentence that names the step; the checkpoint before it is there and sound."""
     monkeypatch.setattr('grafalign.training.loop.rate_at', lambda step, *rest: 1e30 if step >= 5 else 1e-3)
@@ -88,7 +88,7 @@ def test_unreadable_tiles_of_the_val_split_are_left_out(own_store: Path, clip: F
 
 
 @pytest.mark.slow
-def test_a_dead_worker_is_named(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path) -> None:
+def test_a_dead_worker_is_named(store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path) -> None:
     """Where a data worker is killed the command ends with one sentence, and the next start finishes the run."""
     wanted = settings(store, clip, tmp_path / 'run', steps=400, workers=1, checkpoint_every=20)
     process = launch(wanted, tmp_path / 'run.yaml')
@@ -107,7 +107,7 @@ def test_a_dead_worker_is_named(store: PairStore, bank: GroundBank, clip: Frozen
 
 @pytest.mark.slow
 def test_a_dead_process_of_several_ends_the_run(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
     """Where one of two processes is killed the other does not wait for ever."""
     wanted = settings(store, clip, tmp_path / 'run', steps=4000, checkpoint_every=20)
@@ -132,7 +132,7 @@ def test_a_dead_process_of_several_ends_the_run(
     ],
 )
 def test_settings_that_cannot_be_met_are_one_sentence(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, changes: dict[str, object], words: str
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path, changes: dict[str, object], words: str
 ) -> None:
     """Each names the key and the remedy before anything is trained."""
     with pytest.raises(GrafalignError, match=words):
@@ -164,7 +164,7 @@ def test_settings_that_contradict_each_other_are_refused(
 
 
 def test_the_largest_micro_batch_is_found_by_counting(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, monkeypatch: pytest.MonkeyPatch
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept bytes grow in a straight line with the tiles, and the micro-batch is what fits into the memory there is."""
     wanted = settings(store, clip, level='both', negatives={'bank': 60})
@@ -196,7 +196,7 @@ def test_memory_that_runs_out_is_named() -> None:
 
 
 def test_a_resumed_run_keeps_its_micro_batch(
-    store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fitted when a run began is kept, so that less free memory later does not change the last bits."""
     train(settings(store, clip, tmp_path / 'run', steps=3, checkpoint_every=3))
@@ -206,7 +206,7 @@ def test_a_resumed_run_keeps_its_micro_batch(
     assert train(settings(store, clip, tmp_path / 'run', steps=3)).micro_batch == 12
 
 
-def test_trackers_get_the_log(store: PairStore, bank: GroundBank, clip: FrozenClip, tmp_path: Path) -> None:
+def test_trackers_get_the_log(store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path) -> None:
     """TensorBoard's events hold the loss of every logged step, under the names of the log."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

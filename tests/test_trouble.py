@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from grafalign.config import load_settings
-from grafalign.encoders import FrozenClip, GroundBank
+from grafalign.encoders import FrozenClip, PhotoBank
 from grafalign.errors import GrafalignError
 from grafalign.pairing.check import check_store
 from grafalign.pairing.recipe import Recipe
@@ -246,7 +246,7 @@ def test_hostile_yaml_is_one_short_sentence(tmp_path: Path, content: str) -> Non
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def test_temperature_and_bias_move_as_siglips_do(store: PairStore, bank: GroundBank, clip: FrozenClip) -> None:
+def test_temperature_and_bias_move_as_siglips_do(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """At default rates: after 150 steps of a steady gradient each has gone 0.15, and the encoder as its own rate says.
 
     Adam moves a parameter by about its rate a step while the sign of the gradient holds (Kingma and Ba 2015, section
@@ -268,7 +268,7 @@ def test_temperature_and_bias_move_as_siglips_do(store: PairStore, bank: GroundB
 
 
 def test_a_tile_of_nan_is_left_out_and_named(
-    own_store: Path, clip: FrozenClip, bank: GroundBank, tmp_path: Path
+    own_store: Path, clip: FrozenClip, bank: PhotoBank, tmp_path: Path
 ) -> None:
     """Three tiles with NaN (as earlier stores may hold) neither end a training nor take part in it."""
     whole = PairStore(own_store)

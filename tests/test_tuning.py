@@ -73,7 +73,7 @@ def test_frozen_blocks_get_no_gradient_and_change_none(tower: str) -> None:
     """Embeddings and the lowest blocks are left out, and all others have the gradient of a full training."""
     encoder = tuned(tower, TuneSettings(freeze_blocks=2))
     found, full = gradients(encoder), gradients(tuned(tower, TuneSettings()))
-    blocks = encoder.tower.blocks(encoder.visual)
+    blocks = encoder.tower.blocks()
     frozen = {id(p) for b in blocks[:2] for p in b.parameters()}
     above = {id(p) for p in blocks[2].parameters()} | {id(p) for p in [*encoder.image_head, *encoder.patch_head]}
     assert frozen and above
@@ -105,11 +105,11 @@ def test_adapters_heads_and_final_projection_train_and_nothing_else(tower: str) 
     encoder = moved(tuned(tower, LORA))
     found = gradients(encoder)
     adapters = {n for n, _ in encoder.named_parameters() if 'lora_' in n}
-    projection = {id(p) for p in encoder.tower.projection(encoder.visual)}
+    projection = {id(p) for p in encoder.tower.projection()}
     expected = adapters | {n for n, p in encoder.named_parameters() if n.startswith('patch_') or id(p) in projection}
     assert set(found) == expected == {n for n, p in encoder.named_parameters() if p.requires_grad}
     assert all(found[name].abs().max() > 0 for name in adapters)
-    blocks = len(encoder.tower.blocks(encoder.visual))
+    blocks = len(encoder.tower.blocks())
     assert len({n.rsplit('.lora_')[0] for n in adapters}) >= 4 * blocks - (blocks if tower == 'normed attention' else 0)
 
 
@@ -150,7 +150,7 @@ def test_merging_without_adapters_changes_nothing() -> None:
 def test_frozen_blocks_carry_no_adapters(tower: str) -> None:
     """With adapters too, the lowest blocks are left out."""
     encoder = tuned(tower, TuneSettings(freeze_blocks=2, lora=LoraSettings(rank=2)))
-    blocks = encoder.tower.blocks(encoder.visual)
+    blocks = encoder.tower.blocks()
     has = [any('lora_' in n for n, _ in b.named_parameters()) for b in blocks]
     assert has == [False, False, True]
     merge(encoder)
@@ -164,7 +164,7 @@ def test_adapters_are_few(tower: str) -> None:
     width, hidden = 64, 256
     block = 2 * ((width + 3 * width) + 2 * width + 2 * (width + hidden))
     pool = 2 * (2 * width + (width + 2 * width) + 2 * width + 2 * (width + hidden)) if tower == 'SigLIP' else 0
-    head = sum(p.numel() for p in encoder.patch_head) + sum(p.numel() for p in encoder.tower.projection(encoder.visual))
+    head = sum(p.numel() for p in encoder.patch_head) + sum(p.numel() for p in encoder.tower.projection())
     assert trainable(encoder) == 3 * block + pool + head
 
 

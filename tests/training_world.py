@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from grafalign.encoders import FrozenClip, GroundBank
+from grafalign.encoders import FrozenClip, PhotoBank
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings
 from grafalign.training.data import PairSteps, Share
@@ -36,7 +36,7 @@ def settings(store: PairStore, clip: FrozenClip, out: Path = Path('no/run'), **c
     return TrainSettings.model_validate(values | changes)
 
 
-def start(store: PairStore, bank: GroundBank, clip: FrozenClip, wanted: TrainSettings) -> AlignmentTask:
+def start(store: PairStore, bank: PhotoBank, clip: FrozenClip, wanted: TrainSettings) -> AlignmentTask:
     """The task of a training, before its first step, on the CPU."""
     torch.manual_seed(0)
     return AlignmentTask.start(
@@ -47,7 +47,7 @@ def start(store: PairStore, bank: GroundBank, clip: FrozenClip, wanted: TrainSet
 def gradient(
     task: AlignmentTask,
     store: PairStore,
-    bank: GroundBank,
+    bank: PhotoBank,
     wanted: TrainSettings,
     step: int = 0,
     micro_batch: int | None = None,

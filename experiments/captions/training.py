@@ -83,11 +83,11 @@ class CaptionTask(nn.Module):
 
     def __init__(self, start: AlignmentTask, settings: TrainSettings) -> None:
         super().__init__()
-        self.encoder, self.rule, self.settings = start.encoder, start.rule, settings
+        self.encoder, self.preprocess, self.settings = start.encoder, start.preprocess, settings
 
     def forward(self, batch: CaptionBatch) -> Tensor:
         """The loss of a batch."""
-        found = self.encoder(viewed(self.rule, batch, self.settings.augment))
+        found = self.encoder(viewed(self.preprocess, batch, self.settings.augment))
         return clip_loss(found.image, batch['text'], self.settings.tau)
 
 
@@ -143,4 +143,4 @@ def train_on_captions(
         store_digest='',
         sensor=sensor,
     )
-    return SatelliteModel(start.encoder.eval(), start.rule, clip, sensor, marker)
+    return SatelliteModel(start.encoder.eval(), start.preprocess, clip, sensor, marker)

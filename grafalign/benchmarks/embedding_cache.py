@@ -37,7 +37,7 @@ def embed_set(
     Raises:
         GrafalignError: an image cannot be read, a band is missing, or another process embeds the same.
     """
-    question = [PIXELS_VERSION, model.digest, data.pixels_digest, model.rule.facts(fit, data.value_range)]
+    question = [PIXELS_VERSION, model.digest, data.pixels_digest, model.preprocessing.facts(fit, data.value_range)]
     key = hashlib.blake2b(json.dumps(question, sort_keys=True).encode(), digest_size=12).hexdigest()
     path, done = cache / f'{key}.f32', cache / f'{key}.json'
     cache.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def embed_set(
             found = embed_pictures(
                 model, data.read, rows, data.bands, data.value_range, fit, label=label, workers=workers
             )
-            band_places(model.rule, data.bands)  # a band that lacks is no fault of any image
+            band_places(model.preprocessing, data.bands)  # a band that lacks is no fault of any image
             try:
                 for _, vectors in found:
                     file.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from grafalign.benchmarks.results import Arrays, Result, read_results
@@ -21,6 +17,8 @@ from grafalign.datasets import ImageSet
 from grafalign.errors import GrafalignError
 from grafalign.files import write_atomically
 from grafalign.models.thumbnails import thumbnail
+from grafalign.pages import confusion_figure, figure_url, render
+from grafalign.pages.figures import short_name
 
 _WORST = 12
 _BARS = ('#1f7a4a', '#2f6fb0', '#e0a030', '#9a5fb5', '#c8453b', '#5f6b73')
@@ -61,14 +59,19 @@ def write_page(folder: Path, sets: Mapping[str, ImageSet]) -> Path:
         part = _question(name, group, sets)
         if part.tables or part.pictures or part.cases:
             parts.append(part)
-    template = (files('grafalign.benchmarks') / 'page.html').read_text(encoding='utf-8')
-    facts = {
+    made = {
         'versions': results[-1].versions,
         'machine': results[-1].machine,
         'commands': sorted({r.command for r in results if r.command}),
         'results': len(results),
     }
-    page = Environment(autoescape=True).from_string(template).render(parts=parts, facts=json.dumps(facts, indent=2))
+    page = render(
+        'grafalign.benchmarks',
+        'page.html',
+        title='Zero-shot benchmarks',
+        sections=parts,
+        made=json.dumps(made, indent=2),
+    )
     write_atomically(folder / 'report.html', page.encode())
     return folder / 'report.html'
 
@@ -89,7 +92,7 @@ def _question(name: str, group: Sequence[tuple[Path, Result]], sets: Mapping[str
     part = Part(name, '; '.join(w for w in words if w) + '.')
     metric = next((m for m in ('top1', 'ap', 'iou', 'map@100') if m in first.per_class), None)
     if metric is not None:
-        part.pictures.append(_url(_class_bars(metric, [r for _, r in group])))
+        part.pictures.append(figure_url(_class_bars(metric, [r for _, r in group]), 100))
     rows = [_single_prompts(r) for _, r in group if 'single_prompts' in r.extra]
     if rows:
         head = ['model', 'prompts', 'mean', 'worst', 'best']
@@ -97,7 +100,8 @@ def _question(name: str, group: Sequence[tuple[Path, Result]], sets: Mapping[str
     for path, result in group:
         arrays = Arrays(path).arrays
         if 'confusion' in arrays and len(result.data.classes) <= 80:
-            part.pictures.append(_url(_confusion(result, arrays['confusion'])))
+            figure = confusion_figure(arrays['confusion'], result.data.classes, result.model.name)
+            part.pictures.append(figure_url(figure, 100))
         data = sets.get(result.data.digest)
         if data is not None and 'guess' in arrays:
             part.cases += _confident_mistakes(result, data, arrays)
@@ -130,34 +134,13 @@ def _class_bars(metric: str, results: Sequence[Result]) -> Figure:
             np.arange(len(classes)) + 0.4 - height * (number + 0.5), values, height,
             color=_BARS[number % len(_BARS)], label=result.model.name.replace('$', r'\$'),
         )  # fmt: skip
-    ax.set_yticks(range(len(classes)), [_short(c) for c in classes], fontsize=7, parse_math=False)
+    ax.set_yticks(range(len(classes)), [short_name(c) for c in classes], fontsize=7, parse_math=False)
     ax.set(xlim=(0, 1), ylim=(-0.6, len(classes) - 0.4), xlabel={'top1': 'share right'}.get(metric, metric))
     ax.spines[['top', 'right']].set_visible(False)
     if len(results) > 1:
         ax.legend(fontsize=8, loc='lower right', frameon=False)
     figure.tight_layout()
     return figure
-
-
-def _confusion(result: Result, counts: np.ndarray) -> Figure:
-    """Share of every true class that is taken for every class."""
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(11.0, 2.2 + 0.2 * len(share))
-    figure = Figure(figsize=(side + 0.8, side))
-    ax = figure.subplots()
-    image = ax.imshow(share, cmap='Greens', vmin=0, vmax=1)
-    names = [_short(c) for c in result.data.classes]
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
-    ax.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
-    ax.set(xlabel='taken for', ylabel='truth')
-    ax.set_title(result.model.name, parse_math=False)
-    figure.colorbar(image, fraction=0.04, pad=0.02, label='share of the true class')
-    figure.tight_layout()
-    return figure
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 34 else name[:32] + '…'
 
 
 def _confident_mistakes(result: Result, data: ImageSet, arrays: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
@@ -205,9 +188,3 @@ def _lost_captions(result: Result, data: ImageSet, ranks: np.ndarray) -> list[di
         told = {'before': 'best caption at ', 'what': f'{ranks[row]:,.0f}', 'after': f': {caption}'}
         cases.append({'picture': picture, 'model': result.model.name, 'item': data.items[row], **told})
     return cases
-
-
-def _url(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=100, bbox_inches='tight', facecolor='white')
-    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()

@@ -225,7 +225,7 @@ def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: P
         answers['photo_tile'] = lambda: retrieve_photos(images(), data, path, model)
         extra['photo_tile'] = photos_state(path)
     facts = ModelFacts(name=model.name, kind=model.kind, digest=model.digest, facts=model.facts)
-    return _Ask(facts, data, model.rule.facts(suite.fit, data.value_range), answers, templates, extra)
+    return _Ask(facts, data, model.preprocessing.facts(suite.fit, data.value_range), answers, templates, extra)
 
 
 def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> None:

@@ -166,7 +166,7 @@ def embed(
 
 @app.command('filter')
 def filter_photos(
-    store: Annotated[str, typer.Argument(help='Pair store with a ground bank.')],
+    store: Annotated[str, typer.Argument(help='Pair store with a photo bank.')],
     model: Annotated[str, typer.Option(help='The CLIP of the bank: open_clip name or folder.')],
     pretrained: Pretrained = None,
     filters: Annotated[

@@ -28,7 +28,7 @@ def index(
     memory_gb: Annotated[
         float | None, typer.Option(help='Memory that the approximate index may take.', min=0.001, max=1e6)
     ] = None,
-    fit: Annotated[str, typer.Option(help='resize, or pad with black.')] = 'resize',
+    fit: Annotated[str, typer.Option(help='resize, or pad with zeros.')] = 'resize',
     bands: Annotated[str | None, typer.Option(help='Names of the bands of pictures: red,green,blue,nir.')] = None,
     value_range: Annotated[
         tuple[float, float] | None, typer.Option(help='Values that become black and white, for other than 8 bits.')

@@ -1,11 +1,12 @@
-"""Frozen CLIP, ground bank and satellite encoder."""
+"""Frozen CLIP, photo bank and satellite encoder."""
 
 from grafalign.encoders.bands import select_bands
-from grafalign.encoders.bank import GroundBank, load_bank
+from grafalign.encoders.bank import PhotoBank, load_bank
 from grafalign.encoders.clip import ClipSettings, FrozenClip, best_device, load_clip
 from grafalign.encoders.content import ContentFilters, filter_bank
 from grafalign.encoders.embedding import embed
-from grafalign.encoders.satellite import Embeddings, PixelRule, SatelliteEncoder
+from grafalign.encoders.preprocessing import TilePreprocessing
+from grafalign.encoders.satellite import Embeddings, SatelliteEncoder
 from grafalign.encoders.tuning import LoraSettings, TuneSettings, merge, trainable, tune
 
 __all__ = [
@@ -13,10 +14,10 @@ __all__ = [
     'ContentFilters',
     'Embeddings',
     'FrozenClip',
-    'GroundBank',
     'LoraSettings',
-    'PixelRule',
+    'PhotoBank',
     'SatelliteEncoder',
+    'TilePreprocessing',
     'TuneSettings',
     'best_device',
     'embed',

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from grafalign.errors import InputError
-from grafalign.store_marker import Sensor
 
 _COLOURS = {'red': 0, 'green': 1, 'blue': 2, 'r': 0, 'g': 1, 'b': 2, 'b04': 0, 'b03': 1, 'b02': 2}
 """Common names of STAC, their first letters, and Sentinel-2's names; not `B4`, which on Landsat 7 is no red."""
@@ -57,20 +56,29 @@ def inflate(conv: nn.Conv2d, bands: Sequence[str] | int) -> None:
     conv.in_channels = len(which)
 
 
-def black(mean: Sequence[float], std: Sequence[float], bands: Sequence[str] | int) -> Tensor:
+def zero_input(mean: Sequence[float], std: Sequence[float], bands: Sequence[str] | int) -> Tensor:
     """What 0 is after normalisation by mean and standard deviation, for each band: [1, C, 1, 1]."""
     return ((0 - torch.tensor(per_band(mean, bands))) / torch.tensor(per_band(std, bands))).view(1, -1, 1, 1)
 
 
-def select_bands(sensor: Sensor, wanted: Sequence[str]) -> list[int]:
-    """Positions of wanted bands in a sensor's tiles.
+def select_bands(bands: Sequence[str], wanted: Sequence[str], owner: str) -> list[int]:
+    """Positions of wanted bands among those that tiles or pictures have.
 
     A band is found by its name, else by the name in another case, else by its colour: red is B04.
 
+    Args:
+        bands: names of the bands there are.
+        wanted: names of the bands to find.
+        owner: whose bands they are, for the error.
+
     Raises:
-        GrafalignError: the sensor lacks a band; the sentence names every one that is missing.
+        InputError: there is no such band; the sentence names every one that is missing.
+
+    Example:
+        >>> select_bands(('B02', 'B03', 'B04'), ['red', 'b02'], 'sentinel-2')
+        [2, 0]
     """
-    exact = {name: i for i, name in reversed(list(enumerate(sensor.bands)))}
+    exact = {name: i for i, name in reversed(list(enumerate(bands)))}
     lower = {name.lower(): i for name, i in exact.items()}
     by_colour = {_COLOURS[name]: i for name, i in lower.items() if name in _COLOURS}
     places = [
@@ -79,7 +87,7 @@ def select_bands(sensor: Sensor, wanted: Sequence[str]) -> list[int]:
     missing = [name for name, place in zip(wanted, places, strict=True) if place is None]
     if missing:
         raise InputError(
-            f'{sensor.name} has no band {" and no band ".join(missing)}; its bands are {", ".join(sensor.bands)}: '
-            f'ask for those, or pair again with sensor.bands [{", ".join([*sensor.bands, *missing])}].'
+            f'{owner} has no band {" and no band ".join(missing)}; its bands are {", ".join(bands)}: '
+            f'ask for those, or pair again with sensor.bands [{", ".join([*bands, *missing])}].'
         )
     return [place for place in places if place is not None]

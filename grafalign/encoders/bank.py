@@ -54,7 +54,7 @@ class BankMarker(Marker):
 
 
 @dataclass(frozen=True)
-class GroundBank:
+class PhotoBank:
     """Embeddings of all photos of a store."""
 
     embeddings: npt.NDArray[np.float16]
@@ -78,7 +78,7 @@ class BankRows:
     marker: BankMarker
 
 
-def load_bank(store: PairStore, path: Path | None = None, clip: FrozenClip | None = None) -> GroundBank:
+def load_bank(store: PairStore, path: Path | None = None, clip: FrozenClip | None = None) -> PhotoBank:
     """Open a finished bank.
 
     Raises:
@@ -97,7 +97,7 @@ def load_bank(store: PairStore, path: Path | None = None, clip: FrozenClip | Non
 
 def open_bank(
     store: PairStore, path: Path | None = None, clip: FrozenClip | None = None, filtered: bool = True
-) -> GroundBank:
+) -> PhotoBank:
     """As `load_bank`, but also where its filtering is out of date; `filtered=False` leaves filtering out altogether."""
     path = bank_folder(store, path)
     rows = bank_rows(path, store, clip)
@@ -115,7 +115,7 @@ def open_bank(
         valid, rejected = _judged(rows.photos, left_out)
     except (OSError, ValueError, KeyError) as error:
         raise DamagedError(f'{path / FILTERED} is damaged ({error}); run `grafalign filter` again.') from None
-    return GroundBank(rows.embeddings, valid, rows.marker.clip, rows.photos, rejected)
+    return PhotoBank(rows.embeddings, valid, rows.marker.clip, rows.photos, rejected)
 
 
 def bank_rows(path: Path, store: PairStore, clip: FrozenClip | None = None) -> BankRows:

@@ -21,13 +21,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from pydantic import Field, field_validator
-from torch.nn import functional
 
 from grafalign.config import Settings, load_settings
 from grafalign.encoders.bank import bank_folder, open_bank, write_filtered
 from grafalign.encoders.clip import FrozenClip
+from grafalign.encoders.ensemble import ensemble
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.locks import exclusive
 from grafalign.photos.duplicates import duplicate_of
@@ -116,7 +115,7 @@ def filter_bank(
         if prompts.reject:
             names = list(prompts.reject)
             limits = np.array([filters.thresholds.get(name, filters.threshold) for name in names], dtype=np.float32)
-            keep, reject = class_vectors(clip, prompts.keep), class_vectors(clip, prompts.reject)
+            keep, reject = vectors_of(clip, prompts.keep), vectors_of(clip, prompts.reject)
             for start in range(0, len(rows), _BLOCK):
                 here = rows[start : start + _BLOCK]
                 scores = reject_scores(held.embeddings[here].astype(np.float32), keep, reject, _scale(clip))
@@ -147,10 +146,9 @@ def filter_bank(
     return {str(name): int(count) for name, count in counts.items()}
 
 
-def class_vectors(clip: FrozenClip, classes: dict[str, list[str]]) -> Floats:
-    """Unit vectors [K, D] of K classes: the mean of the unit embeddings of their prompts, renormalised."""
-    vectors = [functional.normalize(clip.encode_text(prompts).mean(0), dim=-1) for prompts in classes.values()]
-    return np.asarray(torch.stack(vectors).cpu().numpy(), dtype=np.float32)
+def vectors_of(clip: FrozenClip, classes: dict[str, list[str]]) -> Floats:
+    """Unit vectors [K, D] of K classes, each with prompts of its own."""
+    return np.stack([ensemble(clip.encode_text(prompts).cpu().numpy()[:, None])[0] for prompts in classes.values()])
 
 
 def reject_scores(photos: Floats, keep: Floats, reject: Floats, scale: float) -> Floats:

@@ -24,7 +24,7 @@ from grafalign.encoders.bank import (
     MARKER,
     BankMarker,
     BankRows,
-    GroundBank,
+    PhotoBank,
     bank_folder,
     bank_rows,
     identity_of,
@@ -34,7 +34,7 @@ from grafalign.encoders.bank import (
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.reading import facts_table, read_chunks
 from grafalign.errors import InputError, naming_full_disk
-from grafalign.files import write_table
+from grafalign.files import replacing, write_table
 from grafalign.locks import exclusive
 from grafalign.photos.fetch import RemoteSettings
 from grafalign.store import MARKER as STORE_MARKER
@@ -54,7 +54,7 @@ def embed(
     *,
     retry_failed: bool = False,
     remote: RemoteSettings | None = None,
-) -> GroundBank:
+) -> PhotoBank:
     """Embed all photos of a store, keeping what an earlier run did.
 
     A bank that is there is brought up to date: photos that it lacks are embedded, those that the store no longer has
@@ -237,10 +237,8 @@ def _compute(
             embeddings[fine] = clip.encode_images(chunk.images).cpu().numpy().astype(np.float16)[fine]
         file = files[missing[number]]
         write_table(chunk.facts, file.with_suffix('.parquet'))
-        part = file.with_suffix('.part')
-        with part.open('wb') as sink:
+        with replacing(file) as part, part.open('wb') as sink:  # the last of the two: it says that both are there
             np.savez(sink, embeddings=embeddings)
-        part.replace(file)  # the last of the two: it says that both are there
     return files
 
 

@@ -16,11 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grafalign.encoders.bands import black, colours, inflate, per_band
+from grafalign.encoders.bands import colours, inflate, zero_input
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.towers import tower_of
 from grafalign.errors import InputError
-from grafalign.store_marker import Sensor
 
 
 class Embeddings(NamedTuple):
@@ -41,8 +40,8 @@ class SatelliteEncoder(nn.Module):
             colour wherever it stands, others start from the mean of the filters (`bands.py`).
         size_px: side of the input; CLIP's own by default.
         fit: what happens to another size than CLIP's. `resample`: the position embeddings are resampled. `pad`: the
-            tile lies on black ground of CLIP's size. With GRAFT's released models it lies in the middle (EuroSAT's 64
-            px after 80 of black, BigEarthNet's 120 after 52); ours starts where a patch of CLIP starts, as near the
+            tile is zero-padded to CLIP's size. With GRAFT's released models it lies in the middle (EuroSAT's 64
+            px after 80 of padding, BigEarthNet's 120 after 52); ours starts where a patch of CLIP starts, as near the
             middle as that allows (after 80, and after 48), so that patches of the tile are patches of CLIP.
 
     Raises:
@@ -52,7 +51,7 @@ class SatelliteEncoder(nn.Module):
 
     inside: Tensor
     outside: Tensor
-    black: Tensor
+    zero: Tensor
 
     def __init__(
         self,
@@ -73,12 +72,12 @@ class SatelliteEncoder(nn.Module):
         self.grad_checkpointing = False
         """Whether blocks are computed again in the backward pass instead of kept; see `tuning.py`."""
         if fit == 'pad' and self.size_px != clip.image_px:
-            self._lay_on_black(clip, bands)
+            self._make_padding(clip, bands)
         else:
             self.canvas_px = self.size_px
             self._fit_positions(clip)
-        inflate(self.tower.first_conv(self.visual), bands)
-        norm, start = self.tower.patch_start(self.visual)
+        inflate(self.tower.first_conv(), bands)
+        norm, start = self.tower.patch_start()
         self.patch_norm = copy.deepcopy(norm).requires_grad_(True)
         self.patch_proj = nn.Linear(start.shape[1], start.shape[0], bias=False, device=clip.device)
         with torch.no_grad():
@@ -87,7 +86,7 @@ class SatelliteEncoder(nn.Module):
     @property
     def image_head(self) -> list[nn.Parameter]:
         """What only the image embedding goes through: without gradient where patches alone are trained."""
-        return self.tower.head(self.visual)
+        return self.tower.head()
 
     @property
     def patch_head(self) -> list[nn.Parameter]:
@@ -98,10 +97,10 @@ class SatelliteEncoder(nn.Module):
         """Embed normalised tiles [B, C, H, W].
 
         Args:
-            images: what `PixelRule` makes of tiles of `size_px`.
+            images: what `TilePreprocessing` makes of tiles of `size_px`.
             keep: int64 [B, n], patches of the tile that are looked at, counted in reading order from 0 to side * side;
                 the others never enter the blocks (Li et al., "Scaling Language-Image Pre-training via Masking", CVPR
-                2023). Of a padded tile the black patches always do, as without `keep`.
+                2023). Of a padded tile the patches of the padding always do, as without `keep`.
 
         Raises:
             GrafalignError: the images have other bands or another size, or this tower has no patch dropout.
@@ -113,7 +112,7 @@ class SatelliteEncoder(nn.Module):
             if keep is not None:
                 entering = torch.cat([self.inside[keep], self.outside.expand(len(keep), -1)], dim=1)
         saving = self.grad_checkpointing and torch.is_grad_enabled()
-        image, tokens = self.tower.run(self.visual, images, entering, saving)
+        image, tokens = self.tower.run(images, entering, saving)
         if padded:
             tokens = tokens[:, self.inside] if keep is None else tokens[:, : keep.shape[1]]
         vectors = functional.normalize(self.patch_proj(self.patch_norm(tokens)), dim=-1)
@@ -145,9 +144,9 @@ class SatelliteEncoder(nn.Module):
                 f'pair with sensor.size_px {self.size_px // self.patch_px * self.patch_px or self.patch_px}.'
             )
         if self.size_px != clip.image_px:
-            self.tower.resize(self.visual, self.size_px)
+            self.tower.resize(self.size_px)
 
-    def _lay_on_black(self, clip: FrozenClip, bands: Sequence[str] | int) -> None:
+    def _make_padding(self, clip: FrozenClip, bands: Sequence[str] | int) -> None:
         self.canvas_px = clip.image_px
         grid = clip.image_px // self.patch_px
         if self.side > grid:
@@ -161,44 +160,12 @@ class SatelliteEncoder(nn.Module):
         is_tile[first : first + self.side, first : first + self.side] = True
         self.register_buffer('inside', is_tile.flatten().nonzero()[:, 0], persistent=False)
         self.register_buffer('outside', (~is_tile.flatten()).nonzero()[:, 0], persistent=False)
-        self.register_buffer('black', black(clip.mean, clip.std, bands), persistent=False)
+        self.register_buffer('zero', zero_input(clip.mean, clip.std, bands), persistent=False)
         self.to(clip.device)
 
     def _canvas(self, images: Tensor) -> Tensor:
-        """Tiles on black ground of CLIP's size."""
+        """Tiles zero-padded to CLIP's size."""
         first, last = self.start_px, self.start_px + self.size_px
-        ground = self.black.to(images.dtype).expand(len(images), -1, self.canvas_px, self.canvas_px).clone()
-        ground[:, :, first:last, first:last] = images
-        return ground
-
-
-class PixelRule(nn.Module):
-    """From stored numbers to the encoder's input: one fixed rule per sensor, never a per-tile stretch.
-
-    physical = stored * scale + offset; x = (physical - low) / (high - low), clipped to [0, 1]; then CLIP's mean and
-    standard deviation, by colour like the encoder's filters (their averages for bands that are no colour).
-
-    Args:
-        sensor: gives the value range and the bands.
-        clip: gives mean and standard deviation.
-    """
-
-    def __init__(self, sensor: Sensor, clip: FrozenClip) -> None:
-        super().__init__()
-        self.low, self.high = sensor.value_range
-        for name, three in (('mean', clip.mean), ('std', clip.std)):
-            values = per_band(three, sensor.bands)
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
-        self.to(clip.device)
-
-    def forward(self, pixels: Tensor, scale: Tensor | float = 1.0, offset: Tensor | float = 0.0) -> Tensor:
-        """Stored pixels [B, C, H, W] with scale and offset ([B, C], or one number for all) to the normalised input."""
-        mean, std = self.get_buffer('mean'), self.get_buffer('std')
-        unit = self.unit(pixels, scale, offset)
-        return (unit - mean) / std
-
-    def unit(self, pixels: Tensor, scale: Tensor | float = 1.0, offset: Tensor | float = 0.0) -> Tensor:
-        """The same before mean and standard deviation: [B, C, H, W] in [0, 1], fit to be looked at."""
-        factor, shift = (v[:, :, None, None] if isinstance(v, Tensor) else v for v in (scale, offset))
-        physical = pixels.float() * factor + shift
-        return ((physical - self.low) / (self.high - self.low)).clamp(0, 1)
+        padded = self.zero.to(images.dtype).expand(len(images), -1, self.canvas_px, self.canvas_px).clone()
+        padded[:, :, first:last, first:last] = images
+        return padded

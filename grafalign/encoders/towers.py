@@ -3,8 +3,8 @@
 Kinds: open_clip's own vision transformer, with a class token, the mean of the patches or an attention pool (CoCa); and
 timm's transformers inside open_clip's `TimmModel`: class token or mean, SigLIP's attention pool, EVA, hybrids.
 
-A tower here holds no weights. It knows how to handle `visual`, which stays the module that open_clip made, so that its
-state dict is open_clip's. In the shapes W is the width of tokens, D of embeddings, N the number of patches.
+A tower is a view of `visual`, the module that open_clip made, and no module itself: the encoder owns `visual`, so that
+its state dict is open_clip's. In the shapes W is the width of tokens, D of embeddings, N the number of patches.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ class Tower(ABC):
     drops = True
     """Whether some patches can be left out."""
 
+    def __init__(self, visual: Any) -> None:
+        self.visual = visual
+
     @abstractmethod
-    def run(self, visual: Any, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
+    def run(self, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
         """Embed images.
 
         Args:
-            visual: the tower's weights.
             images: normalised, [B, C, H, W].
             keep: indices [B, n] of the patches that go through the blocks, in reading order of the grid; all if None.
             saving: recompute blocks in the backward pass instead of keeping what they need (gradient checkpointing).
@@ -45,27 +47,27 @@ class Tower(ABC):
         """
 
     @abstractmethod
-    def resize(self, visual: Any, size_px: int) -> None:
+    def resize(self, size_px: int) -> None:
         """Resample the position embeddings for images of another size, in place."""
 
     @abstractmethod
-    def first_conv(self, visual: Any) -> nn.Conv2d:
+    def first_conv(self) -> nn.Conv2d:
         """The convolution that sees the bands."""
 
     @abstractmethod
-    def patch_start(self, visual: Any) -> tuple[nn.Module, Tensor]:
+    def patch_start(self) -> tuple[nn.Module, Tensor]:
         """Norm and bias-free projection [D, W] that the patch head starts from; the norm is the tower's own."""
 
     @abstractmethod
-    def blocks(self, visual: Any) -> list[nn.Module]:
+    def blocks(self) -> list[nn.Module]:
         """The transformer's blocks, lowest first."""
 
     @abstractmethod
-    def projection(self, visual: Any) -> list[nn.Parameter]:
+    def projection(self) -> list[nn.Parameter]:
         """The linear layers that end in CLIP's space."""
 
     @abstractmethod
-    def head(self, visual: Any) -> list[nn.Parameter]:
+    def head(self) -> list[nn.Parameter]:
         """What only the image embedding goes through: norm, pooling and projection."""
 
 
@@ -73,48 +75,49 @@ class OpenClipTower(Tower):
     """open_clip's VisionTransformer: one class token, then N patches."""
 
     def __init__(self, visual: Any) -> None:
+        super().__init__(visual)
         self.patch_px = int(visual.patch_size[0])
 
-    def run(self, visual: Any, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
+    def run(self, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
         """See `Tower`."""
-        tokens = _through(visual.transformer.resblocks, _select(visual._embeds(images), keep, 1), saving)
-        pooled, _ = visual._pool(tokens)
-        return pooled if visual.proj is None else pooled @ visual.proj, tokens[:, 1:]
+        tokens = _through(self.visual.transformer.resblocks, _select(self.visual._embeds(images), keep, 1), saving)
+        pooled, _ = self.visual._pool(tokens)
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj, tokens[:, 1:]
 
-    def resize(self, visual: Any, size_px: int) -> None:
+    def resize(self, size_px: int) -> None:
         """See `Tower`."""
         side = size_px // self.patch_px
-        visual.positional_embedding = nn.Parameter(_resample(visual.positional_embedding.detach(), side))
-        visual.grid_size = (side, side)
-        visual.image_size = (size_px, size_px)
+        self.visual.positional_embedding = nn.Parameter(_resample(self.visual.positional_embedding.detach(), side))
+        self.visual.grid_size = (side, side)
+        self.visual.image_size = (size_px, size_px)
 
-    def first_conv(self, visual: Any) -> nn.Conv2d:
+    def first_conv(self) -> nn.Conv2d:
         """See `Tower`."""
-        return visual.conv1
+        return self.visual.conv1
 
-    def patch_start(self, visual: Any) -> tuple[nn.Module, Tensor]:
+    def patch_start(self) -> tuple[nn.Module, Tensor]:
         """CLIP's own final norm and projection; before an attention pool its norm of keys and its value path."""
-        if visual.attn_pool is None:
-            width = len(visual.ln_post.weight)
-            return visual.ln_post, torch.eye(width) if visual.proj is None else visual.proj.T
-        attention = visual.attn_pool.attn
+        if self.visual.attn_pool is None:
+            width = len(self.visual.ln_post.weight)
+            return self.visual.ln_post, torch.eye(width) if self.visual.proj is None else self.visual.proj.T
+        attention = self.visual.attn_pool.attn
         value = attention.in_proj_weight.chunk(3)[2] if attention._qkv_same_embed_dim else attention.v_proj_weight
         path = attention.out_proj.weight @ value
         # ln_post follows: per token it is linear but for a length that is normalised away in the end
-        path = visual.ln_post.weight[:, None] * (path - path.mean(0))
-        return visual.attn_pool.ln_k, path if visual.proj is None else visual.proj.T @ path
+        path = self.visual.ln_post.weight[:, None] * (path - path.mean(0))
+        return self.visual.attn_pool.ln_k, path if self.visual.proj is None else self.visual.proj.T @ path
 
-    def blocks(self, visual: Any) -> list[nn.Module]:
+    def blocks(self) -> list[nn.Module]:
         """See `Tower`."""
-        return list(visual.transformer.resblocks)
+        return list(self.visual.transformer.resblocks)
 
-    def projection(self, visual: Any) -> list[nn.Parameter]:
+    def projection(self) -> list[nn.Parameter]:
         """See `Tower`."""
-        return _parameters([visual.proj])
+        return _parameters([self.visual.proj])
 
-    def head(self, visual: Any) -> list[nn.Parameter]:
+    def head(self) -> list[nn.Parameter]:
         """See `Tower`."""
-        return _parameters([visual.ln_post, visual.attn_pool, visual.proj])
+        return _parameters([self.visual.ln_post, self.visual.attn_pool, self.visual.proj])
 
 
 class TimmTower(Tower):
@@ -123,6 +126,7 @@ class TimmTower(Tower):
     def __init__(self, visual: Any) -> None:
         from timm.models.vision_transformer import VisionTransformer
 
+        super().__init__(visual)
         trunk = visual.trunk
         self.patch_px = int(trunk.patch_embed.feat_ratio())
         # others (EVA's rotary, relative positions) place tokens inside their blocks by the whole grid
@@ -131,9 +135,9 @@ class TimmTower(Tower):
             for step in ('forward_features', '_pos_embed')
         )
 
-    def run(self, visual: Any, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
+    def run(self, images: Tensor, keep: Tensor | None, saving: bool) -> tuple[Tensor, Tensor]:
         """See `Tower`."""
-        trunk = visual.trunk
+        trunk = self.visual.trunk
         if self.drops:
             embedded = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(images)))
             tokens = _through(trunk.blocks, _select(embedded, keep, trunk.num_prefix_tokens), saving)
@@ -141,18 +145,18 @@ class TimmTower(Tower):
         else:
             trunk.set_grad_checkpointing(saving)
             final, (patches,) = trunk.forward_intermediates(images, indices=1, norm=False, output_fmt='NLC')
-        return visual.head(trunk.forward_head(final)), patches
+        return self.visual.head(trunk.forward_head(final)), patches
 
-    def resize(self, visual: Any, size_px: int) -> None:
+    def resize(self, size_px: int) -> None:
         """See `Tower`."""
-        visual.trunk.set_input_size((size_px, size_px))
-        visual.image_size = (size_px, size_px)
+        self.visual.trunk.set_input_size((size_px, size_px))
+        self.visual.image_size = (size_px, size_px)
 
-    def first_conv(self, visual: Any) -> nn.Conv2d:
+    def first_conv(self) -> nn.Conv2d:
         """See `Tower`."""
-        return next(m for m in visual.trunk.patch_embed.modules() if isinstance(m, nn.Conv2d))
+        return next(m for m in self.visual.trunk.patch_embed.modules() if isinstance(m, nn.Conv2d))
 
-    def patch_start(self, visual: Any) -> tuple[nn.Module, Tensor]:
+    def patch_start(self) -> tuple[nn.Module, Tensor]:
         """CLIP's own final norm and linear layers.
 
         An attention pool counts by its value and output projections, as MaskCLIP takes dense features from CLIP's
@@ -160,30 +164,30 @@ class TimmTower(Tower):
         that patch alone. What is not linear (the pool's MLP, the activation of an MLP projection) and biases are left
         out; training has to make up for it.
         """
-        trunk = visual.trunk
+        trunk = self.visual.trunk
         path = torch.eye(trunk.num_features)
         pool: Any = getattr(trunk, 'attn_pool', None)
         if hasattr(pool, 'kv'):
             path = pool.kv.weight.chunk(2)[1]
             path = pool.proj.weight @ path if isinstance(pool.proj, nn.Linear) else path
-        for module in (trunk.head, *visual.head.modules()):
+        for module in (trunk.head, *self.visual.head.modules()):
             if isinstance(module, nn.Linear):
                 path = module.weight @ path.to(module.weight)
         return getattr(trunk, 'fc_norm', trunk.norm) if isinstance(trunk.norm, nn.Identity) else trunk.norm, path
 
-    def blocks(self, visual: Any) -> list[nn.Module]:
+    def blocks(self) -> list[nn.Module]:
         """See `Tower`."""
-        return list(visual.trunk.blocks)
+        return list(self.visual.trunk.blocks)
 
-    def projection(self, visual: Any) -> list[nn.Parameter]:
+    def projection(self) -> list[nn.Parameter]:
         """See `Tower`."""
-        return _parameters([visual.trunk.head, visual.head])
+        return _parameters([self.visual.trunk.head, self.visual.head])
 
-    def head(self, visual: Any) -> list[nn.Parameter]:
+    def head(self) -> list[nn.Parameter]:
         """See `Tower`."""
-        trunk = visual.trunk
+        trunk = self.visual.trunk
         pool = getattr(trunk, 'attn_pool', None)
-        return _parameters([trunk.norm, getattr(trunk, 'fc_norm', None), pool, trunk.head, visual.head])
+        return _parameters([trunk.norm, getattr(trunk, 'fc_norm', None), pool, trunk.head, self.visual.head])
 
 
 def tower_of(visual: Any, model: str) -> Tower:

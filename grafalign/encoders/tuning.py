@@ -50,7 +50,7 @@ def tune(encoder: SatelliteEncoder, settings: TuneSettings) -> None:
         GrafalignError: there are fewer blocks than are to be frozen, or peft cannot be loaded.
     """
     visual, tower = encoder.visual, encoder.tower
-    blocks = tower.blocks(visual)
+    blocks = tower.blocks()
     frozen = settings.freeze_blocks
     if frozen > len(blocks):
         raise InputError(
@@ -113,7 +113,7 @@ def _adapt(encoder: SatelliteEncoder, blocks: list[nn.Module], settings: LoraSet
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names, bias='none'
     )
     inject_adapter_in_model(config, visual)
-    for parameter in encoder.tower.projection(visual):
+    for parameter in encoder.tower.projection():
         parameter.requires_grad_(True)
 
 

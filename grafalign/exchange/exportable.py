@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.satellite import SatelliteEncoder
-from grafalign.errors import InputError, MachineError
+from grafalign.encoders.weights_file import save_tensors
+from grafalign.errors import InputError
 from grafalign.exchange.marker import ExportInput
 
 PATCH_HEAD = 'patch_head.safetensors'
@@ -39,7 +37,7 @@ class Exportable:
 
     @property
     def image_px(self) -> int:
-        """Side of the tower's input: the tile's, or that of the black ground it lies on."""
+        """Side of the tower's input: the tile's, or that of the zero-padded image it lies in."""
         return self.encoder.canvas_px
 
     @property
@@ -69,20 +67,12 @@ class Exportable:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, marked as PyTorch's, without which transformers refuses them.
+    """Write tensors as safetensors, those that share their memory too.
 
     Raises:
         GrafalignError: the file cannot be written.
     """
-    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # tied weights: each its own copy
-    try:
-        save_file(whole, str(path), metadata={'format': 'pt'})
-    except SafetensorError as error:
-        raise MachineError(
-            f'{path} cannot be written ({error}); free some space and run the same command again.'
-        ) from None
-    with path.open('rb') as file:
-        os.fsync(file.fileno())
+    save_tensors({k: v.clone() for k, v in tensors.items()}, path)  # tied weights: each its own copy
 
 
 def save_patch_head(encoder: SatelliteEncoder, folder: Path) -> None:

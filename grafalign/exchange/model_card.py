@@ -183,7 +183,7 @@ def _pixels(thing: Exportable) -> str:
     if encoder.canvas_px != encoder.size_px:
         first = encoder.start_px
         words += (
-            f' The tile lies on a black ground of {encoder.canvas_px} px, its corner at row {first}, column {first}; '
+            f' The tile is zero-padded to {encoder.canvas_px} px, its corner at row {first}, column {first}; '
             'it is padded, never enlarged.'
         )
     picture = (

@@ -66,7 +66,9 @@ def publish(
 def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, CardFacts]:
     model = load_satellite(run, None if clip is None else load_clip(clip))
     # as short as they can be written: 0.48145467, not what float64 makes of it
-    mean, std = (tuple(float(str(v)) for v in model.rule.get_buffer(n).flatten().numpy()) for n in ('mean', 'std'))
+    mean, std = (
+        tuple(float(str(v)) for v in model.preprocess.get_buffer(n).flatten().numpy()) for n in ('mean', 'std')
+    )
     marker = model.marker
     thing = Exportable(model.encoder, model.clip, model.sensor.bands, mean, std, model.sensor.value_range, marker.level)
     report = None if results is None else Report.read(results)

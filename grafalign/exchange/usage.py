@@ -124,7 +124,7 @@ def _to_input(thing: Exportable) -> str:
         first, last = encoder.start_px, encoder.canvas_px - encoder.start_px - encoder.size_px
         pad = (
             f'    unit = torch.nn.functional.pad(unit, ({first}, {last}, {first}, {last}))'
-            f'  # black ground of {encoder.canvas_px} px\n'
+            f'  # zero padding to {encoder.canvas_px} px\n'
         )
     shape = f'{len(thing.bands)}, {encoder.size_px}, {encoder.size_px}'
     return f'''\
@@ -142,7 +142,7 @@ def to_input(stored, scale=1.0, offset=0.0):
 
 
 def _head(thing: Exportable) -> str:
-    """From `tokens` to `patches`; of a tile on black ground only its own patches."""
+    """From `tokens` to `patches`; of a padded tile only its own patches."""
     norm, encoder = thing.encoder.patch_norm, thing.encoder
     lines = []
     if isinstance(norm, nn.LayerNorm):
@@ -156,5 +156,5 @@ def _head(thing: Exportable) -> str:
     if encoder.canvas_px != encoder.size_px:
         first = encoder.start_px // encoder.patch_px
         cut = f'{first}:{first + encoder.side}'
-        lines.append(f'patches = patches[:, {cut}, {cut}]  # without the black ground')
+        lines.append(f'patches = patches[:, {cut}, {cut}]  # without the padding')
     return '\n    '.join(lines)

@@ -2,6 +2,6 @@
 
 from grafalign.models.load import load_model
 from grafalign.models.model import Model
-from grafalign.models.pixels import InputRule, to_input
+from grafalign.models.pixels import Preprocessing, to_input
 
-__all__ = ['InputRule', 'Model', 'load_model', 'to_input']
+__all__ = ['Model', 'Preprocessing', 'load_model', 'to_input']

@@ -48,12 +48,12 @@ def embed_pictures(
     Raises:
         GrafalignError: a band is missing, or a picture cannot be read and there is no `reject`.
     """
-    places = band_places(model.rule, bands)
+    places = band_places(model.preprocessing, bands)
 
     def prepare(row: int) -> torch.Tensor:
         picture = read(row)
         try:
-            return to_input(picture[places], model.rule, fit, value_range)
+            return to_input(picture[places], model.preprocessing, fit, value_range)
         except GrafalignError as error:
             raise type(error)(f'{name(row)}: {error}' if name else str(error)) from None
 

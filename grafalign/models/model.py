@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from grafalign.encoders import SatelliteEncoder
 from grafalign.errors import DamagedError, InputError
-from grafalign.models.pixels import InputRule
+from grafalign.models.pixels import Preprocessing
 
 Vectors = npt.NDArray[np.float32]
 _TEXTS = 256
@@ -30,7 +30,7 @@ class Model:
     """run, export, open_clip, transformers or graft."""
     digest: str
     """Of its weights: equal digests mean equal embeddings."""
-    rule: InputRule
+    preprocessing: Preprocessing
     images: Callable[[Tensor], Tensor]
     """Inputs [B, C, S, S] to embeddings [B, D]."""
     texts: Callable[[Sequence[str]], Tensor]
@@ -39,7 +39,7 @@ class Model:
     dense: Callable[[], SatelliteEncoder] | None = None
     """Makes the encoder whose patch embeddings live in the space of the words, where the model has one."""
     clip_digest: str | None = None
-    """Of the CLIP whose photo embeddings (a ground bank's) lie in this space."""
+    """Of the CLIP whose photo embeddings (a photo bank's) lie in this space."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Where it came from, for results."""
     count_cut: Callable[[Sequence[str]], int] | None = None

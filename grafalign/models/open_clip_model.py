@@ -23,7 +23,7 @@ from grafalign.exchange.exportable import PATCH_HEAD
 from grafalign.exchange.marker import ExportInput, ExportMarker
 from grafalign.files import file_digest
 from grafalign.models.model import Model
-from grafalign.models.pixels import InputRule
+from grafalign.models.pixels import Preprocessing
 
 RGB = ('red', 'green', 'blue')
 
@@ -48,11 +48,13 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
     given = None if export is None else export.input
     by_patches = given is not None and given.level == 'patch'
     bands, size_px = (RGB, clip.image_px) if given is None else (given.bands, given.size_px)
-    rule = InputRule(bands, size_px, clip.mean, clip.std, _filter(clip))
-    padded = rule.size_px != clip.image_px
+    preprocessing = Preprocessing(bands, size_px, clip.mean, clip.std, _filter(clip))
+    padded = preprocessing.size_px != clip.image_px
 
     def dense() -> SatelliteEncoder:
-        encoder = SatelliteEncoder(clip, rule.bands, rule.size_px, 'pad' if padded else 'resample').to(device)
+        encoder = SatelliteEncoder(
+            clip, preprocessing.bands, preprocessing.size_px, 'pad' if padded else 'resample'
+        ).to(device)
         if head.is_file():
             load_patch_head(encoder, head)
         return encoder.eval()
@@ -69,7 +71,7 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
         name=name,
         kind='export' if export else 'open_clip',
         digest=clip.digest if not export else _digest(clip, head, given),
-        rule=rule,
+        preprocessing=preprocessing,
         images=images,
         texts=clip.encode_text,
         device=device,

@@ -2,7 +2,7 @@
 
 1. The bands that the model wants, by name; pictures of one band serve as all three colours.
 2. Resized with the model's own interpolation, in the numbers of the file. `resize`: the shorter side to the model's
-   size, the middle taken. `pad`: kept as large as it is on black ground (as GRAFT's users do with EuroSAT and
+   size, the middle taken. `pad`: kept as large as it is and zero-padded (as GRAFT's users do with EuroSAT and
    BigEarthNet); what is larger than the input is first made to fit.
 3. Values of the set's `value_range` become 0 to 1 and are clipped: one fixed stretch, never one per picture.
 4. The model's mean and standard deviation.
@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from grafalign.encoders.bands import select_bands
+from grafalign.encoders.preprocessing import to_unit
 from grafalign.errors import InputError
-from grafalign.store_marker import Sensor
 
 Fit = Literal['resize', 'pad']
 PIXELS_VERSION = 2
@@ -39,7 +39,7 @@ _FILTERS = {
 
 
 @dataclass(frozen=True)
-class InputRule:
+class Preprocessing:
     """What a model takes."""
 
     bands: tuple[str, ...]
@@ -61,75 +61,75 @@ class InputRule:
         }
 
 
-def band_places(rule: InputRule, bands: tuple[str, ...]) -> list[int]:
+def band_places(preprocessing: Preprocessing, bands: tuple[str, ...]) -> list[int]:
     """Positions of the model's bands in a set's pictures; a single band is taken for each of them.
 
     Raises:
         GrafalignError: a band is missing.
     """
     if len(bands) == 1:
-        return [0] * len(rule.bands)
-    return select_bands(Sensor('This set', bands, 1.0, 1, (0.0, 1.0)), rule.bands)
+        return [0] * len(preprocessing.bands)
+    return select_bands(bands, preprocessing.bands, 'This set')
 
 
-def to_input(picture: npt.NDArray[Any], rule: InputRule, fit: Fit, value_range: tuple[float, float]) -> Tensor:
+def to_input(
+    picture: npt.NDArray[Any], preprocessing: Preprocessing, fit: Fit, value_range: tuple[float, float]
+) -> Tensor:
     """One picture [C, H, W], bands in the model's order, as the model's input [C, S, S].
 
     Raises:
         GrafalignError: the picture is empty or holds no numbers.
     """
-    unit = as_unit(resized(picture, rule, fit, value_range[0]), value_range)
-    mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (rule.mean, rule.std))
+    unit = as_unit(resized(picture, preprocessing, fit, value_range[0]), value_range)
+    mean, std = (np.asarray(v, dtype=np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
     return torch.from_numpy((unit - mean) / std)
 
 
 def as_unit(picture: npt.NDArray[Any], value_range: tuple[float, float]) -> npt.NDArray[np.float32]:
-    """Values of the range as 0 to 1, clipped; what is not finite is black."""
+    """Values of the range as 0 to 1, clipped; what is not finite becomes 0."""
     low, high = value_range
     values = np.nan_to_num(picture.astype(np.float32), nan=low, posinf=low, neginf=low)
-    if (low, high) == (0, 255):
-        return np.clip(values / np.float32(255), 0, 1)
-    return np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    return to_unit(values, low, high)
 
 
-def resized(picture: npt.NDArray[Any], rule: InputRule, fit: Fit, black: float = 0.0) -> npt.NDArray[Any]:
+def resized(picture: npt.NDArray[Any], preprocessing: Preprocessing, fit: Fit, zero: float = 0.0) -> npt.NDArray[Any]:
     """The picture [C, S, S] at the model's size, in its own numbers."""
     if picture.ndim != 3 or not picture.size:
         raise InputError(f'A picture of shape {list(picture.shape)} is none; give bands, rows and columns.')
     if not np.isfinite(picture).all():
-        picture = np.nan_to_num(picture, nan=black, posinf=black, neginf=black)
-    size = rule.size_px
+        picture = np.nan_to_num(picture, nan=zero, posinf=zero, neginf=zero)
+    size = preprocessing.size_px
     height, width = picture.shape[-2:]
     if fit == 'pad':
         if max(height, width) > size:
             scale = size / max(height, width)
-            picture = _scale(picture, max(1, round(height * scale)), max(1, round(width * scale)), rule)
-        return _lay_on(picture, size, black)
+            picture = _scale(picture, max(1, round(height * scale)), max(1, round(width * scale)), preprocessing)
+        return _pad(picture, size, zero)
     short = min(height, width)
     if max(height, width) > _LONGEST_STRIP * short:
         raise InputError(f'A picture of {height} x {width} px is a strip; cut it into pieces, or pad it.')
     if short != size:
-        picture = _scale(picture, int(size * height / short), int(size * width / short), rule)
+        picture = _scale(picture, int(size * height / short), int(size * width / short), preprocessing)
     height, width = picture.shape[-2:]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return picture[:, top : top + size, left : left + size]
 
 
-def _lay_on(picture: npt.NDArray[Any], size: int, black: float) -> npt.NDArray[Any]:
+def _pad(picture: npt.NDArray[Any], size: int, zero: float) -> npt.NDArray[Any]:
     height, width = picture.shape[-2:]
     if (height, width) == (size, size):
         return picture
-    if black != 0:
-        picture = picture.astype(np.float32)  # the black of the range may be no number of the file's type
-    ground = np.full((len(picture), size, size), black, dtype=picture.dtype)
+    if zero != 0:
+        picture = picture.astype(np.float32)  # the zero of the range may be no number of the file's type
+    padded = np.full((len(picture), size, size), zero, dtype=picture.dtype)
     top, left = (size - height) // 2, (size - width) // 2
-    ground[:, top : top + height, left : left + width] = picture
-    return ground
+    padded[:, top : top + height, left : left + width] = picture
+    return padded
 
 
-def _scale(picture: npt.NDArray[Any], height: int, width: int, rule: InputRule) -> npt.NDArray[Any]:
+def _scale(picture: npt.NDArray[Any], height: int, width: int, preprocessing: Preprocessing) -> npt.NDArray[Any]:
     """Pillow's resampling, which looks at all pixels that become one; 8-bit stays 8-bit, as everywhere with CLIP."""
     kind = np.uint8 if picture.dtype == np.uint8 else np.float32
-    how = _FILTERS.get(rule.interpolation, Image.Resampling.BICUBIC)
+    how = _FILTERS.get(preprocessing.interpolation, Image.Resampling.BICUBIC)
     bands = [Image.fromarray(np.ascontiguousarray(band, dtype=kind)).resize((width, height), how) for band in picture]
     return np.stack([np.asarray(band) for band in bands])

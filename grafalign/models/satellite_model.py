@@ -12,7 +12,7 @@ from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_
 from grafalign.exchange.graft_checkpoint import load_graft
 from grafalign.files import file_digest
 from grafalign.models.model import Model
-from grafalign.models.pixels import InputRule
+from grafalign.models.pixels import Preprocessing
 from grafalign.training import load_satellite
 
 
@@ -26,14 +26,14 @@ def from_run(run: Path, name: str, clip: ClipSettings | None, device: torch.devi
         GrafalignError: the run is unfinished or damaged, or its CLIP cannot be loaded.
     """
     model = load_satellite(run, None if clip is None else load_clip(clip, device))
-    mean, std = (tuple(float(v) for v in model.rule.get_buffer(n).flatten()) for n in ('mean', 'std'))
-    rule = InputRule(model.sensor.bands, model.sensor.size_px, mean, std)
+    mean, std = (tuple(float(v) for v in model.preprocess.get_buffer(n).flatten()) for n in ('mean', 'std'))
+    preprocessing = Preprocessing(model.sensor.bands, model.sensor.size_px, mean, std)
     marker = model.marker
     digest = _digest(run / 'model.safetensors', marker.digest, model.clip)
     by_patches = marker.level == 'patch'
     facts = {'run': run.name, **marker.model_dump(include={'level', 'tau', 'steps', 'store_digest'})}
     encoder = model.encoder.to(device)
-    return _model(encoder, model.clip, rule, name, 'run', digest, device, by_patches=by_patches, facts=facts)
+    return _model(encoder, model.clip, preprocessing, name, 'run', digest, device, by_patches=by_patches, facts=facts)
 
 
 def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) -> Model:
@@ -44,10 +44,10 @@ def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) 
     """
     frozen = load_clip(clip, device)
     encoder = load_graft(path, frozen).to(device)
-    rule = InputRule(('red', 'green', 'blue'), encoder.size_px, frozen.mean, frozen.std)
+    preprocessing = Preprocessing(('red', 'green', 'blue'), encoder.size_px, frozen.mean, frozen.std)
     facts: dict[str, Any] = {'file': path.name, 'clip': clip.model_dump()}
     digest = _digest(path, '', frozen)
-    return _model(encoder, frozen, rule, name, 'graft', digest, device, by_patches=False, facts=facts)
+    return _model(encoder, frozen, preprocessing, name, 'graft', digest, device, by_patches=False, facts=facts)
 
 
 def _digest(weights: Path, run: str, clip: FrozenClip) -> str:
@@ -59,7 +59,7 @@ def _digest(weights: Path, run: str, clip: FrozenClip) -> str:
 def _model(
     encoder: SatelliteEncoder,
     clip: FrozenClip,
-    rule: InputRule,
+    preprocessing: Preprocessing,
     name: str,
     kind: str,
     digest: str,
@@ -77,7 +77,7 @@ def _model(
         name=name,
         kind=kind,
         digest=digest,
-        rule=rule,
+        preprocessing=preprocessing,
         count_cut=clip.count_cut,
         images=images,
         texts=clip.encode_text,

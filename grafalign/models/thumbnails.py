@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from PIL import Image
 
 from grafalign.encoders.bands import colours
 from grafalign.models.pixels import as_unit
+from grafalign.pages import picture_url
 
 
 def thumbnail(
@@ -23,8 +22,4 @@ def thumbnail(
     shown = [which.index(c) if c in which else 0 for c in (0, 1, 2)]
     unit = as_unit(pixels[shown], value_range)
     image = Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
-    scale = longest_px / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(buffer, 'JPEG', quality=85)
-    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
+    return picture_url(image, longest_px)

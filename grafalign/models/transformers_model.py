@@ -17,7 +17,7 @@ from grafalign.exchange.marker import ExportInput, ExportMarker
 from grafalign.files import file_digest
 from grafalign.models.model import Model
 from grafalign.models.open_clip_model import RGB
-from grafalign.models.pixels import InputRule
+from grafalign.models.pixels import Preprocessing
 
 _KINDS = ('clip', 'siglip')  # SigLIP 2 of fixed size calls itself siglip
 _FILTERS = {0: 'nearest', 2: 'bilinear', 3: 'bicubic'}  # Pillow's numbers
@@ -64,7 +64,7 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
         raise InputError(
             f'{folder} takes {vision.num_channels} bands and does not say which; export it again with grafalign.'
         )
-    rule = InputRule(
+    preprocessing = Preprocessing(
         bands,
         int(vision.image_size) if given is None else given.size_px,
         tuple(processor.image_mean),
@@ -75,7 +75,7 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
 
     def images(inputs: Tensor) -> Tensor:
         if any(margin):
-            inputs = _on_black(inputs, margin, rule)
+            inputs = _zero_padded(inputs, margin, preprocessing)
         return _tensor(model.get_image_features(pixel_values=inputs))
 
     def texts(words: Sequence[str]) -> Tensor:
@@ -101,7 +101,7 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
         name=name,
         kind='transformers',
         digest=digest,
-        rule=rule,
+        preprocessing=preprocessing,
         images=images,
         texts=texts,
         device=device,
@@ -130,6 +130,8 @@ def _margin(given: ExportInput) -> tuple[int, int]:
     return given.start_px, given.canvas_px - given.start_px - given.size_px
 
 
-def _on_black(inputs: Tensor, margin: tuple[int, int], rule: InputRule) -> Tensor:
-    mean, std = (torch.tensor(v, device=inputs.device).view(1, -1, 1, 1) for v in (rule.mean, rule.std))
+def _zero_padded(inputs: Tensor, margin: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
+    mean, std = (
+        torch.tensor(v, device=inputs.device).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std)
+    )
     return torch.nn.functional.pad(inputs * std + mean, margin * 2) / std - mean / std

@@ -25,10 +25,10 @@ from grafalign.pairing.cut_job import CutJob, CutResult, ShardJob
 from grafalign.pairing.tile_progress import TileProgress
 from grafalign.scenes import BandSource, Cut, SceneCutter, SceneTiles, Uncut, band_sources, cloud_mask
 from grafalign.scenes.items import public_assets_only
-from grafalign.scenes.ranges import RangeReader
 from grafalign.scenes.signing import Signer
 from grafalign.scenes.source import SignSettings
 from grafalign.store import ShardWriter
+from grafalign.web.ranges import RangeReader
 
 CLOUDY_CLASSES = (3, 8, 9, 10)
 """Classes of Sentinel-2's scene classification that hide the ground: cloud shadow, cloud of medium and high

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from jinja2 import Environment
 
 from grafalign.files import write_atomically
 from grafalign.geo import TileGrid, unproject
+from grafalign.pages import render
 from grafalign.pairing.plan import Plan
 
 Floats = npt.NDArray[np.float64]
@@ -62,17 +62,15 @@ def write_map(
     """
     data = page_data(grid, plan, lon, lat)
     counts = data['tiles']['counts'], data['photos']['counts']
-    page = (
-        Environment(autoescape=True)
-        .from_string((files('grafalign.pairing') / 'map_page.html').read_text(encoding='utf-8'))
-        .render(
-            title=title,
-            facts=facts,
-            data=data,
-            rows=[(name, name in SPLITS, *both) for name, *both in zip(data['splits'], *counts, strict=True)],
-            total=(sum(data['tiles']['counts']), len(lon)),
-            notes=_notes(data),
-        )
+    page = render(
+        'grafalign.pairing',
+        'map_page.html',
+        title=title,
+        facts=facts,
+        data=data,
+        rows=[(name, name in SPLITS, *both) for name, *both in zip(data['splits'], *counts, strict=True)],
+        total=(sum(data['tiles']['counts']), len(lon)),
+        notes=_notes(data),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page.encode())

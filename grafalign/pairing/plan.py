@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from grafalign.geo import TileGrid, blocks_touched, project, utm_epsg
+from grafalign.geo import SHORTEST_DEGREE_M, TileGrid, blocks_touched, project, utm_epsg
 from grafalign.photos.ranks import ranks
 
 Floats = npt.NDArray[np.float64]
@@ -139,7 +139,7 @@ class _Places:
 
 def _places(lon: Floats, lat: Floats, grid: TileGrid) -> _Places:
     own = utm_epsg(lon, lat)
-    reach_lat = 1.5 * grid.side_m / 110_000
+    reach_lat = 1.5 * grid.side_m / SHORTEST_DEGREE_M
     reach_lon = reach_lat / np.maximum(np.cos(np.deg2rad(np.clip(np.abs(lat) + reach_lat, 0, 89))), 0.01)
     photos, zones = [np.arange(len(lon))], [own]
     for dx in (-1, 0, 1):

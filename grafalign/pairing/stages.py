@@ -21,6 +21,7 @@ import shapely
 from grafalign import console
 from grafalign.errors import GrafalignError, InputError
 from grafalign.files import Place, write_atomically, write_table
+from grafalign.geo import SHORTEST_DEGREE_M
 from grafalign.pairing.plan import Plan, make_plan
 from grafalign.pairing.recipe import Recipe
 from grafalign.photos import Photos, read_photos
@@ -209,7 +210,7 @@ def _neighbourhoods(lon: Floats, lat: Floats, margin_m: float) -> npt.NDArray[np
     """
     row, col = np.unique(np.stack([np.floor(lat / _CELL_DEG), np.floor(lon / _CELL_DEG)]), axis=1)
     south, west = row * _CELL_DEG, col * _CELL_DEG
-    high = margin_m / 110_000
+    high = margin_m / SHORTEST_DEGREE_M
     far = np.clip(np.maximum(np.abs(south), np.abs(south + _CELL_DEG)) + high, 0, 89)
     wide = high / np.cos(np.deg2rad(far))
     boxes = np.stack([west - wide, south - high, west + _CELL_DEG + wide, south + _CELL_DEG + high])

@@ -28,12 +28,12 @@ from pydantic import Field, field_validator, model_validator
 from grafalign.config import Settings
 from grafalign.errors import InputError
 from grafalign.foreign.vectors import check_vector
+from grafalign.geo import EARTH_RADIUS_M
 from grafalign.photos.duplicates import duplicate_of
 from grafalign.photos.ranks import ranks
 from grafalign.photos.table import Bools, Marks
 from grafalign.photos.values import licence_name
 
-EARTH_RADIUS_KM = 6371.0
 BURST_CELL_DEG = 1e-4
 """About 11 m of latitude; longitude is scaled to the same length."""
 
@@ -251,7 +251,7 @@ def _km_from_null_island(lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float
     """Great-circle distance from 0, 0."""
     x, y = np.deg2rad(lon), np.deg2rad(lat)
     angle = np.arctan2(np.hypot(np.cos(y) * np.sin(x), np.sin(y)), np.cos(y) * np.cos(x))
-    return EARTH_RADIUS_KM * angle
+    return EARTH_RADIUS_M / 1000 * angle
 
 
 def _micros(day: date) -> int:

@@ -18,7 +18,9 @@ from urllib3.exceptions import HTTPError
 
 from grafalign.errors import InputError, MachineError, RemoteError
 from grafalign.foreign import open_plain
-from grafalign.guarded import LIMITS, AddressError, PrivateAddressError, open_url
+from grafalign.web.addresses import WebError
+from grafalign.web.connections import LIMITS
+from grafalign.web.follow import open_url
 
 KINDS = {
     '.csv': 'csv',
@@ -137,11 +139,7 @@ def local_copy(path: str, compression: str | None = None) -> Iterator[str]:
 
 def _open(path: str) -> IO[bytes]:
     if path.startswith(('http://', 'https://')):
-        response = open_url(path, timeout_s=TIMEOUT_S, trusted=True)
-        if response.status != 200:
-            response.close()
-            raise AddressError(f'HTTP {response.status}')
-        body: IO[bytes] = _Body(response)  # type: ignore[assignment]
+        body: IO[bytes] = _Body(open_url(path, private=True, timeout_s=TIMEOUT_S))  # type: ignore[assignment]
         return body
     if is_url(path):
         opened: IO[bytes] = fsspec.open(path, 'rb').open()
@@ -177,7 +175,7 @@ def _naming(path: str) -> Iterator[None]:
         raise InputError(
             f'There is no file {path}; set photos.table to a CSV, JSONL, Parquet, GeoParquet or GeoJSON file.'
         ) from None
-    except (AddressError, PrivateAddressError, HTTPError) as error:
+    except (WebError, HTTPError) as error:
         reason = ' '.join(str(error).split())
         raise RemoteError(f'{path} cannot be read ({reason}); check the address and the rights.') from None
     except ImportError as error:

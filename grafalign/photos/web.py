@@ -1,36 +1,33 @@
 """Photos over HTTP: polite to hosts, never talking to private addresses, bounded in time and bytes.
 
-urllib3 keeps the connections (see `guarded.py`). What it has no answer for is here: turns and pauses for a whole host,
-hosts that are gone, redirects that are checked one by one, and content that is counted while it is unpacked.
+`grafalign.web` has connections, redirects and retries. Here is what photos need besides: turns and pauses for a whole
+host, hosts that are gone, and content that is counted while it is unpacked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-import socket
-import ssl
 import threading
 import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.metadata import version
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 from pydantic import Field
 from urllib3 import exceptions
 
 from grafalign.config import Settings
-from grafalign.guarded import LIMITS, PrivateAddressError, guarded_pools, seconds_left
 from grafalign.photos.exif import PhotoError
+from grafalign.web.addresses import AddressError, PrivateAddressError, WebError, joined
+from grafalign.web.connections import LIMITS, Connections, seconds_left
+from grafalign.web.follow import MOST_REDIRECTS, REDIRECTS
+from grafalign.web.retries import LONGEST_PHOTO_WAIT_S, Again, answer_of, failure_of
 
-MAX_REDIRECTS = 5
 _PIECE = 1 << 16
-_WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
-_LONGEST_PAUSE_S = 120.0
-"""A host that asks for a longer pause than this is left alone; its photo may be fetched another day."""
 _MOST_HOSTS = 4096
 _STRIKES = 20
 """Tries in a row that a host leaves without an answer until it counts as gone: thousands of its photos must not each
@@ -126,7 +123,7 @@ class Web:
 
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
-        self._pools = guarded_pools(settings.per_host)
+        self._connections = Connections(settings.per_host)
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -148,29 +145,29 @@ class Web:
 
     def close(self) -> None:
         """Close all connections."""
-        self._pools.clear()
+        self._connections.close()
 
     def _patiently(self, url: str, headers: dict[str, str], most: int) -> bytes:
         for left in range(self._settings.retries, -1, -1):
             try:
                 return self._follow(url, headers, most)
-            except _Later as later:
+            except Again as again:
                 tried = self._settings.retries - left
-                pause = later.pause_s if later.pause_s is not None else min(0.5 * 2**tried, 30) * random.uniform(0.5, 1)
-                if not left or pause > _LONGEST_PAUSE_S:
-                    raise PhotoError(str(later), transient=True) from None
-                if later.pause_s is None:
+                pause = again.wait_s if again.wait_s is not None else min(0.5 * 2**tried, 30) * random.uniform(0.5, 1)
+                if not left or pause > LONGEST_PHOTO_WAIT_S:
+                    raise PhotoError(str(again), transient=True) from None
+                if again.wait_s is None:
                     time.sleep(pause)  # a pause that the host asked for holds for all who ask it: see `_Host.turn`
         raise AssertionError('the loop returns or raises')
 
     def _follow(self, url: str, headers: dict[str, str], most: int) -> bytes:
-        for _ in range(MAX_REDIRECTS + 1):
+        for _ in range(MOST_REDIRECTS + 1):
             answer = self._once(url, headers, most)
             if isinstance(answer, bytes):
                 return answer
             try:
-                url = urljoin(url, answer)
-            except ValueError:
+                url = joined(url, answer)
+            except AddressError:
                 raise PhotoError('redirected to no valid address') from None
         raise PhotoError('too many redirects')
 
@@ -189,16 +186,7 @@ class Web:
         with self._host(f'{parts.scheme}://{name}:{port}') as host, host.turn(), _reasons(host):
             host.check()
             LIMITS.start(self._settings.timeout_s, self._settings.private_addresses)
-            response = self._pools.urlopen(
-                'GET',
-                url,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-                timeout=self._settings.timeout_s,
-            )
+            response = self._connections.get(url, headers, decode_content=False, timeout=self._settings.timeout_s)
             try:
                 return self._answer(response, host, headers, most)
             except BaseException:
@@ -211,19 +199,19 @@ class Web:
         self, response: urllib3.BaseHTTPResponse, host: _Host, headers: dict[str, str], most: int
     ) -> bytes | str:
         status, part = response.status, 'Range' in headers
-        if status in (301, 302, 303, 307, 308) and response.headers.get('Location'):
+        if status in REDIRECTS and response.headers.get('Location'):
             _drain(response)
             return response.headers['Location']
         if part and status == 416:  # beyond the end
             _drain(response)
             return b''
-        host.refused(status in _WORTH_RETRYING)
-        if status in _WORTH_RETRYING:
-            pause = _retry_after(response)
-            if pause is not None and pause <= _LONGEST_PAUSE_S:
-                host.pause(pause)
+        again = answer_of(response)
+        host.refused(again is not None)
+        if again is not None:
+            if again.wait_s is not None and again.wait_s <= LONGEST_PHOTO_WAIT_S:
+                host.pause(again.wait_s)
             _drain(response)
-            raise _Later(f'HTTP {status}', pause)
+            raise again
         if part and status == 200:
             raise PhotoError('the server does not send parts of a file (no range requests)')
         if status != (206 if part else 200):
@@ -253,46 +241,22 @@ class Web:
                 host.users -= 1
 
 
-class _Later(Exception):
-    """A failure that may pass; `pause_s` is how long the host asked us to wait."""
-
-    def __init__(self, reason: str, pause_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause_s = pause_s
-
-
 @contextlib.contextmanager
 def _reasons(host: _Host) -> Iterator[None]:
     """What urllib3 and the system raise, as reasons; and note whether the host answered."""
     try:
         yield
         host.answered(True)
-    except (PhotoError, _Later):
+    except (PhotoError, Again):
         host.answered(True)
         raise
-    except PrivateAddressError:
-        raise PhotoError('private address') from None
-    except (exceptions.LocationValueError, UnicodeError):
-        raise PhotoError('not a valid address') from None
-    except (exceptions.HTTPError, OSError) as error:
-        host.answered(False)
-        raise _reason(error) from None
-
-
-def _reason(error: Exception) -> PhotoError | _Later:
-    if isinstance(error, exceptions.NameResolutionError):
-        if isinstance(error.__cause__, socket.gaierror) and error.__cause__.errno == socket.EAI_AGAIN:
-            return _Later('host name cannot be looked up')
-        return PhotoError('there is no such host')
-    if isinstance(error, (exceptions.NewConnectionError, ConnectionRefusedError)):  # of urllib3's time-outs, too
-        return _Later('no connection')
-    if isinstance(error, (exceptions.TimeoutError, TimeoutError)) or 'timed out' in str(error):
-        return _Later('timed out')
-    if isinstance(error, (exceptions.SSLError, ssl.SSLError)):
-        if 'CERTIFICATE_VERIFY_FAILED' in str(error):
-            return PhotoError('the certificate of the host is not valid')
-        return _Later('no secure connection')
-    return _Later('connection broken')
+    except (WebError, exceptions.HTTPError, OSError, UnicodeError) as error:
+        failure = failure_of(error)
+        if not isinstance(failure, AddressError | PrivateAddressError):
+            host.answered(False)
+        if isinstance(failure, PrivateAddressError):
+            raise PhotoError('private address') from None
+        raise (failure if isinstance(failure, Again) else PhotoError(str(failure))) from None
 
 
 def _pieces(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
@@ -332,14 +296,5 @@ def _body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
         if max(len(whole), wire) > most:
             raise PhotoError(too_many)
     if unpack is not None and not unpack.eof:
-        raise _Later('connection broken')
+        raise Again('connection broken')
     return bytes(whole)
-
-
-def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
-    """Seconds that the host asks us to wait, by number or date (RFC 9110, section 10.2.3)."""
-    try:
-        value = urllib3.Retry().get_retry_after(response)
-    except (exceptions.HTTPError, ValueError, OverflowError):
-        return None
-    return None if value is None else float(value)

@@ -5,9 +5,9 @@ from grafalign.scenes.choice import Choice, choose_scenes
 from grafalign.scenes.items import Found, Scene, load_scenes
 from grafalign.scenes.opening import SceneReadError
 from grafalign.scenes.radiometry import BandSource, band_sources, cloud_mask
-from grafalign.scenes.ranges import RangeReader
 from grafalign.scenes.regions import regions_of
 from grafalign.scenes.source import SceneSource
+from grafalign.web.ranges import RangeReader
 
 __all__ = [
     'BandSource',

@@ -22,17 +22,18 @@ from pystac_client.item_search import ItemSearch
 from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import PystacClientWarning
 from requests.adapters import HTTPAdapter
-from urllib3 import Retry
+from urllib3 import HTTPConnectionPool, Retry
 from urllib3.exceptions import MaxRetryError
 
 from grafalign import console
 from grafalign.errors import GrafalignError, RemoteError
 from grafalign.foreign import parse_json
-from grafalign.guarded import LIMITS, AddressError, guarded_pools, origin_of
 from grafalign.scenes.regions import Box
-from grafalign.scenes.retry import FOR_THE_MOMENT, CappedRetry
 from grafalign.scenes.source import SceneSource
 from grafalign.scenes.where import as_cql2, as_query
+from grafalign.web.addresses import AddressError, PrivateAddressError, origin_of
+from grafalign.web.connections import LIMITS, Connections
+from grafalign.web.retries import WORTH_ANOTHER_TRY, CappedRetry
 
 _TOO_MUCH = (413, 500, 502, 504)
 """Status codes of servers whose answer would be too large, such as 502 of a gateway with a limit of some MB."""
@@ -74,11 +75,15 @@ class _Adapter(HTTPAdapter):
         self._home = origin_of(str(source.api))
         self._private, self._timeout_s = source.private_addresses, source.timeout_s
         self._answer_s = _ANSWER_TIMES * source.timeout_s
+        self._connections = Connections(4)
         super().__init__(max_retries=retry)
 
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
-        """Connections that check the address they go to."""
-        self.poolmanager = guarded_pools(maxsize)
+    def get_connection_with_tls_context(
+        self, request: requests.PreparedRequest, *args: Any, **options: Any
+    ) -> HTTPConnectionPool:
+        """Connections that check the address they go to, or those through the proxy of the environment."""
+        url = str(request.url)
+        return self._connections.pools_for(url).connection_from_url(url)
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
         """Send one request of a chain of redirects and read its answer whole."""
@@ -89,7 +94,10 @@ class _Adapter(HTTPAdapter):
         except AddressError as error:
             raise requests.exceptions.InvalidURL(str(error)) from None
         LIMITS.start(self._answer_s, private, self._timeout_s)
-        response = super().send(request, *args, **{**options, 'stream': True})
+        try:
+            response = super().send(request, *args, **{**options, 'stream': True})
+        except PrivateAddressError as error:
+            raise requests.exceptions.InvalidURL(str(error)) from None
         content = bytearray()
         for piece in response.iter_content(1 << 16):
             content += piece
@@ -111,7 +119,7 @@ class _Io(StacApiIO):
             total=source.retries,
             connect=min(2, source.retries),  # a name that is wrong stays wrong
             allowed_methods=None,
-            status_forcelist=FOR_THE_MOMENT,
+            status_forcelist=WORTH_ANOTHER_TRY,
             backoff_factor=0.5,
             backoff_max=60,
             raise_on_status=False,

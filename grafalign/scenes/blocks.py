@@ -26,9 +26,9 @@ from rasterio.errors import RasterioError
 
 from grafalign.scenes.opening import SceneReadError
 from grafalign.scenes.radiometry import BandSource
-from grafalign.scenes.ranges import RangeReader
 from grafalign.scenes.raster import Block, BlockError, Grid, Raster
 from grafalign.scenes.tiles import Footprints, TilePart, footprints
+from grafalign.web.ranges import RangeReader
 
 _GAP_BYTES = 1024
 """Blocks that are no further apart in their file are fetched together (COGs have 8 bytes between blocks)."""

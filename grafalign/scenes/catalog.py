@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from urllib3.exceptions import HTTPError
-
 from grafalign.errors import InputError, RemoteError
 from grafalign.foreign import open_plain, parse_json
-from grafalign.guarded import AddressError, PrivateAddressError, joined, origin_of, read_url
 from grafalign.scenes.hrefs import absolute_assets, refused
 from grafalign.scenes.local import NOT_AN_ITEM, Rejected, is_item
+from grafalign.web.addresses import AddressError, WebError, joined, origin_of
+from grafalign.web.follow import read_url
 
 _MOST_BYTES = 64 << 20
 """Of one document."""
@@ -47,7 +46,7 @@ def from_catalog(path: Path, rejected: list[Rejected], private_addresses: bool =
         try:
             links = _links(_read(document, trusted))
             children = [_target(document, href) for rel, href in links if rel == 'child']
-        except (OSError, ValueError, HTTPError, PrivateAddressError) as error:
+        except (OSError, ValueError, WebError) as error:
             name = path if document == str(path.resolve()) else f'{path}, its child {document},'
             raise (RemoteError if '://' in document else InputError)(
                 f'{name} cannot be read as a STAC catalog ({_short(error)}); check it with a STAC validator.'
@@ -66,7 +65,7 @@ def from_catalog(path: Path, rejected: list[Rejected], private_addresses: bool =
                 item = _read(target, private_addresses or _may_be_private(document, target, trusted))
                 if not is_item(item):
                     raise ValueError('it has no `id` or `assets`')
-            except (OSError, ValueError, HTTPError, PrivateAddressError) as error:
+            except (OSError, ValueError, WebError) as error:
                 rejected.append(('scene', target, NOT_AN_ITEM, _short(error)))
                 continue
             whole = absolute_assets(item, target, not _is_remote(target))
@@ -89,10 +88,10 @@ def _read(document: str, trusted: bool) -> Any:
     """A JSON document.
 
     Raises:
-        ValueError, OSError, HTTPError, PrivateAddressError: it cannot be read.
+        ValueError, OSError, WebError: it cannot be read.
     """
     if _is_remote(document):
-        content = read_url(document, timeout_s=_TIMEOUT_S, trusted=trusted, most_bytes=_MOST_BYTES)
+        content = read_url(document, private=trusted, timeout_s=_TIMEOUT_S, most_bytes=_MOST_BYTES).content
     else:
         with open_plain(document, _MOST_BYTES) as file:
             content = file.read()

@@ -24,9 +24,9 @@ from rasterio.enums import Resampling
 from grafalign.scenes.blocks import RUN_BYTES
 from grafalign.scenes.opening import HEADER_BYTES
 from grafalign.scenes.radiometry import BandSource
-from grafalign.scenes.ranges import RangeReader
 from grafalign.scenes.raster import Grid, Raster, metres_per_unit
 from grafalign.scenes.tiles import footprints
+from grafalign.web.ranges import RangeReader
 
 _SAMPLED_BLOCKS = 400
 

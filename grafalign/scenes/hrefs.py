@@ -2,7 +2,7 @@
 
 An item of an API is a stranger's text: without a check it could name /etc/passwd or a service of the internal network,
 and the reader would open it. Here whole items are refused early, with a reason; what is connected to in the end, also
-after a redirect, is checked by `grafalign.guarded`.
+after a redirect, is checked by `grafalign.web`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from grafalign.guarded import host_of, is_public
+from grafalign.web.addresses import host_of, is_public
 
 
 def self_link(item: dict[str, Any]) -> str | None:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import shapely
 
 from grafalign.errors import GrafalignError, InputError
-from grafalign.guarded import host_of
 from grafalign.scenes.catalog import from_catalog
 from grafalign.scenes.hrefs import is_private, refused
 from grafalign.scenes.local import Rejected, from_file
@@ -26,6 +25,7 @@ from grafalign.scenes.regions import Box, as_boxes, regions_of
 from grafalign.scenes.scene import ItemError, Scene, scene_of
 from grafalign.scenes.source import SceneSource, SignSettings
 from grafalign.scenes.where import Conditions
+from grafalign.web.addresses import host_of
 
 __all__ = [
     'Box',

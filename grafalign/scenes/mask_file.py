@@ -11,7 +11,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from grafalign.scenes.opening import HEADER_BYTES, SceneReadError, open_local, open_remote, read_failure
-from grafalign.scenes.ranges import RangeError, RangeReader
+from grafalign.web.ranges import RangeError, RangeReader
 
 
 class MaskFile:

@@ -22,7 +22,7 @@ from rasterio.windows import Window
 
 from grafalign.foreign import ForeignFileError
 from grafalign.foreign.rasters import ALONE, check_references, open_raster, raster_driver
-from grafalign.scenes.ranges import RangeError, RangeReader
+from grafalign.web.ranges import RangeError, RangeReader
 
 HEADER_BYTES = 32_768
 """First request for a file: the directories of a COG of 10,980 x 10,980 pixels with its overviews take 10 to 20 kB."""

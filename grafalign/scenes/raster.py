@@ -28,7 +28,7 @@ from grafalign.engine import default_workers
 from grafalign.geo import METRES_PER_DEGREE
 from grafalign.scenes.mask_file import MaskFile, mask_beside
 from grafalign.scenes.opening import HEADER_BYTES, Handle, SceneReadError, open_local, open_remote, read_failure
-from grafalign.scenes.ranges import RangeError, RangeReader
+from grafalign.web.ranges import RangeError, RangeReader
 
 _DECODING = threading.BoundedSemaphore(default_workers())
 """Many threads wait for servers, but decoding in more of them than there are cores only wears out the caches."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date, datetime, timezone
@@ -25,6 +24,7 @@ import shapely
 
 from grafalign import console
 from grafalign.errors import MachineError, naming_full_disk
+from grafalign.files import write_atomically
 from grafalign.scenes.api import Api
 from grafalign.scenes.hrefs import absolute_assets, self_link
 from grafalign.scenes.local import Rejected
@@ -134,8 +134,8 @@ def _search_one(api: Api, region: Box, file: Path, asked: dict[str, Any], counts
             facts['items'] = len(usable) - len(bad)
             rejected += [('scene', _printable(item.get('id')), UNWRITABLE, reason) for item, reason in bad]
             facts['digest'] = _digest_of(table)
-            _write(file, table)
-            _write(file.with_suffix('.json'), (json.dumps(facts, indent=1) + '\n').encode())
+            write_atomically(file, table, shared=True)
+            write_atomically(file.with_suffix('.json'), (json.dumps(facts, indent=1) + '\n').encode(), shared=True)
     except OSError as error:
         raise MachineError(
             f'{file} cannot be written ({error.strerror}); set scenes.cache to a folder that can.'
@@ -163,19 +163,6 @@ def _finished(file: Path, newer_than: datetime | None) -> dict[str, Any] | None:
         problem = ' '.join(str(error).split())[:200]
     console.log(f'the search kept in {file} is damaged ({problem}) and is made anew')
     return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, beside other processes that may write the same."""
-    handle, name = tempfile.mkstemp(prefix=path.name, suffix='.part', dir=path.parent)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _period(source: SceneSource, dates: tuple[datetime, datetime] | None) -> str | None:

@@ -8,26 +8,28 @@ Tokens are never written to disk: scenes and stores hold the unsigned addresses.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import pandas as pd
-import urllib3
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from grafalign.errors import RemoteError
-from grafalign.scenes.retry import FOR_THE_MOMENT, CappedRetry
 from grafalign.scenes.source import SignSettings
+from grafalign.web.addresses import WebError
+from grafalign.web.follow import read_url
 
 _MARGIN_S = 60.0
 """A token is fetched anew when it is valid for less than this, or than a fifth of its life where that is shorter."""
 _MIN_LIFE_S = 0.05
+_MOST_BYTES = 1 << 20
+"""Largest answer of a token service."""
 _NAME = re.compile(r'[a-z0-9$][a-z0-9-]{2,62}', re.IGNORECASE)
 """Names of accounts and containers: nothing that leads to another path of the token service."""
 
@@ -54,16 +56,7 @@ class Signer:
         self._tokens: dict[tuple[str, str], _Token] = {}
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._lock = threading.Lock()
-        self._pool = urllib3.PoolManager(
-            timeout=timeout_s,
-            retries=CappedRetry(
-                total=retries,
-                connect=min(2, retries),
-                status_forcelist=FOR_THE_MOMENT,
-                backoff_factor=0.5,
-                raise_on_status=False,
-            ),
-        )
+        self._timeout_s, self._retries = timeout_s, retries
 
     def sign(self, href: str) -> str:
         """An address that can be read now; addresses of other hosts come back as they are.
@@ -128,16 +121,16 @@ class Signer:
         url = f'{self._tokens_url}/{place[0]}/{place[1]}'
         asked = time.monotonic()
         try:
-            response = self._pool.request('GET', url)
-            if response.status != 200:
-                raise ValueError(f'it answered {response.status}')
-            answer: dict[str, Any] = response.json()
+            content, headers = read_url(
+                url, private=True, timeout_s=self._timeout_s, most_bytes=_MOST_BYTES, retries=self._retries
+            )
+            answer = json.loads(content)
             query, expiry = answer['token'], pd.Timestamp(answer['msft:expiry'])
             if not isinstance(query, str) or not query:
                 raise ValueError('its token is empty')
             expiry = expiry.tz_localize('UTC') if expiry.tzinfo is None else expiry
-            life_s = (expiry - _server_time(response.headers.get('Date'))).total_seconds()
-        except (urllib3.exceptions.HTTPError, ValueError, TypeError, KeyError, AttributeError) as error:
+            life_s = (expiry - _server_time(headers.get('Date'))).total_seconds()
+        except (WebError, ValueError, TypeError, KeyError, AttributeError) as error:
             text = ' '.join(str(error).split())[:200]
             raise RemoteError(
                 f'The token service {url} gave no token ({type(error).__name__}: {text}); check scenes.sign and the '
@@ -157,4 +150,5 @@ def _server_time(date: str | None) -> datetime:
         server = parsedate_to_datetime(date or '')
     except ValueError:
         return now
+    server = server.replace(tzinfo=timezone.utc) if server.tzinfo is None else server
     return now if abs((now - server).total_seconds()) < 2 else server + timedelta(seconds=1)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import shapely
-from jinja2 import Environment
 
 from grafalign.datasets.pictures import read_picture
 from grafalign.errors import GrafalignError, InputError, naming_full_disk
@@ -19,6 +17,7 @@ from grafalign.escapes import csv_cell
 from grafalign.files import write_atomically
 from grafalign.foreign import below
 from grafalign.models.thumbnails import thumbnail
+from grafalign.pages import render
 from grafalign.search.catalog import Catalog
 from grafalign.search.sources import state_of, tile_state
 from grafalign.store import MARKER, PairStore
@@ -97,9 +96,8 @@ def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
                 'picture': _thumbnail(answer.source, answer.item_id, int(answer.row), catalog, stores),
             }
         )
-    template = (files('grafalign.search') / 'page.html').read_text(encoding='utf-8')
-    facts = catalog.marker.model.model_dump(include={'name', 'spec', 'kind'}) | {'items': len(catalog)}
-    return Environment(autoescape=True).from_string(template).render(groups=groups, facts=json.dumps(facts, indent=2))
+    made = catalog.marker.model.model_dump(include={'name', 'spec', 'kind'}) | {'items': len(catalog)}
+    return render('grafalign.search', 'page.html', title='Search', groups=groups, made=json.dumps(made, indent=2))
 
 
 def _thumbnail(source: str, item_id: str, row: int, catalog: Catalog, stores: dict[str, PairStore]) -> str:

@@ -175,7 +175,9 @@ def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:
         raise InputError(f'{path} holds {pixels.dtype} numbers and the index 8-bit pictures; give one of 8 bits.')
     else:
         span = like.value_range
-    taken = to_input(pixels[band_places(model.rule, bands)], model.rule, catalog.marker.model.pixels['fit'], span)
+    taken = to_input(
+        pixels[band_places(model.preprocessing, bands)], model.preprocessing, catalog.marker.model.pixels['fit'], span
+    )
     return model.embed_images(taken[None])[0]
 
 

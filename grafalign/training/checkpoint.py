@@ -6,7 +6,6 @@ number of processes.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from grafalign.artefacts import Marker
-from grafalign.errors import DamagedError, GrafalignError, MachineError, StaleError
+from grafalign.encoders.weights_file import save_tensors
+from grafalign.errors import DamagedError, StaleError
+from grafalign.files import to_disk
 
 
 class CheckpointState(Marker):
@@ -85,10 +86,10 @@ def save_checkpoint(
         for name, values in tensors.items():
             save_tensors(values, part / f'{name}.safetensors')
         state.write(part / 'state.json')
-        _to_disk(part)
+        to_disk(part)
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
-        _to_disk(folder)  # before older ones go
+        to_disk(folder)  # before older ones go
     finally:
         shutil.rmtree(part, ignore_errors=True)  # a full disk should not stay full of what cannot be used
     for old in folder.glob('step_*'):
@@ -110,31 +111,6 @@ def _moments(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     """AdamW's state by parameter name; rates and decays follow from settings and step."""
     held = {n: optimizer.state[p] for n, p in task.named_parameters() if p.requires_grad}
     return {f'{name}.{key}': torch.as_tensor(value) for name, state in held.items() for key, value in state.items()}
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file through to the disk.
-
-    Raises:
-        GrafalignError: it cannot be written (for which safetensors has a type of its own).
-    """
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path))
-    except SafetensorError as error:
-        raise MachineError(
-            f'{path} cannot be written ({error}); free some space and run the same command again '
-            '(the last checkpoint is kept).'
-        ) from None
-    _to_disk(path)
-
-
-def _to_disk(path: Path) -> None:
-    """Make the system write a file, or the names in a folder, through to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -189,6 +165,6 @@ def like(value: Tensor, tensor: Tensor) -> Tensor:
     return value.to(tensor.device)
 
 
-def _damaged(path: Path, error: Exception) -> GrafalignError:
+def _damaged(path: Path, error: Exception) -> DamagedError:
     reason = ' '.join(str(error).split())[:200]
     return DamagedError(f'{path} is damaged ({reason}); delete this folder to begin again.')

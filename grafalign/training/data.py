@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from grafalign.encoders import GroundBank, select_bands
+from grafalign.encoders import PhotoBank, select_bands
 from grafalign.errors import DamagedError, GrafalignError, InputError
 from grafalign.store import PairStore
 from grafalign.training.order import shuffled
@@ -114,7 +114,7 @@ class PairSteps(Steps):
 
     Args:
         store: the pair store.
-        bank: its ground bank.
+        bank: its photo bank.
         settings: bands, batch, negatives, masks, augmentation, seed.
         share: this process's share.
         micro_batch: tiles that go through the encoder at a time; the whole share by default.
@@ -128,7 +128,7 @@ class PairSteps(Steps):
     def __init__(
         self,
         store: PairStore,
-        bank: GroundBank,
+        bank: PhotoBank,
         settings: TrainSettings,
         share: Share | None = None,
         micro_batch: int | None = None,
@@ -137,7 +137,7 @@ class PairSteps(Steps):
     ) -> None:
         self.store, self.settings, self.share, self.side = store, settings, share or Share(), side
         self._divide(micro_batch)
-        self.bands = select_bands(store.sensor, settings.bands or store.sensor.bands)
+        self.bands = select_bands(store.sensor.bands, settings.bands or store.sensor.bands, store.sensor.name)
         pairs = store.pairs
         usable = bank.valid[pairs['photo'].to_numpy()] & np.isin(pairs['tile'].to_numpy(), store.tiles_of(split))
         pairs = pairs[usable].sort_values('tile', kind='stable')

@@ -3,7 +3,7 @@
     L = sum_r sum_j w_rj  -log [ exp(z_r . g_j) / (own_rj + sum_{other photos k} exp(z_r . g_k)) ]
 
 Rows r are anchors, z = anchor / tau; j runs over a row's positives with weights w (1 / (B N_i) in the paper); k over
-all candidates: the batch's photos and any number of rows of the ground bank, each photo once. The paper keeps a row's
+all candidates: the batch's photos and any number of rows of the photo bank, each photo once. The paper keeps a row's
 other positives in its denominator. With any of the masks they leave it, together with the photos that a mask names:
 such photos are no negatives of this row ("false negatives").
 
@@ -284,7 +284,7 @@ def _hide_alike(
         logits[pairs.row[part][where] - top, column] = float('-inf')
 
 
-def photo_to_tile_loss(scaled: Tensor, candidates: Candidates, pairs: Pairs, own: slice | None = None) -> Tensor:
+def photo_to_tile_loss(scaled: Tensor, candidates: Candidates, pairs: Pairs) -> Tensor:
     """The other direction: every photo of the batch must find its tile among all tiles of the batch.
 
         L = 1/P sum_k 1/T_k sum_{tiles i of k} -log softmax_i(z_i . g_k)
@@ -295,14 +295,13 @@ def photo_to_tile_loss(scaled: Tensor, candidates: Candidates, pairs: Pairs, own
         scaled: tiles divided by tau, [B, D].
         candidates: the photos; only those that appear in `pairs` count.
         pairs: which tile has which photo; weights are not used.
-        own: rows that carry a gradient; all by default.
     """
-    return _Reverse.apply(scaled, candidates, pairs, own)
+    return _Reverse.apply(scaled, candidates, pairs)
 
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scaled: Tensor, candidates: Candidates, pairs: Pairs, own: slice | None) -> Tensor:
+    def forward(ctx: Any, scaled: Tensor, candidates: Candidates, pairs: Pairs) -> Tensor:
         z = scaled.detach()
         order = torch.argsort(pairs.candidate, stable=True)
         photo, row = pairs.candidate[order], pairs.row[order]
@@ -322,13 +321,9 @@ class _Reverse(torch.autograd.Function):
             push = logs.exp_() / len(present)
             push.index_put_((at, row[mine]), -weight[mine], accumulate=True)
             gradient.addmm_(push.T, photos)
-        if own is not None:
-            kept = torch.zeros_like(gradient)
-            kept[own] = gradient[own]
-            gradient = kept
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0] * ctx.saved_tensors[0], None, None, None
+        return grads[0] * ctx.saved_tensors[0], None, None

@@ -21,7 +21,7 @@ from grafalign.errors import MachineError
 _LOST = re.compile('gloo|nccl|connection (closed|reset|refused)|broken pipe|by peer', re.IGNORECASE)
 
 
-def gather_rows(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, slice]:
+def gather_rows(own: Tensor, sizes: Sequence[int]) -> Tensor:
     """Rows of all processes, in their order.
 
     Args:
@@ -29,10 +29,10 @@ def gather_rows(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, slice]:
         sizes: rows of every process.
 
     Returns:
-        [sum(sizes), D], through which gradients reach `own`; and which of them are `own`.
+        [sum(sizes), D], through which gradients reach `own` alone.
     """
     if len(sizes) == 1:
-        return own, slice(0, len(own))
+        return own
     rank, most = distributed.get_rank(), max(sizes)
     own = own[: sizes[rank]]
     padded = own.detach().new_zeros(most, own.shape[1])
@@ -40,8 +40,7 @@ def gather_rows(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, slice]:
     parts = [torch.empty_like(padded) for _ in sizes]
     distributed.all_gather(parts, padded)
     rows = [own if r == rank else part[:size] for r, (part, size) in enumerate(zip(parts, sizes, strict=True))]
-    first = sum(sizes[:rank])
-    return torch.cat(rows), slice(first, first + len(own))
+    return torch.cat(rows)
 
 
 @contextlib.contextmanager

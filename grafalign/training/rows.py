@@ -11,13 +11,13 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from grafalign.encoders import GroundBank
+from grafalign.encoders import PhotoBank
 from grafalign.store import PairStore
 
 SPLITS = ('train', 'val')
 
 
-def training_rows_digest(store: PairStore, bank: GroundBank) -> str:
+def training_rows_digest(store: PairStore, bank: PhotoBank) -> str:
     """Digest of the tiles of `SPLITS`, their pairs, and those photos' places and rows in the bank.
 
     Args:

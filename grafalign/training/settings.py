@@ -112,7 +112,7 @@ class TrainSettings(LoopSettings):
     store: PlaceSetting
     """Pair store, a folder or a URL."""
     bank: Path | None = None
-    """Folder of its ground bank; STORE/bank by default, needed where the store is on a URL."""
+    """Folder of its photo bank; STORE/bank by default, needed where the store is on a URL."""
     out: Path
     """Run folder."""
     clip: ClipSettings
@@ -133,7 +133,7 @@ class TrainSettings(LoopSettings):
     learn_tau: bool = False
     """Whether the temperature is learned, starting at `tau` (never below 0.01, as in CLIP)."""
     negatives: Literal['batch'] | BankNegatives = 'batch'
-    """The photos of the batch (GRAFT), or besides them `{bank: K}` rows of the ground bank (ours)."""
+    """The photos of the batch (GRAFT), or besides them `{bank: K}` rows of the photo bank (ours)."""
     masks: MaskSettings = MaskSettings()
     """False negatives that are left out (ours; GRAFT leaves out none)."""
     photo_to_tile: float = Field(default=0.0, ge=0)

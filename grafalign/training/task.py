@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grafalign.encoders import Embeddings, FrozenClip, PixelRule, SatelliteEncoder, tune
+from grafalign.encoders import Embeddings, FrozenClip, SatelliteEncoder, TilePreprocessing, tune
 from grafalign.store_marker import Sensor
 from grafalign.training.data import Batch
 from grafalign.training.objective import (
@@ -37,7 +37,7 @@ class AlignmentTask(nn.Module):
 
     Args:
         encoder: the satellite encoder.
-        rule: how stored pixels become its input.
+        preprocessing: how stored pixels become its input.
         settings: level, form, temperature, masks, placement.
         bank: photo embeddings [P, D], of any float type, on any device: no part of the module's state.
         places: where the photos are, metres in space [P, 3]; needed for `masks.within_m` only.
@@ -47,14 +47,14 @@ class AlignmentTask(nn.Module):
     def __init__(
         self,
         encoder: SatelliteEncoder,
-        rule: PixelRule,
+        preprocess: TilePreprocessing,
         settings: TrainSettings,
         bank: Tensor,
         gsd_m: float,
         places: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.rule, self.settings, self.gsd_m = encoder, rule, settings, gsd_m
+        self.encoder, self.preprocess, self.settings, self.gsd_m = encoder, preprocess, settings, gsd_m
         self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
@@ -72,7 +72,7 @@ class AlignmentTask(nn.Module):
         """
         encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px, settings.fit)
         tune(encoder, settings.tune)
-        task = cls(encoder, PixelRule(sensor, clip), settings, bank, sensor.gsd_m, places)
+        task = cls(encoder, TilePreprocessing(sensor, clip), settings, bank, sensor.gsd_m, places)
         for parameter in {'image': encoder.patch_head, 'patch': encoder.image_head, 'both': []}[settings.level]:
             parameter.requires_grad_(False)
         return task
@@ -99,8 +99,8 @@ class AlignmentTask(nn.Module):
         if self.settings.form == 'sigmoid':
             self.noted['bias'] = self.bias.detach().clone()
         if not isinstance(batch, dict):
-            return self.encoder(self.rule(*batch))
-        images = viewed(self.rule, batch, self.settings.augment)
+            return self.encoder(self.preprocess(*batch))
+        images = viewed(self.preprocess, batch, self.settings.augment)
         found = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
         with torch.autocast(images.device.type, enabled=False):  # the softmax is taken in full precision
             return self._loss(Embeddings(*(e.float() for e in found)), batch)
@@ -148,9 +148,9 @@ class AlignmentTask(nn.Module):
         The mean over processes of these gradients is 1/W of the batch's, hence the factor.
         """
         sizes = batch['sizes'].tolist()
-        everyone, own = gather_rows(scaled, sizes)
+        everyone = gather_rows(scaled, sizes)
         pairs = Pairs(batch['whole'][0], batch['whole'][1], batch['weight'])
-        loss = photo_to_tile_loss(everyone, candidates, pairs, own)
+        loss = photo_to_tile_loss(everyone, candidates, pairs)
         return loss.detach() + (loss - loss.detach()) * len(sizes)
 
     def _placed(self, patches: Tensor, batch: Batch) -> Tensor:
@@ -185,13 +185,13 @@ def _by_pair(listed: Tensor, tile: Tensor, tiles: int) -> Tensor:
     return torch.stack([pair, listed[1][order[first[pair] + within]]])
 
 
-def viewed(rule: PixelRule, batch: Any, augment: AugmentSettings) -> Tensor:
+def viewed(preprocess: TilePreprocessing, batch: Any, augment: AugmentSettings) -> Tensor:
     """Normalised input [b, C, H, W] of a batch, changed as the batch says."""
     scale, offset = batch['scale'] * batch['gain'], batch['offset'] * batch['gain']
-    images = rule.unit(batch['pixels'], scale, offset)
+    images = preprocess.unit(batch['pixels'], scale, offset)
     if augment.haze:
         images = veil(images, batch['haze'])
-    images = (images - rule.get_buffer('mean')) / rule.get_buffer('std')
+    images = (images - preprocess.get_buffer('mean')) / preprocess.get_buffer('std')
     if augment.band_dropout:
         images = images * batch['band'][:, :, None, None]  # 0 is the mean
     if augment.resamples:

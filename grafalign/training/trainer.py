@@ -34,17 +34,19 @@ from torch import nn
 from grafalign import console
 from grafalign.encoders import (
     FrozenClip,
-    GroundBank,
-    PixelRule,
+    PhotoBank,
     SatelliteEncoder,
+    TilePreprocessing,
     load_bank,
     load_clip,
     merge,
     select_bands,
     tune,
 )
+from grafalign.encoders.weights_file import save_tensors
 from grafalign.errors import DamagedError, InputError, StaleError, naming_full_disk
-from grafalign.files import write_atomically
+from grafalign.files import replacing, write_atomically
+from grafalign.geo import EARTH_RADIUS_M
 from grafalign.locks import exclusive
 from grafalign.store import PairStore
 from grafalign.store_marker import Sensor
@@ -54,7 +56,6 @@ from grafalign.training.checkpoint import (
     checkpoint_state,
     full_state,
     latest_checkpoint,
-    save_tensors,
 )
 from grafalign.training.data import PairSteps, Share
 from grafalign.training.loop import Run, Validation, fit
@@ -68,15 +69,13 @@ from grafalign.training.task import AlignmentTask
 from grafalign.training.trackers import end_trackers, start_trackers
 from grafalign.training.validation import photo_tile_recall
 
-_EARTH_RADIUS_M = 6_371_000.0
-
 
 @dataclass(frozen=True)
 class SatelliteModel:
     """A trained encoder with all that is needed to use it."""
 
     encoder: SatelliteEncoder
-    rule: PixelRule
+    preprocess: TilePreprocessing
     clip: FrozenClip
     sensor: Sensor
     marker: RunMarker
@@ -137,8 +136,9 @@ def _train(settings: TrainSettings) -> RunMarker:
         describe_data(store).write(out / 'data.json')
     accelerator.wait_for_everyone()
     start_trackers(accelerator, settings.trackers, out, settings.facts())
-    bands = settings.bands or store.sensor.bands
-    sensor = replace(store.sensor, bands=tuple(store.sensor.bands[i] for i in select_bands(store.sensor, bands)))
+    bands = store.sensor.bands
+    chosen = select_bands(bands, settings.bands or bands, store.sensor.name)
+    sensor = replace(store.sensor, bands=tuple(bands[i] for i in chosen))
     places = None if settings.masks.within_m is None else earth_centred(store)
     task = AlignmentTask.start(clip, sensor, settings, bank_rows(bank, accelerator.device), places)
     steps = PairSteps(store, bank, settings, share, side=task.encoder.side)
@@ -188,9 +188,8 @@ def _train(settings: TrainSettings) -> RunMarker:
         ),
     )
     if main:
-        part = out / 'model.safetensors.part'
-        save_tensors(_plain_weights(clip, sensor, settings, whole), part)
-        part.replace(out / 'model.safetensors')
+        with replacing(out / 'model.safetensors') as part:
+            save_tensors(_plain_weights(clip, sensor, settings, whole), part)
         marker.write(out / 'model.json')
     accelerator.wait_for_everyone()
     end_trackers(accelerator)
@@ -202,7 +201,7 @@ def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
     return hashlib.blake2b(f'{settings.digest} {clip.digest} {rows_digest}'.encode(), digest_size=16).hexdigest()
 
 
-def bank_rows(bank: GroundBank, device: torch.device) -> torch.Tensor:
+def bank_rows(bank: PhotoBank, device: torch.device) -> torch.Tensor:
     """The bank's embeddings [P, D] as a tensor.
 
     On a GPU if they take at most a quarter of its free memory. Otherwise nothing is copied: rows are read from the
@@ -221,7 +220,7 @@ def earth_centred(store: PairStore) -> torch.Tensor:
     lonlat = np.deg2rad(store.photos.geometry.get_coordinates().to_numpy())
     lon, lat = lonlat[:, 0], lonlat[:, 1]
     unit = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], 1)
-    return torch.from_numpy((unit * _EARTH_RADIUS_M).astype(np.float32))
+    return torch.from_numpy((unit * EARTH_RADIUS_M).astype(np.float32))
 
 
 def _micro_batch(
@@ -294,4 +293,4 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
         encoder.load_state_dict(load_file(run / 'model.safetensors'))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise DamagedError(f'{run}/model.safetensors is missing or damaged ({error}); train again.') from None
-    return SatelliteModel(encoder.eval(), PixelRule(sensor, clip), clip, sensor, marker)
+    return SatelliteModel(encoder.eval(), TilePreprocessing(sensor, clip), clip, sensor, marker)

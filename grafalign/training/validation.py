@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from grafalign.encoders import GroundBank, select_bands
+from grafalign.encoders import PhotoBank, select_bands
 from grafalign.errors import GrafalignError
 from grafalign.retrieval.metrics import recall_at
 from grafalign.store import PairStore
@@ -19,7 +19,7 @@ from grafalign.training.settings import TrainSettings
 def photo_tile_recall(
     model: nn.Module,
     store: PairStore,
-    bank: GroundBank,
+    bank: PhotoBank,
     settings: TrainSettings,
     split: str = 'val',
     most: int = 2048,
@@ -32,7 +32,7 @@ def photo_tile_recall(
     Args:
         model: the task, prepared or not.
         store: the pair store.
-        bank: its ground bank.
+        bank: its photo bank.
         settings: level and bands.
         split: tiles of this split.
         most: no more tiles than this, the first of a fixed shuffle.
@@ -75,7 +75,7 @@ def embed_store_tiles(
         The row numbers of those that could be read, [T], and their unit embeddings, [T, D].
     """
     device = next(model.parameters()).device
-    bands = select_bands(store.sensor, settings.bands or store.sensor.bands)
+    bands = select_bands(store.sensor.bands, settings.bands or store.sensor.bands, store.sensor.name)
     scale, offset = (v[:, bands] for v in store.radiometry)
     rows, vectors = [], []
     for part in np.array_split(tiles, -(-len(tiles) // batch)) if len(tiles) else []:

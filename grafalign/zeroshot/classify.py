@@ -28,7 +28,7 @@ def photo_prior(photos: Floats, classes: Floats, tau: float, strength: float = 1
     zero-shot CLIP: no satellite label is used.
 
     Args:
-        photos: unit photo embeddings of a ground bank [P, D].
+        photos: unit photo embeddings of a photo bank [P, D].
         classes: unit class vectors [K, D].
         tau: temperature of the training.
         strength: 1 is Bayes' rule where places show the classes as often as photos do, 0 is no correction (right for

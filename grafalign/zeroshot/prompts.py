@@ -8,16 +8,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import yaml
-from torch.nn import functional
 
 from grafalign.encoders import FrozenClip
+from grafalign.encoders.ensemble import Vectors, ensemble
 from grafalign.errors import InputError
 
 PHOTO_TEMPLATES = ('a photo of {}.',)
 """The satellite encoder lands where CLIP puts *photos*, so photos are what its prompts speak of."""
-Vectors = npt.NDArray[np.float32]
 
 
 def class_vectors(clip: FrozenClip, names: Sequence[str], templates: Sequence[str] = PHOTO_TEMPLATES) -> Vectors:
@@ -33,7 +31,7 @@ def class_vectors(clip: FrozenClip, names: Sequence[str], templates: Sequence[st
     """
 
     def encode(texts: Sequence[str]) -> Vectors:
-        return functional.normalize(clip.encode_text(texts), dim=-1).cpu().numpy().astype(np.float32)
+        return np.asarray(clip.encode_text(texts).cpu().numpy(), dtype=np.float32)
 
     return ensemble(prompt_vectors(encode, names, templates))
 
@@ -59,12 +57,6 @@ def prompt_vectors(
     check_templates(templates, 'The prompts')
     found = encode([t.format(n) for t in templates for n in names])
     return found.reshape(len(templates), len(names), -1)
-
-
-def ensemble(vectors: Vectors) -> Vectors:
-    """Class vectors [K, D] of prompts [P, K, D]: the mean of unit vectors, renormalised."""
-    mean = vectors.mean(0)
-    return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def load_templates(name: str) -> tuple[str, ...]:

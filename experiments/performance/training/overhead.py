@@ -63,7 +63,7 @@ def overhead_case(data: Path, workers: int) -> dict[str, Any]:
     batches = []
     for batch in (steps[n] for n in range(4)):
         photos = torch.from_numpy(bank.embeddings[batch['candidates'][batch['photo']].numpy()]).float()
-        batches.append((viewed(task.rule, batch, settings.augment), photos))
+        batches.append((viewed(task.preprocess, batch, settings.augment), photos))
     encoder = copy.deepcopy(task.encoder)
     bare = BareLoop(encoder, batches, make_optimizer(encoder, settings.peak_lr, settings.weight_decay, device))
     family = psutil.Process()

@@ -27,7 +27,7 @@ from experiments.performance.training.workload import (
     train_settings,
     warm_files,
 )
-from grafalign.encoders import PixelRule, SatelliteEncoder, load_clip
+from grafalign.encoders import SatelliteEncoder, TilePreprocessing, load_clip
 from grafalign.store import PairStore
 from grafalign.training.optimizer import make_optimizer
 
@@ -69,7 +69,7 @@ def photo_loop(data: Path) -> dict[str, Any]:
     """
     sizes, settings = sizes_of(data), train_settings(data)
     store, clip = PairStore(settings.store), load_clip(settings.clip)
-    encoder, rule = SatelliteEncoder(clip, store.sensor.bands).train(), PixelRule(store.sensor, clip)
+    encoder, preprocessing = SatelliteEncoder(clip, store.sensor.bands).train(), TilePreprocessing(store.sensor, clip)
     optimizer = make_optimizer(encoder, settings.peak_lr, settings.weight_decay, torch.device('cpu'))
     loader = torch.utils.data.DataLoader(
         PhotoTiles(store, make_jpegs(data / 'jpegs'), clip.preprocess),
@@ -82,7 +82,7 @@ def photo_loop(data: Path) -> dict[str, Any]:
     for step, (tiles, photos) in enumerate(loader, 1):
         with torch.no_grad():
             targets = clip.encode_images(photos)
-        logits = encoder(rule(tiles, scale, offset)).image @ targets.T / TAU
+        logits = encoder(preprocessing(tiles, scale, offset)).image @ targets.T / TAU
         loss = functional.cross_entropy(logits, torch.arange(sizes.batch))
         loss.backward()
         optimizer.step()

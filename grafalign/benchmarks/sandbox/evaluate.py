@@ -33,7 +33,15 @@ from grafalign.benchmarks.statistics import (
     resampling,
 )
 from grafalign.config import load_settings
-from grafalign.encoders import ClipSettings, FrozenClip, PixelRule, SatelliteEncoder, load_bank, load_clip, select_bands
+from grafalign.encoders import (
+    ClipSettings,
+    FrozenClip,
+    SatelliteEncoder,
+    TilePreprocessing,
+    load_bank,
+    load_clip,
+    select_bands,
+)
 from grafalign.errors import InputError, StaleError
 from grafalign.estimate import Estimate
 from grafalign.labels import VOID
@@ -85,7 +93,7 @@ class ZeroShotModel:
     """An encoder, how stored pixels become its input, and the vectors [K, D] that stand for classes."""
 
     encoder: SatelliteEncoder
-    rule: PixelRule
+    preprocess: TilePreprocessing
     classes: Floats
     bands: Sequence[int]
     """Bands of the tiles that it takes, by position."""
@@ -135,17 +143,20 @@ def evaluate_sandbox(
             first.setdefault(level, (name, found))
     bounds = _supervised_bounds(clip, store, truth, text, first, models, sizes, seed)
 
-    rule = next(iter(models.values())).rule
+    preprocess = next(iter(models.values())).preprocess
     sensor = store.sensor
-    rule, every = PixelRule(sensor, clip), range(len(sensor.bands))
-    frozen = ZeroShotModel(SatelliteEncoder(clip, sensor.bands, sensor.size_px).eval(), rule, text, every)
-    ready = {n: ZeroShotModel(m.encoder, m.rule, text, select_bands(sensor, m.sensor.bands)) for n, m in models.items()}
+    preprocess, every = TilePreprocessing(sensor, clip), range(len(sensor.bands))
+    frozen = ZeroShotModel(SatelliteEncoder(clip, sensor.bands, sensor.size_px).eval(), preprocess, text, every)
+    ready = {
+        n: ZeroShotModel(m.encoder, m.preprocess, text, select_bands(sensor.bands, m.sensor.bands, sensor.name))
+        for n, m in models.items()
+    }
     images = {'frozen_clip': frozen} | {n: m for n, m in ready.items() if settings[n].level != 'patch'}
     patches = {'frozen_clip': frozen} | {n: m for n, m in ready.items() if settings[n].level != 'image'}
     if 'image' in bounds:
-        images['supervised'] = ZeroShotModel(bounds['image'][0], rule, bounds['image'][1], every)
+        images['supervised'] = ZeroShotModel(bounds['image'][0], preprocess, bounds['image'][1], every)
     if 'patch' in bounds:
-        patches['supervised'] = ZeroShotModel(bounds['patch'][0], rule, bounds['patch'][1], every)
+        patches['supervised'] = ZeroShotModel(bounds['patch'][0], preprocess, bounds['patch'][1], every)
     block_km = truth.recipe.split.block_km
     tile_draws = resampling(len(test.labels), test.lonlat, seed=seed, block_km=block_km)
     chip_draws = resampling(len(chips.labels), chips.lonlat, seed=seed, block_km=block_km)
@@ -227,7 +238,7 @@ def _store_tiles(store: PairStore, truth: SandboxTruth) -> LabelledTiles:
 
 def _inputs(model: ZeroShotModel, tiles: LabelledTiles, rows: slice) -> torch.Tensor:
     taken = (torch.from_numpy(v[rows][:, model.bands]) for v in (tiles.pixels, tiles.scale, tiles.offset))
-    out: torch.Tensor = model.rule(*taken)
+    out: torch.Tensor = model.preprocess(*taken)
     return out
 
 

@@ -1,9 +1,7 @@
-"""The pictures of the report, as matplotlib figures turned into data URLs: pages need no network and no other file."""
+"""The pictures of the report, as matplotlib figures."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from PIL import Image
 
 from grafalign.benchmarks.sandbox.evaluate import Evaluation
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles
-from grafalign.benchmarks.statistics import confusion
 from grafalign.estimate import Estimate
 from grafalign.labels import VOID
 from grafalign.photos import open_photo
@@ -30,13 +27,6 @@ SPLIT_COLOURS = {'train': '#2f6fb0', 'val': '#e0a030', 'test': '#c8453b'}
 MODEL_COLOURS = {'frozen_clip': '#9aa3ab', 'supervised': '#5f6b73'}
 _TEN = [matplotlib.colormaps['tab10'](i) for i in range(10)]
 _GREEN, _RED = '#2e9e5b', '#c8453b'
-
-
-def data_url(figure: Figure, dpi: int = 110) -> str:
-    """A figure as a PNG data URL."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=dpi, bbox_inches='tight', facecolor='white')
-    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
 def to_rgb(
@@ -180,24 +170,6 @@ def result_bars(tasks: Sequence[tuple[str, str, Mapping[str, Estimate]]]) -> Fig
         ax.tick_params(labelsize=7)
         ax.spines[['top', 'right']].set_visible(False)
     figure.tight_layout()
-    return figure
-
-
-def confusion_figure(evaluation: Evaluation, model: str) -> Figure:
-    """Confusion matrix of one model, rows summing to one."""
-    count = len(evaluation.classes)
-    matrix = confusion(evaluation.test.labels, evaluation.guesses[model], count).astype(float)
-    matrix /= np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(8.6, 7.6))
-    ax = figure.subplots()
-    picture = ax.imshow(matrix, cmap='Greens', vmin=0, vmax=1)
-    ax.set_xticks(range(count), evaluation.classes, rotation=60, ha='right', fontsize=7)
-    ax.set_yticks(range(count), evaluation.classes, fontsize=7)
-    for r, c in zip(*np.nonzero(matrix >= 0.1), strict=True):
-        colour = 'white' if matrix[r, c] > 0.5 else 'black'
-        ax.text(c, r, f'{100 * matrix[r, c]:.0f}', ha='center', va='center', fontsize=6, color=colour)
-    ax.set(xlabel='said', ylabel='is', title=f'{model}: share of each true class in %')
-    figure.colorbar(picture, shrink=0.7)
     return figure
 
 

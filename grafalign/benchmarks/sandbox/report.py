@@ -10,17 +10,18 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
+import numpy.typing as npt
 
 from grafalign.benchmarks.sandbox import figures
 from grafalign.benchmarks.sandbox.evaluate import Evaluation
+from grafalign.benchmarks.statistics import confusion
 from grafalign.estimate import Estimate
 from grafalign.files import write_atomically
+from grafalign.pages import confusion_figure, figure_url, render
 from grafalign.report import Report, Setting
 from grafalign.retrieval import FAISS_VERSION
 from grafalign.store import PairStore
@@ -93,17 +94,14 @@ def write_report(
             versions={**versions, 'faiss': FAISS_VERSION},
         ),
     )
-    template = (files('grafalign.benchmarks.sandbox') / 'report.html').read_text(encoding='utf-8')
-    page = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            title=title,
-            notes=notes,
-            cards=_cards(report),
-            sections=_sections(store, runs, report, evaluation),
-            facts=report.setting.model_dump_json(indent=2, exclude_none=True) if report.setting else '',
-        )
+    page = render(
+        'grafalign.benchmarks.sandbox',
+        'report.html',
+        title=title,
+        notes=notes,
+        cards=_cards(report),
+        sections=_sections(store, runs, report, evaluation),
+        made='' if report.setting is None else report.setting.model_dump_json(indent=2, exclude_none=True),
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / 'report.html', page.encode())
@@ -158,7 +156,7 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
 def _sections(
     store: PairStore, runs: Mapping[str, Path], report: Report, evaluation: Evaluation | None
 ) -> list[Section]:
-    url = figures.data_url
+    url = figure_url
     found = []
     if evaluation is not None:
         found.append(
@@ -203,7 +201,7 @@ def _sections(
 
 
 def _labelled(store: PairStore, report: Report, evaluation: Evaluation) -> list[Section]:
-    url = figures.data_url
+    url = figure_url
     image = next((n for n in evaluation.top if n.startswith('grafalign')), None)
     patch = next((n for n in evaluation.maps if n.startswith('grafalign')), None)
     found = []
@@ -228,6 +226,10 @@ def _labelled(store: PairStore, report: Report, evaluation: Evaluation) -> list[
             found.append(
                 Section('Retrieval', 'The best held-out tiles for a text; green where the truth agrees.', [picture])
             )
-        picture = url(figures.confusion_figure(evaluation, image))
+        picture = url(confusion_figure(_confusion(evaluation, image), evaluation.classes))
         found.append(Section('Confusions', 'Which classes are taken for which.', [picture]))
     return found
+
+
+def _confusion(evaluation: Evaluation, model: str) -> npt.NDArray[np.int64]:
+    return confusion(evaluation.test.labels, evaluation.guesses[model], len(evaluation.classes))

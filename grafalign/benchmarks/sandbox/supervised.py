@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles
-from grafalign.encoders import FrozenClip, PixelRule, SatelliteEncoder
+from grafalign.encoders import FrozenClip, SatelliteEncoder, TilePreprocessing
 from grafalign.labels import VOID
 from grafalign.store_marker import Sensor
 from grafalign.training.accelerator import make_accelerator
@@ -81,15 +81,19 @@ class SupervisedTask(nn.Module):
     """Cross-entropy of tiles or patches against learned class vectors."""
 
     def __init__(
-        self, encoder: SatelliteEncoder, rule: PixelRule, classes: npt.NDArray[np.float32], augment: AugmentSettings
+        self,
+        encoder: SatelliteEncoder,
+        preprocess: TilePreprocessing,
+        classes: npt.NDArray[np.float32],
+        augment: AugmentSettings,
     ) -> None:
         super().__init__()
-        self.encoder, self.rule, self.augment = encoder, rule, augment
+        self.encoder, self.preprocess, self.augment = encoder, preprocess, augment
         self.vectors = nn.Parameter(torch.from_numpy(classes.copy()))
 
     def forward(self, batch: LabelBatch) -> Tensor:
         """Mean loss over labelled tiles or patches."""
-        found = self.encoder(viewed(self.rule, batch, self.augment))
+        found = self.encoder(viewed(self.preprocess, batch, self.augment))
         target = batch['target']
         if target.ndim == 2:
             embeddings = found.image
@@ -128,7 +132,7 @@ def train_supervised(
     """
     encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px)
     augment = AugmentSettings(symmetry=settings.augment.symmetry, gain=settings.augment.gain)
-    task = SupervisedTask(encoder, PixelRule(sensor, clip), start, augment)
+    task = SupervisedTask(encoder, TilePreprocessing(sensor, clip), start, augment)
     if tiles.labels.ndim == 1:
         targets = np.eye(len(start), dtype=np.float32)[tiles.labels]
     else:

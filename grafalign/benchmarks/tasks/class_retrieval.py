@@ -8,8 +8,8 @@ import numpy.typing as npt
 from grafalign.benchmarks.statistics import MeanAp, ranking
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
+from grafalign.encoders.ensemble import ensemble
 from grafalign.errors import InputError
-from grafalign.zeroshot.prompts import ensemble
 
 CUTS = {'map@20': 20, 'map@100': 100, 'map': 0}
 

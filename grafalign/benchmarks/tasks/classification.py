@@ -12,8 +12,8 @@ import numpy.typing as npt
 from grafalign.benchmarks.statistics import Mean, MeanAp, MeanOfClasses, Statistic, confusion, ranking
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
+from grafalign.encoders.ensemble import ensemble
 from grafalign.errors import InputError
-from grafalign.zeroshot.prompts import ensemble
 
 Vectors = npt.NDArray[np.float32]
 

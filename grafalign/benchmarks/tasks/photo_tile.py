@@ -50,7 +50,7 @@ def open_pairs(path: str, split: str) -> ImageSet:
 
 
 def photos_state(path: str) -> str:
-    """Changes when the ground bank of a store does, or what was left out of it."""
+    """Changes when the photo bank of a store does, or what was left out of it."""
     if not Path(path).is_dir():
         raise InputError(f'{path} is not on this machine; give a local store, beside whose tiles its bank lies.')
     return Tree(Path(path)).state(['bank/bank.json', 'bank/photos.parquet', 'bank/filtered.parquet'])
@@ -62,7 +62,7 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
     Args:
         tiles: unit embeddings [N, D] of the tiles of `data`.
         data: from `open_pairs`.
-        path: the store; its ground bank must be that of the model's CLIP.
+        path: the store; its photo bank must be that of the model's CLIP.
         model: tells which CLIP.
 
     Raises:
@@ -76,7 +76,7 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
     bank = open_bank(store)
     if bank.clip_digest != model.clip_digest:
         raise StaleError(
-            f"The ground bank of {path} is of another CLIP than {model.name}'s; embed the photos with that one."
+            f"The photo bank of {path} is of another CLIP than {model.name}'s; embed the photos with that one."
         )
     rows = store.tiles_of(data.split)
     pairs = store.pairs

@@ -10,12 +10,12 @@ from grafalign import console
 from grafalign.benchmarks.statistics import Mean, MeanIou, confusion
 from grafalign.benchmarks.tasks.outcome import Outcome, by_class
 from grafalign.datasets import ImageSet
+from grafalign.encoders.ensemble import ensemble
 from grafalign.errors import InputError
 from grafalign.labels import VOID
 from grafalign.models import Model
 from grafalign.models.pixels import as_unit, band_places
 from grafalign.zeroshot import segment
-from grafalign.zeroshot.prompts import ensemble
 
 
 def segment_set(
@@ -23,7 +23,7 @@ def segment_set(
 ) -> Outcome:
     """Name every pixel by the class whose words are nearest, windows sliding over images of any size.
 
-    An image smaller than a window lies in the corner of black ground; only its own pixels are scored.
+    An image smaller than a window is zero-padded to the right and below; only its own pixels are scored.
 
     Args:
         model: one with patch embeddings.
@@ -38,11 +38,11 @@ def segment_set(
         raise InputError(f'{data.name} has no masks; segmentation needs them, as in masks:PATH.')
     encoder = model.encoder()
     vectors = ensemble(prompts)
-    places = band_places(model.rule, data.bands)
-    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (model.rule.mean, model.rule.std))
+    places = band_places(model.preprocessing, data.bands)
+    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (model.preprocessing.mean, model.preprocessing.std))
     counts = np.zeros((len(data), len(data.classes), len(data.classes)), dtype=np.int64)
     for row in console.track(range(len(data)), f'segmenting {data.name} with {model.name}'):
-        unit = as_unit(data.read(row)[places], data.value_range)  # what is missing is black
+        unit = as_unit(data.read(row)[places], data.value_range)  # what is missing is 0
         height, width = unit.shape[-2:]
         size = encoder.size_px
         ground = np.zeros((len(unit), max(height, size), max(width, size)), dtype=np.float32)

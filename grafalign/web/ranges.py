@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import fsspec
 import urllib3
 
 from grafalign.errors import GrafalignError
-from grafalign.guarded import (
-    LIMITS,
-    USER_AGENT,
-    AddressError,
-    PrivateAddressError,
-    guarded_pools,
-    joined,
-    origin_of,
-)
-
-_STATUS_WORTH_RETRYING = (408, 425, 429, 500, 502, 503, 504)
-_MOST_REDIRECTS = 5
+from grafalign.web.addresses import AddressError, PrivateAddressError
+from grafalign.web.connections import LIMITS, Connections
+from grafalign.web.follow import follow
+from grafalign.web.retries import LONGEST_RANGE_WAIT_S, Again, Patience, answer_of, failure_of
 
 
 class RangeError(OSError):
@@ -37,14 +28,6 @@ class RangeError(OSError):
     def __init__(self, text: str, missing: bool = False) -> None:
         super().__init__(text)
         self.missing = missing
-
-
-class _Again(Exception):
-    """A failure that may pass; `wait_s` is what the server asked for, below zero for no wait at all."""
-
-    def __init__(self, problem: str, wait_s: float = 0.0) -> None:
-        super().__init__(problem)
-        self.wait_s = wait_s
 
 
 @dataclass
@@ -65,7 +48,7 @@ class Traffic:
 
 
 class Signs(Protocol):
-    """Makes readable URLs of asset hrefs (`grafalign.scenes.signing.Signer`)."""
+    """Makes readable URLs of asset hrefs (`grafalign.scenes.signing.Signer` does)."""
 
     def sign(self, href: str) -> str:
         """A URL that can be read now."""
@@ -94,8 +77,8 @@ class RangeReader:
         retries: int = 5,
     ) -> None:
         self.traffic = Traffic()
-        self._signer, self._tries = signer, retries + 1
-        self._pools = {True: guarded_pools(connections), False: guarded_pools(connections)}
+        self._signer, self._retries = signer, retries
+        self._connections = Connections(connections)
         self._private, self._timeout_s = private, timeout_s
         self._sizes: dict[str, int] = {}
 
@@ -142,7 +125,7 @@ class RangeReader:
     def _pieces(self, href: str, pieces: Sequence[tuple[int, int]], short: bool) -> Iterator[bytes]:
         """Pieces of a file over http; `short` allows the last one to end with the file."""
         end = pieces[-1][0] + pieces[-1][1]
-        done = tries = 0
+        done, patience = 0, Patience(self._retries, LONGEST_RANGE_WAIT_S)
         while done < len(pieces):
             response = None
             try:
@@ -153,14 +136,12 @@ class RangeReader:
                     at = start + length
                     self.traffic.add(nbytes=len(piece))
                     done += 1
-                    tries = 0
+                    patience.failures = 0
                     yield piece
-            except _Again as problem:
-                tries += 1
-                if tries >= self._tries:
-                    raise RangeError(f'{problem}, {tries} times') from None
+            except Again as again:
+                if not patience.wait(again):
+                    raise RangeError(f'{again}, {patience.failures} times') from None
                 self.traffic.add(retries=1)
-                time.sleep(max(problem.wait_s, min(0.125 * 2**tries, 8)) if problem.wait_s >= 0 else 0)
             finally:
                 if response is not None and not response.closed:  # not read to its end: it cannot be used again
                     response.close()
@@ -171,15 +152,21 @@ class RangeReader:
             url = self._signer.sign(href) if self._signer else href
         except GrafalignError as error:  # one file that cannot be signed is one file that cannot be read
             raise RangeError(str(error)) from None
-        headers = {'User-Agent': USER_AGENT, 'Range': f'bytes={start}-{start + length - 1}'}
         try:
-            response = self._follow(url, headers)
-        except (PrivateAddressError, AddressError) as error:
-            if isinstance(error, AddressError):
-                raise RangeError(f'it leads to no address that is read ({error})') from None
+            response = follow(
+                url,
+                private=self._private,
+                timeout_s=self._timeout_s,
+                headers={'Range': f'bytes={start}-{start + length - 1}'},
+                connections=self._connections,
+                count=lambda: self.traffic.add(requests=1),
+            )
+        except PrivateAddressError:
             raise RangeError('its host has a private address, which an item of an API must not name') from None
+        except AddressError as error:
+            raise RangeError(f'it leads to no address that is read ({error})') from None
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-            raise _Again(_plain(error)) from None
+            raise _passing(error) from None
         span, _, whole = response.headers.get('Content-Range', '').rpartition('/')
         if whole.isascii() and whole.isdigit() and len(whole) < 19:
             self._sizes[href] = int(whole)
@@ -196,38 +183,17 @@ class RangeReader:
             response.close()
             raise RangeError('the server sends whole files, not ranges')
         response.close()
-        if response.status in _STATUS_WORTH_RETRYING:
-            raise _Again(f'HTTP {response.status}', _retry_after(response.headers.get('Retry-After')))
+        again = answer_of(response)
+        if again is not None:
+            raise again
         if response.status in (401, 403) and self._signer:
             try:
                 fresh = self._signer.refresh(href, url)
             except GrafalignError as error:
                 raise RangeError(str(error)) from None
             if fresh != url:
-                raise _Again(f'HTTP {response.status}', -1)
+                raise Again(f'HTTP {response.status}', 0)
         raise RangeError(f'HTTP {response.status}', missing=400 <= response.status < 500)
-
-    def _follow(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-        """One request and its redirects; a private host may lead on its own origin only.
-
-        Raises:
-            AddressError: a redirect leads to no address of the web, or they go round in circles.
-            PrivateAddressError: it leads to a private host.
-        """
-        home = origin_of(url)
-        for _ in range(_MOST_REDIRECTS + 1):
-            private = self._private and origin_of(url) == home
-            LIMITS.start(self._timeout_s, private)
-            self.traffic.add(requests=1)
-            response = self._pools[private].urlopen(
-                'GET', url, headers=headers, redirect=False, preload_content=False, retries=False
-            )
-            where = response.headers.get('Location')
-            if response.status not in (301, 302, 303, 307, 308) or not where:
-                return response
-            response.close()
-            url = joined(url, where)
-        raise AddressError('too many redirects')
 
     def _take(self, href: str, response: urllib3.BaseHTTPResponse, skip: int, length: int, short: bool) -> bytes:
         """The next bytes of a body, after some that nobody wants."""
@@ -241,14 +207,14 @@ class RangeReader:
                 response.read(skip, decode_content=False)
             piece = response.read(length, decode_content=False)
         except (urllib3.exceptions.HTTPError, TimeoutError) as error:
-            raise _Again(_plain(error)) from None
+            raise _passing(error) from None
         if len(piece) < length:
             said = response.headers.get('Content-Length', '')
             if short and (not said.isdigit() or int(said) == len(piece)):
                 return piece
             if int(self._sizes.get(href, 0)) and not short and said.isdigit() and int(said) < skip + length:
                 raise RangeError('the file is cut off')
-            raise _Again(f'{len(piece)} of {length} bytes arrived')
+            raise Again(f'{len(piece)} of {length} bytes arrived')
         return piece
 
     def _start_clock(self) -> None:
@@ -270,19 +236,7 @@ def _is_web(href: str) -> bool:
     return href.lower().startswith(('http://', 'https://'))
 
 
-def _retry_after(value: str | None) -> float:
-    """Seconds to wait by a Retry-After header, at most a minute; 0 without one."""
-    if not value:
-        return 0.0
-    try:
-        return float(min(60, max(0, urllib3.Retry().parse_retry_after(value))))
-    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
-        return 0.0
-
-
-def _plain(error: Exception) -> str:
-    """The cause of a failed request in a few words."""
-    reason: Any = getattr(error, 'reason', None) or error
-    if isinstance(reason, urllib3.exceptions.TimeoutError | TimeoutError):
-        return 'timed out'
-    return str(reason).rpartition(': ')[2] or type(reason).__name__
+def _passing(error: Exception) -> Exception:
+    """A failed request as one worth another try, or as the end of it."""
+    failure = failure_of(error)
+    return failure if isinstance(failure, Again) else RangeError(str(failure))
