@@ -179,10 +179,10 @@ def loss_flops(level: str, photos: int, bank: int, tiles: int = 16) -> int:
 
 
 def stored_bytes(dtype: str) -> int:
-    """What a tile takes in a shard: pixels, facts and their headers."""
+    """What a tile takes in a shard: pixels, metadata and their headers."""
     pixels = np.zeros((3, PX, PX), dtype=dtype)
     with tempfile.TemporaryDirectory() as folder, ShardWriter(Path(folder) / 'shard.tar') as writer:
-        places = [writer.add(f'tile_{n:012d}', pixels, {'facts': 'x' * 400}) for n in range(2)]
+        places = [writer.add(f'tile_{n:012d}', pixels, {'metadata': 'x' * 400}) for n in range(2)]
     return places[1][0] - places[0][0]
 
 
@@ -443,8 +443,8 @@ def storage(c: Counted) -> Iterable[str]:
     yield ''
     extra = c.stored['uint8'] - c.pixels['uint8']
     yield (
-        f'A tile is {c.pixels["uint8"]:,} bytes of pixels (uint8) and {extra:,} of headers, facts and padding. Tables '
-        'are not counted here.'
+        f'A tile is {c.pixels["uint8"]:,} bytes of pixels (uint8) and {extra:,} of headers, metadata and padding. '
+        'Tables are not counted here.'
     )
     yield ''
 

@@ -173,7 +173,9 @@ def do_cell(cell: Cell, worlds: Path, results: Path, runs: Path, trainer: Traine
         **measured,
         'values': dict(cell.values),
         'world': cell.world,
-        'settings': {k: v for k, v in settings.facts().items() if k not in ('store', 'out', 'clip', 'bank')},
+        'settings': {
+            k: v for k, v in settings.model_dump(mode='json').items() if k not in ('store', 'out', 'clip', 'bank')
+        },
         'options': dict(cell.options),
         'final_loss': log[-1]['loss'],
         'noted': {k: log[-1][k] for k in ('mass_inside',) if k in log[-1]},

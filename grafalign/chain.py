@@ -146,7 +146,7 @@ def _run_config(experiment: Experiment, name: str, store: Path) -> Path:
     }
     settings = parse_settings(content, TrainSettings, f'train.{name}')
     path = experiment.out / f'{name}.yaml'
-    write_atomically(path, yaml.safe_dump(settings.facts(), sort_keys=False).encode())
+    write_atomically(path, yaml.safe_dump(settings.model_dump(mode='json'), sort_keys=False).encode())
     return path
 
 

@@ -2,11 +2,11 @@
 
     dataset.json        schema version, sensor, counts, settings, digests; written last
     photos.parquet      one row a photo, sorted by photo_id (GeoParquet)
-    tiles.parquet       one row a tile: geometry, scene facts, split, and where its bytes lie (GeoParquet)
+    tiles.parquet       one row a tile: geometry, scene metadata, split, and where its bytes lie (GeoParquet)
     pairs.parquet       tile_id, photo_id, row, col, days_apart
     rejected.parquet    every photo, tile or scene read that was not used, with its reason
     scenes.parquet      the STAC items that were used (stac-geoparquet)
-    tiles/00000.tar     WebDataset shards: TILE_ID.npy (pixels [C, H, W] as stored) and TILE_ID.json (facts)
+    tiles/00000.tar     WebDataset shards: TILE_ID.npy (pixels [C, H, W] as stored) and TILE_ID.json (metadata)
 
 Pixels are plain .npy inside plain tar: with the byte offset of tiles.parquet one `pread` fetches a tile and no decoder
 runs, every WebDataset tool streams the same files, and the values are exact for any number of bands and bits.
@@ -83,12 +83,12 @@ class ShardWriter:
         self._tar = tarfile.open(fileobj=self._file, mode='w', format=tarfile.USTAR_FORMAT)
         return self
 
-    def add(self, tile_id: str, pixels: npt.NDArray[np.generic], facts: dict[str, Any]) -> tuple[int, int]:
+    def add(self, tile_id: str, pixels: npt.NDArray[np.generic], metadata: dict[str, Any]) -> tuple[int, int]:
         """Append a tile; return the byte offset and length of its .npy inside the shard."""
         buffer = io.BytesIO()
         np.save(buffer, pixels)
         place = self._member(f'{tile_id}.npy', buffer.getvalue())
-        self._member(f'{tile_id}.json', json.dumps(facts, sort_keys=True).encode())
+        self._member(f'{tile_id}.json', json.dumps(metadata, sort_keys=True).encode())
         return place
 
     def _member(self, name: str, content: bytes) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def _scratch_file() -> Path:
 
 
 def read_member(shard: Path, offset: int, nbytes: int) -> tuple[npt.NDArray[np.generic], dict[str, Any]]:
-    """Pixels and facts of one tile, as they stand in a shard.
+    """Pixels and metadata of one tile, as they stand in a shard.
 
     Args:
         shard: a file of this machine.

@@ -17,7 +17,7 @@ import yaml
 
 from grafalign.errors import GrafalignError
 from grafalign.locks import LOCK
-from grafalign.photos.exif import read_facts
+from grafalign.photos.exif import read_metadata
 
 REPOSITORY = Path(__file__).parent.parent
 DEADLINE_S = 120
@@ -58,13 +58,13 @@ def write_recipe(path: Path, world: Path, photos: dict[str, Any], **parts: Any) 
 def photo_table(world: Path, count: int) -> pd.DataFrame:
     """The first photos of a world as a table: photo_id, uri, lon, lat."""
     paths = sorted((world / 'photos').rglob('*.jpg'))[:count]
-    facts = [read_facts(p, verify=False) for p in paths]
+    metadata = [read_metadata(p, verify=False) for p in paths]
     return pd.DataFrame(
         {
             'photo_id': [p.name for p in paths],
             'uri': [str(p) for p in paths],
-            'lon': [f.lon for f in facts],
-            'lat': [f.lat for f in facts],
+            'lon': [f.lon for f in metadata],
+            'lat': [f.lat for f in metadata],
         }
     )
 

@@ -213,26 +213,26 @@ class _Connection:
         path = (state.folder / name).resolve()
         if not path.is_relative_to(state.folder) or not path.is_file():
             return self._refuse(name, method, 404)
-        facts = path.stat()
+        metadata = path.stat()
         about = {
             'Accept-Ranges': 'none' if faults.ignore_ranges else 'bytes',
             'Content-Type': 'application/octet-stream',
-            'ETag': f'"{facts.st_size:x}-{facts.st_mtime_ns:x}"',
-            'Last-Modified': email.utils.formatdate(facts.st_mtime, usegmt=True),
+            'ETag': f'"{metadata.st_size:x}-{metadata.st_mtime_ns:x}"',
+            'Last-Modified': email.utils.formatdate(metadata.st_mtime, usegmt=True),
         }
         if headers.get('if-match', '*') not in ('*', about['ETag']):
             return self._refuse(name, method, 412)
         wanted = None if faults.ignore_ranges else headers.get('range')
         if headers.get('if-range') not in (None, about['ETag'], about['Last-Modified']):
             wanted = None
-        span = _span(wanted, facts.st_size)
+        span = _span(wanted, metadata.st_size)
         if span is None:
-            return self._refuse(name, method, 416, {'Content-Range': f'bytes */{facts.st_size}'})
+            return self._refuse(name, method, 416, {'Content-Range': f'bytes */{metadata.st_size}'})
         start, stop = span
         # several ranges in one request may be answered with the whole file (RFC 9110, 14.2), and object stores do so
         partial = wanted is not None and _ONE_RANGE.match(wanted) is not None
         if partial:
-            about['Content-Range'] = f'bytes {start}-{stop - 1}/{facts.st_size}'
+            about['Content-Range'] = f'bytes {start}-{stop - 1}/{metadata.st_size}'
         status = 206 if partial else 200
         about['Content-Length'] = str(stop - start)
         sent, whole = 0, True

@@ -96,11 +96,11 @@ def make_file(item: dict[str, Any], key: str, places: list[tuple[float, float]],
     The waves differ from band to band and from item to item, and no two pixels beside each other are alike. In an SCL
     all is vegetation (4), but at the second place of Earth Search there are clouds (9).
     """
-    asset, facts = item['assets'][key], item['properties']
-    grid = asset if 'proj:transform' in asset else facts
+    asset, metadata = item['assets'][key], item['properties']
+    grid = asset if 'proj:transform' in asset else metadata
     height, width = grid['proj:shape']
     place = rasterio.Affine(*grid['proj:transform'][:6])
-    crs = f'EPSG:{facts["proj:epsg"]}'
+    crs = f'EPSG:{metadata["proj:epsg"]}'
     naip, mask = key == 'image', key.lower() == 'scl'
     profile = {
         **{'driver': 'GTiff', 'width': width, 'height': height, 'count': 4 if naip else 1, 'crs': crs},

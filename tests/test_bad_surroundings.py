@@ -196,6 +196,7 @@ def test_pairing_goes_on_after_a_full_shard(world: Path, tmp_path: Path, command
     assert contents(store) == contents(tmp_path / 'roomy')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != 'posix', reason='limits of files are POSIX')
 def test_embedding_and_training_name_a_full_disk(own_store: Path, config_of, tmp_path: Path, command: Command) -> None:
     """A bank or a checkpoint that finds no room is named, leaves no parts, and is finished once there is room."""

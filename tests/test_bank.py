@@ -20,7 +20,7 @@ from PIL import Image
 from grafalign.encoders import FrozenClip, PhotoBank, embed, load_bank, reading
 from grafalign.encoders.reading import read_chunks
 from grafalign.errors import GrafalignError
-from grafalign.photos.exif import read_facts
+from grafalign.photos.exif import read_metadata
 from grafalign.photos.fetch import RemoteSettings
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.store import PairStore
@@ -38,9 +38,9 @@ def with_uris(store: Path, uris: list[str], remote: RemoteSettings | None = HERE
     photos = PairStore(store).photos
     photos['uri'] = pd.array(uris, dtype='string')
     photos.to_parquet(store / 'photos.parquet', index=False)
-    facts = json.loads((store / 'dataset.json').read_text())
-    facts['recipe']['photos']['remote'] = None if remote is None else remote.model_dump()
-    (store / 'dataset.json').write_text(json.dumps(facts))
+    metadata = json.loads((store / 'dataset.json').read_text())
+    metadata['recipe']['photos']['remote'] = None if remote is None else remote.model_dump()
+    (store / 'dataset.json').write_text(json.dumps(metadata))
     return PairStore(store)
 
 
@@ -82,14 +82,15 @@ def test_the_bank_knows_what_each_photo_looks_like(store: PairStore, bank: Photo
     """Size, digest and hash of every photo are those of its file, in the order of the store."""
     assert bank.photos['photo_id'].tolist() == store.photos['photo_id'].tolist()
     for row in range(0, len(bank.photos), 40):
-        facts, kept = read_facts(Path(store.photos['uri'].iloc[row])), bank.photos.iloc[row]
-        assert (kept['width'], kept['height'], kept['digest']) == (facts.width, facts.height, facts.digest)
-        assert (int(kept['dhash']) ^ (facts.dhash or 0)).bit_count() <= 4
+        metadata, kept = read_metadata(Path(store.photos['uri'].iloc[row])), bank.photos.iloc[row]
+        assert (kept['width'], kept['height'], kept['digest']) == (metadata.width, metadata.height, metadata.digest)
+        assert (int(kept['dhash']) ^ (metadata.dhash or 0)).bit_count() <= 4
     assert bank.photos['problem'].isna().all()
     assert bank.valid.all()
     assert not len(bank.rejected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != 'posix', reason='signals are POSIX')
 def test_a_killed_embedding_of_remote_photos_goes_on(remote_store: PairStore, clip: FrozenClip, tmp_path: Path) -> None:
     """Killed outright twice, a bank of fetched photos ends byte for byte as if it had not been."""
@@ -273,7 +274,7 @@ def test_a_slow_photo_does_not_hold_up_others(store: PairStore, clip: FrozenClip
     chunks = [np.arange(start, start + 8) for start in range(0, 40, 8)]
     order = list(read_chunks(uris, clip, settings, chunks, 2))
     assert [number for number, _ in order][-1] == 0
-    assert order[-1][1].facts['problem'].dropna().to_dict() == {3: 'timed out'}
+    assert order[-1][1].metadata['problem'].dropna().to_dict() == {3: 'timed out'}
 
 
 def test_leaving_early_stops_the_readers(store: PairStore, clip: FrozenClip, server: PhotoServer) -> None:
@@ -299,9 +300,9 @@ def test_a_missing_package_is_named(own_store: Path, clip: FrozenClip) -> None:
 def test_a_bank_of_another_version_is_named(own_store: Path) -> None:
     """A bank without the format's number asks to be made anew."""
     marker = own_store / 'bank' / 'bank.json'
-    facts = json.loads(marker.read_text())
-    del facts['format']
-    marker.write_text(json.dumps(facts))
+    metadata = json.loads(marker.read_text())
+    del metadata['format']
+    marker.write_text(json.dumps(metadata))
     with pytest.raises(GrafalignError, match='another version'):
         load_bank(PairStore(own_store))
 

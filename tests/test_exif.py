@@ -21,11 +21,11 @@ from grafalign.photos.exif import (
     EXIF_IFD,
     GPS_IFD,
     PhotoError,
-    PhotoFacts,
+    PhotoMetadata,
     difference_hash,
     load_photo,
     open_photo,
-    read_facts,
+    read_metadata,
 )
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's, of crooked directories
@@ -54,17 +54,17 @@ def phone_exif(orientation: int = 1) -> Image.Exif:
 
 
 def test_a_file_and_its_bytes_say_the_same(tmp_path: Path) -> None:
-    """Facts and pixels of a path equal those of its content, and the digest is that of the bytes."""
+    """Metadata and pixels of a path equal those of its content, and the digest is that of the bytes."""
     content = encoded(picture(), exif=phone_exif())
     (tmp_path / 'photo.jpg').write_bytes(content)
-    facts = read_facts(content)
-    assert facts == read_facts(tmp_path / 'photo.jpg')
-    assert facts.digest == hashlib.blake2b(content, digest_size=16).hexdigest()
-    assert (facts.width, facts.height, facts.problem) == (60, 40, None)
-    assert (facts.lon, facts.lat) == pytest.approx((-76.5, 42 + 26 / 60 + 36 / 3600))
-    assert (facts.heading_deg, facts.accuracy_m) == (1.5, 4.5)
-    assert facts.taken_at is not None
-    assert facts.taken_at.isoformat() == '2021-06-05T14:11:12+00:00'
+    metadata = read_metadata(content)
+    assert metadata == read_metadata(tmp_path / 'photo.jpg')
+    assert metadata.digest == hashlib.blake2b(content, digest_size=16).hexdigest()
+    assert (metadata.width, metadata.height, metadata.problem) == (60, 40, None)
+    assert (metadata.lon, metadata.lat) == pytest.approx((-76.5, 42 + 26 / 60 + 36 / 3600))
+    assert (metadata.heading_deg, metadata.accuracy_m) == (1.5, 4.5)
+    assert metadata.taken_at is not None
+    assert metadata.taken_at.isoformat() == '2021-06-05T14:11:12+00:00'
     assert open_photo(content).tobytes() == open_photo(tmp_path / 'photo.jpg').tobytes()
 
 
@@ -76,21 +76,21 @@ def test_photos_stand_upright(kind: str, orientation: int) -> None:
     content = encoded(picture(), kind, exif=phone_exif(orientation), **options)
     with Image.open(io.BytesIO(content)) as image:
         expected = ImageOps.exif_transpose(image).convert('RGB')
-    upright, facts = load_photo(content)
+    upright, metadata = load_photo(content)
     assert upright.size == expected.size
     assert upright.tobytes() == expected.tobytes()
-    assert facts.dhash == difference_hash(expected)
-    assert (facts.width, facts.height) == expected.size
-    head = read_facts(content, verify=False)
+    assert metadata.dhash == difference_hash(expected)
+    assert (metadata.width, metadata.height) == expected.size
+    head = read_metadata(content, verify=False)
     assert (head.width, head.height) == expected.size
 
 
 def test_the_size_is_the_files_when_it_is_decoded_smaller() -> None:
-    """Reduced decoding gives fewer pixels, but the facts tell the upright size of the file."""
+    """Reduced decoding gives fewer pixels, but the metadata tell the upright size of the file."""
     content = encoded(picture(1600, 800), exif=phone_exif(6))
-    image, facts = load_photo(content, smallest_px=100)
+    image, metadata = load_photo(content, smallest_px=100)
     assert image.size == (100, 200)
-    assert (facts.width, facts.height) == (800, 1600)
+    assert (metadata.width, metadata.height) == (800, 1600)
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'P'])
@@ -129,7 +129,7 @@ def test_the_hash_survives_saving_anew_and_tells_pictures_apart() -> None:
     hashes = [difference_hash(picture(600, 400, seed)) for seed in range(8)]
     for seed, kept in enumerate(hashes):
         small = encoded(picture(600, 400, seed).resize((300, 200)), quality=30)
-        assert (kept ^ (read_facts(small).dhash or 0)).bit_count() <= 4
+        assert (kept ^ (read_metadata(small).dhash or 0)).bit_count() <= 4
     distances = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(distances) > 10
     assert difference_hash(Image.new('RGB', (50, 50), 'navy')) == 0
@@ -180,9 +180,9 @@ def test_odd_kinds_decode() -> None:
         'animated webp': encoded(frames[0], 'WEBP', save_all=True, append_images=frames[1:]),
     }
     for name, content in kinds.items():
-        facts = read_facts(content)
-        assert facts.problem is None, name
-        assert facts.dhash is not None, name
+        metadata = read_metadata(content)
+        assert metadata.problem is None, name
+        assert metadata.dhash is not None, name
         assert open_photo(content, smallest_px=64).mode == 'RGB', name
     first = np.asarray(open_photo(kinds['animated gif']), dtype=float)
     assert np.abs(first - np.asarray(frames[0], dtype=float)).mean() < 20
@@ -203,7 +203,7 @@ def bomb_png(side: int) -> bytes:
 def test_a_decompression_bomb_is_not_decoded(side: int, limit: int) -> None:
     """An image that claims more pixels than allowed gives that reason, whether it is verified or not."""
     for verify in (True, False):
-        assert read_facts(bomb_png(side), verify, limit).problem == 'too many pixels (decompression bomb?)'
+        assert read_metadata(bomb_png(side), verify, limit).problem == 'too many pixels (decompression bomb?)'
     with pytest.raises(PhotoError, match='too many pixels'):
         open_photo(bomb_png(side), max_pixels=limit)
 
@@ -214,8 +214,8 @@ def test_a_png_with_huge_text_costs_no_memory() -> None:
     text = png_chunk(b'zTXt', b'Comment\0\0' + zlib.compress(b'\0' * 300_000_000))
     for at in (33, len(whole) - 12):  # after IHDR, and before IEND
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        facts = read_facts(whole[:at] + text + whole[at:])
-        assert facts.problem in ('damaged image', 'truncated image', 'not an image', None)
+        metadata = read_metadata(whole[:at] + text + whole[at:])
+        assert metadata.problem in ('damaged image', 'truncated image', 'not an image', None)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # KiB
 
 
@@ -223,7 +223,7 @@ def test_long_text_of_a_picture_program_is_no_reason() -> None:
     """A PNG with a comment of 200 kB, as picture programs write them, is a photo like any other."""
     told = PngImagePlugin.PngInfo()
     told.add_text('Comment', 'x' * 200_000, zip=True)
-    assert read_facts(encoded(picture(), 'PNG', pnginfo=told)).problem is None
+    assert read_metadata(encoded(picture(), 'PNG', pnginfo=told)).problem is None
 
 
 @pytest.mark.parametrize(
@@ -239,12 +239,12 @@ def test_long_text_of_a_picture_program_is_no_reason() -> None:
     ids=['nothing', 'page', 'postscript', 'half a jpeg', 'half a png', 'half a heic'],
 )
 def test_what_is_no_image_has_a_reason(content: bytes, reason: str, tmp_path: Path) -> None:
-    """Facts give the reason and opening raises it."""
-    assert reason in (read_facts(content).problem or '')
+    """Metadata give the reason and opening raises it."""
+    assert reason in (read_metadata(content).problem or '')
     with pytest.raises(PhotoError, match=reason):
         open_photo(content)
-    assert read_facts(tmp_path / 'none.jpg').problem == 'file is missing'
-    assert read_facts(tmp_path).problem == 'not a file'
+    assert read_metadata(tmp_path / 'none.jpg').problem == 'file is missing'
+    assert read_metadata(tmp_path).problem == 'not a file'
 
 
 def test_heic_photos_are_read_where_the_plugin_is() -> None:
@@ -252,9 +252,9 @@ def test_heic_photos_are_read_where_the_plugin_is() -> None:
     heif = pytest.importorskip('pillow_heif')
     heif.register_heif_opener()
     content = encoded(picture(), 'HEIF', quality=100, exif=phone_exif(6).tobytes())
-    facts = read_facts(content)
-    assert (facts.problem, facts.width, facts.height) == (None, 40, 60)
-    assert facts.lon == pytest.approx(-76.5)
+    metadata = read_metadata(content)
+    assert (metadata.problem, metadata.width, metadata.height) == (None, 40, 60)
+    assert metadata.lon == pytest.approx(-76.5)
     expected = np.asarray(picture().transpose(Image.Transpose.ROTATE_270), dtype=float)
     assert np.abs(np.asarray(open_photo(content), dtype=float) - expected).mean() < 8
 
@@ -269,14 +269,14 @@ def with_exif(body: bytes) -> bytes:
     return jpeg[:2] + b'\xff\xe1' + struct.pack('>H', len(segment) + 2) + segment + jpeg[2:]
 
 
-def checked(facts: PhotoFacts) -> None:
-    """Facts hold what their types promise."""
-    assert isinstance(facts, PhotoFacts)
-    for value in (facts.lon, facts.lat, facts.accuracy_m, facts.heading_deg):
+def checked(metadata: PhotoMetadata) -> None:
+    """Metadata hold what their types promise."""
+    assert isinstance(metadata, PhotoMetadata)
+    for value in (metadata.lon, metadata.lat, metadata.accuracy_m, metadata.heading_deg):
         assert value is None or isinstance(value, float)
-    assert facts.taken_at is None or facts.taken_at.tzinfo is not None
-    assert facts.problem is None or 0 < len(facts.problem) < 100
-    assert facts.problem is not None or (facts.width or 0) * (facts.height or 0) > 0
+    assert metadata.taken_at is None or metadata.taken_at.tzinfo is not None
+    assert metadata.problem is None or 0 < len(metadata.problem) < 100
+    assert metadata.problem is not None or (metadata.width or 0) * (metadata.height or 0) > 0
 
 
 ENTRY = st.tuples(
@@ -295,18 +295,18 @@ def test_a_crooked_directory_is_no_problem(entries: list[tuple[int, int, int, in
     directory = struct.pack(order + 'H', len(entries)) + b''.join(struct.pack(order + 'HHII', *e) for e in entries)
     body = (b'MM\0*' if big else b'II*\0') + struct.pack(order + 'I', 8) + directory + rest
     for verify in (True, False):
-        facts = read_facts(with_exif(body), verify)
-        checked(facts)
-        assert facts.problem is None
+        metadata = read_metadata(with_exif(body), verify)
+        checked(metadata)
+        assert metadata.problem is None
 
 
 @settings(max_examples=100, deadline=5000)
 @given(st.binary(max_size=400))
 def test_random_bytes_as_exif_are_no_problem(body: bytes) -> None:
     """Whatever lies in the EXIF segment, the photo is read."""
-    facts = read_facts(with_exif(b'II*\0\x08\0\0\0' + body))
-    checked(facts)
-    assert facts.problem is None
+    metadata = read_metadata(with_exif(b'II*\0\x08\0\0\0' + body))
+    checked(metadata)
+    assert metadata.problem is None
 
 
 WHOLE = [
@@ -318,22 +318,22 @@ CHANGE = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))
 
 @settings(max_examples=400, deadline=5000)
 @given(st.sampled_from(WHOLE), st.lists(CHANGE, min_size=1, max_size=20), st.floats(0, 1), st.integers(0, 3))
-def test_a_damaged_photo_gives_facts(whole: bytes, changes: list[tuple[float, int]], cut: float, how: int) -> None:
-    """A photo with wrong bytes anywhere, cut short or not, always gives facts and never an exception."""
+def test_a_damaged_photo_gives_metadata(whole: bytes, changes: list[tuple[float, int]], cut: float, how: int) -> None:
+    """A photo with wrong bytes anywhere, cut short or not, always gives metadata and never an exception."""
     content = bytearray(whole)
     for where, value in changes:
         content[int(where * (len(content) if how else 300))] = value
     if how == 3:
         del content[int(cut * len(content)) :]
     for verify in (True, False):
-        checked(read_facts(bytes(content), verify, max_pixels=1_000_000))
+        checked(read_metadata(bytes(content), verify, max_pixels=1_000_000))
 
 
 def test_threads_agree() -> None:
     """Eight threads that read the same photos at once all find what one finds."""
-    expected = [read_facts(content) for content in WHOLE]
-    found: list[list[PhotoFacts]] = []
-    threads = [threading.Thread(target=lambda: found.append([read_facts(c) for c in WHOLE * 5])) for _ in range(8)]
+    expected = [read_metadata(content) for content in WHOLE]
+    found: list[list[PhotoMetadata]] = []
+    threads = [threading.Thread(target=lambda: found.append([read_metadata(c) for c in WHOLE * 5])) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

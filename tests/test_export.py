@@ -25,7 +25,7 @@ from grafalign.errors import GrafalignError
 from grafalign.exchange.export import export
 from grafalign.exchange.exportable import Exportable
 from grafalign.exchange.marker import MARKER
-from grafalign.exchange.model_card import CardFacts
+from grafalign.exchange.model_card import CardContent
 from grafalign.sandbox.clip_training import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings, load_satellite, train
@@ -104,7 +104,7 @@ def test_the_cards_own_lines_give_our_embeddings(
 ) -> None:
     """The Python of the model card, run as it stands, gives the encoder's embeddings of tiles, patches and words."""
     thing = variant(name, clip, tmp_path / 'clip')
-    export(thing, CardFacts('a'), tmp_path / 'out', kind)
+    export(thing, CardContent('a'), tmp_path / 'out', kind)
     stored = stored_tiles(thing)
     found = run_card(tmp_path / 'out', stored, monkeypatch)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_activations_are_told_apart(name: str, clip: FrozenClip, tmp_path: Path)
     """Both formats name the activation of the weights, in both towers."""
     thing = variant(name, clip, tmp_path / 'clip')
     for kind in FORMATS:
-        export(thing, CardFacts('a'), tmp_path / kind, kind)  # type: ignore[arg-type]
+        export(thing, CardContent('a'), tmp_path / kind, kind)  # type: ignore[arg-type]
     theirs = json.loads((tmp_path / 'transformers' / 'config.json').read_text())
     ours = json.loads((tmp_path / 'open_clip' / 'open_clip_config.json').read_text())
     quick = name == 'quick_gelu'
@@ -137,7 +137,7 @@ def test_the_weights_load_by_the_name_of_the_architecture(
     """`create_model_and_transforms(NAME, pretrained=FILE)`, as the card writes it, is the same model."""
     thing = tuned(builtin, size_px=size_px)
     thing = Exportable(thing.encoder, builtin, thing.bands, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), (0.0, 0.3))
-    export(thing, CardFacts('a'), tmp_path / 'out', 'open_clip')
+    export(thing, CardContent('a'), tmp_path / 'out', 'open_clip')
     found = run_card(tmp_path / 'out', stored_tiles(thing), monkeypatch)
     by_name = (tmp_path / 'out' / 'README.md').read_text().split("create_model_and_transforms(\n    'ViT-tiny-16'")
     assert len(by_name) == 2 and ('force_image_size=96' in by_name[1]) == (size_px == 96)
@@ -154,7 +154,7 @@ def test_both_libraries_see_a_picture_alike(clip: FrozenClip, tmp_path: Path) ->
     """A picture that the sensor's rule made becomes the same input in open_clip, in transformers and by the rule."""
     thing = tuned(clip)
     for kind in FORMATS:
-        export(thing, CardFacts('a'), tmp_path / kind, kind)  # type: ignore[arg-type]
+        export(thing, CardContent('a'), tmp_path / kind, kind)  # type: ignore[arg-type]
     numbers = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     picture = Image.fromarray(numbers)
     rule = inputs(thing, torch.from_numpy(numbers).permute(2, 0, 1).float() / 255 * 0.3)
@@ -167,7 +167,7 @@ def test_both_libraries_see_a_picture_alike(clip: FrozenClip, tmp_path: Path) ->
 
 def test_transformers_gives_the_tokens_of_open_clip(clip: FrozenClip, tmp_path: Path) -> None:
     """Ids and text embeddings are equal for texts of all kinds; what stands behind the end does not count."""
-    export(tuned(clip), CardFacts('a'), tmp_path / 'out', 'transformers')
+    export(tuned(clip), CardContent('a'), tmp_path / 'out', 'transformers')
     how = {'padding': 'max_length', 'truncation': True, 'return_tensors': 'pt'}
     expected = clip.tokenizer(TEXTS)
     processor = CLIPProcessor.from_pretrained(tmp_path / 'out')
@@ -191,9 +191,9 @@ def test_more_bands_than_three_go_to_transformers_only(
     """Five bands are refused by the format that cannot express them, and are exact in the other."""
     thing = tuned(clip, bands=5)
     with pytest.raises(GrafalignError, match=r'3 bands only.*nir, swir.*--format transformers'):
-        export(thing, CardFacts('a'), tmp_path / 'out', 'open_clip')
+        export(thing, CardContent('a'), tmp_path / 'out', 'open_clip')
     assert not list(tmp_path.iterdir())
-    export(thing, CardFacts('a'), tmp_path / 'out', 'transformers')
+    export(thing, CardContent('a'), tmp_path / 'out', 'transformers')
     stored = stored_tiles(thing)
     found = run_card(tmp_path / 'out', stored, monkeypatch)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_every_other_tower_goes_to_open_clip_only(
     depth = 64 if TOWERS[tower].get('timm_proj') == 'none' else 48
     vision = {'image_size': 64, **TOWERS[tower]}
     thing = tuned(other(clip, tmp_path / 'clip', embed_dim=depth, vision_cfg=vision))
-    export(thing, CardFacts('a'), tmp_path / 'out', 'open_clip')
+    export(thing, CardContent('a'), tmp_path / 'out', 'open_clip')
     stored = stored_tiles(thing)
     found = run_card(tmp_path / 'out', stored, monkeypatch)
     with torch.no_grad():
@@ -218,15 +218,15 @@ def test_every_other_tower_goes_to_open_clip_only(
     torch.testing.assert_close(found['tiles'], ours.image, atol=1e-5, rtol=0)
     torch.testing.assert_close(found['patches'], ours.patches, atol=1e-5, rtol=0)
     with pytest.raises(GrafalignError, match=r'cannot express .*--format open_clip'):
-        export(thing, CardFacts('a'), tmp_path / 'two', 'transformers')
+        export(thing, CardContent('a'), tmp_path / 'two', 'transformers')
 
 
 def test_a_timm_tower_of_another_size_is_refused(clip: FrozenClip, tmp_path: Path) -> None:
     """What open_clip cannot build from a file names the sizes, and padding as a way out, which works."""
     siglip = other(clip, tmp_path / 'clip', embed_dim=64, vision_cfg={'image_size': 64, **TOWERS['SigLIP']})
     with pytest.raises(GrafalignError, match=r'for 64 px only and this encoder takes 96 px.*padded'):
-        export(tuned(siglip, size_px=96), CardFacts('a'), tmp_path / 'out', 'open_clip')
-    export(tuned(siglip, size_px=32, fit='pad'), CardFacts('a'), tmp_path / 'out', 'open_clip')
+        export(tuned(siglip, size_px=96), CardContent('a'), tmp_path / 'out', 'open_clip')
+    export(tuned(siglip, size_px=32, fit='pad'), CardContent('a'), tmp_path / 'out', 'open_clip')
 
 
 @pytest.mark.parametrize(
@@ -245,9 +245,9 @@ def test_what_clipmodel_cannot_express_names_the_other_format(
     """Each such trait is refused with its name, and open_clip's layout takes it."""
     thing = tuned(other(clip, tmp_path / 'clip', **changes))
     with pytest.raises(GrafalignError, match=f'cannot express .*{words}.*--format open_clip'):
-        export(thing, CardFacts('a'), tmp_path / 'out', 'transformers')
+        export(thing, CardContent('a'), tmp_path / 'out', 'transformers')
     assert not (tmp_path / 'out').exists() and not list(tmp_path.glob('.*'))
-    export(thing, CardFacts('a'), tmp_path / 'out', 'open_clip')
+    export(thing, CardContent('a'), tmp_path / 'out', 'open_clip')
 
 
 def test_an_architecture_that_is_not_the_models_is_noticed(clip: FrozenClip, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_an_architecture_that_is_not_the_models_is_noticed(clip: FrozenClip, tmp
     config['model_cfg']['vision_cfg']['head_width'] = 64
     (folder / 'open_clip_config.json').write_text(json.dumps(config))
     with pytest.raises(GrafalignError, match='not the model that was exported'):
-        export(tuned(frozen), CardFacts('a'), tmp_path / 'out', 'open_clip')
+        export(tuned(frozen), CardContent('a'), tmp_path / 'out', 'open_clip')
     assert not (tmp_path / 'out').exists()
 
 
@@ -280,7 +280,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def report(finished: Path, tmp_path: Path) -> Path:
     """A report.json about that run, in the form that `grafalign evaluate` writes."""
-    facts = json.loads((finished / 'model.json').read_text())
+    metadata = json.loads((finished / 'model.json').read_text())
 
     def number(value: float) -> dict[str, float]:
         return {'value': value, 'low': value - 0.03, 'high': value + 0.03}
@@ -290,7 +290,7 @@ def report(finished: Path, tmp_path: Path) -> Path:
         'classification': {'frozen_clip': {'accuracy': number(0.1)}, 'mine': {'accuracy': number(0.66)}},
         'retrieval': {'mine': {'map_at_20': number(0.5)}},
         'sets': {'test_tiles': 900, 'classes': ['forest', 'marina']},
-        'runs': {'mine': facts},
+        'runs': {'mine': metadata},
     }
     path = tmp_path / 'report.json'
     path.write_text(json.dumps(content))
@@ -390,18 +390,18 @@ def test_a_report_of_another_run_is_refused(run: Path, report: Path, tmp_path: P
 def test_a_run_that_cannot_be_exported_is_named(run: Path, tmp_path: Path, command: Command) -> None:
     """Unfinished, damaged or missing runs are one sentence each, and nothing is written."""
     out = tmp_path / 'out'
-    weights, facts = run / 'model.safetensors', run / 'model.json'
-    whole, told = weights.read_bytes(), facts.read_text()
+    weights, metadata = run / 'model.safetensors', run / 'model.json'
+    whole, told = weights.read_bytes(), metadata.read_text()
     weights.write_bytes(whole[: len(whole) // 2])
     refused(command('export', run, out), weights, 'train again')
     weights.write_bytes(whole)
     for text in ('{', '{}', '[]'):
-        facts.write_text(text)
-        refused(command('export', run, out), facts, 'train again')
-    facts.write_text(told)
+        metadata.write_text(text)
+        refused(command('export', run, out), metadata, 'train again')
+    metadata.write_text(told)
     (run / 'config.yaml').write_text('a: [')
     refused(command('export', run, out), run / 'config.yaml', 'train again')
-    facts.unlink()
+    metadata.unlink()
     refused(command('export', run, out), run, 'not a finished run')
     refused(command('export', tmp_path / 'none', out), 'none', 'not a finished run')
     assert not out.exists()
@@ -425,6 +425,7 @@ def test_nothing_of_others_is_overwritten(run: Path, tmp_path: Path, command: Co
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_earlier_export(run: Path, tmp_path: Path, command: Command) -> None:
     """Where the weights cannot be written the sentence names the file, and the export that was there is whole."""
     out = tmp_path / 'out'
@@ -461,6 +462,7 @@ def hub_environment(monkeypatch: pytest.MonkeyPatch, home: Path, address: str, t
         monkeypatch.setenv('HF_TOKEN', token)
 
 
+@pytest.mark.slow
 def test_an_export_is_uploaded_as_it_is(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--push-to-hub` makes the repository with the user's token and sends every file of the folder."""
     with hub() as server:
@@ -475,6 +477,7 @@ def test_an_export_is_uploaded_as_it_is(run: Path, tmp_path: Path, monkeypatch: 
         assert "snapshot_download('me/naip')" in card and '# naip' in card and 'hf_secret' not in card
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_is_one_sentence(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token that may not write, and a network that is not there, leave the folder and say so."""
     with hub() as server:

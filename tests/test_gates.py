@@ -17,12 +17,12 @@ import pytest
 import rasterio
 from PIL import Image
 
-from grafalign.datasets.pictures import picture_facts, read_picture
+from grafalign.datasets.pictures import picture_metadata, read_picture
 from grafalign.errors import GrafalignError
 from grafalign.escapes import csv_cell, fenced, markdown, printable
 from grafalign.foreign import ForeignFileError, below, open_plain, parse_json
 from grafalign.photos import PhotoSource, read_photos
-from grafalign.photos.exif import PhotoError, read_facts
+from grafalign.photos.exif import PhotoError, read_metadata
 from grafalign.photos.tars import read_index
 from grafalign.scenes import load_scenes
 from grafalign.scenes.signing import Signer
@@ -110,8 +110,8 @@ def test_a_picture_is_what_its_first_bytes_say(tmp_path: Path, victim: Heard, ki
         with pytest.raises(GrafalignError, match='cannot be read as a picture'):
             read_picture(source, path.name)
         with pytest.raises(GrafalignError, match='cannot be read as a picture'):
-            picture_facts(source, path.name)
-    assert read_facts(path).problem == 'not an image' and victim.requests == []
+            picture_metadata(source, path.name)
+    assert read_metadata(path).problem == 'not an image' and victim.requests == []
 
 
 def test_postscript_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_postscript_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n')
     with pytest.raises(GrafalignError, match='not an image'):
         read_picture(path, 'b.jpg')
-    assert read_facts(path).problem == 'not an image' and not marker.exists()
+    assert read_metadata(path).problem == 'not an image' and not marker.exists()
 
 
 @pytest.mark.parametrize('where', ['table', 'region'])
@@ -197,7 +197,7 @@ def test_only_plain_files_are_read(tmp_path: Path) -> None:
         if Path(path).exists():
             with pytest.raises(ForeignFileError, match='not a file'):
                 open_plain(path)
-            assert read_facts(Path(path)).problem == 'not a file'
+            assert read_metadata(Path(path)).problem == 'not a file'
     (tmp_path / 'large').write_bytes(bytes(2000))
     with pytest.raises(ForeignFileError, match='more than'):
         open_plain(tmp_path / 'large', 1000)
@@ -401,7 +401,7 @@ def test_json_without_end_is_one_sentence() -> None:
 def test_a_jpeg_of_exif_alone_is_refused_at_once() -> None:
     """760 segments of 64 kB, which take half a minute to join."""
     segment = b'\xff\xe1' + struct.pack('>H', 65_000) + b'Exif\0\0' + bytes(65_000 - 8)
-    assert read_facts(b'\xff\xd8' + segment * 300 + b'\xff\xd9').problem == 'more than 4 MB of metadata'
+    assert read_metadata(b'\xff\xd8' + segment * 300 + b'\xff\xd9').problem == 'more than 4 MB of metadata'
 
 
 def test_a_tar_without_end_is_refused() -> None:
@@ -470,6 +470,6 @@ def test_sixteen_bit_pngs_have_the_bands_that_their_head_says(tmp_path: Path, mo
     pixels = np.random.default_rng(0).integers(0, 65535, (many, 8, 8)).astype('uint16')
     with rasterio.open(tmp_path / 'a.png', 'w', driver='PNG', count=many, width=8, height=8, dtype='uint16') as file:
         file.write(pixels)
-    facts, found = picture_facts(tmp_path / 'a.png', 'a.png'), read_picture(tmp_path / 'a.png', 'a.png')
-    assert (facts.bands, facts.dtype, len(found), str(found.dtype)) == (bands, 'uint16', bands, 'uint16')
+    metadata, found = picture_metadata(tmp_path / 'a.png', 'a.png'), read_picture(tmp_path / 'a.png', 'a.png')
+    assert (metadata.bands, metadata.dtype, len(found), str(found.dtype)) == (bands, 'uint16', bands, 'uint16')
     np.testing.assert_array_equal(found, pixels[:bands])

@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import IFDRational as R
 from grafalign.config import parse_settings
 from grafalign.errors import GrafalignError
 from grafalign.photos import PhotoSource, read_photos
-from grafalign.photos.exif import EXIF_IFD, GPS_IFD, open_photo, read_facts
+from grafalign.photos.exif import EXIF_IFD, GPS_IFD, open_photo, read_metadata
 from grafalign.photos.exif_values import camera_time, gps_time, heading, position, taken_time
 from grafalign.photos.webdataset import _from_exif
 
@@ -45,8 +45,8 @@ def photo(path: Path, gps: dict[int, Any] | None = None, detail: dict[int, str] 
 @pytest.mark.parametrize('refs', [{}, {1: 'S'}, {3: 'E'}, {1: '', 3: ''}, {1: '\x01', 3: '\x01'}, {1: 'E', 3: 'S'}])
 def test_a_position_without_hemisphere_is_none_and_has_a_reason(tmp_path: Path, refs: dict[int, str]) -> None:
     """Sydney must not land in the Pacific east of Japan."""
-    facts = read_facts(photo(tmp_path / 'p.jpg', {**SYDNEY, **refs}))
-    assert (facts.lon, facts.lat, facts.place_problem) == (None, None, 'position without hemisphere')
+    metadata = read_metadata(photo(tmp_path / 'p.jpg', {**SYDNEY, **refs}))
+    assert (metadata.lon, metadata.lat, metadata.place_problem) == (None, None, 'position without hemisphere')
     photo(tmp_path / 'good.jpg', {**SYDNEY, 1: 'S', 3: 'E'})
     found = read_photos(PhotoSource(folder=tmp_path))
     assert found.rejected[['id', 'reason']].values.tolist() == [['p.jpg', 'position without hemisphere']]
@@ -131,7 +131,7 @@ def test_every_spelling_of_a_time_that_tables_take(stamp: str) -> None:
 def test_a_blank_time_hides_no_other(tmp_path: Path) -> None:
     """DateTimeOriginal of blanks: DateTimeDigitized is taken."""
     path = photo(tmp_path / 'p.jpg', detail={36867: '    :  :     :  :  ', 36868: '2018:05:06 10:11:12'})
-    assert read_facts(path).taken_at == CAMERA
+    assert read_metadata(path).taken_at == CAMERA
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_blank_time_hides_no_other(tmp_path: Path) -> None:
 def test_the_time_of_an_edit_is_no_time_of_exposure(tmp_path: Path, tags: dict[str, str], known: bool) -> None:
     """DateTime is the time of the last change (EXIF 2.32): a camera's may stand for the exposure."""
     path = photo(tmp_path / 'p.jpg', DateTime='2018:05:06 10:11:12', **tags)
-    assert (read_facts(path).taken_at == CAMERA) == known
+    assert (read_metadata(path).taken_at == CAMERA) == known
 
 
 # ---- headings --------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_magnetic_headings_become_true_ones(tmp_path: Path) -> None:
     assert heading(350, 'M', -122.33, 47.61, when) == pytest.approx(5.3, abs=0.3)
     assert heading(90, 'M', None, None, when) is None and heading(90, 'M', 0.0, 0.0, None) is None
     gps = {1: 'N', 2: (47, 36, 36), 3: 'W', 4: (122, 19, 48), 16: 'M', 17: R(90, 1), 29: '2022:07:01', 7: (0, 0, 0)}
-    assert read_facts(photo(tmp_path / 'p.jpg', gps)).heading_deg == pytest.approx(105.3, abs=0.3)
+    assert read_metadata(photo(tmp_path / 'p.jpg', gps)).heading_deg == pytest.approx(105.3, abs=0.3)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_checkpoint_files_of_open_clip_load_by_path(layout: str, builtin: Frozen
     images = torch.rand(2, 3, 64, 64)
     np.testing.assert_allclose(model.embed_images(images), builtin.encode_images(images).numpy(), atol=1e-6)
     np.testing.assert_allclose(model.embed_texts(WORDS), builtin.encode_text(WORDS).numpy(), atol=1e-6)
-    assert model.digest == builtin.digest and model.facts['activation'] == 'gelu'
+    assert model.digest == builtin.digest and model.metadata['activation'] == 'gelu'
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(builtin: FrozenClip, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def small(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return recipe, folder / 'pairs'
 
 
-@pytest.mark.parametrize('engine', ['processes', 'dask'])
+@pytest.mark.parametrize('engine', ['processes', pytest.param('dask', marks=pytest.mark.slow)])
 def test_other_engines_make_the_same_store(engine: str, small: tuple[Path, Path], tmp_path: Path) -> None:
     """Processes and a local Dask cluster write the bytes that threads write."""
     recipe, whole = small
@@ -77,6 +77,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_dask_worker_that_is_killed_changes_nothing(
     cluster: tuple[str, list[subprocess.Popen[bytes]]], small: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_dask_worker_that_is_killed_changes_nothing(
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_one_sentence(small: tuple[Path, Path], tmp_path: Path) -> None:
     """The address of a Dask scheduler that does not answer is named."""
     settings = {'engine': 'dask', 'scheduler': 'tcp://127.0.0.1:9'}
@@ -171,6 +173,7 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_store_on_s3_holds_the_same_files(small: tuple[Path, Path], bucket: str) -> None:
     """Written to S3, killed there twice, and read from there: the files and the tiles are those of the local store."""
     recipe, whole = small
@@ -268,6 +271,7 @@ def test_a_store_that_met_nothing_but_an_outage_is_not_stuck(
     assert not [f for f in check_store(PairStore(tmp_path / 'pairs')) if f.problems]
 
 
+@pytest.mark.slow
 def test_worker_processes_end_with_the_one_that_started_them(small: tuple[Path, Path], tmp_path: Path) -> None:
     """After kill -9 of the command none of its workers goes on writing, and the next run makes the same bytes."""
     recipe, whole = small
@@ -375,11 +379,11 @@ def test_clouds_inside_a_tile_send_it_to_the_next_scene(tmp_path: Path) -> None:
     pair(recipe, tmp_path / 'pairs')
     store = PairStore(tmp_path / 'pairs')
     pairs = store.pairs.set_index('photo_id')['tile']
-    facts = store.tiles.iloc[pairs[['west', 'east']]].reset_index(drop=True)
-    assert facts['item_id'].tolist() == ['near', 'later'] and facts['scene_rank'].tolist() == [0, 1]
-    assert facts['tile_cloud_percent'].tolist() == [0, 0] and facts['scenes_considered'].tolist() == [2, 2]
-    assert facts['days_apart'].round().tolist() == [2, 50]
-    assert facts['offset'].tolist() == [[-0.1], [-0.1]]  # baseline 05.00 without raster:bands
+    metadata = store.tiles.iloc[pairs[['west', 'east']]].reset_index(drop=True)
+    assert metadata['item_id'].tolist() == ['near', 'later'] and metadata['scene_rank'].tolist() == [0, 1]
+    assert metadata['tile_cloud_percent'].tolist() == [0, 0] and metadata['scenes_considered'].tolist() == [2, 2]
+    assert metadata['days_apart'].round().tolist() == [2, 50]
+    assert metadata['offset'].tolist() == [[-0.1], [-0.1]]  # baseline 05.00 without raster:bands
     assert store.read_tile(pairs['west']).max() == 1000 and store.read_tile(pairs['east']).min() == 2000
     only = load_settings(tmp_path / 'recipe.yaml', Recipe, ['scenes.period=[2021-06-01, 2021-06-30]'])
     assert pair(only, tmp_path / 'only').reasons['too cloudy'] == 1
@@ -413,9 +417,9 @@ def test_check_names_what_is_wrong(small: tuple[Path, Path], tmp_path: Path, com
     code, err = command('check', store)
     assert code == 4 and pairs['photo_id'][0] in err
     store = broken('split')
-    facts = json.loads((store / 'dataset.json').read_text())
-    facts['recipe']['split'] = {'block_km': 1.0, 'shares': {'train': 0.5, 'val': 0.25, 'test': 0.25}}
-    (store / 'dataset.json').write_text(json.dumps(facts))
+    metadata = json.loads((store / 'dataset.json').read_text())
+    metadata['recipe']['split'] = {'block_km': 1.0, 'shares': {'train': 0.5, 'val': 0.25, 'test': 0.25}}
+    (store / 'dataset.json').write_text(json.dumps(metadata))
     code, err = command('check', store)
     assert code == 4 and 'splits' in err
     (broken('more') / 'tiles' / 'junk.tar').write_bytes(b'x')

@@ -1,4 +1,4 @@
-"""Published layouts: invented rows in exactly the published form come out as photos with all their facts."""
+"""Published layouts: invented rows in exactly the published form come out as photos with all their metadata."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read(layout: str, name: str, **more: object) -> Photos:
     return read_photos(PhotoSource.model_validate({'table': table, 'layout': layout, **more}))
 
 
-def facts(photos: Photos, photo_id: str) -> dict[str, object]:
+def metadata(photos: Photos, photo_id: str) -> dict[str, object]:
     """One photo; unknown values are None."""
     row = photos.table[photos.table['photo_id'] == photo_id].iloc[0]
     return {k: None if pd.isna(v) else v for k, v in row.items()}
@@ -41,13 +41,13 @@ def reasons(photos: Photos) -> dict[str, str]:
 def test_yfcc100m() -> None:
     """A photo of YFCC100M has its level's metres, SPDX licence and decoded author; videos are rejected."""
     photos = read('yfcc100m', 'yfcc100m_dataset.bz2')
-    first = facts(photos, '6000000001')
+    first = metadata(photos, '6000000001')
     assert (first['lon'], first['lat'], first['heading_deg']) == (13.405, 52.52, None)
     assert first['accuracy_m'] == pytest.approx(23.9, abs=0.1)
     assert first['taken_at'] == pd.Timestamp('2012-02-16T09:56:37Z')
     assert first['uri'] == 'http://farm8.staticflickr.com/7205/6000000001_abc.jpg'
     assert (first['licence'], first['author'], first['source']) == ('CC-BY-NC-SA-2.0', 'Ada Löwe', 'yfcc100m')
-    second = facts(photos, '6000000002')
+    second = metadata(photos, '6000000002')
     assert second['taken_at'] is None
     assert second['accuracy_m'] == pytest.approx(382, abs=1)
     assert reasons(photos) == {'6000000003': 'video', '6000000004': 'no position'}
@@ -74,16 +74,16 @@ def test_yfcc100m_of_local_copies(tmp_path: Path) -> None:
 def test_inaturalist(table: str) -> None:
     """Photos of iNaturalist have place, day and error of their observation and the name of their observer."""
     photos = read('inaturalist', table)
-    first = facts(photos, '101')
+    first = metadata(photos, '101')
     assert (first['lon'], first['lat'], first['accuracy_m']) == (8.5417, 47.3769, 15)
     assert first['taken_at'] == pd.Timestamp('2019-06-01', tz='UTC')
     assert (first['licence'], first['author']) == ('CC-BY-NC-4.0', 'Ada "the Moth" Löwe')
     assert first['uri'] == 'https://inaturalist-open-data.s3.amazonaws.com/photos/101/medium.jpg'
     assert (first['width'], first['height']) == (500, 375)
-    second = facts(photos, '102')
+    second = metadata(photos, '102')
     assert (second['width'], second['height'], second['licence']) == (400, 300, 'CC0-1.0')
     assert second['uri'].endswith('/102/medium.jpeg')
-    third = facts(photos, '103')
+    third = metadata(photos, '103')
     assert (third['accuracy_m'], third['taken_at'], third['author']) == (None, None, 'bo')
     assert set(reasons(photos)) == {'104', '105'}
     assert set(reasons(photos).values()) == {'no observation with a place'}
@@ -120,7 +120,7 @@ def test_lucas() -> None:
         'S': 180,
         'W': 270,
     }
-    north = facts(photos, '38863060-2018-N')
+    north = metadata(photos, '38863060-2018-N')
     assert (north['lon'], north['lat'], north['accuracy_m']) == (3.862602, 50.487801, 4)
     assert north['taken_at'] == pd.Timestamp('2018-09-21', tz='UTC')
     assert north['uri'] == 'https://gisco-services.ec.europa.eu/lucas/photos/2018/BE/388/630/38863060N.jpg'
@@ -139,13 +139,13 @@ def test_lucas_of_local_copies(tmp_path: Path) -> None:
     """With a root the photos lie in its folders by year, country and point."""
     source = PhotoSource(table=FIXTURES / 'lucas_harmo_uf.csv', layout='lucas', root='https://mirror.example/lucas')
     photos = read_photos(source)
-    assert facts(photos, '38863060-2018-E')['uri'] == 'https://mirror.example/lucas/2018/BE/388/630/38863060E.jpg'
+    assert metadata(photos, '38863060-2018-E')['uri'] == 'https://mirror.example/lucas/2018/BE/388/630/38863060E.jpg'
 
 
 def test_mapillary() -> None:
     """Images of the API have their computed place and heading where there are any; panoramas are rejected."""
     photos = read('mapillary', 'mapillary_images.json')
-    first, second = facts(photos, '200000000000001'), facts(photos, '200000000000002')
+    first, second = metadata(photos, '200000000000001'), metadata(photos, '200000000000002')
     assert (first['lon'], first['lat'], first['heading_deg']) == (18.0701, 59.3301, 87.25)
     assert (second['lon'], second['lat'], second['heading_deg']) == (18.07, 59.33, 90.5)
     assert first['taken_at'] == pd.Timestamp('2021-07-01T12:00:00Z')
@@ -161,7 +161,7 @@ def test_mapillary_in_all_its_forms_is_the_same(tmp_path: Path) -> None:
     (tmp_path / 'a.jsonl.gz').write_bytes(gzip.compress('\n'.join(map(json.dumps, rows)).encode()))
     pd.testing.assert_frame_equal(read('mapillary', str(tmp_path / 'a.jsonl.gz')).table, expected.table)
     tiles = read('mapillary', 'mapillary_images.geojson')
-    assert facts(tiles, '200000000000001')['heading_deg'] == 90.5
+    assert metadata(tiles, '200000000000001')['heading_deg'] == 90.5
     assert reasons(tiles) == {'200000000000002': 'panorama'}
 
 
@@ -174,7 +174,7 @@ def test_geograph_needs_to_know_where_the_images_are() -> None:
 def test_geograph() -> None:
     """A photo stands in the middle of the photographer's square, or at the subject; its error is that of the square."""
     photos = read('geograph', 'geograph', root='https://mirror.example/geograph')
-    barn, lane, bog = (facts(photos, i) for i in ('123456', '4098820', '5000001'))
+    barn, lane, bog = (metadata(photos, i) for i in ('123456', '4098820', '5000001'))
     british = Transformer.from_crs('EPSG:27700', 'EPSG:4326', always_xy=True)
     assert (barn['lon'], barn['lat']) == pytest.approx(british.transform(530125, 180345))
     assert barn['accuracy_m'] == pytest.approx(math.sqrt(50))
@@ -195,24 +195,24 @@ def test_geograph_addresses_follow_from_the_hash(tmp_path: Path) -> None:
     hashed = [f'{line}\t{"hash" if i == 0 else "0abc3aa7"}' for i, line in enumerate(lines)]
     (tmp_path / 'gridimage_base.tsv').write_text('\n'.join(hashed))
     photos = read('geograph', str(tmp_path / 'gridimage_base.tsv'))
-    assert facts(photos, '123456')['uri'] == 'https://s0.geograph.org.uk/photos/12/34/123456_0abc3aa7.jpg'
-    assert facts(photos, '4098820')['uri'] == 'https://s0.geograph.org.uk/geophotos/04/09/88/4098820_0abc3aa7.jpg'
+    assert metadata(photos, '123456')['uri'] == 'https://s0.geograph.org.uk/photos/12/34/123456_0abc3aa7.jpg'
+    assert metadata(photos, '4098820')['uri'] == 'https://s0.geograph.org.uk/geophotos/04/09/88/4098820_0abc3aa7.jpg'
 
 
 def test_flickr() -> None:
     """Answers of the API give address, size, licence and time; 0, 0 without level is no geotag; videos are rejected."""
     photos = read('flickr', 'flickr_search.json')
-    first = facts(photos, '501')
+    first = metadata(photos, '501')
     assert (first['lon'], first['lat']) == (2.2945, 48.8584)
     assert first['accuracy_m'] == pytest.approx(23.9, abs=0.1)
     assert first['uri'] == 'https://live.staticflickr.com/65535/501_5ecre7_b.jpg'
     assert (first['width'], first['height']) == (1024, 683)
     assert (first['licence'], first['author']) == ('CC-BY-SA-2.0', 'Ada Löwe')
     assert first['taken_at'] == pd.Timestamp('2016-05-01T12:34:56Z')
-    second = facts(photos, '502')
+    second = metadata(photos, '502')
     assert (second['taken_at'], second['licence'], second['width']) == (None, 'CC0-1.0', None)
     assert second['uri'] == 'https://live.staticflickr.com/65535/502_5ecre7_b.jpg'
-    last = facts(photos, '505')
+    last = metadata(photos, '505')
     assert (last['taken_at'], last['licence']) == (None, 'All-Rights-Reserved')
     assert last['accuracy_m'] == pytest.approx(764, abs=1)
     assert reasons(photos) == {'503': 'no position', '504': 'video'}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from grafalign.photos.exif import EXIF_IFD, read_facts
+from grafalign.photos.exif import EXIF_IFD, read_metadata
 from grafalign.photos.table import check_photos
 
 
@@ -27,7 +27,7 @@ def test_a_clock_at_the_epoch_was_never_set(tmp_path: Path, stamp: str, known: b
     exif = Image.Exif()
     exif.get_ifd(EXIF_IFD)[36867] = stamp
     Image.new('RGB', (8, 8)).save(tmp_path / 'photo.jpg', exif=exif)
-    assert (read_facts(tmp_path / 'photo.jpg').taken_at is not None) == known
+    assert (read_metadata(tmp_path / 'photo.jpg').taken_at is not None) == known
 
 
 def test_every_row_may_spell_its_time_differently() -> None:

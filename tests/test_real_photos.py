@@ -163,13 +163,13 @@ def test_naip_tiles_equal_the_rasters(fixture: str, fewest_equal: int, request: 
     """Tiles on the raster's own grid are its pixels, others its bilinear values rounded; beyond it all is 0."""
     paired: Paired = request.getfixturevalue(fixture)
     size, equal = paired.store.sensor.size_px, 0
-    for number, facts in enumerate(paired.store.tiles.itertuples()):
+    for number, metadata in enumerate(paired.store.tiles.itertuples()):
         stored, tile = paired.store.read_tile(number), tile_transform(paired, number)
-        planes, transform, crs = read_files(paired.items[facts.item_id], paired.store.sensor.bands)
-        own = bilinear(planes, transform, crs, tile, facts.epsg, size)
+        planes, transform, crs = read_files(paired.items[metadata.item_id], paired.store.sensor.bands)
+        own = bilinear(planes, transform, crs, tile, metadata.epsg, size)
         outside = np.isnan(own[0])
         assert (stored[:, outside] == 0).all()
-        assert facts.nodata_fraction == pytest.approx(outside.mean(), abs=1e-12)
+        assert metadata.nodata_fraction == pytest.approx(outside.mean(), abs=1e-12)
         window = window_of(transform, tile, size)
         if window is None:
             assert np.abs(stored - own)[:, ~outside].max() <= 0.51  # rounding to whole numbers, nothing else
@@ -201,17 +201,17 @@ def test_coast_tiles_equal_the_resampled_rasters(coast: Paired) -> None:
     size = coast.store.sensor.size_px
     assert coast.store.sensor.bands == ('red', 'green', 'blue', 'nir')
     off = np.zeros(2)  # values that differ by more than 1, from the tile's place and from half a pixel beside it
-    for number, facts in enumerate(coast.store.tiles.itertuples()):
+    for number, metadata in enumerate(coast.store.tiles.itertuples()):
         stored, tile = coast.store.read_tile(number).astype(float), tile_transform(coast, number)
-        planes, transform, crs = read_files(coast.items[facts.item_id], coast.store.sensor.bands)
-        apart = np.abs(stored - bilinear(planes, transform, crs, tile, facts.epsg, size))
+        planes, transform, crs = read_files(coast.items[metadata.item_id], coast.store.sensor.bands)
+        apart = np.abs(stored - bilinear(planes, transform, crs, tile, metadata.epsg, size))
         # the warper places pixels to an eighth of a pixel and widens its filter by the ratio of the grids as a whole
         assert apart.max() <= 4
         assert apart.mean() < 0.3
         assert (apart <= 1).mean() > 0.999
-        assert facts.nodata_fraction == 0
+        assert metadata.nodata_fraction == 0
         shifted = rasterio.Affine(tile.a, 0, tile.c + tile.a / 2, 0, tile.e, tile.f + tile.e / 2)
-        beside = np.abs(stored - bilinear(planes, transform, crs, shifted, facts.epsg, size))
+        beside = np.abs(stored - bilinear(planes, transform, crs, shifted, metadata.epsg, size))
         off += np.array([(apart > 1).sum(), (beside > 1).sum()])
     assert off[1] > 50 * off[0]
 
@@ -236,7 +236,7 @@ def test_the_closest_date_was_chosen(fixture: str, request: pytest.FixtureReques
     outlines = {i: read_files(item, ('red',)) for i, item in paired.items.items()}
     when = {i: pd.Timestamp(item['properties']['datetime']) for i, item in paired.items.items()}
     taken = pd.to_datetime(paired.photos['taken_at'], format='ISO8601', utc=True)
-    for number, facts in enumerate(paired.store.tiles.itertuples()):
+    for number, metadata in enumerate(paired.store.tiles.itertuples()):
         tile = tile_transform(paired, number)
         photos = paired.store.pairs.loc[paired.store.pairs['tile'] == number, 'photo_id']
         days = {}
@@ -247,8 +247,8 @@ def test_the_closest_date_was_chosen(fixture: str, request: pytest.FixtureReques
                 days[item_id] = float((taken[photos] - when[item_id]).abs().dt.total_seconds().mean() / 86400)
         if len(days) == len(paired.items):
             checked += 1
-            assert facts.item_id == min(days, key=lambda i: days[i])
-            chosen.add(facts.item_id)
+            assert metadata.item_id == min(days, key=lambda i: days[i])
+            chosen.add(metadata.item_id)
     assert checked >= 7
     assert len(chosen) >= (3 if fixture == 'naip' else 6)
 
@@ -261,10 +261,10 @@ def test_rows_and_columns_fall_on_the_positions(fixture: str, request: pytest.Fi
     assert pairs[['row', 'col']].ge(0).all(axis=None)
     assert pairs[['row', 'col']].lt(size).all(axis=None)
     assert set(pairs['tile']) == set(range(len(paired.store.tiles)))
-    for number, facts in enumerate(paired.store.tiles.itertuples()):
+    for number, metadata in enumerate(paired.store.tiles.itertuples()):
         here = pairs[pairs['tile'] == number]
         place = paired.photos.loc[here['photo_id']]
-        metres = Transformer.from_crs('EPSG:4326', f'EPSG:{facts.epsg}', always_xy=True)
+        metres = Transformer.from_crs('EPSG:4326', f'EPSG:{metadata.epsg}', always_xy=True)
         x, y = metres.transform(place['lon'].to_numpy(), place['lat'].to_numpy())
         col, row = apply(~tile_transform(paired, number), np.asarray(x), np.asarray(y))
         np.testing.assert_allclose(here['row'], row, atol=1e-6)

@@ -227,13 +227,13 @@ def test_every_real_item_has_the_bands_and_means_what_it_says(name: str, realdat
 
 def true_scale(item: dict[str, Any]) -> tuple[float, float]:
     """Scale and offset of an item's pixels, from what the publishers say of them."""
-    facts = item['properties']
+    metadata = item['properties']
     if item['collection'] == 'naip':
         return 1, 0
-    if 'earthsearch:boa_offset_applied' in facts:
-        assert facts['earthsearch:boa_offset_applied'] and item['assets']['red']['raster:bands'][0]['offset'] == -0.1
+    if 'earthsearch:boa_offset_applied' in metadata:
+        assert metadata['earthsearch:boa_offset_applied'] and item['assets']['red']['raster:bands'][0]['offset'] == -0.1
         return 1e-4, 0
-    return 1e-4, -0.1 if facts['s2:processing_baseline'] >= '04.00' else 0
+    return 1e-4, -0.1 if metadata['s2:processing_baseline'] >= '04.00' else 0
 
 
 @pytest.mark.realdata
@@ -258,10 +258,10 @@ def test_the_store_is_sound(paired: Paired) -> None:
 def test_the_pixels_are_the_files(paired: Paired) -> None:
     """On the scene's own grid a tile equals a plain window of the file, else its bilinear values."""
     size, copied = paired.recipe.sensor.size_px, 0
-    for number, facts in enumerate(paired.store.tiles.itertuples()):
-        stored, tile = paired.store.read_tile(number), rasterio.Affine(*facts.transform[:6])
-        assert facts.nodata_fraction == 0
-        for band, source in enumerate(paired.sources(facts.item_id)):
+    for number, metadata in enumerate(paired.store.tiles.itertuples()):
+        stored, tile = paired.store.read_tile(number), rasterio.Affine(*metadata.transform[:6])
+        assert metadata.nodata_fraction == 0
+        for band, source in enumerate(paired.sources(metadata.item_id)):
             with rasterio.open(paired.world.folder / source.href.removeprefix(f'{paired.world.files.root}/')) as file:
                 window = window_of(file.transform, tile, size)
                 if window is not None:  # NAD 83 and WGS 84 are one here
@@ -272,12 +272,14 @@ def test_the_pixels_are_the_files(paired: Paired) -> None:
                 wide = int(size * tile.a / file.transform.a) + 40
                 around = rasterio.windows.Window(int(here[0]) - 20, int(here[1]) - 20, wide, wide)
                 plane, place = file.read(source.index, window=around), file.window_transform(around)
-                own = bilinear(plane[None], place, file.crs, tile, facts.epsg, size)[0]
+                own = bilinear(plane[None], place, file.crs, tile, metadata.epsg, size)[0]
                 apart = np.abs(stored[band] - own)
                 assert apart.max() <= 4 and apart.mean() < 1  # the warper's filter and ours differ by a little
                 shifted = tile @ rasterio.Affine.translation(1, 1)
                 assert (
-                    np.abs(stored[band] - bilinear(plane[None], place, file.crs, shifted, facts.epsg, size)[0]).mean()
+                    np.abs(
+                        stored[band] - bilinear(plane[None], place, file.crs, shifted, metadata.epsg, size)[0]
+                    ).mean()
                     > 3
                 )
     # of the three dates the one of 2012 is on our grid
@@ -288,9 +290,9 @@ def test_the_pixels_are_the_files(paired: Paired) -> None:
 def test_scale_and_offset_are_recorded(paired: Paired) -> None:
     """Beside every tile stand the scale and offset that apply to its scene, old and new baseline alike."""
     offsets = set()
-    for facts in paired.store.tiles.itertuples():
-        scale, offset = true_scale(paired.items[facts.item_id])
-        assert list(facts.scale) == [scale] * 3 and list(facts.offset) == [offset] * 3
+    for metadata in paired.store.tiles.itertuples():
+        scale, offset = true_scale(paired.items[metadata.item_id])
+        assert list(metadata.scale) == [scale] * 3 and list(metadata.offset) == [offset] * 3
         offsets.add(offset)
     assert offsets == ({0, -0.1} if kind_of(paired.name) == 'sentinel2_pc' else {0})
 
@@ -328,7 +330,7 @@ def test_the_nearest_date_was_chosen(paired: Paired) -> None:
     """Of the recorded items over a place that pass the limits of cloud and GSD, the nearest in time was taken."""
     where, place = paired.recipe.scenes.where, paired.store.tiles.to_crs(4326).geometry
     photos = paired.store.photos.set_index('photo_id')['taken_at']
-    for number, facts in enumerate(paired.store.tiles.itertuples()):
+    for number, metadata in enumerate(paired.store.tiles.itertuples()):
         taken = photos[paired.store.pairs.loc[paired.store.pairs['tile'] == number, 'photo_id']]
         days = {}
         for item in paired.items.values():
@@ -336,8 +338,8 @@ def test_the_nearest_date_was_chosen(paired: Paired) -> None:
             if clear and shapely.geometry.shape(item['geometry']).covers(place.iloc[number]):
                 apart = (pd.Timestamp(item['properties']['datetime']) - taken).abs()
                 days[item['id']] = apart.dt.total_seconds().mean()
-        assert where and days[facts.item_id] == min(days.values())
-        assert facts.scene_rank == 0 and len(days) > (kind_of(paired.name) == 'naip')
+        assert where and days[metadata.item_id] == min(days.values())
+        assert metadata.scene_rank == 0 and len(days) > (kind_of(paired.name) == 'naip')
 
 
 @pytest.mark.realdata

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from grafalign.benchmarks import evaluate, read_results
-from grafalign.benchmarks.results import ModelFacts, Protocol, Result, SetFacts
+from grafalign.benchmarks.results import ModelMetadata, Protocol, Result, SetMetadata, read_result
 from grafalign.benchmarks.suite import Suite
 from grafalign.benchmarks.table import by_set, newest, tables
 from grafalign.encoders import FrozenClip
@@ -69,6 +69,19 @@ def test_damaged_results_are_named(
     refused(command('table', tmp_path / 'empty'), 'holds no results')
 
 
+def test_results_of_version_1_are_read(folders: Path, clip: FrozenClip, tmp_path: Path) -> None:
+    """A file that calls the model's metadata `facts` gives the same result, and answers the same question."""
+    suite = Suite(sets=[f'folder:{folders}'], draws=100)
+    path = evaluate([clip.settings.model], suite, tmp_path).paths[0]
+    result = read_result(path)
+    content = json.loads(path.read_text())
+    content['schema_version'] = 1
+    content['model']['facts'] = content['model'].pop('metadata')
+    path.write_text(json.dumps(content))
+    assert read_result(path) == result.model_copy(update={'schema_version': 1})
+    assert evaluate([clip.settings.model], suite, tmp_path).computed == 0
+
+
 def test_the_documented_schema_is_the_one_that_is_checked() -> None:
     """Docs of the result file name every key of the model, and no other."""
     page = (Path(__file__).parent.parent / 'docs' / 'benchmarks.md').read_text()
@@ -80,7 +93,7 @@ def test_the_documented_schema_is_the_one_that_is_checked() -> None:
         for key in re.findall('`(\\w+)`', line.split('|')[1])
     ]
     assert sorted(told) == sorted(Result.model_fields)
-    nested = [f for model in (ModelFacts, SetFacts, Protocol, Estimate) for f in model.model_fields]
+    nested = [f for model in (ModelMetadata, SetMetadata, Protocol, Estimate) for f in model.model_fields]
     assert all(f'`{field}`' in table for field in nested)
 
 

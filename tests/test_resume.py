@@ -39,6 +39,7 @@ def whole_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @SIGNALS
 def test_a_stopped_sandbox_is_made_anew(how: signal.Signals, whole_world: Path, tmp_path: Path) -> None:
     """A world that was stopped while scenes, photos and truth were written is in the end the same world."""
@@ -98,6 +99,7 @@ def many_photos(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_stopped_embedding_goes_on(many_photos: Path, tmp_path: Path) -> None:
     """The bank is the same bytes after stops between its parts and before its marker."""
     out = shutil.copytree(many_photos / 'pairs', tmp_path / 'pairs')
@@ -127,6 +129,7 @@ def whole_run(store: PairStore, bank: PhotoBank, tmp_path_factory: pytest.TempPa
     return config, folder / 'run'
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on(whole_run: tuple[Path, Path], tmp_path: Path) -> None:
     """The weights are the same bits after stops between checkpoints; the log has every entry once."""
     config, whole = whole_run

@@ -21,7 +21,7 @@ from rasterio.shutil import exists
 from grafalign.errors import GrafalignError
 from grafalign.labels import VOID
 from grafalign.pairing import Recipe, pair
-from grafalign.photos.exif import read_facts
+from grafalign.photos.exif import read_metadata
 from grafalign.sandbox.classes import CLASS_NAMES, LAND_CLASSES
 from grafalign.sandbox.ground import Cameras, render
 from grafalign.sandbox.land import make_land
@@ -88,18 +88,20 @@ def test_both_zones_show_the_same_land(world: Path) -> None:
 
 def test_photos_carry_position_time_and_some_heading(world: Path) -> None:
     """EXIF gives every photo a place on the land and a time, most a heading and many an error."""
-    facts = [read_facts(p) for p in sorted((world / 'photos').rglob('*.jpg'))]
-    assert len(facts) == 480 and all(f.problem is None and f.taken_at is not None for f in facts)
-    assert all(abs(f.lon + 30) < 0.1 and abs(f.lat - 45) < 0.1 for f in facts if f.lon and f.lat)
-    assert 0.5 < np.mean([f.heading_deg is not None for f in facts]) < 0.9
-    assert 0.4 < np.mean([f.accuracy_m is not None for f in facts]) < 0.8
+    metadata = [read_metadata(p) for p in sorted((world / 'photos').rglob('*.jpg'))]
+    assert len(metadata) == 480 and all(f.problem is None and f.taken_at is not None for f in metadata)
+    assert all(abs(f.lon + 30) < 0.1 and abs(f.lat - 45) < 0.1 for f in metadata if f.lon and f.lat)
+    assert 0.5 < np.mean([f.heading_deg is not None for f in metadata]) < 0.9
+    assert 0.4 < np.mean([f.accuracy_m is not None for f in metadata]) < 0.8
 
 
 def test_geotags_are_off_by_metres(world: Path) -> None:
     """The stored position differs from the true one by metres in the median and by a street in some."""
     truth = pd.read_parquet(world / 'truth' / 'photos.parquet')
-    facts = [read_facts(world / 'photos' / i, verify=False) for i in truth['photo_id']]
-    tags = gpd.GeoSeries(gpd.points_from_xy([f.lon for f in facts], [f.lat for f in facts]), crs=4326).to_crs(32625)
+    metadata = [read_metadata(world / 'photos' / i, verify=False) for i in truth['photo_id']]
+    tags = gpd.GeoSeries(gpd.points_from_xy([f.lon for f in metadata], [f.lat for f in metadata]), crs=4326).to_crs(
+        32625
+    )
     error = np.hypot(tags.x - truth['x'], tags.y - truth['y'])
     assert 2 < np.median(error) < 12 and error.max() > 30
 

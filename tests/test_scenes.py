@@ -40,16 +40,16 @@ def test_catalog_items_and_parquet_give_the_same_scenes(world: Path, tmp_path: P
     same_shape = [i for i in items if i['collection'] == 'sandbox-ms']
     pyarrow.parquet.write_table(parse_stac_items_to_arrow(same_shape).read_all(), tmp_path / 'c.parquet')
 
-    def facts(scenes: list[Scene]) -> list[tuple[object, ...]]:
+    def metadata(scenes: list[Scene]) -> list[tuple[object, ...]]:
         return [
             (s.item_id, s.when, s.cloud_percent, {k: a['href'] for k, a in s.item['assets'].items()}) for s in scenes
         ]
 
     assert len(found) == 12
-    assert facts(load_scenes(SceneSource(items=tmp_path / 'a.json'), ALL)) == facts(found)
-    assert facts(load_scenes(SceneSource(items=tmp_path / 'b.ndjson'), ALL)) == facts(found)
+    assert metadata(load_scenes(SceneSource(items=tmp_path / 'a.json'), ALL)) == metadata(found)
+    assert metadata(load_scenes(SceneSource(items=tmp_path / 'b.ndjson'), ALL)) == metadata(found)
     ms = [s for s in found if s.collection == 'sandbox-ms']
-    assert facts(load_scenes(SceneSource(items=tmp_path / 'c.parquet'), ALL)) == facts(ms)
+    assert metadata(load_scenes(SceneSource(items=tmp_path / 'c.parquet'), ALL)) == metadata(ms)
 
 
 def test_filters_by_collection_cloud_and_period(world: Path) -> None:

@@ -25,6 +25,7 @@ def test_a_sharded_checkpoint_is_whole(tmp_path: Path) -> None:
     in_two_processes('tests.sharded_checkpoint', tmp_path)
 
 
+@pytest.mark.slow
 def test_a_sharded_task_has_the_gradient_of_the_whole(store: PairStore, bank: PhotoBank) -> None:
     """The task of a training, spread over two processes, gives loss and gradient of one process with the batch."""
     in_two_processes('tests.sharded_gradient', store.path)

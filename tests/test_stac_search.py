@@ -169,10 +169,10 @@ def test_the_kept_table_is_stac_geoparquet_with_its_question(server: StacServer,
     (table,) = cache.rglob('*.parquet')
     frame = gpd.read_parquet(table)
     assert {'id', 'geometry', 'datetime', 'eo:cloud_cover', 'assets'} <= set(frame.columns) and frame.crs == 'OGC:CRS84'
-    facts = json.loads(table.with_suffix('.json').read_text())
-    assert facts['api'] == server.root and facts['where'] == {'platform': {'eq': 'a'}}
-    assert facts['period'] == '2021-01-01T00:00:00Z/2021-06-30T23:59:59Z' and facts['items'] == len(frame)
-    assert facts['region'] == list(REGION) and facts['searched_at'] and facts['counts']['pages'] >= 2
+    metadata = json.loads(table.with_suffix('.json').read_text())
+    assert metadata['api'] == server.root and metadata['where'] == {'platform': {'eq': 'a'}}
+    assert metadata['period'] == '2021-01-01T00:00:00Z/2021-06-30T23:59:59Z' and metadata['items'] == len(frame)
+    assert metadata['region'] == list(REGION) and metadata['searched_at'] and metadata['counts']['pages'] >= 2
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from grafalign.store import PairStore, ShardWriter
 
 
 def test_a_tile_is_at_its_byte_offset(tmp_path: Path) -> None:
-    """The bytes at the returned offset are the .npy, and a plain tar reader finds image and facts in pairs."""
+    """The bytes at the returned offset are the .npy, and a plain tar reader finds image and metadata in pairs."""
     pixels = [np.random.default_rng(i).integers(0, 60_000, (4, 9, 9)).astype(np.uint16) for i in range(3)]
     path = tmp_path / 'tiles' / '00000.tar'
     with ShardWriter(path) as writer:
@@ -33,8 +33,8 @@ def test_a_tile_is_at_its_byte_offset(tmp_path: Path) -> None:
         assert (np.load(io.BytesIO(content[offset : offset + nbytes])) == expected).all()
     with tarfile.open(path) as tar:
         assert tar.getnames() == ['t0.npy', 't0.json', 't1.npy', 't1.json', 't2.npy', 't2.json']
-        facts = tar.extractfile('t2.json')
-        assert facts is not None and json.load(facts) == {'number': 2}
+        metadata = tar.extractfile('t2.json')
+        assert metadata is not None and json.load(metadata) == {'number': 2}
 
 
 def test_a_shard_that_fails_leaves_nothing(tmp_path: Path) -> None:

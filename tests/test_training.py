@@ -125,7 +125,7 @@ def test_norms_and_temperatures_do_not_decay(store: PairStore, bank: PhotoBank, 
 def test_a_learned_temperature_moves_and_is_kept(
     store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
 ) -> None:
-    """A run with `learn_tau` ends with another temperature, which its facts tell; without it, with the same."""
+    """A run with `learn_tau` ends with another temperature, which its metadata tell; without it, with the same."""
     assert train(settings(store, clip, tmp_path / 'fixed')).tau == pytest.approx(0.07)
     assert train(settings(store, clip, tmp_path / 'learned', learn_tau=True)).tau != pytest.approx(0.07, abs=1e-5)
 

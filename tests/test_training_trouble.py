@@ -58,6 +58,7 @@ def test_unreadable_tiles_are_skipped_counted_and_listed(own_store: Path, clip: 
         train(settings(store, clip, tmp_path / 'strict', max_bad_tiles=2, steps=14))
 
 
+@pytest.mark.slow
 def test_an_unreadable_tile_counts_once(own_store: Path, clip: FrozenClip, tmp_path: Path) -> None:
     """Whichever processes meet it, in whichever epoch, and also after the run was resumed."""
     rows = PairStore(own_store).tiles_of('train')[:2].tolist()

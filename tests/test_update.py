@@ -178,7 +178,8 @@ def test_a_local_scene_that_was_replaced_is_cut_again(world: Path, tmp_path: Pat
     assert contents(tmp_path / 'pairs') == contents(tmp_path / 'anew')
 
 
-@pytest.mark.parametrize('kills', [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [20])
 def test_kill_9_during_an_update_changes_no_byte(growing: Growing, kills: int) -> None:
     """Killed at moments drawn over its length, the same command ends the update; until then the store is whole."""
     out = growing.folder / 'pairs'

@@ -69,7 +69,7 @@ def launch(
     config: TrainSettings, path: Path, processes: int = 1, program: tuple[str, ...] = ('grafalign', 'train')
 ) -> subprocess.Popen[bytes]:
     """Start `grafalign train` in processes of its own, joined over gloo where there are several."""
-    path.write_text(yaml.safe_dump(config.facts()))
+    path.write_text(yaml.safe_dump(config.model_dump(mode='json')))
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'COLUMNS': '200'}
     return subprocess.Popen(

@@ -58,9 +58,9 @@ def photo_cell(worlds: Path, seed: int, level: str, tau: float) -> Cell:
 def caption_cell(worlds: Path, seed: int, places: str, number: int, tau: float) -> Cell:
     """A run on captions; notes what is missing and wrong in them."""
     shares = tiles_to_caption(worlds / str(seed), seed, places).first(number).shares
-    facts = quality(write_captions(shares, seed), shares)
+    metadata = quality(write_captions(shares, seed), shares)
     values = {'source': 'captions', 'places': places, 'number': number, 'tau': tau}
-    return Cell(seed, values, {**TRAIN, 'level': 'image', 'tau': tau}, options=facts)
+    return Cell(seed, values, {**TRAIN, 'level': 'image', 'tau': tau}, options=metadata)
 
 
 def main() -> None:

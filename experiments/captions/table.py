@@ -154,9 +154,9 @@ def table(outcomes: Outcomes, tuning: Outcomes) -> Iterable[str]:
     kinds = ('classes_named', 'of_one_class_only', 'named_but_not_there', 'there_but_not_named')
     for places, points in curves.items():
         for number, cells in points.items():
-            facts = [np.mean([o['options'][k] for o in cells]) for k in kinds]
+            metadata = [np.mean([o['options'][k] for o in cells]) for k in kinds]
             different = np.mean([o['options']['different_captions'] for o in cells])
-            row = ' | '.join([f'{facts[0]:.2f}', *(f'{f:.0%}' for f in facts[1:])])
+            row = ' | '.join([f'{metadata[0]:.2f}', *(f'{f:.0%}' for f in metadata[1:])])
             yield f'| {NAMES[places]} | {number:,} | {different:,.0f} | {row} |'
     yield from _tuning(tuning)
     first = outcomes[0]

@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE)]
 
-from machine import machine_facts  # noqa: E402
+from machine import machine_metadata  # noqa: E402
 
 PHOTOS, STEPS = 12_000, 120
 WORLD_SEED = 7
@@ -213,7 +213,7 @@ def main() -> None:
     content = {
         'command': f'python experiments/performance/changes.py --before BEFORE --data DATA --repeats {given.repeats}',
         'commits': {side.name: side.commit() for side in sides},
-        'machine': machine_facts(),
+        'machine': machine_metadata(),
         'versions': {n: version(n) for n in ('torch', 'numpy', 'faiss-cpu', 'rasterio', 'shapely', 'open_clip_torch')}
         | {'python': platform.python_version()},
         'settings': {'photos': PHOTOS, 'world': WORLD_SEED, 'steps': STEPS},

@@ -7,7 +7,7 @@ import platform
 from typing import Any
 
 
-def machine_facts() -> dict[str, Any]:
+def machine_metadata() -> dict[str, Any]:
     """Cores that this process may use, memory (GiB), kind, and how busy the machine is now (load over a minute)."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     return {

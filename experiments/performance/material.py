@@ -79,11 +79,11 @@ def make_material(folder: Path, quick: bool) -> Material:
             if not all(t.exists() for t in targets):
                 print(f'making {name} {band}', flush=True)
                 _write_cogs(name, band, side, targets)
-    facts = folder / 'bytes_per_pixel.json'
-    if not facts.exists():
-        facts.write_text(json.dumps({str(b): _bytes_per_pixel(folder / str(b)) for b in BLOCKS}))
+    metadata = folder / 'bytes_per_pixel.json'
+    if not metadata.exists():
+        metadata.write_text(json.dumps({str(b): _bytes_per_pixel(folder / str(b)) for b in BLOCKS}))
     tiles = place_tiles(list(squares.values()), side, 40 if quick else 800)
-    return Material(folder, side, names, tiles, json.loads(facts.read_text()))
+    return Material(folder, side, names, tiles, json.loads(metadata.read_text()))
 
 
 def _bytes_per_pixel(folder: Path) -> float:

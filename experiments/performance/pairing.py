@@ -37,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 from limits import Need, decoder, fetch, need  # noqa: E402
-from machine import machine_facts  # noqa: E402
+from machine import machine_metadata  # noqa: E402
 from material import BANDS, BLOCKS, GSD_M, TILE_PX, Material, describe, make_material  # noqa: E402
 from methods import CLOUD_SETTINGS, METHODS, SERIAL  # noqa: E402
 from pairing_table import write_table  # noqa: E402
@@ -253,7 +253,7 @@ def header(args: argparse.Namespace, material: Material, needs: dict[tuple[int, 
         given[given.index('--out') + 1] = 'FILE'
     return {
         'command': ' '.join(['python experiments/performance/pairing.py', *given]),
-        'machine': machine_facts(),
+        'machine': machine_metadata(),
         'versions': {
             'python': platform.python_version(),
             'gdal': rasterio.__gdal_version__,

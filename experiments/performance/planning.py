@@ -110,7 +110,7 @@ def main() -> None:
                 print(rows[-1], flush=True)
     import grafalign
 
-    facts = {
+    metadata = {
         'command': 'python experiments/performance/planning.py --places photo_coordinates_100k.csv --data DATA',
         'settings': {'max_photos': 25, 'seed': 0, 'block_km': 20, 'places_seed': 0},
         'versions': {
@@ -123,27 +123,27 @@ def main() -> None:
         'rows': rows,
     }
     (HERE / 'results').mkdir(exist_ok=True)
-    (HERE / 'results' / 'planning.json').write_text(json.dumps(facts, indent=2) + '\n')
-    write_page(facts, HERE / 'planning.md')
+    (HERE / 'results' / 'planning.json').write_text(json.dumps(metadata, indent=2) + '\n')
+    write_page(metadata, HERE / 'planning.md')
 
 
 def _memory_gb() -> float:
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
 
 
-def write_page(facts: dict[str, Any], path: Path) -> None:
+def write_page(metadata: dict[str, Any], path: Path) -> None:
     """The result as a page."""
     lines = [
         '# Planning millions of photos',
         '',
-        f'`{facts["command"]}`, on {facts["machine"]["cores"]} cores and {facts["machine"]["memory_gb"]} GB. '
+        f'`{metadata["command"]}`, on {metadata["machine"]["cores"]} cores and {metadata["machine"]["memory_gb"]} GB. '
         'One thread; every row is a fresh process that reads the photo table, plans and writes the plan. Positions are '
         'drawn around 100,000 real ones, so they cluster as photos do.',
         '',
         '| grid | photos | tiles | pairs | read, s | plan, s | write, s | all, s | µs a photo | peak GB |',
         '|---|---|---|---|---|---|---|---|---|---|',
     ]
-    for row in facts['rows']:
+    for row in metadata['rows']:
         if row['order'] != 'as drawn':
             continue
         lines.append(
@@ -151,10 +151,10 @@ def write_page(facts: dict[str, Any], path: Path) -> None:
             f'| {row["seconds_plan"]} | {row["seconds_write"]} | {row["seconds"]} '
             f'| {1e6 * row["seconds"] / row["photos"]:.1f} | {row["peak_gb"]} |'
         )
-    same = {(r['grid'], r['photos']): set() for r in facts['rows']}  # type: dict[tuple[str, int], set[str]]
-    for row in facts['rows']:
+    same = {(r['grid'], r['photos']): set() for r in metadata['rows']}  # type: dict[tuple[str, int], set[str]]
+    for row in metadata['rows']:
         same[row['grid'], row['photos']].add(row['digest'])
-    twice = [k for k in same if sum((r['grid'], r['photos']) == k for r in facts['rows']) > 1]
+    twice = [k for k in same if sum((r['grid'], r['photos']) == k for r in metadata['rows']) > 1]
     equal = all(len(same[k]) == 1 for k in twice)
     lines += [
         '',

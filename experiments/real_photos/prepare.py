@@ -42,7 +42,7 @@ import shapely
 from pyproj import Transformer
 
 from grafalign.geo import project, unproject, utm_epsg
-from grafalign.photos.exif import read_facts
+from grafalign.photos.exif import read_metadata
 
 METRES_PER_DEGREE = 111_320
 DRAWS = 200
@@ -95,10 +95,10 @@ def read_sites(realdata: Path) -> pd.DataFrame:
     rows = []
     for photo in groton.itertuples():
         path = realdata / 'photos_groton' / str(photo.path)
-        rows.append(('photos_groton', path, read_facts(path).taken_at, photo.lon, photo.lat))
+        rows.append(('photos_groton', path, read_metadata(path).taken_at, photo.lon, photo.lat))
     for path in sorted((realdata / 'photos_lund').glob('*.jpg')):
-        facts = read_facts(path)
-        rows.append(('photos_lund', path, facts.taken_at, facts.lon, facts.lat))
+        metadata = read_metadata(path)
+        rows.append(('photos_lund', path, metadata.taken_at, metadata.lon, metadata.lat))
     return pd.DataFrame(
         {
             'photo_id': [f'{source}/{path.stem}' for source, path, *_ in rows],

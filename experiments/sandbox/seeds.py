@@ -26,15 +26,15 @@ TASKS = (
 def record(report: dict[str, Any], seed: int) -> dict[str, Any]:
     """What is kept of a report: numbers, settings and versions, without paths and times of one machine."""
     kept = {k: report[k] for k in ('pairs', 'classification', 'segmentation', 'retrieval', 'sets')}
-    facts = report['setting']
-    train = facts['settings']['train']
+    metadata = report['setting']
+    train = metadata['settings']['train']
     return {
         'command': f'grafalign quickstart --seed {seed}',
         'seed': seed,
         **kept,
         'settings': {'train': train},
-        'machine': f'{facts["machine"]}, {facts["cores"]} cores',
-        'versions': facts['versions'],
+        'machine': f'{metadata["machine"]}, {metadata["cores"]} cores',
+        'versions': metadata['versions'],
     }
 
 

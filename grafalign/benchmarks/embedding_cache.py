@@ -37,7 +37,7 @@ def embed_set(
     Raises:
         GrafalignError: an image cannot be read, a band is missing, or another process embeds the same.
     """
-    question = [PIXELS_VERSION, model.digest, data.pixels_digest, model.preprocessing.facts(fit, data.value_range)]
+    question = [PIXELS_VERSION, model.digest, data.pixels_digest, model.preprocessing.metadata(fit, data.value_range)]
     key = hashlib.blake2b(json.dumps(question, sort_keys=True).encode(), digest_size=12).hexdigest()
     path, done = cache / f'{key}.f32', cache / f'{key}.json'
     cache.mkdir(parents=True, exist_ok=True)
@@ -64,8 +64,8 @@ def embed_set(
                 raise _all_unreadable(data, rows, error) from None
             file.flush()
             os.fsync(file.fileno())
-        told = {'width': width, 'model': model.name, 'set': data.name}
-        write_atomically(done, (json.dumps(told) + '\n').encode())
+        record = {'width': width, 'model': model.name, 'set': data.name}
+        write_atomically(done, (json.dumps(record) + '\n').encode())
     with contextlib.suppress(OSError):
         (cache / f'{key}.lock').rmdir()
     return np.fromfile(path, dtype=np.float32).reshape(len(data), width)

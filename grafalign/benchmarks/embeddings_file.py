@@ -65,21 +65,21 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
             widths or numbers do not fit each other.
     """
     try:
-        told = _npz(path) if path.suffix.lower() == '.npz' else _parquet(path)
+        arrays = _npz(path) if path.suffix.lower() == '.npz' else _parquet(path)
     except FileNotFoundError:
         raise InputError(f'There is no file {path}; give embeddings as .npz or .parquet.') from None
     except GrafalignError:
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f'{path} cannot be read as embeddings ({error!r}); save it again.') from None
-    if 'images' not in told or 'texts' not in told:
-        raise InputError(f'{path} must hold `images` and `texts`; it holds {", ".join(told)}.')
-    images = _unit(told['images'], f'{path}: images')
-    texts: npt.NDArray[Any] = np.asarray(told['texts'])
-    if 'text_image' in told:
+    if 'images' not in arrays or 'texts' not in arrays:
+        raise InputError(f'{path} must hold `images` and `texts`; it holds {", ".join(arrays)}.')
+    images = _unit(arrays['images'], f'{path}: images')
+    texts: npt.NDArray[Any] = np.asarray(arrays['texts'])
+    if 'text_image' in arrays:
         captions: Vectors | None = _unit(texts, f'{path}: texts')
         prompts, kinds = None, None
-        text_image = np.asarray(told['text_image'])
+        text_image = np.asarray(arrays['text_image'])
         if text_image.dtype.kind not in 'iu' or text_image.ndim != 1:
             raise InputError(f'{path}: text_image must hold whole numbers, one for each text; save it so.')
         text_image = text_image.astype(np.int64)
@@ -92,7 +92,7 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
             raise InputError(f'{path}: texts must be [prompts, classes, D]; they are {list(texts.shape)}.')
         prompts = _unit(texts.reshape(-1, texts.shape[2]), f'{path}: texts').reshape(texts.shape)
         kinds = int(texts.shape[1])
-        if 'labels' not in told:
+        if 'labels' not in arrays:
             raise InputError(f'{path} holds no `labels`; add the class of each image.')
     if images.shape[1] != texts.shape[-1]:
         raise InputError(
@@ -102,10 +102,10 @@ def load_embeddings(path: Path, name: str | None = None, classes: list[str] | No
     return Embedded(
         name or path.stem,
         file_digest(path),
-        _set(path, told, len(images), kinds, classes),
+        _set(path, arrays, len(images), kinds, classes),
         images,
         prompts,
-        tuple(str(p) for p in told.get('prompts', ())),
+        tuple(str(p) for p in arrays.get('prompts', ())),
         captions,
         text_image,
     )
@@ -120,18 +120,18 @@ def _unit(vectors: npt.NDArray[Any], what: str) -> Vectors:
     return exact / np.linalg.norm(exact, axis=1, keepdims=True)
 
 
-def _set(path: Path, told: dict[str, Any], count: int, width: int | None, classes: list[str] | None) -> ImageSet:
-    labels, many = _labels(path, told.get('labels'), count)
+def _set(path: Path, arrays: dict[str, Any], count: int, width: int | None, classes: list[str] | None) -> ImageSet:
+    labels, many = _labels(path, arrays.get('labels'), count)
     names: tuple[str, ...] = ()
     if labels is not None or many is not None:
-        kinds = many.shape[1] if many is not None else width or len(told.get('classes', ())) or int(labels.max()) + 1  # type: ignore[union-attr]
+        kinds = many.shape[1] if many is not None else width or len(arrays.get('classes', ())) or int(labels.max()) + 1  # type: ignore[union-attr]
         if width is not None and kinds != width:
             raise InputError(f'{path} has labels of {kinds} classes and texts of {width}; there must be one for each.')
         if labels is not None and labels.max() >= kinds:
             raise InputError(
                 f'{path}: labels go up to {labels.max()} and the texts are of {kinds} classes; count classes from 0.'
             )
-        given = classes or [str(c) for c in told.get('classes', ())]
+        given = classes or [str(c) for c in arrays.get('classes', ())]
         if given and len(given) != kinds:
             raise InputError(f'{path} has {kinds} classes and {len(given)} names were given; give one for each.')
         names = tuple(given) or tuple(f'class {i}' for i in range(kinds))
@@ -139,7 +139,7 @@ def _set(path: Path, told: dict[str, Any], count: int, width: int | None, classe
     def read(row: int) -> npt.NDArray[Any]:
         raise InputError(f'{path} holds embeddings and no pictures.')
 
-    places: Any = told.get('lonlat')
+    places: Any = arrays.get('lonlat')
     if places is not None:
         places = np.asarray(places)
         if places.shape != (count, 2) or places.dtype.kind not in 'fiu' or not np.isfinite(places).all():
@@ -156,17 +156,17 @@ def _set(path: Path, told: dict[str, Any], count: int, width: int | None, classe
         classes=names,
         labels=labels,
         many=many,
-        captions=_owners(told, count),
+        captions=_owners(arrays, count),
         lonlat=lambda: places,
     )
 
 
-def _owners(told: dict[str, Any], count: int) -> list[list[str]] | None:
+def _owners(arrays: dict[str, Any], count: int) -> list[list[str]] | None:
     """Numbers of each image's texts in place of the texts themselves, which the file has not."""
-    if 'text_image' not in told:
+    if 'text_image' not in arrays:
         return None
     owners: list[list[str]] = [[] for _ in range(count)]
-    for text, image in enumerate(np.asarray(told['text_image']).tolist()):
+    for text, image in enumerate(np.asarray(arrays['text_image']).tolist()):
         owners[image].append(str(text))
     return owners
 
@@ -199,18 +199,18 @@ def _parquet(path: Path) -> dict[str, Any]:
     if not kinds <= {'image', 'text'}:
         raise InputError(f'{path}: `kind` is image or text, not {sorted(kinds - {"image", "text"})[0]!r}.')
     image, text = table[table['kind'] == 'image'], table[table['kind'] == 'text']
-    told: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         'images': np.stack(image['embedding'].tolist()),
         'texts': np.stack(text['embedding'].tolist()),
     }
     if {'lon', 'lat'} <= set(table) and image[['lon', 'lat']].notna().all(axis=None):
-        told['lonlat'] = image[['lon', 'lat']].to_numpy()
+        arrays['lonlat'] = image[['lon', 'lat']].to_numpy()
     known = 'label' in table and image['label'].notna().all()
     if 'image' in table and text['image'].notna().all():
-        told['text_image'] = text['image'].to_numpy(dtype=np.int64)
+        arrays['text_image'] = text['image'].to_numpy(dtype=np.int64)
         if known:
-            told['classes'], told['labels'] = np.unique(image['label'].astype(str), return_inverse=True)
-        return told
+            arrays['classes'], arrays['labels'] = np.unique(image['label'].astype(str), return_inverse=True)
+        return arrays
     if not known or text['label'].isna().any():
         raise InputError(f'{path}: every image and every text needs a `label`, or every text an `image`.')
     classes = list(dict.fromkeys(text['label'].astype(str)))
@@ -227,4 +227,4 @@ def _parquet(path: Path) -> dict[str, Any]:
     if (grid < 0).any():
         p, c = np.argwhere(grid < 0)[0]
         raise InputError(f'{path}: the prompt {prompts[p]!r} lacks the class {classes[c]!r}; add that text.')
-    return told | {'labels': labels, 'texts': told['texts'][grid], 'classes': classes, 'prompts': prompts}
+    return arrays | {'labels': labels, 'texts': arrays['texts'][grid], 'classes': classes, 'prompts': prompts}

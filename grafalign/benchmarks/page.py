@@ -111,14 +111,20 @@ def _question(name: str, group: Sequence[tuple[Path, Result]], sets: Mapping[str
 
 
 def _single_prompts(result: Result) -> list[str]:
-    told = result.extra['single_prompts']
+    singles = result.extra['single_prompts']
     prompts = result.protocol.templates
 
     def one(which: str, key: str) -> str:
-        number = told[key]
-        return f'{100 * told[which]:.2f}' + (f' ({prompts[number]})' if number < len(prompts) else '')
+        number = singles[key]
+        return f'{100 * singles[which]:.2f}' + (f' ({prompts[number]})' if number < len(prompts) else '')
 
-    return [result.model.name, str(told['count']), f'{100 * told["mean"]:.2f}', one('min', 'worst'), one('max', 'best')]
+    return [
+        result.model.name,
+        str(singles['count']),
+        f'{100 * singles["mean"]:.2f}',
+        one('min', 'worst'),
+        one('max', 'best'),
+    ]
 
 
 def _class_bars(metric: str, results: Sequence[Result]) -> Figure:
@@ -185,6 +191,6 @@ def _lost_captions(result: Result, data: ImageSet, ranks: np.ndarray) -> list[di
         except GrafalignError:
             return cases
         caption = data.captions[row][0] if data.captions is not None else ''
-        told = {'before': 'best caption at ', 'what': f'{ranks[row]:,.0f}', 'after': f': {caption}'}
-        cases.append({'picture': picture, 'model': result.model.name, 'item': data.items[row], **told})
+        caption_words = {'before': 'best caption at ', 'what': f'{ranks[row]:,.0f}', 'after': f': {caption}'}
+        cases.append({'picture': picture, 'model': result.model.name, 'item': data.items[row], **caption_words})
     return cases

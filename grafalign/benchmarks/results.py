@@ -32,7 +32,9 @@ from grafalign.estimate import Estimate
 from grafalign.files import write_atomically
 from grafalign.retrieval import FAISS_VERSION
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
+_QUESTION = 1
+"""Raised when the same question comes to be answered otherwise, so that old results are no answers to it."""
 Task = Literal['classification', 'class_retrieval', 'image_text', 'image_image', 'photo_tile', 'segmentation']
 
 
@@ -40,7 +42,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra='forbid', frozen=True)
 
 
-class ModelFacts(_Strict):
+class ModelMetadata(_Strict):
     """Which model."""
 
     name: str
@@ -48,11 +50,11 @@ class ModelFacts(_Strict):
     """run, export, open_clip, transformers, graft or embeddings."""
     digest: str
     """Of its weights, or of the file of embeddings."""
-    facts: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, Any] = Field(default_factory=dict)
     """Where it came from, as far as it matters: architecture, tag, activation."""
 
 
-class SetFacts(_Strict):
+class SetMetadata(_Strict):
     """Which images and which truth."""
 
     name: str
@@ -84,16 +86,17 @@ class Protocol(_Strict):
 
 
 class Result(Marker):
-    """One file."""
+    """What one model scored on one set in one task, as its JSON file says it."""
 
     model_config = ConfigDict(extra='forbid', frozen=True, use_attribute_docstrings=True)
     VERSION_KEY: ClassVar[str] = 'schema_version'
+    NEWEST: ClassVar[int] = SCHEMA_VERSION
     REMEDY: ClassVar[str] = 'evaluate again'
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     key: str
-    model: ModelFacts
-    data: SetFacts
+    model: ModelMetadata
+    data: SetMetadata
     task: Task
     protocol: Protocol
     metrics: dict[str, Estimate]
@@ -111,6 +114,16 @@ class Result(Marker):
     machine: str
     command: str
 
+    @model_validator(mode='before')
+    @classmethod
+    def _of_version_1(cls, content: Any) -> Any:
+        """In files of version 1 `model.metadata` is called `facts`."""
+        model = content.get('model') if isinstance(content, dict) else None
+        if isinstance(model, dict) and 'facts' in model:
+            renamed = {'metadata' if key == 'facts' else key: value for key, value in model.items()}
+            return {**content, 'model': renamed}
+        return content
+
     @model_validator(mode='after')
     def _main_is_there(self) -> Result:
         if self.main not in self.metrics:
@@ -120,7 +133,7 @@ class Result(Marker):
 
 def result_key(model: str, data: str, task: str, protocol: Mapping[str, Any]) -> str:
     """Digest of the question: of a model's, a set's, a task and all settings that change the answer."""
-    question = json.dumps([SCHEMA_VERSION, model, data, task, protocol], sort_keys=True)
+    question = json.dumps([_QUESTION, model, data, task, protocol], sort_keys=True)
     return hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
 
 

@@ -16,10 +16,10 @@ from grafalign.benchmarks.embeddings_file import Embedded, load_embeddings
 from grafalign.benchmarks.results import (
     SCHEMA_VERSION,
     Arrays,
-    ModelFacts,
+    ModelMetadata,
     Protocol,
     Result,
-    SetFacts,
+    SetMetadata,
     Task,
     file_stem,
     read_result,
@@ -65,7 +65,7 @@ class Done:
 class _Ask:
     """One model before one set."""
 
-    model: ModelFacts
+    model: ModelMetadata
     data: ImageSet
     pixels: dict[str, Any]
     answers: dict[Task, Callable[[], Outcome]]
@@ -186,8 +186,8 @@ def _from_file(found: Embedded, suite: Suite) -> _Ask:
         answers['image_image'] = lambda: retrieve_images(found.images, data)
     if captions is not None and text_image is not None:
         answers['image_text'] = lambda: retrieve_captions(found.images, captions, np.arange(len(captions)), text_image)
-    facts = ModelFacts(name=found.name, kind='embeddings', digest=found.digest)
-    return _Ask(facts, data, {'embeddings': 'made elsewhere'}, answers, found.prompt_names)
+    metadata = ModelMetadata(name=found.name, kind='embeddings', digest=found.digest)
+    return _Ask(metadata, data, {'embeddings': 'made elsewhere'}, answers, found.prompt_names)
 
 
 def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: Path, workers: int | None) -> _Ask:
@@ -224,8 +224,8 @@ def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: P
     if name == 'pairs':
         answers['photo_tile'] = lambda: retrieve_photos(images(), data, path, model)
         extra['photo_tile'] = photos_state(path)
-    facts = ModelFacts(name=model.name, kind=model.kind, digest=model.digest, facts=model.facts)
-    return _Ask(facts, data, model.preprocessing.facts(suite.fit, data.value_range), answers, templates, extra)
+    metadata = ModelMetadata(name=model.name, kind=model.kind, digest=model.digest, metadata=model.metadata)
+    return _Ask(metadata, data, model.preprocessing.metadata(suite.fit, data.value_range), answers, templates, extra)
 
 
 def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> None:
@@ -237,7 +237,7 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
             f'{", ".join(ask.answers) or "nothing"}.'
         )
         return
-    told = SetFacts(
+    metadata = SetMetadata(
         name=ask.data.name,
         split=ask.data.split,
         images=len(ask.data),
@@ -257,7 +257,7 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
             stride_px=suite.stride_px if task == 'segmentation' else None,
         )
         question = [PIXELS_VERSION, protocol.model_dump(), suite.draws, suite.seed, ask.extra.get(task, '')]
-        key = result_key(ask.model.digest, f'{told.digest} {told.state}', task, {'question': question})
+        key = result_key(ask.model.digest, f'{metadata.digest} {metadata.state}', task, {'question': question})
         held = _held(out, key, ask.model.name)
         if held is not None:
             done.paths.append(held)
@@ -266,7 +266,7 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
         try:
             outcome = ask.answers[task]()
         except GrafalignError as error:  # the other questions can still be answered
-            done.problems.append(f'{ask.model.name} on {told.name}, {task}: {error}')
+            done.problems.append(f'{ask.model.name} on {metadata.name}, {task}: {error}')
             console.log(done.problems[-1])
             continue
         how = how or resampling(len(ask.data), ask.data.lonlat(), suite.draws, suite.seed)
@@ -275,7 +275,7 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
             schema_version=SCHEMA_VERSION,
             key=key,
             model=ask.model,
-            data=told,
+            data=metadata,
             task=task,
             protocol=protocol,
             metrics=values,
@@ -293,7 +293,7 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
         done.computed += 1
         main = values[outcome.main]
         console.log(
-            f'{ask.model.name} on {told.name} {told.split}: {task} {outcome.main} {main.value:.4f} '
+            f'{ask.model.name} on {metadata.name} {metadata.split}: {task} {outcome.main} {main.value:.4f} '
             f'({main.low:.4f} to {main.high:.4f})'
         )
 

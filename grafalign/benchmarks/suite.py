@@ -26,7 +26,7 @@ from grafalign.errors import InputError
 
 
 class Suite(Settings):
-    """Sets, tasks and rules."""
+    """What `grafalign evaluate` measures: data sets, tasks, prompts and protocol."""
 
     sets: list[str] = []
     """`NAME:PATH` or `NAME:PATH@SPLIT`; `pairs:STORE@SPLIT` for photos and tiles. `{root}` stands for --root."""

@@ -130,8 +130,8 @@ def _protocol(result: Result) -> str:
     """Digest of all that decides how the question was put; a model's own input size and normalisation aside."""
     rules = result.protocol.model_dump()
     pixels = {k: v for k, v in result.protocol.pixels.items() if k in ('fit', 'value_range')}
-    told = repr([rules | {'pixels': pixels}, result.data.classes, result.draws, result.seed])
-    return hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
+    question = repr([rules | {'pixels': pixels}, result.data.classes, result.draws, result.seed])
+    return hashlib.blake2b(question.encode(), digest_size=4).hexdigest()
 
 
 def _rule(result: Result) -> str:
@@ -164,7 +164,9 @@ def _notes(results: Sequence[Result], several: bool) -> list[str]:
         notes.append(f'Protocol: {rules[0]}.')
     if any(r.protocol.transductive for r in results):
         notes.append('† uses statistics of the test images: not comparable with the others.')
-    guessed = {r.model.name: r.model.facts['activation'] for r in results if r.model.facts.get('activation_is_a_guess')}
+    guessed = {
+        r.model.name: r.model.metadata['activation'] for r in results if r.model.metadata.get('activation_is_a_guess')
+    }
     notes += [f'{name} is read with {how}: its file does not say its activation.' for name, how in guessed.items()]
     cut = {r.model.name: (r.extra['captions_cut'], r.extra['captions']) for r in results if r.extra.get('captions_cut')}
     notes += [f'{name} reads only the begin of {n:,} of {of:,} captions.' for name, (n, of) in cut.items()]

@@ -107,15 +107,15 @@ def _os_sentence(error: OSError) -> str:
     return f'{where}{error.strerror or error}; {remedy}'
 
 
-def show(facts: dict[str, Any], title: str, as_json: bool) -> None:
+def show(metadata: dict[str, Any], title: str, as_json: bool) -> None:
     """A flat dictionary as a table, or as JSON."""
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(metadata))
         return
     from grafalign import console
 
     rows = []
-    for key, value in facts.items():
+    for key, value in metadata.items():
         for name, part in value.items() if isinstance(value, dict) else [(key, value)]:
             label = key if name == key else f'{key}: {name}'
             rows.append(

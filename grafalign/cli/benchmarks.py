@@ -96,8 +96,8 @@ def evaluate(
         page = write_page(out, done.sets) if done.paths else None
     results = [read_result(path) for path in done.paths]
     if as_json:
-        told = {'computed': done.computed, 'skipped': done.skipped, 'missing': missing, 'problems': done.problems}
-        print(json.dumps(told | {'results': [r.model_dump() for r in results]}))
+        summary = {'computed': done.computed, 'skipped': done.skipped, 'missing': missing, 'problems': done.problems}
+        print(json.dumps(summary | {'results': [r.model_dump() for r in results]}))
     else:
         for shown in by_set(results):
             console.table(shown.title, shown.head, shown.rows)

@@ -65,8 +65,8 @@ def pair(
         from grafalign.pairing.explain import explain as estimate
         from grafalign.pairing.explain import show as show_estimate
 
-        told = estimate(settings, None if store is None else place(store), map_page, workers)
-        print(json.dumps(told)) if as_json else show_estimate(told, str(recipe))
+        result = estimate(settings, None if store is None else place(store), map_page, workers)
+        print(json.dumps(result)) if as_json else show_estimate(result, str(recipe))
         return
     if store is None:
         raise InputError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')

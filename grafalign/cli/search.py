@@ -82,11 +82,11 @@ def index(
         workers=workers,
         clip=clip,
     )
-    told: dict[str, Any] = {'items': len(catalog), 'kind': 'exact', 'bytes': sum(catalog.marker.files.values())}
+    summary: dict[str, Any] = {'items': len(catalog), 'kind': 'exact', 'bytes': sum(catalog.marker.files.values())}
     ann = catalog.marker.ann
     if ann is not None:
-        told |= {'kind': ann.kind, **{f'recall@{e.k}': e.recall for e in ann.efforts}}
-    show(told, str(out), as_json)
+        summary |= {'kind': ann.kind, **{f'recall@{e.k}': e.recall for e in ann.efforts}}
+    show(summary, str(out), as_json)
 
 
 @app.command()

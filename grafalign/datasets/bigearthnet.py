@@ -40,8 +40,8 @@ SPLIT_SIZES = {
 
 def class_names(count: int) -> tuple[str, ...]:
     """The 19 or 43 names as published, in the order of the authors' index."""
-    told = _told()
-    return tuple(told['classes19'] if count == 19 else told['to19'])
+    nomenclature = _nomenclature()
+    return tuple(nomenclature['classes19'] if count == 19 else nomenclature['to19'])
 
 
 def load_bigearthnet(
@@ -72,7 +72,7 @@ def load_bigearthnet(
     return _version_1(tree, split, classes, bands, partial)
 
 
-def _told() -> dict[str, Any]:
+def _nomenclature() -> dict[str, Any]:
     text = (files('grafalign.datasets') / 'bigearthnet.yaml').read_text(encoding='utf-8')
     found: dict[str, Any] = yaml.safe_load(text)
     return found
@@ -98,7 +98,7 @@ def _version_1(tree: Tree, split: str, classes: int, bands: Sequence[str], parti
         if len(there) != expected:
             notes.append(_partial(f'bigearthnet {split}', len(there), expected, partial, str(tree.path)))
         patches = there
-    told = _told()
+    nomenclature = _nomenclature()
     names = class_names(classes)
     column = {n: i for i, n in enumerate(names)}
     many = np.zeros((len(patches), len(names)), dtype=bool)
@@ -107,7 +107,7 @@ def _version_1(tree: Tree, split: str, classes: int, bands: Sequence[str], parti
         try:
             labels = json.loads(tree.text(where))['labels']
             for label in labels:
-                kept = label if classes == 43 else told['to19'][label]
+                kept = label if classes == 43 else nomenclature['to19'][label]
                 if kept is not None:
                     many[row, column[kept]] = True
         except (ValueError, KeyError, TypeError) as error:

@@ -67,8 +67,8 @@ def load_captions(
     Raises:
         GrafalignError: a file is missing or of another form, an image has no caption or is missing, or a count differs.
     """
-    told = PUBLISHED.get(name)
-    where = _description(tree, file or (told.file if told else None))
+    published = PUBLISHED.get(name)
+    where = _description(tree, file or (published.file if published else None))
     entries = _entries(where, tree.text(where))
     splits = sorted({e.split for e in entries})
     if split != 'all':
@@ -90,7 +90,9 @@ def load_captions(
     if missing:
         notes.append(f'partial: {len(missing):,} images that are missing were left out')
     kept = [(e, at) for e, at in found if at is not None]
-    expected = None if told is None else sum(told.sizes.values()) if split == 'all' else told.sizes.get(split)
+    expected = (
+        None if published is None else sum(published.sizes.values()) if split == 'all' else published.sizes.get(split)
+    )
     listed = len(kept) + len(absent)
     notes += [f'{file} was left out: the published archive has no such picture' for file in absent]
     if expected is not None and listed != expected:
@@ -202,10 +204,10 @@ def _entries(where: str, text: str) -> list[_Entry]:
 
 
 def _line(where: str, number: int, line: str) -> _Entry:
-    told = json.loads(line)
-    captions = told.get('captions')
+    entry = json.loads(line)
+    captions = entry.get('captions')
     if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-        raise InputError(f'{where}, line {number}: {told.get("image")} has a missing caption; write one, or drop it.')
-    label = told.get('class')
-    split = str(told.get('split', 'all'))
-    return _Entry(str(told['image']), split, tuple(c.strip() for c in captions), None if label is None else str(label))
+        raise InputError(f'{where}, line {number}: {entry.get("image")} has a missing caption; write one, or drop it.')
+    label = entry.get('class')
+    split = str(entry.get('split', 'all'))
+    return _Entry(str(entry['image']), split, tuple(c.strip() for c in captions), None if label is None else str(label))

@@ -27,7 +27,7 @@ from grafalign.datasets.pictures import (
     coloured,
     default_range,
     is_picture,
-    picture_facts,
+    picture_metadata,
     read_picture,
 )
 from grafalign.datasets.tree import Tree
@@ -62,9 +62,9 @@ def load_published(name: str, tree: Tree, split: str = 'all', *, partial: bool =
         GrafalignError: a class folder or images are missing, or there is no such split.
     """
     every_band = name == 'eurosat13'
-    told = published()['eurosat' if every_band else name]
-    folders = told['classes']
-    tree = _root(tree, told['roots13' if every_band else 'roots'], set(folders), name)
+    description = published()['eurosat' if every_band else name]
+    folders = description['classes']
+    tree = _root(tree, description['roots13' if every_band else 'roots'], set(folders), name)
     here, unknown = pictures_by_class(tree, folders)
     missing = [folder for folder in folders if not here[folder]]
     if missing and not partial:
@@ -94,7 +94,7 @@ def load_published(name: str, tree: Tree, split: str = 'all', *, partial: bool =
         name, tree, items, tuple(v[0] for v in folders.values()), labels,
         EUROSAT_BANDS if every_band else RGB, SENTINEL2_RANGE if every_band else (0.0, 255.0), notes, bool(wrong),
     )  # fmt: skip
-    return found_set if split == 'all' else _split(found_set, tree, told, split, partial)
+    return found_set if split == 'all' else _split(found_set, tree, description, split, partial)
 
 
 def load_folder(
@@ -133,11 +133,11 @@ def load_folder(
             f'({", ".join(folders[:4])} ...); give one a folder, in the order of the folders.'
         )
     labels = np.array([folders.index(n.partition('/')[0]) for n in pictures])
-    facts = picture_facts(tree.source(pictures[0]), pictures[0])
-    known = bands or BANDS_BY_COUNT.get(facts.bands)
+    metadata = picture_metadata(tree.source(pictures[0]), pictures[0])
+    known = bands or BANDS_BY_COUNT.get(metadata.bands)
     if known is None:
-        raise InputError(f'{pictures[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
-    span = value_range or default_range(facts.dtype, f'{tree.path}/{pictures[0]}')
+        raise InputError(f'{pictures[0]} has {metadata.bands} bands; name them, such as --bands red,green,blue,nir.')
+    span = value_range or default_range(metadata.dtype, f'{tree.path}/{pictures[0]}')
     words = tuple(classes) if classes is not None else tuple(in_words(f) for f in folders)
     return _image_set(name, tree, pictures, words, labels, known, span, [])
 
@@ -235,25 +235,25 @@ def places_of(tree: Tree, items: Sequence[str]) -> npt.NDArray[np.float64] | Non
     """Centres [N, 2] (longitude, latitude) of images that know where they are; None where one does not."""
     if not items or not all(n.lower().endswith(RASTERS) for n in items):
         return None
-    if picture_facts(tree.source(items[0]), items[0]).bounds is None:
+    if picture_metadata(tree.source(items[0]), items[0]).bounds is None:
         return None
     places = np.full((len(items), 2), np.nan)
-    for row, facts in engine.run(lambda n: picture_facts(tree.source(n), n), items):
-        if facts.bounds is None:
+    for row, metadata in engine.run(lambda n: picture_metadata(tree.source(n), n), items):
+        if metadata.bounds is None:
             return None
-        west, south, east, north = facts.bounds
+        west, south, east, north = metadata.bounds
         middle = (west + east) / 2 if west <= east else (west + east + 360) / 2  # over the date line
         places[row] = (middle + 180) % 360 - 180, (south + north) / 2
     return places
 
 
-def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partial: bool) -> ImageSet:
+def _split(whole: ImageSet, tree: Tree, description: dict[str, Any], split: str, partial: bool) -> ImageSet:
     """The part of a set that a published list names, by file names without their endings."""
-    pattern = told.get('splits')
+    pattern = description.get('splits')
     if pattern is None:
         raise InputError(f'{whole.name} has no published split; use all of it (no split).')
-    if split not in told['split_sizes']:
-        raise InputError(f'{whole.name} has the splits {", ".join(told["split_sizes"])}, not {split!r}.')
+    if split not in description['split_sizes']:
+        raise InputError(f'{whole.name} has the splits {", ".join(description["split_sizes"])}, not {split!r}.')
     name = pattern.format(split=split)
     places = [p for p in (tree.path / name, tree.path.parent / name) if p.is_file()]
     if places:
@@ -268,7 +268,7 @@ def _split(whole: ImageSet, tree: Tree, told: dict[str, Any], split: str, partia
             )
         text = tree.text(inside)
     listed = [PurePosixPath(line.strip()).stem for line in text.splitlines() if line.strip()]
-    expected = told['split_sizes'][split]
+    expected = description['split_sizes'][split]
     if len(listed) != expected and not partial:
         raise InputError(f'{name} lists {len(listed):,} images instead of {expected:,}; get it again.')
     row_of = {PurePosixPath(n).stem: i for i, n in enumerate(whole.items)}

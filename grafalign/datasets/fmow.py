@@ -25,13 +25,13 @@ def load_fmow(tree: Tree, split: str = 'val') -> ImageSet:
     Raises:
         GrafalignError: there is no such split, or no picture in it.
     """
-    told = published()['fmow']
-    root = tree.find_folder([split, *(f'{r}/{split}' for r in told['roots'])])
+    description = published()['fmow']
+    root = tree.find_folder([split, *(f'{r}/{split}' for r in description['roots'])])
     if root is None and (tree.path / tree.inside).name.lower() == split:
         root = tree
     if root is None:
         raise InputError(f'fmow: {tree.path} has no folder {split}/CLASS; give the folder that holds {split}.')
-    folders = told['classes']
+    folders = description['classes']
     here, _ = pictures_by_class(root, folders)
     items = [n for f in folders for n in here[f] if n.lower().endswith('_rgb.jpg')]
     if not items:

@@ -18,7 +18,7 @@ RGB = ('red', 'green', 'blue')
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images and what is known of them; K classes."""
+    """A labelled or captioned set of N images with K classes, whose pictures are read one by one."""
 
     name: str
     split: str
@@ -69,8 +69,8 @@ class ImageSet:
     @property
     def pixels_digest(self) -> str:
         """Tells whether embeddings of these images may be used again: names, files, bands and range; not the truth."""
-        told = json.dumps([list(self.items), self.state(), self.bands, self.value_range])
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        content = json.dumps([list(self.items), self.state(), self.bands, self.value_range])
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def __post_init__(self) -> None:
         """Refuse what no figure can be computed of.

@@ -34,13 +34,13 @@ def load_mlrsnet_labels(tree: Tree, *, partial: bool = False) -> ImageSet:
         if len(lacking) > 1:  # of the clean files of 2020 one header of storage_tank is blank
             raise InputError(f'{name} has no column {sorted(lacking)[0]}; get the label files again.')
         for number, row in enumerate(rows, 2):
-            told = [k.strip() for k, v in row.items() if k and k.strip() in words and (v or '').strip() == '1']
-            if len(told) > 13:
+            labels = [k.strip() for k, v in row.items() if k and k.strip() in words and (v or '').strip() == '1']
+            if len(labels) > 13:
                 raise InputError(
-                    f'{name}, line {number}: {len(told)} labels, and an image of MLRSNet has at most 13; this file is '
-                    'damaged as published in 2021, take the one of 2020.'
+                    f'{name}, line {number}: {len(labels)} labels, and an image of MLRSNet has at most 13; this file '
+                    'is damaged as published in 2021, take the one of 2020.'
                 )
-            known[(row.get('image') or '').strip()] = told
+            known[(row.get('image') or '').strip()] = labels
     if not known:
         raise InputError(f'{tree.path} has no label files (Labels/*.csv); get them, or use mlrsnet46 for its folders.')
     many = np.zeros((len(found), len(words)), dtype=bool)

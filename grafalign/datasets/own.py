@@ -18,7 +18,7 @@ from grafalign.datasets.pictures import (
     coloured,
     default_range,
     is_picture,
-    picture_facts,
+    picture_metadata,
     read_indices,
     read_picture,
 )
@@ -69,11 +69,11 @@ def load_table(
     missing = [i for i in items if not (path.parent / i).is_file()]
     if missing:
         raise InputError(f'{path} names {missing[0]}, which is not there ({len(missing):,} missing); mend the table.')
-    facts = picture_facts(path.parent / items[0], items[0])
-    known = bands or BANDS_BY_COUNT.get(facts.bands)
+    metadata = picture_metadata(path.parent / items[0], items[0])
+    known = bands or BANDS_BY_COUNT.get(metadata.bands)
     if known is None:
-        raise InputError(f'{items[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
-    span = value_range or default_range(facts.dtype, items[0])
+        raise InputError(f'{items[0]} has {metadata.bands} bands; name them, such as --bands red,green,blue,nir.')
+    span = value_range or default_range(metadata.dtype, items[0])
 
     def read(row: int) -> npt.NDArray[Any]:
         pixels = read_picture(path.parent / items[row], items[row])
@@ -86,13 +86,13 @@ def load_table(
     classes: tuple[str, ...] = ()
     labels = many = None
     if 'label' in table:
-        told = [tuple(p.strip() for p in value.split('|') if p.strip()) for value in table['label']]
-        classes = tuple(sorted({label for labels_ in told for label in labels_}))
+        labels_by_row = [tuple(p.strip() for p in value.split('|') if p.strip()) for value in table['label']]
+        classes = tuple(sorted({label for labels_ in labels_by_row for label in labels_}))
         if len(classes) < 2 and not texts:
             said = f'only the class {classes[0]}' if classes else 'no class'
             raise InputError(f'{path} has {said}; classification needs two or more.')
     if len(classes) > 1:
-        many = np.array([[c in labels_ for c in classes] for labels_ in told])
+        many = np.array([[c in labels_ for c in classes] for labels_ in labels_by_row])
         if (many.sum(1) == 1).all():
             labels, many = many.argmax(1).astype(np.int64), None
 
@@ -160,11 +160,11 @@ def load_masks(
         )
     stems = sorted(images)
     items = [images[s] for s in stems]
-    facts = picture_facts(tree.source(items[0]), items[0])
-    known = bands or BANDS_BY_COUNT.get(facts.bands)
+    metadata = picture_metadata(tree.source(items[0]), items[0])
+    known = bands or BANDS_BY_COUNT.get(metadata.bands)
     if known is None:
-        raise InputError(f'{items[0]} has {facts.bands} bands; name them, such as --bands red,green,blue,nir.')
-    span = value_range or default_range(facts.dtype, items[0])
+        raise InputError(f'{items[0]} has {metadata.bands} bands; name them, such as --bands red,green,blue,nir.')
+    span = value_range or default_range(metadata.dtype, items[0])
     numbers = np.full(65_536, VOID, dtype=np.int64)
     for index, value in enumerate(words):
         numbers[value] = index

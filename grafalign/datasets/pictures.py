@@ -44,7 +44,7 @@ BANDS_BY_COUNT = {1: _COLOURS, 3: _COLOURS, 4: (*_COLOURS, 'nir')}
 
 
 @dataclass(frozen=True)
-class PictureFacts:
+class PictureMetadata:
     """What a file says before it is decoded."""
 
     bands: int
@@ -90,7 +90,7 @@ def read_indices(source: Path | bytes, name: str) -> npt.NDArray[np.int64] | Non
         raise _unreadable(name, error) from None
 
 
-def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
+def picture_metadata(source: Path | bytes, name: str) -> PictureMetadata:
     """Bands, type and place of a picture, from its head alone.
 
     Raises:
@@ -103,13 +103,13 @@ def picture_facts(source: Path | bytes, name: str) -> PictureFacts:
                 if raster.crs is not None and not raster.transform.is_identity:
                     bounds = transform_bounds(raster.crs, 'EPSG:4326', *raster.bounds)
                 colours = raster.colorinterp[0].name == 'palette'
-                return PictureFacts(3 if colours else raster.count, raster.dtypes[0], bounds)
+                return PictureMetadata(3 if colours else raster.count, raster.dtypes[0], bounds)
         with _opened(source) as image:
             if image.mode in _NUMBERS:
-                return PictureFacts(1, 'float32' if image.mode == 'F' else 'uint16')
+                return PictureMetadata(1, 'float32' if image.mode == 'F' else 'uint16')
             if _deep(image):
-                return PictureFacts(1 if str(_tile(image)[0][3]).startswith('LA') else 3, 'uint16')
-            return PictureFacts(1 if image.mode in ('L', '1', 'LA') else 3, 'uint8')
+                return PictureMetadata(1 if str(_tile(image)[0][3]).startswith('LA') else 3, 'uint16')
+            return PictureMetadata(1 if image.mode in ('L', '1', 'LA') else 3, 'uint8')
     except FileNotFoundError:
         raise InputError(f'There is no file {name}; put it back, or leave it out of the list.') from None
     except Exception as error:  # codecs raise types of their own on damaged files

@@ -58,13 +58,13 @@ class Tree:
         root = self.path / self.inside
         for name in names:
             if self.path.is_dir():
-                facts = (root / name).stat() if (root / name).exists() else None
-                told = (name, facts.st_size, facts.st_mtime_ns) if facts else (name,)
+                metadata = (root / name).stat() if (root / name).exists() else None
+                stamp = (name, metadata.st_size, metadata.st_mtime_ns) if metadata else (name,)
             else:
                 there = self.has(name)
                 info = self._zip.getinfo(str(PurePosixPath(self.inside) / name)) if there else None
-                told = (name, info.file_size, info.CRC) if info else (name,)
-            held.update(repr(told).encode())
+                stamp = (name, info.file_size, info.CRC) if info else (name,)
+            held.update(repr(stamp).encode())
         return held.hexdigest()
 
     @property

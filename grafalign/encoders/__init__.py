@@ -1,4 +1,4 @@
-"""Frozen CLIP, photo bank and satellite encoder."""
+"""Frozen CLIP, the bank of photo embeddings, and the satellite encoder."""
 
 from grafalign.encoders.bands import select_bands
 from grafalign.encoders.bank import PhotoBank, load_bank

@@ -57,7 +57,7 @@ class ContentPrompts(Settings):
 
 
 class ContentFilters(Settings):
-    """What to leave out of a bank."""
+    """Settings of `grafalign filter`: which photos of a bank are left out by what they show."""
 
     prompts: Path | None = None
     """YAML with `keep:` and `reject:`, each class names to lists of prompts; the prompts that ship by default."""
@@ -87,7 +87,7 @@ class ContentFilters(Settings):
 def filter_bank(
     store: PairStore, clip: FrozenClip, filters: ContentFilters | None = None, bank: Path | None = None
 ) -> dict[str, int]:
-    """Judge all photos of a bank and write which of them are left out, replacing what an earlier call decided.
+    """Leave photos out of a bank that show no place (indoors, food, screenshots), by CLIP's own words.
 
     Args:
         store: the pair store.
@@ -124,8 +124,8 @@ def filter_bank(
                 reason[here[out]] = np.array(names, dtype=object)[best[out]]
                 score[here[out]] = scores[np.arange(len(here)), best][out]
             left &= pd.isna(reason)
-        for rows_out, why, told in _late(store, held.photos, left, filters):
-            reason[rows_out], detail[rows_out] = why, told
+        for rows_out, why, details in _late(store, held.photos, left, filters):
+            reason[rows_out], detail[rows_out] = why, details
             left[rows_out] = False
         if not left.any():
             raise InputError(

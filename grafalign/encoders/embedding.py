@@ -32,7 +32,7 @@ from grafalign.encoders.bank import (
     rows_of,
 )
 from grafalign.encoders.clip import FrozenClip
-from grafalign.encoders.reading import facts_table, read_chunks
+from grafalign.encoders.reading import metadata_table, read_chunks
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import replacing, write_table
 from grafalign.locks import exclusive
@@ -105,7 +105,7 @@ def _bring_up_to_date(
     if held is not None and (gone or (len(todo) and not retry_failed)):
         console.log(f'{out}: {len(todo):,} photos to embed, {gone:,} are gone, {len(photos) - len(todo):,} are kept')
     parts = _compute(photos['uri'].tolist(), todo, clip, parts_folder, workers, remote)
-    read = [pd.read_parquet(part.with_suffix('.parquet')) for part in parts] or [facts_table([])]
+    read = [pd.read_parquet(part.with_suffix('.parquet')) for part in parts] or [metadata_table([])]
     fresh = pd.concat(read, ignore_index=True)
     fresh.insert(0, 'photo_id', photos['photo_id'].astype('string').array[todo])
     for number, (name, values) in enumerate(identity_of(photos).items(), start=1):
@@ -231,12 +231,12 @@ def _compute(
     width = _width(clip)
     read = read_chunks(uris, clip, remote, [chunks[number] for number in missing], workers)
     for number, chunk in console.track(read, 'embedding photos', len(todo), step=_CHUNK):
-        fine = chunk.facts['problem'].isna().to_numpy(dtype=bool)
+        fine = chunk.metadata['problem'].isna().to_numpy(dtype=bool)
         embeddings = np.zeros((len(fine), width), dtype=np.float16)
         if fine.any():
             embeddings[fine] = clip.encode_images(chunk.images).cpu().numpy().astype(np.float16)[fine]
         file = files[missing[number]]
-        write_table(chunk.facts, file.with_suffix('.parquet'))
+        write_table(chunk.metadata, file.with_suffix('.parquet'))
         with replacing(file) as part, part.open('wb') as sink:  # the last of the two: it says that both are there
             np.savez(sink, embeddings=embeddings)
     return files

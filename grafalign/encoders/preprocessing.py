@@ -21,7 +21,7 @@ def to_unit(values: Numbers, low: float, high: float) -> Numbers:
 
 
 class TilePreprocessing(nn.Module):
-    """From stored numbers to the encoder's input: one fixed rule per sensor, never a per-tile stretch.
+    """Stored tiles to the encoder's input: radiometry, one fixed stretch per sensor, CLIP's mean and deviation.
 
     physical = stored * scale + offset; x = (physical - low) / (high - low), clipped to [0, 1]; then CLIP's mean and
     standard deviation, by colour like the encoder's filters (their averages for bands that are no colour).

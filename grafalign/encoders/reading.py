@@ -21,7 +21,7 @@ from torch import Tensor
 
 from grafalign import engine
 from grafalign.encoders.clip import FrozenClip
-from grafalign.photos.exif import MAX_PIXELS, PhotoError, PhotoFacts, load_photo
+from grafalign.photos.exif import MAX_PIXELS, PhotoError, PhotoMetadata, load_photo
 from grafalign.photos.fetch import Fetcher, RemoteSettings, is_remote
 
 AHEAD_BYTES = 600_000_000
@@ -37,8 +37,8 @@ class Chunk:
 
     images: Tensor
     """Preprocessed, [N, 3, H, W]; zero where a photo has a problem."""
-    facts: pd.DataFrame
-    """What `facts_table` makes of them."""
+    metadata: pd.DataFrame
+    """What `metadata_table` makes of them."""
 
 
 def read_chunks(
@@ -68,7 +68,7 @@ def read_chunks(
     pool = ThreadPoolExecutor(max(workers, remote.connections if elsewhere else 0), thread_name_prefix='photos')
     decoding, lock = threading.BoundedSemaphore(workers), threading.Lock()
     images: dict[int, Tensor] = {}
-    facts: dict[int, list[tuple[PhotoFacts, bool]]] = {}
+    metadata: dict[int, list[tuple[PhotoMetadata, bool]]] = {}
     left: dict[int, int] = {}
     done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
 
@@ -83,9 +83,9 @@ def read_chunks(
                     if max(image.size) > _LONGEST_STRIP * min(image.size):
                         raise PhotoError('a strip, not a photo')
                     here[place] = clip.preprocess(image)
-                facts[chunk][place] = known, False
+                metadata[chunk][place] = known, False
             except PhotoError as error:
-                facts[chunk][place] = PhotoFacts(problem=str(error)), error.transient
+                metadata[chunk][place] = PhotoMetadata(problem=str(error)), error.transient
         except BaseException as error:
             done.put(error)
             return
@@ -98,7 +98,7 @@ def read_chunks(
     def begin(chunk: int) -> None:
         rows = chunks[chunk]
         images[chunk] = torch.zeros(len(rows), 3, size, size)
-        facts[chunk] = [(PhotoFacts(), False)] * len(rows)
+        metadata[chunk] = [(PhotoMetadata(), False)] * len(rows)
         left[chunk] = len(rows)
         for place, row in enumerate(rows):
             pool.submit(read, chunk, place, uris[row])
@@ -113,21 +113,21 @@ def read_chunks(
             which = done.get()
             if isinstance(which, BaseException):
                 raise which
-            yield which, Chunk(images.pop(which), facts_table(facts.pop(which)))
+            yield which, Chunk(images.pop(which), metadata_table(metadata.pop(which)))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # a thread that waits for a host must not hold up Ctrl-C
         fetcher.close()
 
 
-def facts_table(facts: Sequence[tuple[PhotoFacts, bool]]) -> pd.DataFrame:
+def metadata_table(metadata: Sequence[tuple[PhotoMetadata, bool]]) -> pd.DataFrame:
     """Columns of the bank's `photos.parquet`, for photos and whether their problem may pass."""
     return pd.DataFrame(
         {
-            'width': pd.array([f.width for f, _ in facts], dtype='Int32'),
-            'height': pd.array([f.height for f, _ in facts], dtype='Int32'),
-            'digest': pd.array([f.digest for f, _ in facts], dtype='string'),
-            'dhash': pd.array([f.dhash for f, _ in facts], dtype='UInt64'),
-            'problem': pd.array([f.problem for f, _ in facts], dtype='string'),
-            'transient': np.array([transient for _, transient in facts], dtype=bool),
+            'width': pd.array([f.width for f, _ in metadata], dtype='Int32'),
+            'height': pd.array([f.height for f, _ in metadata], dtype='Int32'),
+            'digest': pd.array([f.digest for f, _ in metadata], dtype='string'),
+            'dhash': pd.array([f.dhash for f, _ in metadata], dtype='UInt64'),
+            'problem': pd.array([f.problem for f, _ in metadata], dtype='string'),
+            'transient': np.array([transient for _, transient in metadata], dtype=bool),
         }
     )

@@ -32,7 +32,7 @@ class Embeddings(NamedTuple):
 
 
 class SatelliteEncoder(nn.Module):
-    """Embeds satellite tiles.
+    """CLIP's image tower for satellite tiles: one embedding a tile and one a patch, in CLIP's space.
 
     Args:
         clip: the CLIP to start from; its weights are copied, not shared.

@@ -20,7 +20,7 @@ from grafalign import __version__
 from grafalign.errors import GrafalignError, InputError, naming_full_disk
 from grafalign.exchange.exportable import Exportable, save_patch_head
 from grafalign.exchange.marker import MARKER, ExportMarker, Format
-from grafalign.exchange.model_card import CardFacts, write_card
+from grafalign.exchange.model_card import CardContent, write_card
 from grafalign.exchange.open_clip_layout import builtin_config, write_open_clip
 from grafalign.exchange.transformers_layout import write_transformers
 from grafalign.exchange.usage import (
@@ -70,12 +70,12 @@ def check_out(out: Path) -> None:
         )
 
 
-def export(thing: Exportable, facts: CardFacts, out: Path, kind: Format) -> ExportMarker:
+def export(exportable: Exportable, card: CardContent, out: Path, kind: Format) -> ExportMarker:
     """Write an export; an earlier one in the same folder is replaced.
 
     Args:
-        thing: encoder, CLIP and how pixels become input.
-        facts: what the model card tells.
+        exportable: encoder, CLIP and how pixels become input.
+        card: what the model card tells.
         out: the folder.
         kind: `open_clip` or `transformers`.
 
@@ -87,27 +87,27 @@ def export(thing: Exportable, facts: CardFacts, out: Path, kind: Format) -> Expo
     """
     with naming_full_disk(out), _taking_its_name(out) as folder:
         if kind == 'open_clip':
-            write_open_clip(thing, folder)
-            code = [('Use with open_clip', open_clip_code(thing, facts.hub))]
-            builtin = builtin_config(thing.clip.settings)
+            write_open_clip(exportable, folder)
+            code = [('Use with open_clip', open_clip_code(exportable, card.hub))]
+            builtin = builtin_config(exportable.clip.settings)
             if builtin is not None:
-                code.append(('The same by the name of the architecture', open_clip_by_name(thing, builtin)))
-            code.append(('Patch embeddings', open_clip_patches(thing)))
+                code.append(('The same by the name of the architecture', open_clip_by_name(exportable, builtin)))
+            code.append(('Patch embeddings', open_clip_patches(exportable)))
         else:
-            write_transformers(thing, folder)
-            code = [('Use with transformers', transformers_code(thing, facts.hub))]
-            code.append(('Patch embeddings', transformers_patches(thing)))
-        save_patch_head(thing.encoder, folder)
-        (folder / 'README.md').write_text(write_card(thing, facts, kind, code), encoding='utf-8')
+            write_transformers(exportable, folder)
+            code = [('Use with transformers', transformers_code(exportable, card.hub))]
+            code.append(('Patch embeddings', transformers_patches(exportable)))
+        save_patch_head(exportable.encoder, folder)
+        (folder / 'README.md').write_text(write_card(exportable, card, kind, code), encoding='utf-8')
         mode = (folder / 'README.md').stat().st_mode
         for path in folder.glob('*.safetensors'):
             path.chmod(mode)  # safetensors lets only their owner read them
         marker = ExportMarker(
             version=ExportMarker.NEWEST,
             format=kind,
-            name=facts.name,
+            name=card.name,
             grafalign=__version__,
-            input=thing.input,
+            input=exportable.input,
             files={p.name: file_digest(p) for p in sorted(folder.iterdir())},
         )
         marker.write(folder / MARKER)

@@ -36,7 +36,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class CardFacts:
+class CardContent:
     """What the card tells beyond the model itself."""
 
     name: str
@@ -82,39 +82,39 @@ def results_of(report: Report, digest: str, name: str) -> tuple[Result, ...]:
     return tuple(found)
 
 
-def write_card(thing: Exportable, facts: CardFacts, library: str, code: list[tuple[str, str]]) -> str:
+def write_card(exportable: Exportable, card: CardContent, library: str, code: list[tuple[str, str]]) -> str:
     """The text of README.md.
 
     Args:
-        thing: what is exported.
-        facts: what is known about it.
+        exportable: what is exported.
+        card: what is known about it.
         library: `open_clip` or `transformers`.
         code: headings and Python lines.
     """
-    head = yaml.safe_dump(_header(thing, facts, library), sort_keys=False, allow_unicode=True, width=120)
+    head = yaml.safe_dump(_header(exportable, card, library), sort_keys=False, allow_unicode=True, width=120)
     sections = [
-        f'---\n{head}---\n\n# {facts.name}',
-        _what(thing, facts),
-        _pixels(thing),
+        f'---\n{head}---\n\n# {card.name}',
+        _what(exportable, card),
+        _pixels(exportable),
         '\n\n'.join(f'## {title}\n\n```python\n{lines}```' for title, lines in code),
-        _data(facts),
-        _training(facts),
-        _results(facts),
-        _limits(thing, facts),
+        _data(card),
+        _training(card),
+        _results(card),
+        _limits(exportable, card),
     ]
     return '\n\n'.join(sections) + '\n'
 
 
-def _header(thing: Exportable, facts: CardFacts, library: str) -> dict[str, Any]:
+def _header(exportable: Exportable, card: CardContent, library: str) -> dict[str, Any]:
     """What the Hub reads; `grafalign:` is ours."""
-    data, run = facts.data, facts.run
+    data, run = card.data, card.run
     ours = {
         'version': __version__,
-        'clip': _clip_name(thing),
+        'clip': _clip_name(exportable),
         'level': run.level if run else None,
-        'bands': list(thing.bands),
-        'value_range': list(thing.value_range) if thing.value_range else None,
-        'size_px': thing.encoder.size_px,
+        'bands': list(exportable.bands),
+        'value_range': list(exportable.value_range) if exportable.value_range else None,
+        'size_px': exportable.encoder.size_px,
         'sensor': data.sensor.name if data else None,
         'recipe_digest': data.recipe_digest if data else None,
         'store_digest': data.store_digest if data else run.store_digest if run else None,
@@ -122,11 +122,11 @@ def _header(thing: Exportable, facts: CardFacts, library: str) -> dict[str, Any]
     }
     head: dict[str, Any] = {'library_name': library, 'pipeline_tag': 'zero-shot-image-classification'}
     head['tags'] = ['grafalign', 'clip', 'remote-sensing', 'satellite-imagery']
-    if facts.licence:
-        head['license'] = facts.licence
-    mine = [r for r in facts.results if r.ours]
+    if card.licence:
+        head['license'] = card.licence
+    mine = [r for r in card.results if r.ours]
     if mine:
-        head['model-index'] = [{'name': facts.name, 'results': [_index_entry(r) for r in mine]}]
+        head['model-index'] = [{'name': card.name, 'results': [_index_entry(r) for r in mine]}]
     head['grafalign'] = {k: v for k, v in ours.items() if v is not None}
     return head
 
@@ -141,41 +141,41 @@ def _index_entry(result: Result) -> dict[str, Any]:
     }
 
 
-def _clip_name(thing: Exportable) -> str:
-    model, tag = thing.clip.settings.model, thing.clip.settings.pretrained
+def _clip_name(exportable: Exportable) -> str:
+    model, tag = exportable.clip.settings.model, exportable.clip.settings.pretrained
     where = [part.replace('\\', '/').rstrip('/').rpartition('/')[2] for part in (model, tag or '')]
     return f'{where[0]} ({where[1]})' if where[1] else where[0]
 
 
-def _what(thing: Exportable, facts: CardFacts) -> str:
-    level = facts.run.level if facts.run else None
+def _what(exportable: Exportable, card: CardContent) -> str:
+    level = card.run.level if card.run else None
     trained = {
         'image': 'The **image embedding** was trained; the patch head is as CLIP started it.',
         'both': 'Both the **image embedding** and the **patch embeddings** were trained.',
         'patch': 'The **patch embeddings** were trained; the image embedding comes along untrained: do not rely on it.',
     }.get(str(level), 'Whether its image embedding or its patch embeddings were trained, its files do not say.')
     return (
-        f'A satellite encoder in the space of the CLIP {_clip_name(thing)}, trained without a single caption: photos '
-        'taken on the ground were matched to the satellite tiles that contain them, and the encoder learned to land '
-        'where CLIP puts the photos (GRAFT: Mall et al., ICLR 2024). It takes the place of the image tower; the text '
+        f'A satellite encoder in the space of the CLIP {_clip_name(exportable)}, trained without a single caption: '
+        'photos taken on the ground were matched to the satellite tiles that contain them, and the encoder learned to '
+        'land where CLIP puts the photos (GRAFT: Mall et al., ICLR 2024). It takes the place of the image tower; the text '
         f'tower is unchanged CLIP, so any words can be asked for. {trained}'
-        + (f'\n\n{facts.origin}' if facts.origin else '')
+        + (f'\n\n{card.origin}' if card.origin else '')
     )
 
 
-def _pixels(thing: Exportable) -> str:
-    encoder = thing.encoder
-    low, high = thing.value_range or ('see below', 'see below')
+def _pixels(exportable: Exportable) -> str:
+    encoder = exportable.encoder
+    low, high = exportable.value_range or ('see below', 'see below')
     rows = [
         f'| {i + 1} | {band} | {low} | {high} | {mean:.5g} | {std:.5g} |'
-        for i, (band, mean, std) in enumerate(zip(thing.bands, thing.mean, thing.std, strict=True))
+        for i, (band, mean, std) in enumerate(zip(exportable.bands, exportable.mean, exportable.std, strict=True))
     ]
     words = (
         f'The input is tiles of {encoder.size_px} x {encoder.size_px} px. One fixed rule makes it, **the same for '
         'every tile; never stretch a tile by its own minimum and maximum**: physical value = stored number x scale + '
         'offset; then the value range becomes 0..1, clipped; then mean and standard deviation.'
     )
-    if thing.value_range is None:
+    if exportable.value_range is None:
         words += (
             ' The checkpoint does not say which values it takes. GRAFT trained on 8-bit NAIP, 0 to 255, and on '
             'Sentinel-2 reflectance of 0 to 0.3 (numbers of 0 to 3000 where no offset applies), bands B04, B03, B02.'
@@ -189,15 +189,15 @@ def _pixels(thing: Exportable) -> str:
     picture = (
         'A PNG or JPEG may be given instead only if it was made by this rule (0..1 times 255, rounded): the '
         'preprocessing of these files does no more than divide by 255 and apply mean and standard deviation.'
-        if len(thing.bands) == 3
+        if len(exportable.bands) == 3
         else 'No picture format holds these bands: give arrays, as below.'
     )
     head = '| | band | becomes 0 | becomes 1 | mean | standard deviation |\n|---|---|---|---|---|---|\n'
     return f'## Pixels\n\n{words}\n\n{head}' + '\n'.join(rows) + f'\n\n{picture}'
 
 
-def _data(facts: CardFacts) -> str:
-    data = facts.data
+def _data(card: CardContent) -> str:
+    data = card.data
     if not data:
         return '## Data\n\nThese files do not say what the model was trained on.'
     rows = [f'| {n} | {c.tiles:,} | {c.photos:,} | {c.pairs:,} |' for n, c in data.splits.items()]
@@ -238,26 +238,26 @@ def _given(value: Any) -> Any:
     return value
 
 
-def _training(facts: CardFacts) -> str:
-    run = facts.run
+def _training(card: CardContent) -> str:
+    run = card.run
     if not run:
         return '## Training\n\nThese files do not say how the model was trained.'
     versions = ', '.join(f'{n} {v}' for n, v in run.versions.items())
-    told = f'steps {run.steps}, level {run.level}, temperature {run.tau:.4g}, seed {run.seed}'
-    text = f'## Training\n\n{told}; {versions}.'
-    return text + (f' Settings:\n\n{fenced(_yaml(facts.settings), "yaml")}' if facts.settings else '')
+    summary = f'steps {run.steps}, level {run.level}, temperature {run.tau:.4g}, seed {run.seed}'
+    text = f'## Training\n\n{summary}; {versions}.'
+    return text + (f' Settings:\n\n{fenced(_yaml(card.settings), "yaml")}' if card.settings else '')
 
 
-def _results(facts: CardFacts) -> str:
-    if not facts.results:
+def _results(card: CardContent) -> str:
+    if not card.results:
         return '## Results\n\nNo evaluation was given with this export: measure it on your own data first.'
     rows = [
         f'| {r.task} | {r.metric} | {"**" * r.ours}{markdown(r.model)}{"**" * r.ours} | {r.value:.3f} | '
         f'{r.low:.3f} to {r.high:.3f} |'
-        for r in facts.results
+        for r in card.results
     ]
     head = '| task | metric | model | value | 95 % interval |\n|---|---|---|---|---|\n'
-    sets = facts.sets
+    sets = card.sets
     about = [f'{len(sets.classes)} classes, {sets.test_tiles:,} test tiles'] if sets else []
     about += [f'{sets.chips} chips of {sets.chip_px} px'] if sets and sets.chips else []
     return (
@@ -269,8 +269,8 @@ def _results(facts: CardFacts) -> str:
     )
 
 
-def _limits(thing: Exportable, facts: CardFacts) -> str:
-    sensor = markdown(facts.data.sensor.name) if facts.data else 'the sensor it was trained on'
+def _limits(exportable: Exportable, card: CardContent) -> str:
+    sensor = markdown(card.data.sensor.name) if card.data else 'the sensor it was trained on'
     return f"""\
 ## Intended use and limits
 
@@ -280,6 +280,6 @@ mapping where a person looks at what comes out.
 - It knows what photos show: not what nobody photographs on the ground, nor what cannot be seen from above.
 - Photos come from where people take them: cities, sights and rich countries; elsewhere it is less reliable.
 - Another sensor, another size of pixel, another season or another value range is outside what it was trained for.
-- A patch is {thing.encoder.patch_px} px wide, and geotags are off by metres to tens of metres: do not trust edges.
+- A patch is {exportable.encoder.patch_px} px wide, and geotags are off by metres to tens of metres: do not trust edges.
 - It inherits the biases of CLIP, and scores are no probabilities. It is not made for decisions about people, for
   surveillance or for targeting."""

@@ -28,21 +28,21 @@ WEIGHTS = 'open_clip_model.safetensors'
 _PROBE = 'A photo of a harbour, seen from above!'
 
 
-def write_open_clip(thing: Exportable, folder: Path) -> None:
+def write_open_clip(exportable: Exportable, folder: Path) -> None:
     """Write the layout into a folder and check that open_clip makes the same embeddings of it.
 
     Raises:
         GrafalignError: open_clip cannot build this tower from a file; the sentence says why and what else to do.
     """
-    _refuse(thing)
-    config = {'model_cfg': _architecture(thing), 'preprocess_cfg': thing.preprocessing}
+    _refuse(exportable)
+    config = {'model_cfg': _architecture(exportable), 'preprocess_cfg': exportable.preprocessing}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-    text = {k: v for k, v in thing.clip.model.state_dict().items() if not k.startswith('visual.')}
-    save_weights(text | {f'visual.{k}': v for k, v in thing.visual.state_dict().items()}, folder / WEIGHTS)
-    tokenizer: Any = thing.clip.tokenizer
+    text = {k: v for k, v in exportable.clip.model.state_dict().items() if not k.startswith('visual.')}
+    save_weights(text | {f'visual.{k}': v for k, v in exportable.visual.state_dict().items()}, folder / WEIGHTS)
+    tokenizer: Any = exportable.clip.tokenizer
     if hasattr(tokenizer, 'save_pretrained'):
         tokenizer.save_pretrained(str(folder))
-    _check(thing, folder)
+    _check(exportable, folder)
 
 
 def builtin_config(settings: ClipSettings) -> dict[str, Any] | None:
@@ -55,36 +55,36 @@ def builtin_config(settings: ClipSettings) -> dict[str, Any] | None:
     return found
 
 
-def _refuse(thing: Exportable) -> None:
+def _refuse(exportable: Exportable) -> None:
     """Towers that open_clip can run but not build: it has no key for them."""
     from open_clip.timm_model import TimmModel
 
-    model, encoder = thing.clip.settings.model, thing.encoder
-    if len(thing.bands) != 3:
+    model, encoder = exportable.clip.settings.model, exportable.encoder
+    if len(exportable.bands) != 3:
         raise InputError(
-            f'open_clip builds towers for 3 bands only and this encoder takes {len(thing.bands)} '
-            f'({", ".join(thing.bands)}); use --format transformers.'
+            f'open_clip builds towers for 3 bands only and this encoder takes {len(exportable.bands)} '
+            f'({", ".join(exportable.bands)}); use --format transformers.'
         )
-    if isinstance(thing.visual, TimmModel) and thing.image_px != thing.clip.image_px:
+    if isinstance(exportable.visual, TimmModel) and exportable.image_px != exportable.clip.image_px:
         raise InputError(
-            f'open_clip builds {model} for {thing.clip.image_px} px only and this encoder takes {encoder.size_px} px; '
-            f'train on tiles of {thing.clip.image_px} px, or on smaller ones that are padded.'
+            f'open_clip builds {model} for {exportable.clip.image_px} px only and this encoder takes {encoder.size_px} '
+            f'px; train on tiles of {exportable.clip.image_px} px, or on smaller ones that are padded.'
         )
 
 
-def _architecture(thing: Exportable) -> dict[str, Any]:
+def _architecture(exportable: Exportable) -> dict[str, Any]:
     """The configuration of the CLIP, as it was loaded, with the input size of the encoder."""
     import open_clip
     from open_clip.transformer import QuickGELU
 
-    name = thing.clip.settings.model
+    name = exportable.clip.settings.model
     if (Path(name) / CONFIG).is_file():
         name = f'local-dir:{Path(name).resolve()}'
     config: dict[str, Any] = open_clip.get_model_config(name)
     vision, text = config['vision_cfg'], config['text_cfg']
-    vision['image_size'] = thing.image_px
+    vision['image_size'] = exportable.image_px
     # the name does not tell: a pretrained tag may have switched it
-    config['quick_gelu'] = any(isinstance(m, QuickGELU) for m in thing.clip.model.modules())
+    config['quick_gelu'] = any(isinstance(m, QuickGELU) for m in exportable.clip.model.modules())
     if 'timm_model_name' in vision:
         vision['timm_model_pretrained'] = False
     if 'hf_model_name' in text:
@@ -92,7 +92,7 @@ def _architecture(thing: Exportable) -> dict[str, Any]:
     return config
 
 
-def _check(thing: Exportable, folder: Path) -> None:
+def _check(exportable: Exportable, folder: Path) -> None:
     import open_clip
 
     name = f'local-dir:{folder}'
@@ -103,23 +103,23 @@ def _check(thing: Exportable, folder: Path) -> None:
     except Exception as error:  # open_clip and the packages under it raise types of their own
         reason = ' '.join(str(error).split())[:200]
         raise InputError(
-            f'open_clip cannot rebuild {thing.clip.settings.model} from a folder ({reason}); '
+            f'open_clip cannot rebuild {exportable.clip.settings.model} from a folder ({reason}); '
             'train with another CLIP, such as ViT-B-16.'
         ) from None
     model.eval()
-    probe = torch.rand(2, 3, thing.image_px, thing.image_px, generator=torch.Generator().manual_seed(0))
-    device = thing.clip.device
-    training = thing.visual.training
+    probe = torch.rand(2, 3, exportable.image_px, exportable.image_px, generator=torch.Generator().manual_seed(0))
+    device = exportable.clip.device
+    training = exportable.visual.training
     with torch.no_grad():
-        ours, theirs = thing.visual.eval()(probe.to(device)), model.visual(probe)
-        words, their_words = thing.clip.encode_text([_PROBE]), model.encode_text(tokens, normalize=True)
-    thing.visual.train(training)
+        ours, theirs = exportable.visual.eval()(probe.to(device)), model.visual(probe)
+        words, their_words = exportable.clip.encode_text([_PROBE]), model.encode_text(tokens, normalize=True)
+    exportable.visual.train(training)
     unit = torch.nn.functional.normalize
     apart = [(unit(_first(a)) - unit(_first(b))).abs().max() for a, b in ((ours, theirs), (words, their_words))]
     if not max(apart) < 1e-4:
         raise InputError(
             f'What open_clip loads is not the model that was exported (embeddings differ by {max(apart):.1e}); '
-            f'the CLIP {thing.clip.settings.model} is not what its configuration says, so train with another one.'
+            f'the CLIP {exportable.clip.settings.model} is not what its configuration says, so train with another one.'
         )
 
 

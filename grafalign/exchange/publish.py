@@ -13,7 +13,7 @@ from grafalign.exchange.export import check_format, check_out, export
 from grafalign.exchange.exportable import Exportable
 from grafalign.exchange.graft_checkpoint import load_graft
 from grafalign.exchange.hub import check_hub, push
-from grafalign.exchange.model_card import CardFacts, results_of
+from grafalign.exchange.model_card import CardContent, results_of
 from grafalign.report import Report
 from grafalign.training import load_satellite
 from grafalign.training.provenance import DataMarker, without_paths
@@ -51,28 +51,30 @@ def publish(
     form = check_format(kind)
     check_out(out)
     token = check_hub(hub) if hub is not None else ''
-    thing, card = _graft(run, clip, results) if run.is_file() else _run(run, clip, results)
+    exportable, card = _graft(run, clip, results) if run.is_file() else _run(run, clip, results)
     name = hub.rpartition('/')[2] if hub is not None else card.name
-    marker = export(thing, replace(card, name=name, hub=hub, licence=licence), out, form)
-    told = {
+    marker = export(exportable, replace(card, name=name, hub=hub, licence=licence), out, form)
+    summary = {
         'format': form,
         'out': str(out),
         'files': len(marker.files) + 1,
         'bytes': sum(p.stat().st_size for p in out.iterdir()),
     }
-    return told if hub is None else told | {'url': push(out, hub, token, private)}
+    return summary if hub is None else summary | {'url': push(out, hub, token, private)}
 
 
-def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, CardFacts]:
+def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, CardContent]:
     model = load_satellite(run, None if clip is None else load_clip(clip))
     # as short as they can be written: 0.48145467, not what float64 makes of it
     mean, std = (
         tuple(float(str(v)) for v in model.preprocess.get_buffer(n).flatten().numpy()) for n in ('mean', 'std')
     )
     marker = model.marker
-    thing = Exportable(model.encoder, model.clip, model.sensor.bands, mean, std, model.sensor.value_range, marker.level)
+    exportable = Exportable(
+        model.encoder, model.clip, model.sensor.bands, mean, std, model.sensor.value_range, marker.level
+    )
     report = None if results is None else Report.read(results)
-    return thing, CardFacts(
+    return exportable, CardContent(
         name=run.resolve().name,
         run=marker,
         settings=without_paths(_settings(run / 'config.yaml')),
@@ -82,7 +84,7 @@ def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Ex
     )
 
 
-def _graft(path: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, CardFacts]:
+def _graft(path: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Exportable, CardContent]:
     if clip is None:
         raise InputError(
             f'{path} holds no text tower; give the CLIP it was trained towards, for the published ones '
@@ -92,9 +94,9 @@ def _graft(path: Path, clip: ClipSettings | None, results: Path | None) -> tuple
         raise InputError(f'--results {results} is about runs, and {path} is none; leave it out.')
     frozen = load_clip(clip)
     encoder = load_graft(path, frozen)
-    thing = Exportable(encoder, frozen, ('red', 'green', 'blue'), frozen.mean, frozen.std, None)
+    exportable = Exportable(encoder, frozen, ('red', 'green', 'blue'), frozen.mean, frozen.std, None)
     origin = f"The weights are those of `{path.name}`, a checkpoint of GRAFT's published layout; not trained here."
-    return thing, CardFacts(name=path.stem, origin=origin)
+    return exportable, CardContent(name=path.stem, origin=origin)
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -24,41 +24,42 @@ from grafalign.exchange.exportable import Exportable, save_weights
 _RESAMPLE = {'nearest': 0, 'bilinear': 2, 'bicubic': 3}  # Pillow's numbers
 
 
-def write_transformers(thing: Exportable, folder: Path) -> None:
+def write_transformers(exportable: Exportable, folder: Path) -> None:
     """Write the layout into a folder.
 
     Raises:
         GrafalignError: `CLIPModel` cannot express the model.
     """
-    reason = _unfit(thing)
+    reason = _unfit(exportable)
     if reason is not None:
         raise InputError(
-            f"transformers' CLIPModel cannot express {thing.clip.settings.model} ({reason}); use --format open_clip."
+            f"transformers' CLIPModel cannot express {exportable.clip.settings.model} ({reason}); use "
+            '--format open_clip.'
         )
-    model: Any = thing.clip.model
+    model: Any = exportable.clip.model
     text = getattr(model, 'text', model)
-    (folder / 'config.json').write_text(json.dumps(_config(thing, text), indent=2) + '\n', encoding='utf-8')
+    (folder / 'config.json').write_text(json.dumps(_config(exportable, text), indent=2) + '\n', encoding='utf-8')
     weights = {'logit_scale': model.logit_scale.reshape(())}
-    weights |= dict(_text_weights(text)) | dict(vision_weights(thing.visual))
+    weights |= dict(_text_weights(text)) | dict(vision_weights(exportable.visual))
     save_weights(weights, folder / 'model.safetensors')
-    processor = json.dumps(_image_processor(thing), indent=2) + '\n'
+    processor = json.dumps(_image_processor(exportable), indent=2) + '\n'
     (folder / 'preprocessor_config.json').write_text(processor, encoding='utf-8')
-    write_tokenizer(thing.clip.tokenizer, int(text.context_length), folder)
+    write_tokenizer(exportable.clip.tokenizer, int(text.context_length), folder)
 
 
-def _unfit(thing: Exportable) -> str | None:
+def _unfit(exportable: Exportable) -> str | None:
     """Why `CLIPModel` cannot express it, or None."""
     from open_clip.model import CLIP
     from open_clip.transformer import TextTransformer, VisionTransformer
 
-    model: Any = thing.clip.model
-    visual, text = thing.visual, getattr(model, 'text', model)
+    model: Any = exportable.clip.model
+    visual, text = exportable.visual, getattr(model, 'text', model)
     pool = getattr(text, 'pool_type', None) or getattr(text, 'text_pool_type', None)
     projection = getattr(text, 'text_projection', None)
     found = {
         f'its image tower is {type(visual).__name__}': not isinstance(visual, VisionTransformer),
         f'its text tower is {type(text).__name__}': not isinstance(text, CLIP | TextTransformer),
-        'its tokenizer is not the usual one': not is_plain(thing.clip.tokenizer),
+        'its tokenizer is not the usual one': not is_plain(exportable.clip.tokenizer),
         'it has a logit bias': getattr(model, 'logit_bias', None) is not None,
     }
     if not any(found.values()):
@@ -102,10 +103,10 @@ def _activation(block: Any) -> str | None:
     return None
 
 
-def _config(thing: Exportable, text: Any) -> dict[str, Any]:
-    visual, tokenizer = thing.visual, thing.clip.tokenizer
+def _config(exportable: Exportable, text: Any) -> dict[str, Any]:
+    visual, tokenizer = exportable.visual, exportable.clip.tokenizer
     depth = int(visual.proj.shape[1])
-    scale = thing.clip.model.get_parameter('logit_scale')
+    scale = exportable.clip.model.get_parameter('logit_scale')
     return {
         'architectures': ['CLIPModel'],
         'model_type': 'clip',
@@ -114,9 +115,9 @@ def _config(thing: Exportable, text: Any) -> dict[str, Any]:
         'vision_config': {
             'model_type': 'clip_vision_model',
             **_blocks(visual),
-            'image_size': thing.image_px,
-            'patch_size': thing.encoder.patch_px,
-            'num_channels': len(thing.bands),
+            'image_size': exportable.image_px,
+            'patch_size': exportable.encoder.patch_px,
+            'num_channels': len(exportable.bands),
             'projection_dim': depth,
         },
         'text_config': {
@@ -145,9 +146,9 @@ def _blocks(tower: Any) -> dict[str, Any]:
     }
 
 
-def _image_processor(thing: Exportable) -> dict[str, Any]:
+def _image_processor(exportable: Exportable) -> dict[str, Any]:
     """Pictures of 0..255, which the sensor's rule has made, to the model's input; tiles of its size are not resized."""
-    side, known = thing.image_px, thing.preprocessing
+    side, known = exportable.image_px, exportable.preprocessing
     shortest = known.get('resize_mode', 'shortest') == 'shortest'
     return {
         'image_processor_type': 'CLIPImageProcessor',
@@ -160,9 +161,9 @@ def _image_processor(thing: Exportable) -> dict[str, Any]:
         'do_rescale': True,
         'rescale_factor': 1 / 255,
         'do_normalize': True,
-        'image_mean': list(thing.mean),
-        'image_std': list(thing.std),
-        'do_convert_rgb': len(thing.bands) == 3,
+        'image_mean': list(exportable.mean),
+        'image_std': list(exportable.std),
+        'do_convert_rgb': len(exportable.bands) == 3,
     }
 
 

@@ -14,7 +14,7 @@ from grafalign.exchange.exportable import PATCH_HEAD, Exportable
 _TEXTS = "['a photo of a forest', 'a photo of a harbour']"
 
 
-def open_clip_code(thing: Exportable, hub: str | None) -> str:
+def open_clip_code(exportable: Exportable, hub: str | None) -> str:
     """Load the folder with open_clip, embed tiles and words."""
     return f"""\
 import open_clip
@@ -27,7 +27,7 @@ model, _, preprocess = open_clip.create_model_and_transforms(f'local-dir:{{folde
 tokenizer = open_clip.get_tokenizer(f'local-dir:{{folder}}')
 model.eval()
 
-{_to_input(thing)}
+{_to_input(exportable)}
 
 with torch.no_grad():
     tiles = normalize(model.encode_image(to_input(stored)), dim=-1)
@@ -36,33 +36,33 @@ with torch.no_grad():
 """
 
 
-def open_clip_by_name(thing: Exportable, builtin: dict[str, Any]) -> str:
+def open_clip_by_name(exportable: Exportable, builtin: dict[str, Any]) -> str:
     """The call that loads the same weights by the name of an architecture that open_clip has built in.
 
     Args:
-        thing: what is exported.
+        exportable: what is exported.
         builtin: open_clip's own configuration of that name.
     """
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     from open_clip.transformer import QuickGELU
 
-    options = [f"'{thing.clip.settings.model}'", "pretrained=f'{folder}/open_clip_model.safetensors'"]
-    if builtin['vision_cfg'].get('image_size', 224) != thing.image_px:
-        options.append(f'force_image_size={thing.image_px}')
-    quick = any(isinstance(m, QuickGELU) for m in thing.clip.model.modules())
+    options = [f"'{exportable.clip.settings.model}'", "pretrained=f'{folder}/open_clip_model.safetensors'"]
+    if builtin['vision_cfg'].get('image_size', 224) != exportable.image_px:
+        options.append(f'force_image_size={exportable.image_px}')
+    quick = any(isinstance(m, QuickGELU) for m in exportable.clip.model.modules())
     if quick and not builtin.get('quick_gelu', False):
         options.append('force_quick_gelu=True')
     usual = (*OPENAI_DATASET_MEAN, *OPENAI_DATASET_STD)
-    if any(abs(a - b) > 1e-6 for a, b in zip((*thing.mean, *thing.std), usual, strict=True)):
-        options.append(f'image_mean={thing.mean}, image_std={thing.std}')  # a file alone does not bring them
-    known = thing.preprocessing
+    if any(abs(a - b) > 1e-6 for a, b in zip((*exportable.mean, *exportable.std), usual, strict=True)):
+        options.append(f'image_mean={exportable.mean}, image_std={exportable.std}')  # a file alone does not bring them
+    known = exportable.preprocessing
     if known.get('interpolation', 'bicubic') != 'bicubic' or known.get('resize_mode', 'shortest') != 'shortest':
         options.append(f"image_interpolation='{known['interpolation']}', image_resize_mode='{known['resize_mode']}'")
     inner = ',\n    '.join(options)
     return f'model, _, preprocess = open_clip.create_model_and_transforms(\n    {inner},\n)\n'
 
 
-def open_clip_patches(thing: Exportable) -> str:
+def open_clip_patches(exportable: Exportable) -> str:
     """Patch embeddings with open_clip, after the lines of `open_clip_code`."""
     return f"""\
 head = load_file(f'{{folder}}/{PATCH_HEAD}')
@@ -71,11 +71,11 @@ with torch.no_grad():
         to_input(stored), indices=1, normalize_intermediates=False, output_fmt='NLC'
     )
     tokens = found['image_intermediates'][-1]  # [B, N, W], after the last block
-    {_head(thing)}
+    {_head(exportable)}
 """
 
 
-def transformers_code(thing: Exportable, hub: str | None) -> str:
+def transformers_code(exportable: Exportable, hub: str | None) -> str:
     """Load the folder with transformers, embed tiles and words."""
     return f"""\
 import torch
@@ -87,7 +87,7 @@ folder = '.'  # {_where(hub)}
 model = CLIPModel.from_pretrained(folder).eval()
 processor = CLIPProcessor.from_pretrained(folder)
 
-{_to_input(thing)}
+{_to_input(exportable)}
 
 texts = {_TEXTS}
 words = processor(text=texts, padding='max_length', truncation=True, return_tensors='pt')
@@ -98,13 +98,13 @@ with torch.no_grad():
 """
 
 
-def transformers_patches(thing: Exportable) -> str:
+def transformers_patches(exportable: Exportable) -> str:
     """Patch embeddings with transformers, after the lines of `transformers_code`."""
     return f"""\
 head = load_file(f'{{folder}}/{PATCH_HEAD}')
 with torch.no_grad():
     tokens = model.vision_model(pixel_values=to_input(stored)).last_hidden_state[:, 1:]  # [B, N, W], last block
-    {_head(thing)}
+    {_head(exportable)}
 """
 
 
@@ -113,12 +113,12 @@ def _where(hub: str | None) -> str:
     return f"the folder of this page, or huggingface_hub.snapshot_download('{name}')"
 
 
-def _to_input(thing: Exportable) -> str:
-    low, high = thing.value_range or (0.0, 255.0)
+def _to_input(exportable: Exportable) -> str:
+    low, high = exportable.value_range or (0.0, 255.0)
     says = 'physical values that become 0 and 1'
-    if thing.value_range is None:
+    if exportable.value_range is None:
         says += ': 8-bit NAIP; 0.0, 3000.0 for the numbers of Sentinel-2'
-    encoder = thing.encoder
+    encoder = exportable.encoder
     pad = ''
     if encoder.canvas_px != encoder.size_px:
         first, last = encoder.start_px, encoder.canvas_px - encoder.start_px - encoder.size_px
@@ -126,24 +126,24 @@ def _to_input(thing: Exportable) -> str:
             f'    unit = torch.nn.functional.pad(unit, ({first}, {last}, {first}, {last}))'
             f'  # zero padding to {encoder.canvas_px} px\n'
         )
-    shape = f'{len(thing.bands)}, {encoder.size_px}, {encoder.size_px}'
+    shape = f'{len(exportable.bands)}, {encoder.size_px}, {encoder.size_px}'
     return f'''\
 low, high = {low}, {high}  # {says}
-mean = torch.tensor({list(thing.mean)}).view(-1, 1, 1)
-std = torch.tensor({list(thing.std)}).view(-1, 1, 1)
+mean = torch.tensor({list(exportable.mean)}).view(-1, 1, 1)
+std = torch.tensor({list(exportable.std)}).view(-1, 1, 1)
 
 
 def to_input(stored, scale=1.0, offset=0.0):
-    """Stored numbers [B, {shape}], bands {', '.join(thing.bands)}, to the input."""
+    """Stored numbers [B, {shape}], bands {', '.join(exportable.bands)}, to the input."""
     physical = torch.as_tensor(stored).float() * torch.as_tensor(scale) + torch.as_tensor(offset)
     unit = ((physical - low) / (high - low)).clamp(0, 1)
 {pad}    return (unit - mean) / std
 '''
 
 
-def _head(thing: Exportable) -> str:
+def _head(exportable: Exportable) -> str:
     """From `tokens` to `patches`; of a padded tile only its own patches."""
-    norm, encoder = thing.encoder.patch_norm, thing.encoder
+    norm, encoder = exportable.encoder.patch_norm, exportable.encoder
     lines = []
     if isinstance(norm, nn.LayerNorm):
         weights = ', '.join(

@@ -40,7 +40,7 @@ class Model:
     """Makes the encoder whose patch embeddings live in the space of the words, where the model has one."""
     clip_digest: str | None = None
     """Of the CLIP whose photo embeddings (a photo bank's) lie in this space."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     """Where it came from, for results."""
     count_cut: Callable[[Sequence[str]], int] | None = None
     """How many texts are longer than the model reads, where it can tell."""

@@ -35,9 +35,13 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
         GrafalignError: it cannot be loaded.
     """
     clip = load_clip(settings, device)
-    facts: dict[str, Any] = {'model': settings.model, 'pretrained': settings.pretrained, 'activation': clip.activation}
+    metadata: dict[str, Any] = {
+        'model': settings.model,
+        'pretrained': settings.pretrained,
+        'activation': clip.activation,
+    }
     if settings.pretrained and Path(settings.pretrained).is_file() and _has_both_activations(settings.model):
-        facts['activation_is_a_guess'] = True
+        metadata['activation_is_a_guess'] = True
         console.log(
             f'{settings.pretrained} does not say its activation: {settings.model} means {clip.activation}; weights '
             "that continue OpenAI's need quickgelu, others gelu"
@@ -77,7 +81,7 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
         device=device,
         dense=dense,
         clip_digest=None if export else clip.digest,
-        facts=facts,
+        metadata=metadata,
         count_cut=clip.count_cut,
     )
 

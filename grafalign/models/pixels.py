@@ -40,7 +40,7 @@ _FILTERS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model takes."""
+    """The input that a model takes: bands, size, normalisation, interpolation."""
 
     bands: tuple[str, ...]
     size_px: int
@@ -48,8 +48,8 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = 'bicubic'
 
-    def facts(self, fit: Fit, value_range: tuple[float, float]) -> dict[str, Any]:
-        """What a result says of the way of the pixels."""
+    def metadata(self, fit: Fit, value_range: tuple[float, float]) -> dict[str, Any]:
+        """How pictures were prepared, as results tell it."""
         return {
             'fit': fit,
             'size_px': self.size_px,

@@ -31,9 +31,11 @@ def from_run(run: Path, name: str, clip: ClipSettings | None, device: torch.devi
     marker = model.marker
     digest = _digest(run / 'model.safetensors', marker.digest, model.clip)
     by_patches = marker.level == 'patch'
-    facts = {'run': run.name, **marker.model_dump(include={'level', 'tau', 'steps', 'store_digest'})}
+    metadata = {'run': run.name, **marker.model_dump(include={'level', 'tau', 'steps', 'store_digest'})}
     encoder = model.encoder.to(device)
-    return _model(encoder, model.clip, preprocessing, name, 'run', digest, device, by_patches=by_patches, facts=facts)
+    return _model(
+        encoder, model.clip, preprocessing, name, 'run', digest, device, by_patches=by_patches, metadata=metadata
+    )
 
 
 def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) -> Model:
@@ -45,9 +47,9 @@ def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) 
     frozen = load_clip(clip, device)
     encoder = load_graft(path, frozen).to(device)
     preprocessing = Preprocessing(('red', 'green', 'blue'), encoder.size_px, frozen.mean, frozen.std)
-    facts: dict[str, Any] = {'file': path.name, 'clip': clip.model_dump()}
+    metadata: dict[str, Any] = {'file': path.name, 'clip': clip.model_dump()}
     digest = _digest(path, '', frozen)
-    return _model(encoder, frozen, preprocessing, name, 'graft', digest, device, by_patches=False, facts=facts)
+    return _model(encoder, frozen, preprocessing, name, 'graft', digest, device, by_patches=False, metadata=metadata)
 
 
 def _digest(weights: Path, run: str, clip: FrozenClip) -> str:
@@ -66,7 +68,7 @@ def _model(
     device: torch.device,
     *,
     by_patches: bool,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
 ) -> Model:
     def images(inputs: torch.Tensor) -> torch.Tensor:
         found = encoder(inputs)
@@ -84,5 +86,5 @@ def _model(
         device=device,
         dense=lambda: encoder,
         clip_digest=clip.digest,
-        facts=facts,
+        metadata=metadata,
     )

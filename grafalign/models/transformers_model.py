@@ -37,8 +37,8 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
         raise MachineError(f'{folder} is of transformers; install grafalign[transformers].') from None
     kind = _model_type(folder)
     try:
-        model, told = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
-        lacking = [*told['missing_keys'], *(m[0] for m in told['mismatched_keys'])]
+        model, loading = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
+        lacking = [*loading['missing_keys'], *(m[0] for m in loading['mismatched_keys'])]
         lacking = [str(k) for k in lacking if not str(k).endswith('position_ids')]
         if lacking:  # transformers would leave them random, and say so in its log alone
             raise ValueError(f'its weights lack {lacking[0]}')
@@ -106,7 +106,7 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
         texts=texts,
         device=device,
         dense=no_patches,
-        facts={'folder': folder.name, 'model_type': kind},
+        metadata={'folder': folder.name, 'model_type': kind},
     )
 
 

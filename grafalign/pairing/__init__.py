@@ -1,4 +1,4 @@
-"""Photos x scenes -> pair store."""
+"""From photos and scenes to a pair store: plan, choose, cut, write."""
 
 from grafalign.pairing.recipe import Recipe
 from grafalign.pairing.run import pair

@@ -141,8 +141,8 @@ def _shard_problems(name: str, rows: gpd.GeoDataFrame, file: Any, shape: tuple[i
                 continue
             row = listed.loc[tile_id]
             if kind == 'json':
-                facts = json.loads(content.read())
-                if any(facts[k] != row[k] for k in ('item_id', 'split')):
+                metadata = json.loads(content.read())
+                if any(metadata[k] != row[k] for k in ('item_id', 'split')):
                     yield f'{name}: {member.name} says other things than tiles.parquet'
                 continue
             seen.add(tile_id)

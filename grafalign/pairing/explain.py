@@ -38,7 +38,7 @@ _SAMPLES = 3
 def explain(
     recipe: Recipe, out: Place | None = None, map_page: Path | None = None, workers: int | None = None
 ) -> dict[str, Any]:
-    """Estimate what a recipe takes. Reads the photos' facts, the scenes' items, and the headers of a few files.
+    """Estimate what a recipe takes. Reads the photos' metadata, the scenes' items, and the headers of a few files.
 
     Args:
         recipe: the recipe.
@@ -77,7 +77,7 @@ def _explain(prepared: Prepared, map_page: Path | None) -> dict[str, Any]:
     }
     item_bytes = layouts[0].decoded_bytes / (layouts[0].block_width * layouts[0].block_height) if layouts else 2
     reasons = Counter(photos.rejected['reason']) + Counter(plan.dropped['reason'].astype(str))
-    told: dict[str, Any] = {
+    estimate: dict[str, Any] = {
         'photos': len(photos.table) + int(photos.rejected['id'].nunique()),
         'rejected': dict(reasons.most_common()),
         'tiles': len(plan.tiles),
@@ -116,9 +116,9 @@ def _explain(prepared: Prepared, map_page: Path | None) -> dict[str, Any]:
         lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
         with naming_full_disk(map_page):
             map_page.parent.mkdir(parents=True, exist_ok=True)
-            write_map(map_page, recipe.photos.name, recipe.grid, plan, lon, lat, rows(told))
-        told['map'] = str(map_page)
-    return told
+            write_map(map_page, recipe.photos.name, recipe.grid, plan, lon, lat, rows(estimate))
+        estimate['map'] = str(map_page)
+    return estimate
 
 
 @dataclass(frozen=True)
@@ -221,52 +221,52 @@ def _layouts(recipe: Recipe, wanted: list[_Wanted], problems: Counter[str]) -> d
     return layouts
 
 
-def rows(told: dict[str, Any]) -> list[tuple[str, str]]:
+def rows(estimate: dict[str, Any]) -> list[tuple[str, str]]:
     """The estimate as rows of a table for people."""
-    splits = ', '.join(f'{k} {v:,}' for k, v in told['splits'].items())
-    of = told['seconds_of']
+    splits = ', '.join(f'{k} {v:,}' for k, v in estimate['splits'].items())
+    of = estimate['seconds_of']
     shown = [
-        ('photos', f'{told["photos"]:,}'),
-        ('rejected, or not in a tile', f'{sum(told["rejected"].values()):,}'),
-        ('tiles', f'{told["tiles"]:,} ({splits})'),
-        ('pairs', f'{told["pairs"]:,}'),
-        ('tiles without a scene', f'{told["tiles_without_scene"]:,}'),
-        ('copied from the scene, or resampled', f'{told["tiles_copied"]:,}, {told["tiles_warped"]:,}'),
+        ('photos', f'{estimate["photos"]:,}'),
+        ('rejected, or not in a tile', f'{sum(estimate["rejected"].values()):,}'),
+        ('tiles', f'{estimate["tiles"]:,} ({splits})'),
+        ('pairs', f'{estimate["pairs"]:,}'),
+        ('tiles without a scene', f'{estimate["tiles_without_scene"]:,}'),
+        ('copied from the scene, or resampled', f'{estimate["tiles_copied"]:,}, {estimate["tiles_warped"]:,}'),
         *(
-            [('over the seam of two scenes', f'{told["tiles_over_seams"]:,}, made of the scenes of a day')]
-            if told['mosaic'] == 'day'
+            [('over the seam of two scenes', f'{estimate["tiles_over_seams"]:,}, made of the scenes of a day')]
+            if estimate['mosaic'] == 'day'
             else []
         ),
-        ('scenes', f'{told["scenes"]:,} of {told["scenes_found"]:,} found'),
-        ('files', f'{told["files"]:,}'),
-        ('requests', f'{told["requests"]:,}'),
-        ('reads per block, tile by tile', f'{told["reads_per_block"]:.1f}'),
-        ('to download', size_text(told['bytes'])),
-        ('store', size_text(told['store_bytes'])),
-        ('time, about', f'{duration_text(told["seconds"])}'),
+        ('scenes', f'{estimate["scenes"]:,} of {estimate["scenes_found"]:,} found'),
+        ('files', f'{estimate["files"]:,}'),
+        ('requests', f'{estimate["requests"]:,}'),
+        ('reads per block, tile by tile', f'{estimate["reads_per_block"]:.1f}'),
+        ('to download', size_text(estimate['bytes'])),
+        ('store', size_text(estimate['store_bytes'])),
+        ('time, about', f'{duration_text(estimate["seconds"])}'),
         ('of which', ', '.join(f'{k} {duration_text(v)}' for k, v in of.items()) + ' (side by side)'),
     ]
-    notes = list(told['assumptions']['problems'])
-    if told['tiles_warped'] and told['grid_origin_m'] is not None:
-        east, north = told['grid_origin_m']
+    notes = list(estimate['assumptions']['problems'])
+    if estimate['tiles_warped'] and estimate['grid_origin_m'] is not None:
+        east, north = estimate['grid_origin_m']
         notes.append(
             f'the scenes lie on another grid; with sensor.origin_m: [{east:g}, {north:g}] tiles would be copied'
         )
     return [*shown, *(('note', note) for note in notes)]
 
 
-def show(told: dict[str, Any], title: str) -> None:
+def show(estimate: dict[str, Any], title: str) -> None:
     """Write the estimate as tables."""
-    console.table(title, ('', ''), rows(told))
-    if told['rejected']:
-        console.histogram('rejected, or not in a tile', told['rejected'])
-    made = told['assumptions']
+    console.table(title, ('', ''), rows(estimate))
+    if estimate['rejected']:
+        console.histogram('rejected, or not in a tile', estimate['rejected'])
+    made = estimate['assumptions']
     console.log(
         f'Reckoned with {made["bytes_per_s"] / 1e6:.0f} MB/s, {made["latency_s"] * 1000:.0f} ms a request, '
         f'{made["threads"]} threads, and block layouts read from {made["headers_read"]} headers.'
     )
-    if 'map' in told:
-        console.log(told['map'])
+    if 'map' in estimate:
+        console.log(estimate['map'])
 
 
 def size_text(count: float) -> str:

@@ -1,4 +1,4 @@
-"""The end of pairing: from the facts of all shards to the store's tables, and last of all its marker."""
+"""The end of pairing: from the sidecars of all shards to the store's tables, and last of all its marker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TABLES = ('photos', 'tiles', 'pairs', 'rejected')
 
 
 def finish(prepared: Prepared, work: Place, out: Place, shards: list[Shard]) -> PairSummary:
-    """Write the tables from the shards' facts, then the marker.
+    """Write the tables from the shards' sidecars, then the marker.
 
     Args:
         prepared: photos, plan and scenes.
@@ -32,11 +32,11 @@ def finish(prepared: Prepared, work: Place, out: Place, shards: list[Shard]) -> 
         shards: all shards, in the order of their numbers; of a tile that is in several the last one counts.
     """
     recipe = prepared.recipe
-    facts = _facts(out, shards)
-    cut, rejects = _latest(shards, facts)
+    sidecars = _sidecars(out, shards)
+    cut, rejects = _latest(shards, sidecars)
     photos, plan = prepared.photos, prepared.plan
     rejects += list(prepared.rejected_scenes.itertuples(index=False, name=None))
-    refused = {tile_id: made_from for part in facts for tile_id, made_from in part.get('refused', {}).items()}
+    refused = {tile_id: made_from for part in sidecars for tile_id, made_from in part.get('refused', {}).items()}
     tables = make_tables(recipe, photos, plan, cut, rejects, refused)
     for name in _TABLES:
         write_table(getattr(tables, name), out / f'{name}.parquet')
@@ -55,7 +55,7 @@ def finish(prepared: Prepared, work: Place, out: Place, shards: list[Shard]) -> 
         reasons={str(k): int(v) for k, v in rejected['reason'].value_counts().items()},
     )
     digests = {f'{n}.parquet': file_digest(out / f'{n}.parquet') for n in (*_TABLES, 'scenes')}
-    digests |= {shard_name(s.index): f['digest'] for s, f in zip(shards, facts, strict=True)}
+    digests |= {shard_name(s.index): f['digest'] for s, f in zip(shards, sidecars, strict=True)}
     known = recipe.sensor
     sensor = Sensor(known.name, tuple(known.bands), known.gsd_m, known.size_px, known.value_range)
     marker = StoreMarker(
@@ -78,13 +78,13 @@ def failed_tiles(out: Place, shards: list[Shard]) -> list[int]:
     last = _last_shard(shards)
     return sorted(
         number
-        for shard, facts in zip(shards, _facts(out, shards), strict=True)
-        for number in facts['failed']
+        for shard, sidecars in zip(shards, _sidecars(out, shards), strict=True)
+        for number in sidecars['failed']
         if last[number] == shard.index
     )
 
 
-def _facts(out: Place, shards: Iterable[Shard]) -> list[dict[str, Any]]:
+def _sidecars(out: Place, shards: Iterable[Shard]) -> list[dict[str, Any]]:
     """What was written beside each shard."""
     wanted = [out / sidecar_name(s.index) for s in shards]
     read = dict(engine.run(lambda path: json.loads(path.read_text()), wanted, 8))
@@ -95,12 +95,12 @@ def _last_shard(shards: list[Shard]) -> dict[int, int]:
     return {number: shard.index for shard in shards for number in shard.tiles.tolist()}
 
 
-def _latest(shards: list[Shard], facts: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Rejected]]:
-    """Facts of the tiles that were cut, and the rejects of every tile's last try."""
+def _latest(shards: list[Shard], sidecars: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Rejected]]:
+    """Metadata of the tiles that were cut, and the rejects of every tile's last try."""
     last = _last_shard(shards)
     cut: list[dict[str, Any]] = []
     rejects: list[Rejected] = []
-    for shard, part in zip(shards, facts, strict=True):
+    for shard, part in zip(shards, sidecars, strict=True):
         cut += [row for row in part['tiles'] if last[row['number']] == shard.index]
         rejects += [tuple(r) for number, *r in part['rejects'] if last[number] == shard.index]
     return cut, rejects

@@ -47,7 +47,7 @@ _MERCATOR_LIMIT = 85.05
 
 
 def write_map(
-    path: Path, title: str, grid: TileGrid, plan: Plan, lon: Floats, lat: Floats, facts: list[tuple[str, str]]
+    path: Path, title: str, grid: TileGrid, plan: Plan, lon: Floats, lat: Floats, metadata: list[tuple[str, str]]
 ) -> None:
     """Write the page.
 
@@ -58,7 +58,7 @@ def write_map(
         plan: the tiles, and the photos in them.
         lon: degrees, one for every photo of the plan's table, [P].
         lat: degrees, [P].
-        facts: label and value of the rows of the table beside the map.
+        metadata: label and value of the rows of the table beside the map.
     """
     data = page_data(grid, plan, lon, lat)
     counts = data['tiles']['counts'], data['photos']['counts']
@@ -66,7 +66,7 @@ def write_map(
         'grafalign.pairing',
         'map_page.html',
         title=title,
-        facts=facts,
+        metadata=metadata,
         data=data,
         rows=[(name, name in SPLITS, *both) for name, *both in zip(data['splits'], *counts, strict=True)],
         total=(sum(data['tiles']['counts']), len(lon)),

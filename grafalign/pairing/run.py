@@ -1,7 +1,7 @@
 """Run a recipe: photos -> plan -> scenes -> shards -> store, resuming whatever an earlier run left.
 
 Stages that are expensive to repeat leave their result in `STORE/_work`; a shard counts as done once its .tar stands
-under its final name (its facts are written just before). Anything else is garbage that the next run overwrites. The
+under its final name (its metadata are written just before). Anything else is garbage that the next run overwrites. The
 finished store is the same, byte for byte, however often the run was killed and whoever did the work. `_work` stays
 only where some tiles could not be read, so that they can be tried again.
 """
@@ -290,11 +290,13 @@ def _todo(out: Place, shards: list[Shard]) -> list[Shard]:
     """Shards that are not there yet."""
     tiles = out / 'tiles'
     there = {p.name for p in tiles.iterdir()} if tiles.exists() else set()
-    facts = {p.name for p in (out / WORK).iterdir()}
+    metadata = {p.name for p in (out / WORK).iterdir()}
     return [
         s
         for s in shards
-        if not (shard_name(s.index).rpartition('/')[2] in there and sidecar_name(s.index).rpartition('/')[2] in facts)
+        if not (
+            shard_name(s.index).rpartition('/')[2] in there and sidecar_name(s.index).rpartition('/')[2] in metadata
+        )
     ]
 
 

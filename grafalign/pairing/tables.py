@@ -1,4 +1,4 @@
-"""From a plan and the facts of its cut tiles to the four tables of a pair store."""
+"""From a plan and the metadata of its cut tiles to the four tables of a pair store."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_tables(
         recipe: the recipe.
         photos: the photo table and its rejected rows.
         plan: the plan over those photos.
-        cut: facts of every cut tile, with its row `number` in the plan, in the order of the shards.
+        cut: metadata of every cut tile, with its row `number` in the plan, in the order of the shards.
         rejects: tiles that could not be cut and scenes that could not be read.
         refused: `made_from` of the tiles of which all scenes could be read and none would do, by tile id.
 

@@ -1,4 +1,4 @@
-"""When and where was each photo taken, and is it wanted?"""
+"""Geotagged photos: from folders, tables and archives to a checked and filtered photo table."""
 
 from grafalign.photos.exif import open_photo
 from grafalign.photos.filters import PhotoFilters

@@ -375,11 +375,11 @@ def _leaves(column: Any, prefix: str = '') -> list[str]:
 
 def _primary_geometry(schema: Any) -> tuple[str | None, Any]:
     """Name and CRS of the geometry that GeoParquet's metadata calls the primary one (version 1.1: no `crs`, CRS84)."""
-    told = (schema.metadata or {}).get(b'geo')
-    if told is None:
+    geo_metadata = (schema.metadata or {}).get(b'geo')
+    if geo_metadata is None:
         return None, None
     try:
-        geo = parse_json(told)
+        geo = parse_json(geo_metadata)
         name = geo.get('primary_column')
         if name not in schema.names:
             return None, None

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from grafalign.photos.filters import PhotoFilters, RowFilter, mark_groups
-from grafalign.photos.local_images import with_facts
+from grafalign.photos.local_images import with_metadata
 from grafalign.photos.raw import Raw
 from grafalign.photos.spelled_times import DayOrder, TimeSettings
 from grafalign.photos.table import (
@@ -97,7 +97,7 @@ class Collected:
         local = is_local(table['uri'])
         if local.any():
             ours = {*FROM_FILES, 'lon', 'lat'} if self._places_in_files else self._silent
-            table = with_facts(table.combine_chunks(), np.flatnonzero(local), ours, self._verify, workers)
+            table = with_metadata(table.combine_chunks(), np.flatnonzero(local), ours, self._verify, workers)
         marks = Marks(table)
         mark_unusable(marks)
         mark_impossible_times(marks)

@@ -42,7 +42,7 @@ class PhotoError(ValueError):
 
 
 @dataclass(frozen=True)
-class PhotoFacts:
+class PhotoMetadata:
     """What a file says about itself; None where it says nothing."""
 
     lon: float | None = None
@@ -82,10 +82,10 @@ def open_photo(source: Path | bytes, smallest_px: int | None = None, max_pixels:
 
 def load_photo(
     source: Path | bytes, smallest_px: int | None = None, max_pixels: int = MAX_PIXELS, exif: bool = True
-) -> tuple[Image.Image, PhotoFacts]:
-    """Decode an image as `open_photo` does and tell all facts about it, reading and decoding it once.
+) -> tuple[Image.Image, PhotoMetadata]:
+    """Decode an image as `open_photo` does and tell all metadata about it, reading and decoding it once.
 
-    Without `exif` the facts leave out place and time, which take as long as decoding a small photo.
+    Without `exif` the metadata leave out place and time, which take as long as decoding a small photo.
 
     Raises:
         PhotoError: as for `open_photo`.
@@ -95,7 +95,7 @@ def load_photo(
         digest = stream_digest(stream)
         stream.seek(0)
         with _opened(stream, max_pixels) as image:
-            facts, size = _said(image) if exif else PhotoFacts(), image.size
+            metadata, size = _said(image) if exif else PhotoMetadata(), image.size
             if smallest_px is not None:
                 image.draft('RGB', (smallest_px, smallest_px))
             decoded = image.size
@@ -107,10 +107,10 @@ def load_photo(
             upright = _rgb(image.reduce(factor) if factor > 1 else image)
             if turn is not None:
                 upright = upright.transpose(turn)
-    return upright, replace(facts, width=size[0], height=size[1], digest=digest, dhash=difference_hash(upright))
+    return upright, replace(metadata, width=size[0], height=size[1], digest=digest, dhash=difference_hash(upright))
 
 
-def read_facts(source: Path | bytes, verify: bool = True, max_pixels: int = MAX_PIXELS) -> PhotoFacts:
+def read_metadata(source: Path | bytes, verify: bool = True, max_pixels: int = MAX_PIXELS) -> PhotoMetadata:
     """Read EXIF position, heading, error and time, size, digest and hash, and check that the image decodes.
 
     `exif_values` says how tags are read. Whatever the file holds, this returns: what is wrong with the image becomes
@@ -127,16 +127,16 @@ def read_facts(source: Path | bytes, verify: bool = True, max_pixels: int = MAX_
             return load_photo(source, _LOOK_PX, max_pixels)[1]
         with _stream(source) as stream, _opened(stream, max_pixels) as image:
             width, height = image.size
-            facts = _said(image)
+            metadata = _said(image)
             if image.format != 'TIFF' and orientation(image) >= 5:  # Pillow's size of a TIFF is upright already
                 width, height = height, width
-            return replace(facts, width=width, height=height)
+            return replace(metadata, width=width, height=height)
     except PhotoError as error:
-        return PhotoFacts(problem=str(error))
+        return PhotoMetadata(problem=str(error))
     except FileNotFoundError:
-        return PhotoFacts(problem='file is missing')
+        return PhotoMetadata(problem='file is missing')
     except OSError as error:
-        return PhotoFacts(problem=f'cannot be read ({error.strerror or error})')
+        return PhotoMetadata(problem=f'cannot be read ({error.strerror or error})')
 
 
 def difference_hash(image: Image.Image) -> int:
@@ -205,7 +205,7 @@ def _eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return (values.clip(0, white) * (255 / white)).astype(np.uint8)
 
 
-def _said(image: Image.Image) -> PhotoFacts:
+def _said(image: Image.Image) -> PhotoMetadata:
     """What EXIF says; nothing where it is damaged: a photo is not worse for a crooked directory."""
     try:
         exif = image.getexif()
@@ -217,7 +217,7 @@ def _said(image: Image.Image) -> PhotoFacts:
             stamps.append(exif.get(306))
         camera = next((t for t in (camera_time(stamp, offset) for stamp in stamps) if t is not None), None)
         when = taken_time(gps_time(gps.get(29), gps.get(7)), camera)
-        return PhotoFacts(
+        return PhotoMetadata(
             lon=lon,
             lat=lat,
             accuracy_m=number(gps.get(31)),
@@ -226,4 +226,4 @@ def _said(image: Image.Image) -> PhotoFacts:
             place_problem=problem,
         )
     except Exception:  # Pillow raises a dozen types on garbage: struct.error, KeyError, SyntaxError ...
-        return PhotoFacts()
+        return PhotoMetadata()

@@ -33,8 +33,8 @@ def theirs_for_ours(path: str, names: list[str], columns: Mapping[str, str], nee
     Raises:
         GrafalignError: a column that is named or needed is not there.
     """
-    told = [n for n in names if n not in POINT.values()]
-    shown = ', '.join(told[:40]) + (f' and {len(told) - 40} more' if len(told) > 40 else '')
+    others = [n for n in names if n not in POINT.values()]
+    shown = ', '.join(others[:40]) + (f' and {len(others) - 40} more' if len(others) > 40 else '')
     lower = {n.lower(): n for n in reversed(names)}
     found: dict[str, str] = {}
     for ours, guesses in GUESSES.items():

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from grafalign import console, engine
-from grafalign.photos.exif import PhotoFacts, read_facts
+from grafalign.photos.exif import PhotoMetadata, read_metadata
 from grafalign.photos.table import SCHEMA
 
 _CHUNK = 64
@@ -21,7 +21,7 @@ _TOLD = ('width', 'height', 'digest', 'dhash')
 """Of these the files know better than any table."""
 
 
-def with_facts(table: Any, rows: npt.NDArray[np.int64], ours: Set[str], verify: bool, workers: int | None) -> Any:
+def with_metadata(table: Any, rows: npt.NDArray[np.int64], ours: Set[str], verify: bool, workers: int | None) -> Any:
     """A table with the columns that its images tell filled in, and `problem` where one cannot be used.
 
     Args:
@@ -34,22 +34,22 @@ def with_facts(table: Any, rows: npt.NDArray[np.int64], ours: Set[str], verify: 
     uris = table['uri']
     names = [*sorted(ours), *_TOLD, 'problem']
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-    told: dict[str, list[Any]] = {name: [None] * len(chunks) for name in names}
+    columns: dict[str, list[Any]] = {name: [None] * len(chunks) for name in names}
 
     def read(part: npt.NDArray[np.int64]) -> dict[str, Any]:
-        facts = [_facts(path, verify) for path in uris.take(pa.array(part)).to_pylist()]
+        metadata = [_metadata(path, verify) for path in uris.take(pa.array(part)).to_pylist()]
         if 'lon' in ours:
-            facts = [replace(f, problem=f.problem or f.place_problem) for f in facts]
-        return {n: pa.array([getattr(f, n, None) for f in facts], _kind(n)) for n in names}
+            metadata = [replace(f, problem=f.problem or f.place_problem) for f in metadata]
+        return {n: pa.array([getattr(f, n, None) for f in metadata], _kind(n)) for n in names}
 
     work = engine.run(read, chunks, workers)
     for index, found in console.track(work, 'reading photos', len(rows), step=_CHUNK):
         for name in names:
-            told[name][index] = found[name]
+            columns[name][index] = found[name]
     where = np.zeros(len(table), dtype=bool)
     where[rows] = True
     for name in names:
-        values = pa.chunked_array(told[name]).combine_chunks()
+        values = pa.chunked_array(columns[name]).combine_chunks()
         if values.null_count == len(values) and name not in ours:
             continue
         column = table[name].combine_chunks()
@@ -66,8 +66,8 @@ def _kind(name: str) -> Any:
     return pa.string() if name == 'problem' else SCHEMA.field(name).type
 
 
-def _facts(path: str, verify: bool) -> PhotoFacts:
+def _metadata(path: str, verify: bool) -> PhotoMetadata:
     try:
-        return read_facts(Path(path), verify)
+        return read_metadata(Path(path), verify)
     except ValueError:  # a path that no file can have
-        return PhotoFacts(problem='file is missing')
+        return PhotoMetadata(problem='file is missing')

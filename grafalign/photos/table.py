@@ -42,7 +42,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Photos:
-    """Usable photos and the rejected ones."""
+    """The photo table of a source: usable photos, and rejected ones with their reasons."""
 
     table: pd.DataFrame
     """`COLUMNS`, sorted by `photo_id`: `lon`, `lat` (degrees), `accuracy_m`, `heading_deg` (clockwise from north) are

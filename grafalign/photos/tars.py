@@ -68,11 +68,11 @@ def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
         if head.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             if not 0 <= size <= _LONGEST_HEADER:
                 break
-            told = at(body, size)
+            content = at(body, size)
             if head.type == tarfile.GNUTYPE_LONGNAME:
-                renamed = told.split(b'\0', 1)[0].decode('utf-8', 'surrogateescape')
+                renamed = content.split(b'\0', 1)[0].decode('utf-8', 'surrogateescape')
             elif head.type != tarfile.GNUTYPE_LONGLINK:
-                records = _pax(told)
+                records = _pax(content)
                 renamed, resized = records.get('path', renamed), records.get('size', resized)
         else:
             if resized is not None and resized.isascii() and resized.isdigit() and len(resized) < 20:

@@ -1,4 +1,4 @@
-"""Photos in WebDataset shards as img2dataset writes them: 00000.tar with the images, 00000.parquet with their facts.
+"""Photos in WebDataset shards as img2dataset writes them: 00000.tar with the images, 00000.parquet with their metadata.
 
 The Parquet file has one row a sample with at least `key`, `status` (success, failed_to_download, failed_to_resize),
 `error_message`, `url`, `width`, `height`, `exif` and whatever columns the user had saved beside them; a sample's image
@@ -51,7 +51,7 @@ def read_webdataset(folder: str, columns: Mapping[str, str]) -> Iterator[Raw]:
 
     Args:
         folder: where the shards are; a local folder, or a URL that can be listed.
-        columns: our column names to theirs, for positions and facts that were saved beside the images.
+        columns: our column names to theirs, for positions and metadata that were saved beside the images.
 
     Raises:
         GrafalignError: there is no shard, a shard has no tar, or its table cannot be read.
@@ -111,12 +111,12 @@ def _shard(table: str, tar: str, columns: Mapping[str, str]) -> Iterator[Raw]:
         found.setdefault('photo_id', key)
         member = pc.binary_join_element_wise(pa.scalar('tar://'), key, pa.scalar(f'.{suffix}::{path}'), '')
         failed = pc.fill_null(pc.not_equal(texts(rows['status']), 'success'), True)
-        told = (
+        message = (
             texts(rows['error_message']) if 'error_message' in rows.column_names else pa.nulls(len(rows), pa.string())
         )
         status = pc.if_else(failed, pc.coalesce(texts(rows['status']), pa.scalar('no status')), None)
         found['problem'] = pc.coalesce(status, found['problem']) if 'problem' in found else status
-        found['detail'] = pc.if_else(failed, pc.coalesce(told, pa.scalar('')), None)
+        found['detail'] = pc.if_else(failed, pc.coalesce(message, pa.scalar('')), None)
         yield Raw({**found, 'uri': member}, len(rows), None)
 
 
@@ -135,7 +135,7 @@ def _suffix(tar: str) -> str:
 
 def _from_exif(cells: Any, found: Mapping[str, Any]) -> dict[str, Any]:
     """Columns from the exif texts, for rows where the columns of the table do not speak."""
-    told: dict[str, list[Any]] = {n: [] for n in ('lon', 'lat', 'accuracy_m', 'heading_deg', 'taken_at')}
+    columns: dict[str, list[Any]] = {n: [] for n in ('lon', 'lat', 'accuracy_m', 'heading_deg', 'taken_at')}
     problems: list[str | None] = []
     for cell in cells.to_pylist():
         tags = _tags(cell)
@@ -146,18 +146,18 @@ def _from_exif(cells: Any, found: Mapping[str, Any]) -> dict[str, Any]:
             tags.get('GPS GPSLatitudeRef'),
         )
         when = _time(tags)
-        told['lon'].append(lon)
-        told['lat'].append(lat)
-        told['accuracy_m'].append(_first(tags.get('GPS GPSHPositioningError') or tags.get('GPS Tag 0x001F')))
-        told['heading_deg'].append(
+        columns['lon'].append(lon)
+        columns['lat'].append(lat)
+        columns['accuracy_m'].append(_first(tags.get('GPS GPSHPositioningError') or tags.get('GPS Tag 0x001F')))
+        columns['heading_deg'].append(
             heading(_first(tags.get('GPS GPSImgDirection')), tags.get('GPS GPSImgDirectionRef'), lon, lat, when)
         )
-        told['taken_at'].append(when)
+        columns['taken_at'].append(when)
         problems.append(problem)
     made: dict[str, Any] = {
-        'taken_at': found.get('taken_at', pa.array(told.pop('taken_at'), pa.timestamp('us', 'UTC')))
+        'taken_at': found.get('taken_at', pa.array(columns.pop('taken_at'), pa.timestamp('us', 'UTC')))
     }
-    for name, values in told.items():
+    for name, values in columns.items():
         mine: Floats = np.array([np.nan if v is None else v for v in values], dtype=float)
         if name in found:
             theirs = numbers(found[name])

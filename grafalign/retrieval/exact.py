@@ -29,7 +29,7 @@ def gpus() -> int:
 
 
 def check_vectors(vectors: Floats, what: str = 'The embeddings') -> None:
-    """Refuse what no index can hold.
+    """Check that vectors are finite and of unit length, as every index takes them.
 
     Raises:
         GrafalignError: there are none, a row is not finite, or a row has not unit length.

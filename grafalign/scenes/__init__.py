@@ -1,4 +1,4 @@
-"""Which scenes saw a place, and what did they see?"""
+"""STAC scenes: search, choose among them, and cut tiles out of their files."""
 
 from grafalign.scenes.blocks import Cut, SceneCutter, SceneTiles, Uncut
 from grafalign.scenes.choice import Choice, choose_scenes

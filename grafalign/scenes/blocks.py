@@ -108,7 +108,7 @@ def merge_blocks(blocks: Sequence[Block]) -> list[list[Block]]:
 
 @dataclass(frozen=True)
 class SceneTiles:
-    """What is wanted of one scene."""
+    """Bands of one scene, and the tiles to cut out of them."""
 
     bands: Sequence[BandSource]
     """C bands; all of one data type."""

@@ -1,4 +1,4 @@
-"""Scenes as STAC items: read a static catalog, an item file or a STAC API into one list of plain facts.
+"""Scenes as STAC items: read a static catalog, an item file or a STAC API into one list of plain metadata.
 
 One bulk read or search per run; nothing here is asked again per photo or per tile.
 """

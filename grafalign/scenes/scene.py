@@ -1,4 +1,4 @@
-"""One scene: the facts of a STAC item that pairing needs, or the reason why it cannot be used."""
+"""One scene: the metadata of a STAC item that pairing needs, or the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_KEYS = 1000
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of one STAC item that pairing needs."""
+    """One STAC item as pairing needs it: footprint, time, cloud cover, assets."""
 
     item_id: str
     collection: str
@@ -50,7 +50,7 @@ class ItemError(ValueError):
 
 
 def scene_of(item: dict[str, Any]) -> Scene:
-    """The facts of an item.
+    """The metadata of an item.
 
     A bbox is not asked for, because the outline says more. Times without a zone count as UTC.
 

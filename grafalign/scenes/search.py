@@ -81,11 +81,11 @@ def search_items(
     }
     folder = cache_folder(source) / _digest(asked)
     files = [folder / f'{_region_name(region)}.parquet' for region in regions]
-    known = {file: facts for file in files if (facts := _finished(file, newer_than)) is not None}
+    known = {file: record for file in files if (record := _finished(file, newer_than)) is not None}
     counts['regions'] += len(regions)
     counts['regions from cache'] += len(known)
     if known:
-        days = sorted({str(facts['searched_at'])[:10] for facts in known.values()})
+        days = sorted({str(record['searched_at'])[:10] for record in known.values()})
         which = (
             f'the search of {days[0]}'
             if len(known) == len(regions) == 1
@@ -119,7 +119,7 @@ def _search_one(api: Api, region: Box, file: Path, asked: dict[str, Any], counts
             rejected.append(('scene', _printable(item.get('id')), error.reason, _printable(error.detail)))
             continue
         usable.append(absolute_assets(item, self_link(item) or asked['api'], False))
-    facts = {
+    record = {
         **asked,
         'region': region,
         'searched_at': datetime.now(timezone.utc).isoformat(timespec='seconds'),
@@ -131,16 +131,16 @@ def _search_one(api: Api, region: Box, file: Path, asked: dict[str, Any], counts
         with naming_full_disk(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
             table, bad = keep_items(usable)
-            facts['items'] = len(usable) - len(bad)
+            record['items'] = len(usable) - len(bad)
             rejected += [('scene', _printable(item.get('id')), UNWRITABLE, reason) for item, reason in bad]
-            facts['digest'] = _digest_of(table)
+            record['digest'] = _digest_of(table)
             write_atomically(file, table, shared=True)
-            write_atomically(file.with_suffix('.json'), (json.dumps(facts, indent=1) + '\n').encode(), shared=True)
+            write_atomically(file.with_suffix('.json'), (json.dumps(record, indent=1) + '\n').encode(), shared=True)
     except OSError as error:
         raise MachineError(
             f'{file} cannot be written ({error.strerror}); set scenes.cache to a folder that can.'
         ) from None
-    return facts
+    return record
 
 
 def _printable(value: Any) -> str:
@@ -149,13 +149,13 @@ def _printable(value: Any) -> str:
 
 
 def _finished(file: Path, newer_than: datetime | None) -> dict[str, Any] | None:
-    """The facts of a finished search; None where there is none, it is damaged, or too old."""
+    """The record of a finished search; None where there is none, it is damaged, or too old."""
     try:
-        facts = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
-        if newer_than is not None and datetime.fromisoformat(facts['searched_at']) < newer_than:
+        record = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
+        if newer_than is not None and datetime.fromisoformat(record['searched_at']) < newer_than:
             return None
-        if facts['digest'] == _digest_of(file.read_bytes()) and isinstance(facts['rejected'], list):
-            return dict(facts)
+        if record['digest'] == _digest_of(file.read_bytes()) and isinstance(record['rejected'], list):
+            return dict(record)
         problem = 'its table has changed'
     except FileNotFoundError:
         return None

@@ -62,8 +62,8 @@ def items_to_parquet(items: Iterable[dict[str, Any]]) -> bytes:
     table = parse_stac_items_to_arrow(plain).read_all()
     outline = {'encoding': 'WKB', 'geometry_types': []}
     geo = {'version': '1.1.0', 'primary_column': 'geometry', 'columns': {'geometry': outline}}
-    told = {b'geo': json.dumps(geo).encode(), _JSON_KEY: json.dumps(as_json).encode()}
-    pq.write_table(table.replace_schema_metadata(told), buffer, compression='zstd')
+    metadata = {b'geo': json.dumps(geo).encode(), _JSON_KEY: json.dumps(as_json).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression='zstd')
     return buffer.getvalue()
 
 

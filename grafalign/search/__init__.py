@@ -1,4 +1,4 @@
-"""Words, a picture or a place in; tiles out: an index of satellite images on disk, and how it is asked."""
+"""Words, a picture or a place in; tiles out: an index of satellite images on disk, and queries to it."""
 
 from grafalign.search.build import build_index
 from grafalign.search.catalog import Catalog

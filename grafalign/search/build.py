@@ -76,7 +76,7 @@ def build_index(
         raise InputError(f'--recall {recall} makes no sense; give a share such as 0.99.')
     found = open_source(source, bands, value_range)
     with exclusive(out), naming_full_disk(out):
-        pixels = {k: v for k, v in model.preprocessing.facts(fit, (0, 1)).items() if k != 'value_range'}
+        pixels = {k: v for k, v in model.preprocessing.metadata(fit, (0, 1)).items() if k != 'value_range'}
         catalog = _open(out, model, (_lasting(spec), None if clip is None else _lasting(clip)), recall, pixels)
         _add(catalog, found, model, fit, workers)
         catalog.optimise(tuning_queries(catalog, model), kind, most_bytes)

@@ -22,7 +22,7 @@ from grafalign.search.catalog import Catalog
 
 @dataclass(frozen=True)
 class Query:
-    """One question; exactly one of the three is given."""
+    """One query: a text, an image or a place, exactly one of them."""
 
     text: str | None = None
     image: Path | None = None

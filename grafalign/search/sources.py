@@ -19,11 +19,11 @@ from grafalign.datasets.pictures import (
     RASTERS,
     default_range,
     is_picture,
-    picture_facts,
+    picture_metadata,
     read_picture,
 )
 from grafalign.errors import GrafalignError, InputError
-from grafalign.photos.exif import read_facts
+from grafalign.photos.exif import read_metadata
 from grafalign.search.marker import IndexSource
 from grafalign.store import MARKER, PairStore
 
@@ -116,10 +116,12 @@ def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[floa
         raise InputError(f'{folder} holds no pictures (jpg, png, tif ...); give a folder that does.')
     console.log(f'{len(files):,} pictures in {folder}')
     rows: list[dict[str, Any]] = [{}] * len(files)
-    for index, facts in engine.run(_facts_of, files):
-        rows[index] = facts
+    for index, metadata in engine.run(_metadata_of, files):
+        rows[index] = metadata
     pairs = list(zip(files, rows, strict=True))
-    rejected = [(_printable(path.relative_to(folder)), facts['reason']) for path, facts in pairs if 'reason' in facts]
+    rejected = [
+        (_printable(path.relative_to(folder)), metadata['reason']) for path, metadata in pairs if 'reason' in metadata
+    ]
     files, rows = [p for p, f in pairs if 'reason' not in f], [f for _, f in pairs if 'reason' not in f]
     if not files:
         name, reason = rejected[0]
@@ -173,8 +175,8 @@ def _kind(files: list[Path]) -> tuple[Path, int, str]:
     problem: GrafalignError | None = None
     for path in files[::step]:
         try:
-            facts = picture_facts(path, str(path))
-            kinds.setdefault((facts.bands, facts.dtype), []).append(path)
+            metadata = picture_metadata(path, str(path))
+            kinds.setdefault((metadata.bands, metadata.dtype), []).append(path)
         except GrafalignError as error:
             problem = problem or error
     if not kinds:
@@ -197,7 +199,7 @@ def state_of(path: Path) -> str:
     return f'{known.st_size}-{known.st_mtime_ns}'
 
 
-def _facts_of(path: Path) -> dict[str, Any]:
+def _metadata_of(path: Path) -> dict[str, Any]:
     """Place, time and state of a file, or the `reason` why it cannot be used; a picture may carry EXIF."""
     try:
         str(path).encode()
@@ -205,15 +207,15 @@ def _facts_of(path: Path) -> dict[str, Any]:
         place: Any = None
         when: datetime | None = None
         if path.suffix.lower() in RASTERS:
-            bounds = picture_facts(path, str(path)).bounds
+            bounds = picture_metadata(path, str(path)).bounds
             place = None if bounds is None else box_of(*bounds)
         else:
-            facts = read_facts(path, verify=False)
-            if facts.problem is not None:
-                return {'reason': facts.problem}
-            if facts.lon is not None and facts.lat is not None:
-                place = shapely.Point(facts.lon, facts.lat)
-            when = facts.taken_at
+            metadata = read_metadata(path, verify=False)
+            if metadata.problem is not None:
+                return {'reason': metadata.problem}
+            if metadata.lon is not None and metadata.lat is not None:
+                place = shapely.Point(metadata.lon, metadata.lat)
+            when = metadata.taken_at
     except UnicodeEncodeError:
         return {'reason': 'its name is no UTF-8; rename the file'}
     except (GrafalignError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Objective, data, trainer, checkpoints."""
+"""Train a satellite encoder: objective, data, loop, checkpoints."""
 
 from grafalign.training.settings import TrainSettings
 from grafalign.training.trainer import SatelliteModel, load_satellite, train

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -176,7 +176,3 @@ class TrainSettings(LoopSettings):
         """Digest of every setting that changes the result."""
         free = _FREE if self.learn_tau or self.form == 'sigmoid' else {**_FREE, 'lr_scalars': True}
         return settings_digest(self, MEANING, free)
-
-    def facts(self) -> dict[str, Any]:
-        """All settings as plain values."""
-        return self.model_dump(mode='json')

@@ -93,7 +93,7 @@ class SatelliteModel:
 
 
 def train(settings: TrainSettings) -> RunMarker:
-    """Train, or continue what an earlier run of the same settings began.
+    """Train a satellite encoder on a pair store, or go on where an earlier run of the same settings stopped.
 
     Works alike in one process and under `accelerate launch`.
 
@@ -132,10 +132,12 @@ def _train(settings: TrainSettings) -> RunMarker:
     torch.manual_seed(settings.seed)
     if main:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / 'config.yaml', yaml.safe_dump(settings.facts(), sort_keys=False).encode())
+        write_atomically(
+            out / 'config.yaml', yaml.safe_dump(settings.model_dump(mode='json'), sort_keys=False).encode()
+        )
         describe_data(store).write(out / 'data.json')
     accelerator.wait_for_everyone()
-    start_trackers(accelerator, settings.trackers, out, settings.facts())
+    start_trackers(accelerator, settings.trackers, out, settings.model_dump(mode='json'))
     bands = store.sensor.bands
     chosen = select_bands(bands, settings.bands or bands, store.sensor.name)
     sensor = replace(store.sensor, bands=tuple(bands[i] for i in chosen))
@@ -268,7 +270,7 @@ def _plain_weights(
 
 
 def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
-    """Load a finished run.
+    """Load a finished run, ready to embed tiles.
 
     Args:
         run: the run folder.

@@ -184,7 +184,7 @@ def measure_loss(args: argparse.Namespace) -> dict[str, Any]:
     if args.resume and file.is_file():
         kept = json.loads(file.read_text())['cases']
     result = {'settings': settings, 'cases': kept}
-    facts, done = header(args, 'loss'), {(c['level'], c['form'], c['mask']) for c in kept}
+    metadata, done = header(args, 'loss'), {(c['level'], c['form'], c['mask']) for c in kept}
     cases = [('image', 'softmax', mask) for mask in MASKS] + [
         ('image', 'sigmoid', 'none'),
         ('patch', 'softmax', 'none'),
@@ -194,5 +194,5 @@ def measure_loss(args: argparse.Namespace) -> dict[str, Any]:
             continue
         how = {'turns': turns[level], 'references': references[level], 'dense': (form, mask) == ('softmax', 'none')}
         result['cases'].append(fresh(args, 'loss', level=level, form=form, mask=mask, sizes=sizes, **how))
-        write_result(args, 'loss', facts | result)
+        write_result(args, 'loss', metadata | result)
     return result

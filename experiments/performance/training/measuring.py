@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from experiments.performance.machine import machine_facts
+from experiments.performance.machine import machine_metadata
 
 MODULE = 'experiments.performance.training'
 PACKAGES = ('torch', 'open_clip_torch', 'accelerate', 'numpy', 'grafalign')
@@ -32,7 +32,7 @@ def header(args: argparse.Namespace, part: str) -> dict[str, Any]:
     quick = ' --quick' if args.quick else ''
     return {
         'command': f'python -m {MODULE} --data FOLDER --only {part}{quick}',
-        'machine': {**machine_facts(), 'threads': THREADS},
+        'machine': {**machine_metadata(), 'threads': THREADS},
         'versions': {
             'python': platform.python_version(),
             **{p: importlib.metadata.version(p) for p in PACKAGES},

@@ -29,11 +29,11 @@ def write_page(results: Path, target: Path) -> None:
             lines += [f'Not measured yet: `python -m experiments.performance.training --data FOLDER --only {part}`', '']
             continue
         result = json.loads(file.read_text())
-        lines += [*_facts(result), '', *tables(result), '']
+        lines += [*_metadata(result), '', *tables(result), '']
     target.write_text('\n'.join(lines).rstrip() + '\n')
 
 
-def _facts(result: dict[str, Any]) -> Lines:
+def _metadata(result: dict[str, Any]) -> Lines:
     machine, others = result['machine'], sorted(c['other_cpu_share'] for c in result['cases'])
     yield f'`{result["command"]}`'
     yield ''

@@ -143,7 +143,7 @@ def run_training(data: Path, settings: Any) -> tuple[list[Line], list[dict[str, 
     """`grafalign train` in a fresh folder: the lines it showed and its log."""
     shutil.rmtree(settings.out, ignore_errors=True)
     config = data / 'train.yaml'
-    config.write_text(yaml.safe_dump(settings.facts()))
+    config.write_text(yaml.safe_dump(settings.model_dump(mode='json')))
     command = [sys.executable, '-m', 'grafalign', 'train', str(config)]
     lines = watch(command, r'step +(\d+)/', data, settings.batch_tiles)
     log = [json.loads(entry) for entry in (settings.out / 'log.jsonl').read_text().splitlines()]

@@ -62,7 +62,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SetSizes:
-    """How large the labelled sets are."""
+    """How many labelled tiles and chips are cut out of the world."""
 
     train_per_class: int = 150
     test_per_class: int = 40
@@ -71,7 +71,7 @@ class SetSizes:
 
 @dataclass
 class Evaluation:
-    """Results, and what the report shows of them."""
+    """Scores of runs in a sandbox world, and what its report is drawn from."""
 
     sets: LabelledSets
     classes: list[str]

@@ -91,8 +91,8 @@ def pair_gallery(store: PairStore, count: int = 6, photos: int = 4, seed: int = 
             extent=(0, store.sensor.size_px, store.sensor.size_px, 0),
         )
         here = pairs[pairs['tile'] == tile].sample(frac=1, random_state=seed).head(photos)
-        facts = store.tiles.iloc[tile]
-        axes[0].set_title(f'{facts["datetime"]:%d %b %Y}', fontsize=8)
+        metadata = store.tiles.iloc[tile]
+        axes[0].set_title(f'{metadata["datetime"]:%d %b %Y}', fontsize=8)
         for i, (ax, pair) in enumerate(zip(axes[1:], here.itertuples(), strict=False)):
             axes[0].plot(pair.col, pair.row, 'o', ms=7, mfc=marks[i], mec='white', mew=1.2)
             try:

@@ -127,10 +127,10 @@ def _places(table: Any, geo: dict[str, Floats]) -> tuple[Floats, Floats, Floats]
     error = np.fmax(side * np.sqrt(0.5), SUBJECT_M)
     grlen = np.where(geo['use6fig'] > 0, np.minimum(geo['viewpoint_grlen'], 6), geo['viewpoint_grlen'])
     side = _side_m(grlen)
-    told = (geo['viewpoint_eastings'] > 0) & (geo['viewpoint_northings'] > 0) & ~np.isnan(side)
+    stated = (geo['viewpoint_eastings'] > 0) & (geo['viewpoint_northings'] > 0) & ~np.isnan(side)
     grid = numbers(column_or_none(table, 'reference_index'))
     for reference, crs in GRIDS.items():
-        here = told & (grid == reference)
+        here = stated & (grid == reference)
         if here.any():
             corner = [
                 np.floor(geo[n][here] / side[here]) * side[here] for n in ('viewpoint_eastings', 'viewpoint_northings')

@@ -130,12 +130,12 @@ def _columns(table: Any, index: Observations, people: Any, where: Where) -> dict
     seen = row >= 0
     at = np.where(seen, row, 0)
 
-    def told(column: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    def known_values(column: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
         if not len(column):
             return np.full(len(row), np.nan)
         return np.where(seen & (column[at] != _UNKNOWN), column[at].astype(float), np.nan)
 
-    day = told(index.day)
+    day = known_values(index.day)
     path = pc.binary_join_element_wise(
         'photos', photo_id, pc.binary_join_element_wise('medium', texts(table['extension']), '.'), '/'
     )
@@ -151,9 +151,9 @@ def _columns(table: Any, index: Observations, people: Any, where: Where) -> dict
     return {
         'photo_id': photo_id,
         'uri': path if where.given else pc.binary_join_element_wise(BUCKET, path, '/'),
-        'lon': pa.array(told(index.lon) / 1e7),
-        'lat': pa.array(told(index.lat) / 1e7),
-        'accuracy_m': pa.array(told(index.accuracy)),
+        'lon': pa.array(known_values(index.lon) / 1e7),
+        'lat': pa.array(known_values(index.lat) / 1e7),
+        'accuracy_m': pa.array(known_values(index.accuracy)),
         'taken_at': pa.array(np.where(np.isnan(day), 0, day).astype(np.int32), mask=np.isnan(day)).cast(pa.date32()),
         'licence': licence,
         'author': _names(texts(column_or_none(table, 'observer_id')), people),

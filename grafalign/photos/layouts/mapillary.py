@@ -69,8 +69,8 @@ def _columns(table: Any, where: Where) -> dict[str, Any]:
         x, y = (numbers(column_or_none(table, n)) for n in names)
         fresh = np.isnan(lon) & ~np.isnan(x) & ~np.isnan(y)
         lon, lat = np.where(fresh, x, lon), np.where(fresh, y, lat)
-    computed, told = (numbers(column_or_none(table, n)) for n in ('computed_compass_angle', 'compass_angle'))
-    heading = np.where(np.isnan(computed) | (computed == 0), told, computed)
+    computed, stated = (numbers(column_or_none(table, n)) for n in ('computed_compass_angle', 'compass_angle'))
+    heading = np.where(np.isnan(computed) | (computed == 0), stated, computed)
     camera = pc.is_in(pc.utf8_lower(texts(column_or_none(table, 'camera_type'))), value_set=_SPHERICAL)
     panorama = truths(column_or_none(table, 'is_pano')) | camera.to_numpy(zero_copy_only=False)
     return {
