@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from experiments.sandbox.headline import BEGIN, END, headline
 from grafalign.encoders import FrozenClip
 from grafalign.pairing import Recipe
 from tests.conftest import REPOSITORY
@@ -35,6 +36,11 @@ def test_the_python_example_does_the_whole_chain(
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     assert 'grafalign' in (tmp_path / 'report' / 'report.html').read_text()
     assert {'frozen_clip', 'mine', 'supervised'} <= set(scope['result'].classification)  # type: ignore[attr-defined]
+
+
+def test_the_first_table_is_that_of_the_results() -> None:
+    """README's figures are those of `experiments/sandbox/results`, written by a script."""
+    assert f'{BEGIN}\n{headline()}\n{END}' in (REPOSITORY / 'README.md').read_text()
 
 
 def test_every_command_in_the_readme_exists() -> None:

@@ -157,8 +157,8 @@ def _what(exportable: Exportable, card: CardContent) -> str:
     return (
         f'A satellite encoder in the space of the CLIP {_clip_name(exportable)}, trained without a single caption: '
         'photos taken on the ground were matched to the satellite tiles that contain them, and the encoder learned to '
-        'land where CLIP puts the photos (GRAFT: Mall et al., ICLR 2024). It takes the place of the image tower; the text '
-        f'tower is unchanged CLIP, so any words can be asked for. {trained}'
+        'land where CLIP puts the photos (GRAFT: Mall et al., ICLR 2024). It takes the place of the image tower; the '
+        f'text tower is unchanged CLIP, so any words can be asked for. {trained}'
         + (f'\n\n{card.origin}' if card.origin else '')
     )
 
