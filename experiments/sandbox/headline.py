@@ -38,8 +38,8 @@ def headline() -> str:
     near = np.mean([row['test_tiles_near_train'] for row in rows if row['buffer'] == 'none'])
     lines += [
         '',
-        f'Splits keep a tile side between them. Without it (`split.buffer_m: 0`) {100 * near:.0f} % of the test tiles lie',
-        f'within a tile side of a training tile, and the middle column is {before}.',
+        f'Splits keep a tile side between them. Without it (`split.buffer_m: 0`) {100 * near:.0f} % of the test tiles',
+        f'lie within a tile side of a training tile, and the middle column is {before}.',
     ]
     return '\n'.join(lines)
 

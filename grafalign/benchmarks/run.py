@@ -191,19 +191,19 @@ def _from_file(found: Embedded, suite: Suite) -> _Ask:
 
 
 def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: Path, workers: int | None) -> _Ask:
-    held: dict[str, Any] = {}
+    embedded: dict[str, Any] = {}
     name, path, _ = split_spec(where)
     templates = load_templates(suite.templates)
 
     def images() -> np.ndarray:
-        if 'images' not in held:
-            held['images'] = embed_set(model, data, cache, suite.fit, workers)
-        return held['images']
+        if 'images' not in embedded:
+            embedded['images'] = embed_set(model, data, cache, suite.fit, workers)
+        return embedded['images']
 
     def prompts() -> np.ndarray:
-        if 'prompts' not in held:
-            held['prompts'] = prompt_vectors(model.embed_texts, data.classes, templates)
-        return held['prompts']
+        if 'prompts' not in embedded:
+            embedded['prompts'] = prompt_vectors(model.embed_texts, data.classes, templates)
+        return embedded['prompts']
 
     def vectors() -> tuple[np.ndarray, np.ndarray]:
         words = prompts()  # first, as they are quick and may be wrong
@@ -230,8 +230,8 @@ def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: P
 
 def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> None:
     """All tasks of one model on one set."""
-    asked = [t for t in ask.answers if (t in suite.tasks if suite.tasks is not None else t != 'image_image')]
-    if not asked:
+    tasks = [t for t in ask.answers if (t in suite.tasks if suite.tasks is not None else t != 'image_image')]
+    if not tasks:
         done.problems.append(
             f'{ask.data.name} has nothing for {", ".join(suite.tasks or ["any task"])}; it can answer '
             f'{", ".join(ask.answers) or "nothing"}.'
@@ -248,7 +248,7 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
         notes=list(ask.data.notes),
     )
     how = None
-    for task in asked:
+    for task in tasks:
         protocol = Protocol(
             templates=list(ask.templates) if task in _PROMPTED else [],
             pixels=ask.pixels if task != 'segmentation' else {k: v for k, v in ask.pixels.items() if k != 'fit'},
@@ -258,9 +258,9 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
         )
         question = [PIXELS_VERSION, protocol.model_dump(), suite.draws, suite.seed, ask.extra.get(task, '')]
         key = result_key(ask.model.digest, f'{metadata.digest} {metadata.state}', task, {'question': question})
-        held = _held(out, key, ask.model.name)
-        if held is not None:
-            done.paths.append(held)
+        existing = _existing(out, key, ask.model.name)
+        if existing is not None:
+            done.paths.append(existing)
             done.skipped += 1
             continue
         try:
@@ -298,7 +298,7 @@ def _answer(ask: _Ask, suite: Suite, out: Path, done: Done, command: str) -> Non
         )
 
 
-def _held(out: Path, key: str, model: str) -> Path | None:
+def _existing(out: Path, key: str, model: str) -> Path | None:
     """The result of this model that answers a question already, if it is whole."""
     for path in out.glob(f'*__{key}.json'):
         try:

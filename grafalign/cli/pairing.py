@@ -194,11 +194,11 @@ def filter_photos(
         for change in changes or ():
             apply_change(content, change)
         settings = parse_settings(content, ContentFilters, '--set')
-    held = PairStore(store)
-    counts = filter_bank(held, load_clip(ClipSettings(model=model, pretrained=pretrained)), settings, bank)
+    pair_store = PairStore(store)
+    counts = filter_bank(pair_store, load_clip(ClipSettings(model=model, pretrained=pretrained)), settings, bank)
     if as_json:
-        print(json.dumps({'photos': len(held.photos), 'left_out': counts}))
+        print(json.dumps({'photos': len(pair_store.photos), 'left_out': counts}))
     elif counts:
-        console.histogram(f'left out of {len(held.photos):,} photos', counts)
+        console.histogram(f'left out of {len(pair_store.photos):,} photos', counts)
     else:
-        console.log(f'All {len(held.photos):,} photos are kept.')
+        console.log(f'All {len(pair_store.photos):,} photos are kept.')

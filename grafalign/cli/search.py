@@ -127,10 +127,10 @@ def search(
 
     for path in out or ():
         check_format(path)
-    asked = [Query(text=w) for w in words or ()]
-    asked += [Query(text=line) for line in _lines(queries)] if queries is not None else []
-    asked += [Query(image=path) for path in image or ()]
-    asked += [Query(lonlat=lonlat)] if lonlat is not None else []
+    query_list = [Query(text=w) for w in words or ()]
+    query_list += [Query(text=line) for line in _lines(queries)] if queries is not None else []
+    query_list += [Query(image=path) for path in image or ()]
+    query_list += [Query(lonlat=lonlat)] if lonlat is not None else []
     catalog = Catalog(index)
     shape = None
     if bbox is not None:
@@ -143,7 +143,7 @@ def search(
         shape = found if shape is None else shapely.intersection(shape, found)
     answers = run(
         catalog,
-        asked,
+        query_list,
         k,
         model=_given_model(catalog, model, clip),
         region=shape,
@@ -168,9 +168,9 @@ def search(
             for a, p in zip(part.itertuples(), places, strict=True)
         ]
         console.table(str(part['query'].iloc[0]), ('', 'score', 'item', 'date', 'longitude, latitude'), rows)
-    if len(answers) < k * len(asked):
+    if len(answers) < k * len(query_list):
         console.log(
-            f'Only {len(answers):,} of {k * len(asked):,} answers: the index has no more items that are allowed.'
+            f'Only {len(answers):,} of {k * len(query_list):,} answers: the index has no more items that are allowed.'
         )
     for path in out or ():
         console.log(str(path))

@@ -54,7 +54,7 @@ class Tree:
 
     def state(self, names: Iterable[str]) -> str:
         """Changes when one of these files does: sizes and times, in an archive sizes and checksums."""
-        held = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
         root = self.path / self.inside
         for name in names:
             if self.path.is_dir():
@@ -64,8 +64,8 @@ class Tree:
                 there = self.has(name)
                 info = self._zip.getinfo(str(PurePosixPath(self.inside) / name)) if there else None
                 stamp = (name, info.file_size, info.CRC) if info else (name,)
-            held.update(repr(stamp).encode())
-        return held.hexdigest()
+            hasher.update(repr(stamp).encode())
+        return hasher.hexdigest()
 
     @property
     def _zip(self) -> zipfile.ZipFile:

@@ -101,14 +101,14 @@ def open_bank(
     """As `load_bank`, but also where its filtering is out of date; `filtered=False` leaves filtering out altogether."""
     path = bank_folder(store, path)
     rows = bank_rows(path, store, clip)
-    held = rows_of(store.photos, rows.photos)
-    missing, gone = int((held < 0).sum()), len(rows.photos) - int((held >= 0).sum())
+    positions = rows_of(store.photos, rows.photos)
+    missing, gone = int((positions < 0).sum()), len(rows.photos) - int((positions >= 0).sum())
     if missing or gone:
         raise StaleError(
             f'{path} lacks {missing:,} photos of {store.path} and holds {gone:,} that are not in it (any more); run '
             f'`grafalign embed {store.path}` again: it embeds the new ones only.'
         )
-    if (held[1:] < held[:-1]).any():
+    if (positions[1:] < positions[:-1]).any():
         raise DamagedError(f'{path} is damaged (its rows are in another order); {BankMarker.REMEDY}.')
     try:
         left_out = pd.read_parquet(path / FILTERED) if filtered and (path / FILTERED).is_file() else None
@@ -177,14 +177,14 @@ def identity_of(photos: pd.DataFrame) -> dict[str, Any]:
     return {'uri': photos['uri'].astype('string').array, 'paired_digest': digest.astype('string').array}
 
 
-def rows_of(photos: pd.DataFrame, held: pd.DataFrame) -> npt.NDArray[np.int64]:
+def rows_of(photos: pd.DataFrame, bank_photos: pd.DataFrame) -> npt.NDArray[np.int64]:
     """For every photo of a store its row in a bank, -1 where there is none, [P].
 
     A photo is the same if its id is, and its content where the store knew its digest both times; else its uri.
 
     Args:
         photos: table of the store, [P].
-        held: table of the bank.
+        bank_photos: table of the bank.
 
     Example:
         >>> store = pd.DataFrame({'photo_id': ['a', 'b', 'c'], 'uri': ['1', '2', '3'], 'digest': ['x', 'y', None]})
@@ -192,9 +192,9 @@ def rows_of(photos: pd.DataFrame, held: pd.DataFrame) -> npt.NDArray[np.int64]:
         >>> rows_of(store, bank).tolist()  # a moved, b was changed, c is known by its uri
         [0, -1, 2]
     """
-    row = pd.Index(held['photo_id'].astype(str)).get_indexer(photos['photo_id'].astype(str))
+    row = pd.Index(bank_photos['photo_id'].astype(str)).get_indexer(photos['photo_id'].astype(str))
     there = np.flatnonzero(row >= 0)
-    ours, theirs = identity_of(photos), held.iloc[row[there]]
+    ours, theirs = identity_of(photos), bank_photos.iloc[row[there]]
     uri, digest = (pd.Series(ours[k]).fillna('').to_numpy(dtype=object)[there] for k in IDENTITY)
     their_uri, their_digest = (theirs[k].astype('string').fillna('').to_numpy(dtype=object) for k in IDENTITY)
     both = (digest != '') & (their_digest != '')

@@ -106,8 +106,8 @@ def filter_bank(
     folder = bank_folder(store, bank)
     prompts = _prompts(filters)
     with exclusive(folder), naming_full_disk(folder):
-        held = open_bank(store, folder, clip, filtered=False)
-        left = held.valid.copy()
+        opened = open_bank(store, folder, clip, filtered=False)
+        left = opened.valid.copy()
         reason = np.full(len(left), None, dtype=object)
         detail = np.full(len(left), None, dtype=object)
         score = np.full(len(left), np.nan)
@@ -118,13 +118,13 @@ def filter_bank(
             keep, reject = vectors_of(clip, prompts.keep), vectors_of(clip, prompts.reject)
             for start in range(0, len(rows), _BLOCK):
                 here = rows[start : start + _BLOCK]
-                scores = reject_scores(held.embeddings[here].astype(np.float32), keep, reject, _scale(clip))
+                scores = reject_scores(opened.embeddings[here].astype(np.float32), keep, reject, _scale(clip))
                 best = np.where(scores >= limits, scores, -1).argmax(1)
                 out = scores[np.arange(len(here)), best] >= limits[best]
                 reason[here[out]] = np.array(names, dtype=object)[best[out]]
                 score[here[out]] = scores[np.arange(len(here)), best][out]
             left &= pd.isna(reason)
-        for rows_out, why, details in _late(store, held.photos, left, filters):
+        for rows_out, why, details in _late(store, opened.photos, left, filters):
             reason[rows_out], detail[rows_out] = why, details
             left[rows_out] = False
         if not left.any():
@@ -135,7 +135,7 @@ def filter_bank(
         out = ~pd.isna(reason)
         table = pd.DataFrame(
             {
-                'photo_id': held.photos['photo_id'][out].astype('string'),
+                'photo_id': opened.photos['photo_id'][out].astype('string'),
                 'reason': pd.Series(reason[out], dtype='string').to_numpy(),
                 'score': score[out].astype(np.float32),
                 'detail': pd.Series(detail[out], dtype='string').to_numpy(),

@@ -76,8 +76,8 @@ def embed(
     remote = remote or _remote_settings(store)
     with naming_full_disk(out), exclusive(out):
         _move_in(out)
-        held = bank_rows(out, store, clip) if (out / MARKER).is_file() else None
-        _bring_up_to_date(store, clip, out, held, workers, remote, retry_failed)
+        existing = bank_rows(out, store, clip) if (out / MARKER).is_file() else None
+        _bring_up_to_date(store, clip, out, existing, workers, remote, retry_failed)
     return open_bank(store, out, clip)
 
 
@@ -85,24 +85,24 @@ def _bring_up_to_date(
     store: PairStore,
     clip: FrozenClip,
     out: Path,
-    held: BankRows | None,
+    existing: BankRows | None,
     workers: int | None,
     remote: RemoteSettings,
     retry_failed: bool,
 ) -> None:
     photos = store.photos
-    kept = np.full(len(photos), -1) if held is None else rows_of(photos, held.photos)
-    gone = 0 if held is None else len(held.photos) - int((kept >= 0).sum())
-    if retry_failed and held is not None:
+    kept = np.full(len(photos), -1) if existing is None else rows_of(photos, existing.photos)
+    gone = 0 if existing is None else len(existing.photos) - int((kept >= 0).sum())
+    if retry_failed and existing is not None:
         known = np.flatnonzero(kept >= 0)
-        kept[known[held.photos['transient'].to_numpy(dtype=bool)[kept[known]]]] = -1
+        kept[known[existing.photos['transient'].to_numpy(dtype=bool)[kept[known]]]] = -1
     todo = np.flatnonzero(kept < 0)
     parts_folder = out / f'parts-{_question(store, clip, todo)}'
-    current = held is not None and held.marker.format == BankMarker.NEWEST
+    current = existing is not None and existing.marker.format == BankMarker.NEWEST
     if current and not len(todo) and not gone:
         _remove_parts(out)  # of a run that was killed right after it had finished
         return
-    if held is not None and (gone or (len(todo) and not retry_failed)):
+    if existing is not None and (gone or (len(todo) and not retry_failed)):
         console.log(f'{out}: {len(todo):,} photos to embed, {gone:,} are gone, {len(photos) - len(todo):,} are kept')
     parts = _compute(photos['uri'].tolist(), todo, clip, parts_folder, workers, remote)
     read = [pd.read_parquet(part.with_suffix('.parquet')) for part in parts] or [metadata_table([])]
@@ -110,17 +110,17 @@ def _bring_up_to_date(
     fresh.insert(0, 'photo_id', photos['photo_id'].astype('string').array[todo])
     for number, (name, values) in enumerate(identity_of(photos).items(), start=1):
         fresh.insert(number, name, values[todo])
-    if held is None and fresh['problem'].notna().all():
+    if existing is None and fresh['problem'].notna().all():
         shutil.rmtree(parts_folder)  # or the next run would believe them, whatever was mended meanwhile
         raise InputError(
             f'None of the {len(photos)} photos could be read (first: {fresh["uri"][0]}: {fresh["problem"][0]}); '
             'are they still there?'
         )
-    table = _joined(kept, todo, held, fresh)
+    table = _joined(kept, todo, existing, fresh)
     following = out / _NEXT
     shutil.rmtree(following, ignore_errors=True)
     following.mkdir()
-    _write_embeddings(following / 'embeddings.npy', kept, held, parts, _width(clip))
+    _write_embeddings(following / 'embeddings.npy', kept, existing, parts, _width(clip))
     write_table(table, following / 'photos.parquet')
     marker = BankMarker(
         format=BankMarker.NEWEST, clip=clip.digest, clip_settings=clip.settings.model_dump(), photos=len(photos)
@@ -150,8 +150,8 @@ def _remove_parts(out: Path) -> None:
 
 def _question(store: PairStore, clip: FrozenClip, todo: npt.NDArray[np.int64]) -> str:
     """Names the parts of one run: the same CLIP, the same photos."""
-    asked = store.photos[['photo_id']].assign(**identity_of(store.photos)).fillna('').astype(str).iloc[todo]
-    rows = pd.util.hash_pandas_object(asked, index=False).to_numpy().tobytes()
+    identities = store.photos[['photo_id']].assign(**identity_of(store.photos)).fillna('').astype(str).iloc[todo]
+    rows = pd.util.hash_pandas_object(identities, index=False).to_numpy().tobytes()
     return hashlib.blake2b(clip.digest.encode() + rows, digest_size=6).hexdigest()
 
 
@@ -161,26 +161,26 @@ def _remote_settings(store: PairStore) -> RemoteSettings:
 
 
 def _joined(
-    kept: npt.NDArray[np.int64], todo: npt.NDArray[np.int64], held: BankRows | None, fresh: pd.DataFrame
+    kept: npt.NDArray[np.int64], todo: npt.NDArray[np.int64], existing: BankRows | None, fresh: pd.DataFrame
 ) -> pd.DataFrame:
     """`photos.parquet`: the rows that are kept and those that are new, in the order of the store."""
-    if held is None:
+    if existing is None:
         return fresh
     place = kept.copy()
-    place[todo] = len(held.photos) + np.arange(len(todo))
-    before = held.photos[fresh.columns].astype(fresh.dtypes.to_dict())
+    place[todo] = len(existing.photos) + np.arange(len(todo))
+    before = existing.photos[fresh.columns].astype(fresh.dtypes.to_dict())
     return pd.concat([before, fresh], ignore_index=True).iloc[place].reset_index(drop=True)
 
 
 def _write_embeddings(
-    path: Path, kept: npt.NDArray[np.int64], held: BankRows | None, parts: list[Path], width: int
+    path: Path, kept: npt.NDArray[np.int64], existing: BankRows | None, parts: list[Path], width: int
 ) -> None:
     """Write the rows block by block: banks are larger than memory.
 
     Args:
         path: file to write.
         kept: for every photo its row in the bank that is there, -1 where it comes from the parts, [P].
-        held: that bank.
+        existing: that bank.
         parts: files with the other rows, in their order.
         width: D.
     """
@@ -191,8 +191,8 @@ def _write_embeddings(
         for start in range(0, len(kept), _BLOCK):
             rows = kept[start : start + _BLOCK]
             block = np.empty((len(rows), width), dtype='<f2')
-            if held is not None:
-                block[rows >= 0] = held.embeddings[rows[rows >= 0]]
+            if existing is not None:
+                block[rows >= 0] = existing.embeddings[rows[rows >= 0]]
             for row in np.flatnonzero(rows < 0):
                 block[row] = next(fresh)
             file.write(block.tobytes())

@@ -56,13 +56,13 @@ def check_out(out: Path) -> None:
         return
     if not out.is_dir():
         raise InputError(f'{out} is a file; give the export a folder of its own.')
-    held = {p.name for p in out.iterdir()}
+    present = {p.name for p in out.iterdir()}
     try:
         marker = ExportMarker.of(out)
     except GrafalignError:
         marker = None
     known = set() if marker is None else {MARKER, *marker.files}
-    strange = sorted(held - known)
+    strange = sorted(present - known)
     if strange:
         raise InputError(
             f'{out} is not empty and not an export of grafalign (it holds {strange[0]}); '

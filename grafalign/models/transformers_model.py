@@ -95,8 +95,8 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
             f'{folder} is of transformers, whose patch embeddings are not read here; export it with --format open_clip.'
         )
 
-    held = [p for p in sorted(folder.iterdir()) if p.suffix in ('.safetensors', '.bin', '.json', '.txt', '.model')]
-    digest = hashlib.blake2b(' '.join(file_digest(p) for p in held).encode(), digest_size=16).hexdigest()
+    files = [p for p in sorted(folder.iterdir()) if p.suffix in ('.safetensors', '.bin', '.json', '.txt', '.model')]
+    digest = hashlib.blake2b(' '.join(file_digest(p) for p in files).encode(), digest_size=16).hexdigest()
     return Model(
         name=name,
         kind='transformers',

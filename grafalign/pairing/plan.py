@@ -109,11 +109,11 @@ def make_plan(
             'split': pd.Series(split[rows], dtype='str'),
         }
     )
-    held, crowded, kept_away = np.zeros((3, len(lon)), dtype=bool)
-    held[pairs['photo']] = True
+    in_tile, crowded, kept_away = np.zeros((3, len(lon)), dtype=bool)
+    in_tile[pairs['photo']] = True
     crowded[photo[usable[tile]]] = True
     kept_away[photo[near[tile]]] = True
-    lost = np.flatnonzero(~held)
+    lost = np.flatnonzero(~in_tile)
     reason = pd.Series(
         np.select(
             [crowded[lost], kept_away[lost]],
@@ -189,7 +189,7 @@ def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid) -> tuple[Ints, Floa
     order = np.lexsort((~places.own, rank[places.photo]))  # each photo's own zone first
     filed: dict[int, list[tuple[float, float]]] = {}
     seeds: list[int] = []
-    last, held = -1, False
+    last, covered = -1, False
     pending: tuple[int, int, float, float] | None = None
 
     def plant(place: tuple[int, int, float, float]) -> None:
@@ -213,22 +213,22 @@ def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid) -> tuple[Ints, Floa
         )
         for entry, photo, cell, px, py, corner_cell, pl, pt in zip(*(c.tolist() for c in columns), strict=True):
             if photo != last:
-                if pending is not None and not held:
+                if pending is not None and not covered:
                     plant(pending)
-                last, held = photo, False
+                last, covered = photo, False
                 pending = (entry, corner_cell, pl, pt)
-            elif held:
+            elif covered:
                 continue
             for key in (cell, cell - 1, cell + _SPAN, cell + _SPAN - 1):
                 for tile_left, tile_top in filed.get(key, ()):
                     # the very arithmetic of `row_col` and `holds`: on an edge another one may round the other way
                     if 0 <= (tile_top - py) / gsd < size and 0 <= (px - tile_left) / gsd < size:
-                        held = True
+                        covered = True
                         break
                 else:
                     continue
                 break
-    if pending is not None and not held:
+    if pending is not None and not covered:
         plant(pending)
     rows = np.array(seeds, dtype=np.int64)
     left, top = grid.corner(places.x[rows], places.y[rows])

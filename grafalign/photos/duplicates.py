@@ -86,16 +86,16 @@ def near_pairs(hashes: Hashes, max_distance: int) -> Ints:
 def _near(hashes: Hashes, max_distance: int) -> Ints:
     """For every hash a member of its group, the same for all of the group."""
     label = np.arange(len(hashes), dtype=np.int64)
-    held: list[tuple[Ints, Ints]] = []
+    batches: list[tuple[Ints, Ints]] = []
     edges = 0
     for first, second in _candidates(hashes, max_distance):
-        held.append((first, second))
+        batches.append((first, second))
         edges += len(first)
         if edges > _MAX_EDGES:
-            label = _merged(label, *(np.concatenate(side) for side in zip(*held, strict=True)))
-            held, edges = [], 0
-    if held:
-        label = _merged(label, *(np.concatenate(side) for side in zip(*held, strict=True)))
+            label = _merged(label, *(np.concatenate(side) for side in zip(*batches, strict=True)))
+            batches, edges = [], 0
+    if batches:
+        label = _merged(label, *(np.concatenate(side) for side in zip(*batches, strict=True)))
     return label
 
 

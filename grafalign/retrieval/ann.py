@@ -208,9 +208,9 @@ class Ann:
             parameters = faiss.SearchParametersHNSW(efSearch=max(effort.visits, candidates))
         else:
             parameters = faiss.SearchParametersIVF(nprobe=effort.visits)
-        asked = np.ascontiguousarray(queries, dtype=np.float32)
-        _, rows = self.index.search(asked, candidates, params=parameters)
-        return score_again(asked, vectors, rows, k)
+        prepared = np.ascontiguousarray(queries, dtype=np.float32)
+        _, rows = self.index.search(prepared, candidates, params=parameters)
+        return score_again(prepared, vectors, rows, k)
 
     def save(self, path: Path) -> None:
         """Write FAISS's own file."""

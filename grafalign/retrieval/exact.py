@@ -83,17 +83,17 @@ def nearest(
         raise InputError(f'{k} nearest items make no sense; ask for at least one.')
     total = len(vectors) if rows is None else len(rows)
     k = min(k, total)
-    asked = np.ascontiguousarray(queries, dtype=np.float32)
-    scores = np.full((len(asked), k), -np.inf, dtype=np.float32)
-    found = np.full((len(asked), k), -1, dtype=np.int64)
+    prepared = np.ascontiguousarray(queries, dtype=np.float32)
+    scores = np.full((len(prepared), k), -np.inf, dtype=np.float32)
+    found = np.full((len(prepared), k), -1, dtype=np.int64)
     step = _part_rows(vectors)
     for start in range(0, total, step):
         stop = min(start + step, total)
         part = np.ascontiguousarray(vectors[start:stop] if rows is None else vectors[rows[start:stop]], np.float32)
         number = np.arange(start, stop) if rows is None else rows[start:stop]
-        for first in range(0, len(asked), _QUERIES):
+        for first in range(0, len(prepared), _QUERIES):
             some = slice(first, first + _QUERIES)
-            new_scores, local = _knn(asked[some], part, min(k, len(part)))
+            new_scores, local = _knn(prepared[some], part, min(k, len(part)))
             together = np.concatenate([scores[some], new_scores], axis=1)
             places = np.concatenate([found[some], number[local]], axis=1)
             best = np.argsort(-together, axis=1, kind='stable')[:, :k]

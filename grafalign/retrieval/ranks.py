@@ -129,7 +129,7 @@ def _count(queries: Floats, gallery: Floats, owner: Ints, threshold: npt.NDArray
     # the rounding error of a sum of D products grows like sqrt(D) (Higham, Accuracy and Stability, 2.6); four times it
     longest = _longest(queries) * _longest(gallery)
     error = 4 * queries.shape[1] ** 0.5 * 2**-24 * max(longest, 1e-30)
-    asked, sizes = np.unique(owner, return_counts=True)
+    query_rows, sizes = np.unique(owner, return_counts=True)
     starts = np.cumsum(sizes) - sizes
     busy = np.argsort(-sizes, kind='stable')  # queries with equally many thresholds together
     scores = torch.empty(_BLOCK * _BLOCK)
@@ -138,7 +138,7 @@ def _count(queries: Floats, gallery: Floats, owner: Ints, threshold: npt.NDArray
         real = np.arange(sizes[part].max()) < sizes[part][:, None]
         limits = np.where(real, threshold[np.minimum(slots, len(threshold) - 1)], np.inf)
         low, high = ((limits + sign * error).astype(np.float32) for sign in (-1, 1))
-        ours = torch.from_numpy(np.ascontiguousarray(queries[asked[part]], dtype=np.float32))
+        ours = torch.from_numpy(np.ascontiguousarray(queries[query_rows[part]], dtype=np.float32))
         for first in range(0, len(gallery), _BLOCK):
             items = torch.from_numpy(np.ascontiguousarray(gallery[first : first + _BLOCK], dtype=np.float32))
             block = scores[: len(ours) * len(items)].view(len(ours), len(items))
@@ -150,7 +150,7 @@ def _count(queries: Floats, gallery: Floats, owner: Ints, threshold: npt.NDArray
                     band = low[filled, column], high[filled, column]
                     surely, rows, columns = _above(block[: len(filled)], *band)
                     higher[mine] += surely
-                    exact = _exact_scores(queries, gallery, asked[part][rows], first + columns)
+                    exact = _exact_scores(queries, gallery, query_rows[part][rows], first + columns)
                     np.add.at(higher, mine[rows], exact > limits[rows, column])
                     np.add.at(equal, mine[rows], exact == limits[rows, column])
     return higher, equal

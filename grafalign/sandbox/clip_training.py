@@ -127,10 +127,10 @@ def train_clip(out: Path, seeds: tuple[int, ...], photos_per_seed: int, epochs: 
             step += 1
         print(f'epoch {epoch + 1}/{epochs}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s', flush=True)
     model.eval()
-    held, _, share = worlds[-1]
+    held_out, _, share = worlds[-1]
     with torch.no_grad():
         text = functional.normalize(model.encode_text(tokenizer([f'a photo of {n}.' for n in CLASS_NAMES])), dim=-1)
-        seen = torch.cat([model.encode_image(normalised(part)) for part in torch.from_numpy(held).split(500)])
+        seen = torch.cat([model.encode_image(normalised(part)) for part in torch.from_numpy(held_out).split(500)])
         guess = (functional.normalize(seen, dim=-1) @ text.T).argmax(1).numpy()
     clear = share.max(1) > 0.6
     accuracy = float((guess == share.argmax(1))[clear].mean())

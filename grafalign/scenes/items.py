@@ -189,13 +189,13 @@ def _left_out(scene: Scene, source: SceneSource, near: shapely.STRtree, conditio
     """Which filter leaves a scene out; None where all let it pass."""
     if source.collections and scene.collection not in source.collections:
         return 'of other collections'
-    held = conditions.hold(scene.item.get('properties') or {})  # before the others, so that it knows the properties
+    passing = conditions.hold(scene.item.get('properties') or {})  # before the others, so that it knows the properties
     if source.period and not source.period[0] <= scene.when.date() <= source.period[1]:
         return 'outside the period'
     limit = source.max_cloud_percent
     if limit is not None and scene.cloud_percent is not None and scene.cloud_percent > limit:
         return 'too cloudy'
-    if not held:
+    if not passing:
         return 'where'
     return None if len(near.query(scene.footprint, predicate='intersects')) else 'elsewhere'
 

@@ -71,7 +71,7 @@ def search_items(
         GrafalignError: the API does not answer, or the cache cannot be written.
     """
     period = _period(source, dates)
-    asked = {
+    request = {
         'format': _FORMAT,
         'api': str(source.api).rstrip('/'),
         'collections': sorted(source.collections),
@@ -79,7 +79,7 @@ def search_items(
         'where': source.where,
         'max_cloud_percent': source.max_cloud_percent,
     }
-    folder = cache_folder(source) / _digest(asked)
+    folder = cache_folder(source) / _digest(request)
     files = [folder / f'{_region_name(region)}.parquet' for region in regions]
     known = {file: record for file in files if (record := _finished(file, newer_than)) is not None}
     counts['regions'] += len(regions)
@@ -96,7 +96,7 @@ def search_items(
     api = Api(source, period, counts)
     missing = [(region, file) for region, file in zip(regions, files, strict=True) if file not in known]
     for region, file in console.track(missing, 'searching scenes'):
-        known[file] = _search_one(api, region, file, asked, counts)
+        known[file] = _search_one(api, region, file, request, counts)
     for file in files:
         rows = [
             (str(kind), str(name), str(reason), str(detail)) for kind, name, reason, detail in known[file]['rejected']
@@ -106,21 +106,21 @@ def search_items(
             yield from read_items(file, near)
 
 
-def _search_one(api: Api, region: Box, file: Path, asked: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:
+def _search_one(api: Api, region: Box, file: Path, request: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:
     """Search one region and keep what was found."""
     before = counts.copy()
     usable, rejected = [], []
     for item in api.search(region):
-        if not item.get('collection') and len(asked['collections']) == 1:
-            item['collection'] = asked['collections'][0]  # it may be left out, and the API was asked for no other
+        if not item.get('collection') and len(request['collections']) == 1:
+            item['collection'] = request['collections'][0]  # it may be left out, and the API was asked for no other
         try:
             scene_of(item)
         except ItemError as error:
             rejected.append(('scene', _printable(item.get('id')), error.reason, _printable(error.detail)))
             continue
-        usable.append(absolute_assets(item, self_link(item) or asked['api'], False))
+        usable.append(absolute_assets(item, self_link(item) or request['api'], False))
     record = {
-        **asked,
+        **request,
         'region': region,
         'searched_at': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         'items': len(usable),
@@ -176,8 +176,8 @@ def _region_name(region: Box) -> str:
     return '_'.join(f'{v:.6f}'.rstrip('0').rstrip('.') for v in region)
 
 
-def _digest(asked: dict[str, Any]) -> str:
-    return _digest_of(json.dumps(asked, sort_keys=True, default=str).encode())
+def _digest(request: dict[str, Any]) -> str:
+    return _digest_of(json.dumps(request, sort_keys=True, default=str).encode())
 
 
 def _digest_of(content: bytes) -> str:

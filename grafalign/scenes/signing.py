@@ -119,7 +119,7 @@ class Signer:
 
     def _fetch(self, place: tuple[str, str]) -> _Token:
         url = f'{self._tokens_url}/{place[0]}/{place[1]}'
-        asked = time.monotonic()
+        requested_at = time.monotonic()
         try:
             content, headers = read_url(
                 url, private=True, timeout_s=self._timeout_s, most_bytes=_MOST_BYTES, retries=self._retries
@@ -137,7 +137,7 @@ class Signer:
                 'addresses of the assets, and try again.'
             ) from None
         # from when it was asked for, and at least for a moment: an expired token is the host's to refuse
-        return _Token(query.lstrip('?'), asked + max(life_s - min(_MARGIN_S, life_s / 5), _MIN_LIFE_S))
+        return _Token(query.lstrip('?'), requested_at + max(life_s - min(_MARGIN_S, life_s / 5), _MIN_LIFE_S))
 
 
 def _server_time(date: str | None) -> datetime:

@@ -98,9 +98,9 @@ def _open(
     if (out / MARKER).is_file():
         catalog = Catalog(out)
         catalog.check_model(model.digest, model.name)
-        held = catalog.marker.model.pixels
-        if held != pixels:
-            differ = ', '.join(k for k in pixels if held.get(k) != pixels[k])
+        indexed_pixels = catalog.marker.model.pixels
+        if indexed_pixels != pixels:
+            differ = ', '.join(k for k in pixels if indexed_pixels.get(k) != pixels[k])
             raise StaleError(
                 f'{out} was made from pixels that were prepared otherwise ({differ}); give the same '
                 'options, or another folder.'
@@ -126,8 +126,8 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
         raise StaleError(
             f'{source.name} was indexed with other {differ}; give the same options, or another folder for the index.'
         )
-    held = catalog.items[catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool)]
-    state = pd.Series(held['signature'].to_numpy(), index=held['item_id'].to_numpy())
+    indexed = catalog.items[catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool)]
+    state = pd.Series(indexed['signature'].to_numpy(), index=indexed['item_id'].to_numpy())
     known = source.items['item_id'].map(state)
     new = np.flatnonzero((known != source.items['signature']).to_numpy())
     rejected = dict(source.rejected)
@@ -136,7 +136,7 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
         console.log(f'{source.name}: nothing new')
         _keep_rejected(catalog, source, rejected)
         return
-    if len(held):
+    if len(indexed):
         console.log(f'{source.name}: {len(new):,} items are new or have changed')
     waiting: list[np.ndarray] = []
     rows: list[int] = []
@@ -202,8 +202,8 @@ def _keep_rejected(catalog: Catalog, source: Source, rejected: dict[str, str]) -
 
 def _stale(catalog: Catalog, items: pd.DataFrame) -> np.ndarray:
     """Rows of earlier states of these items."""
-    held = catalog.items
-    same = held['item_id'].isin(items['item_id']) & held['source'].isin(items['source'].unique())
+    indexed = catalog.items
+    same = indexed['item_id'].isin(items['item_id']) & indexed['source'].isin(items['source'].unique())
     return np.flatnonzero(same.to_numpy(dtype=bool) & catalog.alive)
 
 

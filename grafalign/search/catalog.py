@@ -77,12 +77,12 @@ class Catalog:
         for name, size in self._files.items():
             if name.startswith('ann-'):
                 continue  # can be made again from the vectors
-            held = (self.path / name).stat().st_size if (self.path / name).is_file() else None
-            if held is None or (held < size if name.startswith('vectors-') else held != size):
+            size_on_disk = (self.path / name).stat().st_size if (self.path / name).is_file() else None
+            if size_on_disk is None or (size_on_disk < size if name.startswith('vectors-') else size_on_disk != size):
                 state = (
                     'missing (or another process is writing the index now)'
-                    if held is None
-                    else f'damaged ({held:,} bytes instead of {size:,})'
+                    if size_on_disk is None
+                    else f'damaged ({size_on_disk:,} bytes instead of {size:,})'
                 )
                 raise DamagedError(f'{self.path / name} is {state}; {_AGAIN}')
 
@@ -237,16 +237,16 @@ class Catalog:
         Rows that were removed are still in the index, often all of one kind: more neighbours are asked for until k of
         them are there, so that the recall that was tuned for so many holds.
         """
-        asked, alive = k, self.alive[: ann.rows]
-        while asked <= ann.rows // 10:
-            scores, rows = ann.search(queries, self.vectors, asked)
+        count, alive = k, self.alive[: ann.rows]
+        while count <= ann.rows // 10:
+            scores, rows = ann.search(queries, self.vectors, count)
             there = (rows >= 0) & alive[rows]
             if (there.sum(1) >= k).all():
                 best = np.argsort(~there, axis=1, kind='stable')[:, :k]
                 return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
             if (rows < 0).any():
                 return None  # its cells hold too few
-            asked *= 2
+            count *= 2
         return None
 
     def append(

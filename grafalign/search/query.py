@@ -67,19 +67,21 @@ def search(
         GrafalignError: k is less than one, there is no query, or a query cannot be embedded.
     """
     catalog = index if isinstance(index, Catalog) else Catalog(Path(index))
-    asked = [Query(text=q) if isinstance(q, str) else q for q in ([queries] if isinstance(queries, str) else queries)]
-    if any((q.text is None) + (q.image is None) + (q.lonlat is None) != 2 for q in asked):
+    query_list = [
+        Query(text=q) if isinstance(q, str) else q for q in ([queries] if isinstance(queries, str) else queries)
+    ]
+    if any((q.text is None) + (q.image is None) + (q.lonlat is None) != 2 for q in query_list):
         raise InputError('A query is a text, an image or a place; give exactly one of them.')
-    if not asked:
+    if not query_list:
         raise InputError('There is no query; give words, --image or --lonlat.')
     if k < 1:
         raise InputError(f'-k {k} makes no sense; ask for at least one.')
     allowed = allowed_rows(catalog, region, begin, end)
-    vectors = _vectors(catalog, asked, model)
+    vectors = _vectors(catalog, query_list, model)
     scores, rows = catalog.search(vectors, min(k, max(len(catalog), 1)), allowed)
     shown = catalog.items
     frames = []
-    for number, (query, score, row) in enumerate(zip(asked, scores, rows, strict=True)):
+    for number, (query, score, row) in enumerate(zip(query_list, scores, rows, strict=True)):
         there = row >= 0
         answer = shown.iloc[row[there]].reset_index(drop=True)
         answer.insert(0, 'query', query.label)
@@ -129,10 +131,10 @@ def _utc(when: datetime) -> datetime:
     return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when.astimezone(timezone.utc)
 
 
-def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> np.ndarray:
-    out = np.zeros((len(asked), catalog.width), dtype=np.float32)
-    texts = [i for i, q in enumerate(asked) if q.text is not None]
-    images = [i for i, q in enumerate(asked) if q.image is not None]
+def _vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | None) -> np.ndarray:
+    out = np.zeros((len(query_list), catalog.width), dtype=np.float32)
+    texts = [i for i, q in enumerate(query_list) if q.text is not None]
+    images = [i for i, q in enumerate(query_list) if q.image is not None]
     if (texts or images) and model is None:
         from grafalign.models import load_model
 
@@ -145,13 +147,13 @@ def _vectors(catalog: Catalog, asked: Sequence[Query], model: Model | None) -> n
             ) from None
     if model is not None:
         catalog.check_model(model.digest, model.name)
-    for i, query in enumerate(asked):
+    for i, query in enumerate(query_list):
         if query.lonlat is not None:
             out[i] = catalog.vectors[_row_at(catalog, *query.lonlat)]
     if texts and model is not None:
-        out[texts] = model.embed_texts([asked[i].text or '' for i in texts])
+        out[texts] = model.embed_texts([query_list[i].text or '' for i in texts])
     for i in images:
-        path = asked[i].image
+        path = query_list[i].image
         if path is not None and model is not None:
             out[i] = embed_image(catalog, model, path)
     return out

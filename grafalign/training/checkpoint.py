@@ -109,8 +109,8 @@ def full(tensor: Tensor) -> Tensor:
 
 def _moments(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state by parameter name; rates and decays follow from settings and step."""
-    held = {n: optimizer.state[p] for n, p in task.named_parameters() if p.requires_grad}
-    return {f'{name}.{key}': torch.as_tensor(value) for name, state in held.items() for key, value in state.items()}
+    states = {n: optimizer.state[p] for n, p in task.named_parameters() if p.requires_grad}
+    return {f'{name}.{key}': torch.as_tensor(value) for name, state in states.items() for key, value in state.items()}
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -157,8 +157,8 @@ class _Contrast(torch.autograd.Function):
                 pull = -w
             gradient.index_add_(0, row, pull[:, None] * photo)
         if bias is not None or not own_leaves:
-            held = of_row > 0
-            loss += (of_row[held] * others.value[held]).sum()
+            positive = of_row > 0
+            loss += (of_row[positive] * others.value[positive]).sum()
         gradient.addcmul_(others.mean, row_weight[:, None])
         bias_gradient += (of_row * others.slope).sum()
         ctx.save_for_backward(gradient, bias_gradient)

@@ -44,9 +44,9 @@ def retrieve_images(images: npt.NDArray[np.float32], data: ImageSet) -> Outcome:
             mine = member[:, row]
             relevant[row] = member[mine][:, others[row]].any(0)
             total[row] += int(member[mine].any(0).sum())
-    asked = (total > 0).astype(np.float64)
-    statistics = {'r@1': Mean(np.where(asked > 0, relevant[:, 0], 0.0), asked)}
+    answerable = (total > 0).astype(np.float64)
+    statistics = {'r@1': Mean(np.where(answerable > 0, relevant[:, 0], 0.0), answerable)}
     for k in CUTS:
         ap = average_precision_at(relevant[:, :k], total)
-        statistics[f'map@{k}'] = Mean(np.nan_to_num(ap), asked)
-    return Outcome(statistics, 'map@100', {}, {'queries': int(asked.sum())})
+        statistics[f'map@{k}'] = Mean(np.nan_to_num(ap), answerable)
+    return Outcome(statistics, 'map@100', {}, {'queries': int(answerable.sum())})

@@ -93,12 +93,12 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
     np.minimum.at(owner, photo, tile)
     per_tile = np.bincount(owner, minlength=len(tiles)).astype(np.float64)
     with_photos = np.zeros(len(tiles))
-    asked = to_photo.query[to_photo.first]
-    with_photos[asked] = 1.0
+    query_rows = to_photo.query[to_photo.first]
+    with_photos[query_rows] = 1.0
     statistics: dict[str, Statistic] = {}
     for k in KS:
         hits = np.zeros(len(tiles))
-        hits[asked] = hits_at(to_photo, k)
+        hits[query_rows] = hits_at(to_photo, k)
         statistics[f'tile_to_photo_r@{k}'] = Mean(hits, with_photos)
     for k in KS:
         found = np.bincount(owner, weights=hits_at(to_tile, k), minlength=len(tiles)).astype(np.float64)

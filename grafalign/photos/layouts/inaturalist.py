@@ -91,8 +91,8 @@ def read_observations(path: str) -> Observations:
         day = np.where(pc.is_valid(when).to_numpy(zero_copy_only=False), day, _UNKNOWN).astype(np.int32)
         east, north = (np.round(np.where(good, v, 0) * 1e7).astype(np.int32) for v in (lon, lat))
         columns: list[Any] = [high, low, east, north, packed, day]
-        for held, column in zip(parts, columns, strict=True):
-            held.append(column[good])
+        for part, column in zip(parts, columns, strict=True):
+            part.append(column[good])
     whole: list[Any] = [np.concatenate(p) if p else np.empty(0, dtype=np.int32) for p in parts]
     order = np.lexsort((whole[1], whole[0]))
     return Observations(*(column[order] for column in whole))
