@@ -42,7 +42,7 @@ from grafalign.encoders import ClipSettings, embed, load_clip
 from grafalign.engine import default_workers
 from grafalign.pairing import Recipe, pair
 from grafalign.quickstart import quickstart_experiment
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.sandbox.world import make_sandbox
 from grafalign.store import PairStore
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite, train

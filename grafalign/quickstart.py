@@ -9,7 +9,7 @@ from grafalign.config import load_settings
 from grafalign.errors import MachineError
 from grafalign.pairing import Recipe
 from grafalign.report import Report
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
 
 _PACKAGE = Path(__file__).parent

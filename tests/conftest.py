@@ -18,7 +18,7 @@ from grafalign.cli import main
 from grafalign.config import load_settings
 from grafalign.encoders import ClipSettings, FrozenClip, PhotoBank, embed, load_clip
 from grafalign.pairing import Recipe, pair
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
 from grafalign.store import PairStore
 

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from grafalign.encoders import ClipSettings, load_bank, load_clip
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from grafalign.training.checkpoint import full
 from grafalign.training.data import PairSteps, Share

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from grafalign.locks import exclusive
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import SCHEMA_VERSION
 from tests.commands import Command, contents, finish, refused, start, wait_for, write_recipe, write_yaml
 

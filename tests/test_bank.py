@@ -22,7 +22,7 @@ from grafalign.encoders.reading import read_chunks
 from grafalign.errors import GrafalignError
 from grafalign.photos.exif import read_metadata
 from grafalign.photos.fetch import RemoteSettings
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from tests.commands import contents, interrupted
 from tests.photo_server import PhotoServer, serving

@@ -39,7 +39,7 @@ def test_every_command_has_a_help_with_one_example(command: str) -> None:
 
 def test_results_are_json_on_request(own_store: Path) -> None:
     """With --json, standard output is one JSON document and nothing else."""
-    from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+    from grafalign.sandbox import TINY_CLIP_DIR
 
     out = grafalign('embed', str(own_store), '--model', str(TINY_CLIP_DIR), '--json')
     assert out.returncode == 0 and set(json.loads(out.stdout)) == {'photos', 'unreadable', 'dimensions'}

@@ -26,7 +26,7 @@ from grafalign.exchange.export import export
 from grafalign.exchange.exportable import Exportable
 from grafalign.exchange.marker import MARKER
 from grafalign.exchange.model_card import CardContent
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings, load_satellite, train
 from grafalign.training.provenance import describe_data

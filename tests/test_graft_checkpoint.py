@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_clip
 from grafalign.errors import GrafalignError
 from grafalign.exchange.graft_checkpoint import load_graft
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from tests.commands import Command, refused
 
 

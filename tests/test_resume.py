@@ -17,7 +17,7 @@ import pytest
 from grafalign.config import load_settings
 from grafalign.encoders import PhotoBank
 from grafalign.pairing import Recipe, pair
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from tests.commands import contents, finish, interrupted, photo_table, start, wait_for, write_recipe, write_yaml
 

@@ -15,7 +15,6 @@ import grafalign
 @pytest.mark.parametrize(
     ('room', 'never'),
     [
-        ('sandbox.world', 'torch'),
         ('cli', 'torch'),
         ('cli', 'faiss'),
     ],

@@ -172,7 +172,7 @@ def test_only_evaluation_reads_the_truth(world: Path, recipe: Recipe, store: Pai
 
 def test_the_shipped_clip_is_small_and_says_how_it_was_made() -> None:
     """Weights under 8 MB, with the record of their making, by worlds that the quickstart never uses."""
-    from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+    from grafalign.sandbox import TINY_CLIP_DIR
 
     assert sum(p.stat().st_size for p in TINY_CLIP_DIR.iterdir()) < 8_000_000
     record = json.loads((TINY_CLIP_DIR / 'training.json').read_text())

@@ -16,7 +16,7 @@ from grafalign.encoders import ClipSettings, FrozenClip, load_clip
 from grafalign.encoders.clip import published_preprocessing
 from grafalign.errors import GrafalignError
 from grafalign.models import load_model
-from grafalign.sandbox.clip_training import TINY_CLIP_DIR
+from grafalign.sandbox import TINY_CLIP_DIR
 
 WEIGHTS = 'open_clip_model.safetensors'
 

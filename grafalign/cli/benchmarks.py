@@ -29,7 +29,7 @@ def evaluate(
     data: Annotated[list[str] | None, typer.Option(help='A set instead: NAME:PATH or NAME:PATH@SPLIT.')] = None,
     root: Annotated[Path | None, typer.Option(help='Folder below which the sets of a named suite lie.')] = None,
     out: Annotated[Path, typer.Option(help='Folder of the results and of report.html.')] = Path('runs/evaluation'),
-    classes: Annotated[Path | None, typer.Option(help='Words for the classes of the one set, one a line.')] = None,
+    classes: Annotated[Path | None, typer.Option(help='Class names of the one set, one a line.')] = None,
     partial: Annotated[bool, typer.Option(help='Accept sets that are not whole; results are marked.')] = False,
     clip: Clip = None,
     device: Annotated[str | None, typer.Option(help='cpu or cuda; a GPU where there is one.')] = None,
@@ -38,7 +38,9 @@ def evaluate(
         Path | None, typer.Option(help='Instead of sets: a sandbox world, whose truth to use; with --store.')
     ] = None,
     store: Annotated[Path | None, typer.Option(help='The pair store that the runs were trained on.')] = None,
-    seed: Annotated[int | None, typer.Option(help='Seed of the draws, and of labelled sandbox tiles.', min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help='Seed of the bootstrap, and of labelled sandbox tiles.', min=0)
+    ] = None,
     workers: Workers = None,
     bands: Annotated[
         str | None, typer.Option(help='Names of the bands of your own pictures: red,green,blue,nir.')

@@ -39,7 +39,7 @@ def sandbox(
 def pair(
     recipe: Annotated[Path, typer.Argument(help='Recipe (YAML); see data_recipes/.')],
     store: Annotated[str | None, typer.Argument(help='Folder or URL of the pair store.')] = None,
-    explain: Annotated[bool, typer.Option(help='Say what it would take, and read no pixel.')] = False,
+    explain: Annotated[bool, typer.Option(help='Estimate requests, bytes and time, and read no pixel.')] = False,
     map_page: Annotated[Path | None, typer.Option('--map', help='With --explain: write a map page (HTML).')] = None,
     retry_failed: Annotated[bool, typer.Option(help='Of a finished store, try only the tiles that failed.')] = False,
     update: Annotated[
@@ -97,7 +97,7 @@ def check(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a pair store (digests, counts, bounds, splits, every tile) or an index. Exit code 1 if something is wrong.
+    """Verify a pair store (digests, counts, bounds, splits, every tile) or an index. Exit code 4 if something is wrong.
 
     Example: grafalign check runs/pairs
     """
@@ -149,7 +149,7 @@ def embed(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Embed all photos of a store once with the frozen CLIP; those on URLs are fetched, embedded and forgotten.
+    """Embed all photos of a store once with the frozen CLIP; photos on URLs are fetched and not kept.
 
     Example: grafalign embed runs/pairs --model ViT-B-16 --pretrained openai
     """

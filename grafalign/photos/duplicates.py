@@ -70,19 +70,6 @@ def duplicate_of(digests: Any, dhashes: Any, rank: Ints, max_distance: int = 0) 
     return _lowest(label, np.asarray(rank))
 
 
-def near_pairs(hashes: Hashes, max_distance: int) -> Ints:
-    """All pairs of different hashes within `max_distance` bits, [n, 2] row numbers with the lower one first, sorted.
-
-    Args:
-        hashes: all different.
-        max_distance: largest number of different bits.
-    """
-    found = [np.stack([a, b], axis=1) for a, b in _candidates(hashes, max_distance)]
-    if not found:
-        return np.empty((0, 2), dtype=np.int64)
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-
-
 def _near(hashes: Hashes, max_distance: int) -> Ints:
     """For every hash a member of its group, the same for all of the group."""
     label = np.arange(len(hashes), dtype=np.int64)

@@ -281,29 +281,3 @@ def _frame(table: Any) -> pd.DataFrame:
     kinds = {pa.string(): pd.StringDtype(), pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype()}
     frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, split_blocks=True, self_destruct=False)
     return frame
-
-
-def check_photos(frame: pd.DataFrame, source: str) -> Photos:
-    """Turn raw rows into a photo table.
-
-    Args:
-        frame: `photo_id`, `uri`, `lon`, `lat` (degrees), any of the other `COLUMNS`, and `problem` (None or the reason
-            why a photo is unusable).
-        source: file or folder to name in errors.
-
-    Raises:
-        GrafalignError: no usable photo, or latitude and longitude are swapped in the whole table.
-    """
-    columns = {str(n): pa.Array.from_pandas(frame[n]) for n in frame}
-    order = DayOrder(source)
-    if 'taken_at' in columns:
-        order.see(whole(columns['taken_at']))
-    marks = Marks(with_order(canonical(columns, len(frame)), order, TimeSettings()))
-    watch = SwapWatch(source)
-    watch.see(marks.table['lon'].to_numpy(), marks.table['lat'].to_numpy())
-    watch.check()
-    mark_unusable(marks)
-    mark_impossible_times(marks)
-    mark_same_ids(marks)
-    kept, rejected = marks.split()
-    return finished(kept, rejected, source)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from grafalign.errors import InputError
 from grafalign.photos.opening import name_of
-from grafalign.photos.values import Floats, numbers
+from grafalign.photos.values import numbers
 
 FLICKR_LEVEL_M = 1_565_430.3
 """Ten pixels of a 256-pixel web map of the whole Earth, in metres at the equator."""
@@ -56,11 +56,6 @@ def flickr_accuracy_m(levels: Any) -> Any:
 def where_true(rows: Any, reason: str) -> Any:
     """A column `problem` that holds the reason in the rows that are true."""
     return pc.if_else(pa.array(np.asarray(rows, dtype=bool)), reason, pa.scalar(None, pa.string()))
-
-
-def nan_to_missing(values: Floats) -> Any:
-    """Floats as Arrow, NaN kept as NaN."""
-    return pa.array(np.asarray(values, dtype=float))
 
 
 def pick_file(files: Sequence[str], part: str, layout: str) -> str:
