@@ -70,12 +70,24 @@ def test_every_kind_finds_what_it_promises(
     assert share_found(rows, truth) >= 0.97
     np.testing.assert_allclose(scores, np.einsum('qd,qkd->qk', others, vectors[rows]), rtol=1e-5)
     ann = made.marker.ann
-    assert ann is not None and ann.kind == kind and ann.efforts[0].recall >= 0.99
+    assert ann is not None and ann.kind == kind and ann.search_parameters[0].recall >= 0.99
+
+
+def test_an_index_of_an_earlier_release_keeps_its_approximate_index(
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    """What is called `efforts` there are its search parameters."""
+    made = make(tmp_path / 'index', vectors, 'ivf', queries)
+    marker = tmp_path / 'index' / 'index.json'
+    content = json.loads(marker.read_text())
+    content['ann']['efforts'] = content['ann'].pop('search_parameters')
+    marker.write_text(json.dumps(content))
+    assert Catalog(tmp_path / 'index').marker.ann == made.marker.ann is not None
 
 
 def test_a_lower_target_looks_less(vectors: np.ndarray, queries: np.ndarray) -> None:
     """Tuning opens fewer cells for half of the neighbours than for nearly all."""
-    efforts = [Ann.build(vectors, queries, 'ivf', target).effort(10).visits for target in (0.5, 0.999)]
+    efforts = [Ann.build(vectors, queries, 'ivf', target).parameters_for(10).visits for target in (0.5, 0.999)]
     assert efforts[0] < efforts[1]
 
 

@@ -40,7 +40,7 @@ def test_recall_holds_for_every_number_of_neighbours(kind: Kind) -> None:
         _, truth = nearest(queries, vectors, k)
         _, rows = ann.search(queries, vectors, k)
         assert recall(rows, truth) >= 0.98, k
-    efforts = [ann.effort(k) for k in range(1, 101)]
+    efforts = [ann.parameters_for(k) for k in range(1, 101)]
     totals = [e.candidates * e.k for e in efforts]
     assert all(b >= a - a / 50 - 100 for a, b in itertools.pairwise(totals))  # no cliff between two numbers
     assert all(b.visits >= a.visits for a, b in itertools.pairwise(efforts))

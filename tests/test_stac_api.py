@@ -13,7 +13,7 @@ import shapely
 from shapely.geometry import shape
 
 from grafalign.errors import GrafalignError
-from grafalign.scenes.items import Found, load_scenes
+from grafalign.scenes.items import FoundScenes, load_scenes
 from grafalign.scenes.radiometry import band_sources
 from grafalign.scenes.regions import regions_of
 from grafalign.scenes.source import SceneSource
@@ -63,7 +63,7 @@ def source(api: str, tmp_path: Path, **changes: Any) -> SceneSource:
     return SceneSource.model_validate({'api': api, 'collections': COLLECTIONS, 'cache': tmp_path / 'cache', **changes})
 
 
-def keys(found: Found) -> list[tuple[str, str]]:
+def keys(found: FoundScenes) -> list[tuple[str, str]]:
     """Collection and id of all scenes, in order."""
     return sorted((s.collection, s.item_id) for s in found)
 

@@ -18,7 +18,7 @@ import pytest
 import shapely
 
 from grafalign.errors import GrafalignError
-from grafalign.scenes.items import Found, load_scenes
+from grafalign.scenes.items import FoundScenes, load_scenes
 from grafalign.scenes.search import cache_folder
 from grafalign.scenes.source import SceneSource
 from grafalign.web.retries import CappedRetry
@@ -80,7 +80,7 @@ def source(server: StacServer, cache: Path, **changes: Any) -> SceneSource:
     return SceneSource.model_validate(settings)
 
 
-def names(found: Found) -> list[str]:
+def names(found: FoundScenes) -> list[str]:
     """Ids in order."""
     return sorted(s.item_id for s in found)
 

@@ -85,7 +85,7 @@ def index(
     summary: dict[str, Any] = {'items': len(catalog), 'kind': 'exact', 'bytes': sum(catalog.marker.files.values())}
     ann = catalog.marker.ann
     if ann is not None:
-        summary |= {'kind': ann.kind, **{f'recall@{e.k}': e.recall for e in ann.efforts}}
+        summary |= {'kind': ann.kind, **{f'recall@{e.k}': e.recall for e in ann.search_parameters}}
     show(summary, str(out), as_json)
 
 

@@ -6,8 +6,8 @@ Three kinds, all made by FAISS's factory:
     ivfpq   the same cells, product-quantised: 32 to 128 bytes a vector, where memory is short
     hnsw    a graph of neighbours over 8-bit vectors: D + 280 bytes a vector, slow to make
 
-`Ann.build` measures recall against exact search and raises the effort until the target is met with a margin on two
-thirds of its queries; the recall of the last third, which tuned nothing, is kept and reported.
+`Ann.build` measures recall against exact search and raises the search parameters until the target is met with a margin
+on two thirds of its queries; the recall of the last third, which tuned nothing, is kept and reported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Kind = Literal['exact', 'ivf', 'ivfpq', 'hnsw']
 EXACT_ROWS = 50_000
 """Up to so many vectors exact search answers at once: 100 MB at 512 dimensions."""
 _TUNED_AT = (1, 5, 10, 20, 50, 100)
-"""Numbers of neighbours that efforts are tuned for."""
+"""Numbers of neighbours that search parameters are tuned for."""
 _CHUNK = 65_536
 _TRAIN_PER_CELL = 40
 """FAISS wants 39 to 256 training vectors a cell; more takes longer and gains little."""
@@ -43,8 +43,8 @@ _MISSES = 0.75
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How hard to look, for one number of neighbours."""
+class SearchParameters:
+    """How much of an approximate index is looked at, for one number of neighbours."""
 
     k: int
     visits: int
@@ -62,7 +62,7 @@ class Ann:
     kind: Kind
     index: Any
     target: float
-    efforts: list[Effort] = field(default_factory=list)
+    search_parameters: list[SearchParameters] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -111,13 +111,13 @@ class Ann:
                 bar.advance(len(part))
 
     def tune(self, vectors: Floats, queries: Floats) -> None:
-        """Find the least effort that reaches the target, and measure what it gives, for several numbers of neighbours.
+        """Find the least search parameters that reach the target for several numbers of neighbours, and their recall.
 
-        A third of the queries proposes an effort, another third must agree, the last one tunes nothing and measures.
+        A third of the queries proposes them, another third must agree, the last one tunes nothing and measures.
         Visits and candidates never fall from one number of neighbours to the next, so that every number between two is
-        served by the effort of the larger one.
+        served by the parameters of the larger one.
         """
-        self.efforts = []
+        self.search_parameters = []
         recall = 1 - (1 - self.target) * _MISSES  # so that queries that tuned nothing meet the target too
         mixed = queries[np.random.default_rng(1).permutation(len(queries))]
         parts = np.array_split(np.arange(len(mixed)), 3) if len(mixed) >= 3 else [np.arange(len(mixed))] * 3
@@ -128,7 +128,7 @@ class Ann:
             best = self._tuned(mixed, vectors, truth[:, :k], parts, k, recall, (visits, candidates))
             visits, candidates = best.visits, best.candidates * k
             measured = self._recall(mixed[parts[2]], vectors, truth[parts[2], :k], best)
-            self.efforts.append(Effort(k, best.visits, best.candidates, round(measured, 4)))
+            self.search_parameters.append(SearchParameters(k, best.visits, best.candidates, round(measured, 4)))
 
     def _tuned(
         self,
@@ -139,17 +139,17 @@ class Ann:
         k: int,
         recall: float,
         least: tuple[int, int],
-    ) -> Effort:
-        """The quickest effort for k neighbours that two parts of the queries agree on; else the greatest."""
-        fastest: tuple[float, Effort] | None = None
-        last: Effort | None = None
+    ) -> SearchParameters:
+        """The quickest search parameters for k neighbours that two parts of the queries agree on; else the greatest."""
+        fastest: tuple[float, SearchParameters] | None = None
+        last: SearchParameters | None = None
         for given in (4, 16, 64) if self.kind == 'ivfpq' else (2,):
             candidates = max(given, -(-least[1] // k))
             if fastest is not None and candidates * k > self.rows // 4:
                 break  # so many would be scored again that exact search is as quick
             best_so_far, stale = 0.0, 0
             for visits in (v for v in self._visits() if v >= least[0]):
-                trial = Effort(k, visits, candidates, 0.0)
+                trial = SearchParameters(k, visits, candidates, 0.0)
                 began = time.perf_counter()
                 proposed = self._recall(queries[parts[0]], vectors, truth[parts[0]], trial)
                 seconds = time.perf_counter() - began
@@ -166,10 +166,12 @@ class Ann:
                     break
         if fastest is not None:
             return fastest[1]
-        return last or Effort(k, self._visits()[-1], max(64, -(-least[1] // k)), 0.0)
+        return last or SearchParameters(k, self._visits()[-1], max(64, -(-least[1] // k)), 0.0)
 
-    def _recall(self, queries: Floats, vectors: Floats, truth: npt.NDArray[np.int64], effort: Effort) -> float:
-        _, rows = self._search(queries, vectors, effort, effort.k)
+    def _recall(
+        self, queries: Floats, vectors: Floats, truth: npt.NDArray[np.int64], parameters: SearchParameters
+    ) -> float:
+        _, rows = self._search(queries, vectors, parameters, parameters.k)
         k = truth.shape[1]
         found = [np.isin(b, a[:k]).sum() for a, b in zip(rows, truth, strict=True)]
         return float(np.sum(found)) / (k * len(truth))
@@ -180,15 +182,15 @@ class Ann:
         steps = int(np.ceil(2 * np.log2(most / least))) + 1
         return sorted({min(most, round(least * 2 ** (i / 2))) for i in range(steps)})
 
-    def effort(self, k: int) -> Effort:
+    def parameters_for(self, k: int) -> SearchParameters:
         """How hard to look for k neighbours: as for the next larger number that was tuned, beyond that in proportion.
 
         >>> # tuned for 10 with 16 candidates each and for 100 with 4: 11 neighbours take the 400 candidates of 100
         """
-        at = next((e for e in self.efforts if k <= e.k), self.efforts[-1])
+        at = next((e for e in self.search_parameters if k <= e.k), self.search_parameters[-1])
         share = max(1.0, k / at.k)
         visits = min(int(np.ceil(at.visits * share)), self._visits()[-1])
-        return Effort(k, visits, int(np.ceil(at.candidates * max(1.0, at.k / k))), at.recall)
+        return SearchParameters(k, visits, int(np.ceil(at.candidates * max(1.0, at.k / k))), at.recall)
 
     def search(self, queries: Floats, vectors: Floats, k: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Scores and rows [Q, k] of the nearest vectors; -1 where fewer were found.
@@ -198,16 +200,16 @@ class Ann:
             vectors: the vectors themselves, [N, D].
             k: how many.
         """
-        return self._search(queries, vectors, self.effort(k), k)
+        return self._search(queries, vectors, self.parameters_for(k), k)
 
     def _search(
-        self, queries: Floats, vectors: Floats, effort: Effort, k: int
+        self, queries: Floats, vectors: Floats, parameters: SearchParameters, k: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        candidates = min(self.rows, effort.candidates * k)
+        candidates = min(self.rows, parameters.candidates * k)
         if self.kind == 'hnsw':
-            parameters = faiss.SearchParametersHNSW(efSearch=max(effort.visits, candidates))
+            parameters = faiss.SearchParametersHNSW(efSearch=max(parameters.visits, candidates))
         else:
-            parameters = faiss.SearchParametersIVF(nprobe=effort.visits)
+            parameters = faiss.SearchParametersIVF(nprobe=parameters.visits)
         prepared = np.ascontiguousarray(queries, dtype=np.float32)
         _, rows = self.index.search(prepared, candidates, params=parameters)
         return score_again(prepared, vectors, rows, k)
@@ -217,7 +219,9 @@ class Ann:
         faiss.write_index(self.index, str(path))
 
     @classmethod
-    def load(cls, path: Path, kind: Kind, target: float, efforts: list[Effort], *, mapped: bool = True) -> Ann:
+    def load(
+        cls, path: Path, kind: Kind, target: float, search_parameters: list[SearchParameters], *, mapped: bool = True
+    ) -> Ann:
         """Open what `save` wrote, memory-mapped: pages are read when a search needs them.
 
         Raises:
@@ -229,7 +233,7 @@ class Ann:
         except (RuntimeError, OSError, MemoryError) as error:
             reason = ' '.join(str(error).split())[-200:]
             raise DamagedError(f'{path} is missing or damaged ({reason}); make the index again.') from None
-        return cls(kind, index, target, efforts)
+        return cls(kind, index, target, search_parameters)
 
 
 FEWEST_ROWS = 1000

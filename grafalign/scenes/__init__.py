@@ -2,7 +2,7 @@
 
 from grafalign.scenes.blocks import Cut, SceneCutter, SceneTiles, Uncut
 from grafalign.scenes.choice import Choice, choose_scenes
-from grafalign.scenes.items import Found, Scene, load_scenes
+from grafalign.scenes.items import FoundScenes, Scene, load_scenes
 from grafalign.scenes.opening import SceneReadError
 from grafalign.scenes.radiometry import BandSource, band_sources, cloud_mask
 from grafalign.scenes.regions import regions_of
@@ -13,7 +13,7 @@ __all__ = [
     'BandSource',
     'Choice',
     'Cut',
-    'Found',
+    'FoundScenes',
     'RangeReader',
     'Scene',
     'SceneCutter',

@@ -29,7 +29,7 @@ from grafalign.web.addresses import host_of
 
 __all__ = [
     'Box',
-    'Found',
+    'FoundScenes',
     'ItemError',
     'Rejected',
     'Scene',
@@ -42,7 +42,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Found(Sequence[Scene]):
+class FoundScenes(Sequence[Scene]):
     """What a source holds over some regions; as a sequence, its scenes."""
 
     scenes: list[Scene]
@@ -114,7 +114,7 @@ def load_scenes(
     dates: tuple[datetime, datetime] | None = None,
     tiles: npt.NDArray[np.object_] | None = None,
     newer_than: datetime | None = None,
-) -> Found:
+) -> FoundScenes:
     """Read all scenes of a source that touch some regions.
 
     Args:
@@ -148,7 +148,7 @@ def load_scenes(
     if not scenes:
         _complain(source, boxes, conditions, rejected, counts)
     scenes.sort(key=lambda s: (s.collection, s.when, s.item_id))
-    return Found(scenes, rejected, {k: v for k, v in counts.items() if v})
+    return FoundScenes(scenes, rejected, {k: v for k, v in counts.items() if v})
 
 
 def _usable(

@@ -169,7 +169,7 @@ class Catalog:
             path = below(self.path, made.file)
             if not path.is_file() or path.stat().st_size != self._files[made.file]:
                 raise DamagedError(f'{path} is missing or damaged')
-            found = Ann.load(path, made.kind, self.marker.target, list(made.efforts))
+            found = Ann.load(path, made.kind, self.marker.target, list(made.search_parameters))
             if found.rows != made.rows or found.index.d != self.width:
                 raise StaleError(f'{path} belongs to another index')
         except (GrafalignError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -200,8 +200,8 @@ class Catalog:
         """Scores and rows [Q, k] of the nearest items, best first; fewer columns where there are fewer items.
 
         A filter is applied before the search, which is exact among the rows that it leaves, however few or many: where
-        these are and what they look like goes together, and an approximate index, whose effort was tuned with all rows,
-        would miss neighbours without a sign.
+        these are and what they look like goes together, and an approximate index, whose search parameters were tuned
+        with all rows, would miss neighbours without a sign.
 
         Args:
             queries: unit vectors [Q, D].
@@ -328,7 +328,7 @@ class Catalog:
         """Make the approximate index fit the rows: make it, add to it, or make it anew.
 
         Args:
-            queries: what will be asked, unit vectors [Q, D]: efforts are tuned and recall is measured with them.
+            queries: text queries as unit vectors [Q, D]: search parameters are tuned and recall is measured with them.
             kind: by size and memory otherwise.
             most_bytes: memory that it may take; half of what is free by default.
         """
@@ -373,13 +373,13 @@ class Catalog:
             rows=ann.rows,
             target=target,
             trained_rows=made.trained_rows if made is not None and keep else ann.rows,
-            efforts=tuple(ann.efforts),
+            search_parameters=tuple(ann.search_parameters),
         )
         self._commit({'ann': new}, [*self._without('ann-'), name])
-        for effort in ann.efforts:
-            if effort.recall < target:
+        for parameters in ann.search_parameters:
+            if parameters.recall < target:
                 console.log(
-                    f'recall@{effort.k} is {effort.recall:.3f}, below the target of {target:g}; '
+                    f'recall@{parameters.k} is {parameters.recall:.3f}, below the target of {target:g}; '
                     'make the index again with another --kind.'
                 )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from grafalign.artefacts import Marker
-from grafalign.retrieval.ann import Effort, Kind
+from grafalign.retrieval.ann import Kind, SearchParameters
 
 Count = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 
@@ -44,7 +44,7 @@ class IndexSource(BaseModel):
 class ApproximateIndex(BaseModel):
     """FAISS's index of the first rows."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, populate_by_name=True)
 
     file: str
     kind: Kind
@@ -53,7 +53,10 @@ class ApproximateIndex(BaseModel):
     """Recall that it was tuned for."""
     trained_rows: Count
     """Rows when its cells were learned."""
-    efforts: tuple[Effort, ...]
+    search_parameters: tuple[SearchParameters, ...] = Field(
+        validation_alias=AliasChoices('search_parameters', 'efforts')
+    )
+    """For some numbers of neighbours; called `efforts` by earlier releases."""
 
 
 def _or_none(value: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
