@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-min lint clean
 
 quickstart: .venv/.run
 	$(BIN)/grafalign quickstart --out runs/quickstart
 
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# the oldest versions that pyproject.toml allows, all at once
+test-min: .venv-min/.test
+	OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -n 2
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -31,5 +35,11 @@ lint: .venv/.dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+.venv-min/.test: pyproject.toml
+	$(PYTHON) -m venv .venv-min
+	.venv-min/bin/python -m pip install --quiet uv
+	.venv-min/bin/uv pip install --quiet --python .venv-min/bin/python --resolution lowest-direct -e '.[test]'
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-stac runs build dist
+	rm -rf .venv .venv-min .venv-stac runs build dist

@@ -50,9 +50,10 @@ class LabelledSets(_Part):
     classes: list[str]
     chance: float = 0.0
     """Accuracy of guessing."""
-    tile_unit: str = 'images'
-    """What the bootstrap draws for the intervals over tiles: images, or blocks of land."""
-    chip_unit: str = 'images'
+    tile_unit: str = 'tiles'
+    """What the bootstrap draws for the intervals: tiles, or blocks of land."""
+    chip_unit: str = 'chips'
+    """The same for segmentation: chips, or blocks of land."""
 
 
 class Setting(_Part):

@@ -167,8 +167,8 @@ def evaluate_sandbox(
         chip_px=CHIP_PX,
         classes=truth.classes,
         chance=1 / len(truth.classes),
-        tile_unit=tile_draws.unit,
-        chip_unit=chip_draws.unit,
+        tile_unit=tile_draws.unit.replace('images', 'tiles'),
+        chip_unit=chip_draws.unit.replace('images', 'chips'),
     )
     done = Evaluation(sets, truth.classes, test, chips)
     photos = np.asarray(bank.embeddings[bank.valid])

@@ -159,13 +159,13 @@ def _sections(
     url = figure_url
     found = []
     if evaluation is not None:
+        units = ' and '.join(dict.fromkeys([evaluation.sets.tile_unit, evaluation.sets.chip_unit]))
         found.append(
             Section(
                 'Results on places nobody trained on',
                 'The same encoder three ways: frozen CLIP put on tiles as it is, grafalign trained with photos and no '
                 'label, and a bound trained with true labels for as many steps. Bars are 95 % bootstrap intervals over '
-                f'{evaluation.sets.tile_unit} (tiles) and {evaluation.sets.chip_unit} (chips); rows with_prior add the '
-                'photo prior to the same model.',
+                f'{units}; rows with_prior add the photo prior to the same model.',
                 [url(figures.result_bars(task_scores(report)))],
                 result_rows(report),
             )
