@@ -28,6 +28,7 @@ from grafalign.foreign import parse_json
 from grafalign.foreign.vectors import check_vector
 from grafalign.photos.opening import kind_of, local_copy, name_of, open_seekable, open_stream
 from grafalign.photos.quotes import WholeRecords
+from grafalign.photos.values import Column
 
 BLOCK_BYTES = 16 << 20
 """Text is parsed in blocks of this size; no row may be longer."""
@@ -50,7 +51,7 @@ Choose = Callable[[list[str]], list[str]]
 class Batch:
     """Some rows of a table."""
 
-    table: Any
+    table: pa.Table
     """Arrow table of the chosen columns."""
     malformed: list[tuple[str, str]] = field(default_factory=list)
     """Rows that are none: an id made of file and row number, and what is wrong."""
@@ -205,7 +206,7 @@ def _first_line(path: str, form: Form, compression: str | None) -> list[str]:
     return [n.strip() for n in names]
 
 
-def decoded(column: Any) -> Any:
+def decoded(column: Column) -> Column:
     """Bytes as text: UTF-8, or Latin-1 for values that are not."""
     try:
         return column.cast(pa.string())
@@ -366,7 +367,7 @@ def _parquet(path: str, choose: Choose, compression: str | None) -> Iterator[Bat
             yield Batch(pa.table(chosen))
 
 
-def _leaves(column: Any, prefix: str = '') -> list[str]:
+def _leaves(column: Column, prefix: str = '') -> list[str]:
     """Names of a column, or of what is inside a struct."""
     if not pa.types.is_struct(column.type):
         return [f'{prefix}{column.name}']

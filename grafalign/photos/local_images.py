@@ -15,13 +15,16 @@ import pyarrow.compute as pc
 from grafalign import console, engine
 from grafalign.photos.exif import PhotoMetadata, read_metadata
 from grafalign.photos.table import SCHEMA
+from grafalign.photos.values import Column
 
 _CHUNK = 64
 _TOLD = ('width', 'height', 'digest', 'dhash')
 """Of these the files know better than any table."""
 
 
-def with_metadata(table: Any, rows: npt.NDArray[np.int64], ours: Set[str], verify: bool, workers: int | None) -> Any:
+def with_metadata(
+    table: pa.Table, rows: npt.NDArray[np.int64], ours: Set[str], verify: bool, workers: int | None
+) -> Column:
     """A table with the columns that its images tell filled in, and `problem` where one cannot be used.
 
     Args:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from grafalign.photos.values import Column
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Where:
 class Raw:
     """Rows of a source."""
 
-    columns: dict[str, Any]
+    columns: dict[str, Column]
     """Arrow columns by our names; also `problem` and `detail`, why a row cannot be used."""
     rows: int
     root: str | None

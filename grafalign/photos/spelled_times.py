@@ -20,7 +20,7 @@ from pydantic import model_validator
 
 from grafalign.config import Settings
 from grafalign.errors import InputError
-from grafalign.photos.values import TIME, is_text, texts, times
+from grafalign.photos.values import TIME, Column, is_text, texts, times
 
 _NUMERIC_DAY = r'^(?P<first>\d{1,2})(?P<mark>[/.\-])(?P<second>\d{1,2})[/.\-](?P<year>\d{4})(?P<rest>[ T,].*)?$'
 _HAS_ZONE = r'(?i)(\d\s*Z|UTC|GMT|:\d{2}(\.\d+)?\s*[+-]\d{2}:?\d{2})$'
@@ -45,7 +45,7 @@ class TimeSettings(Settings):
         return self
 
 
-def read_times(column: Any, settings: TimeSettings) -> tuple[Any, Any]:
+def read_times(column: Column, settings: TimeSettings) -> tuple[Column, Column]:
     """UTC times of a column, and the texts of those cells whose day and month cannot be told apart.
 
     Args:
@@ -74,7 +74,7 @@ def read_times(column: Any, settings: TimeSettings) -> tuple[Any, Any]:
     return _in_zone(times(plain), settings, naive & ~epoch), unsure
 
 
-def settled(unsure: Any, settings: TimeSettings, day_first: bool) -> Any:
+def settled(unsure: Column, settings: TimeSettings, day_first: bool) -> Column:
     """Times of the cells that `read_times` left open, once their order is known."""
     return read_times(unsure, settings.model_copy(update={'day_first': day_first}))[0]
 
@@ -89,7 +89,7 @@ class DayOrder:
     month_first: str | None = None
     """A cell that can only be month first."""
 
-    def see(self, column: Any) -> None:
+    def see(self, column: Column) -> None:
         """Look at the cells of a batch."""
         if not is_text(column.type):
             return
@@ -124,7 +124,7 @@ class DayOrder:
         return self.day_first is not None
 
 
-def _ordered(cells: Any, day_first: bool | None) -> tuple[Any, Any]:
+def _ordered(cells: Column, day_first: bool | None) -> tuple[Column, Column]:
     """Numeric dates as ISO spells them, all else as it is; and cells whose order is open, missing from the first."""
     parts = pc.extract_regex(cells, _NUMERIC_DAY)
     rows = np.flatnonzero(pc.is_valid(parts).to_numpy(zero_copy_only=False))
@@ -150,11 +150,11 @@ def _ordered(cells: Any, day_first: bool | None) -> tuple[Any, Any]:
     )
 
 
-def _field(parts: Any, name: str, rows: Any) -> Any:
+def _field(parts: Column, name: str, rows: Column) -> Column:
     return pc.cast(pc.struct_field(parts, name).take(pa.array(rows)), pa.int64()).to_numpy(zero_copy_only=False)
 
 
-def _formatted(cells: Any, settings: TimeSettings) -> Any:
+def _formatted(cells: Column, settings: TimeSettings) -> Column:
     series = pd.Series(cells.to_pylist(), dtype=object)
     try:
         found = pd.to_datetime(series, format=settings.format, errors='coerce', utc='%z' in str(settings.format))
@@ -165,7 +165,7 @@ def _formatted(cells: Any, settings: TimeSettings) -> Any:
     return pa.array(found.astype('datetime64[us, UTC]'), type=TIME)
 
 
-def _in_zone(found: Any, settings: TimeSettings, naive: Any) -> Any:
+def _in_zone(found: Column, settings: TimeSettings, naive: Column) -> Column:
     """Times that were taken for UTC, read in the zone of the settings where they named none."""
     if settings.zone is None or not naive.any():
         return found

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from grafalign.errors import InputError
 from grafalign.geo import UTM_NORTH_LIMIT, UTM_SOUTH_LIMIT
 from grafalign.photos.spelled_times import DayOrder, TimeSettings, read_times, settled
-from grafalign.photos.values import TIME, licence_names, numbers, texts, whole
+from grafalign.photos.values import TIME, Column, licence_names, numbers, texts, whole
 
 SCHEMA = pa.schema(
     {
@@ -52,13 +52,13 @@ class Photos:
     """`REJECTED_COLUMNS`, strings, sorted by `id`."""
 
 
-def canonical(columns: dict[str, Any], rows: int, taken_at: TimeSettings | None = None) -> Any:
+def canonical(columns: dict[str, Column], rows: int, taken_at: TimeSettings | None = None) -> pa.Table:
     """An Arrow table of `SCHEMA`, `problem`, `detail` and `unsure` from columns of any type; what lacks is missing.
 
     `problem` is the reason why a row cannot be used, or missing. Where a position is no number, `detail` keeps what the
     table has. `unsure` keeps the text of times whose day and month cannot be told apart (`spelled_times`).
     """
-    made: dict[str, Any] = {'unsure': pa.nulls(rows, pa.string())}
+    made: dict[str, Column] = {'unsure': pa.nulls(rows, pa.string())}
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
         column = columns.get(name)
         if column is None:
@@ -87,13 +87,13 @@ def canonical(columns: dict[str, Any], rows: int, taken_at: TimeSettings | None 
     return pa.table(made)
 
 
-def _whole_numbers(column: Any) -> Any:
+def _whole_numbers(column: Column) -> Column:
     cells = texts(column)
     good = pc.match_substring_regex(cells, r'^\d{1,19}$')
     return pc.cast(pc.if_else(good, cells, None), pa.uint64())
 
 
-def _raw_places(columns: dict[str, Any], made: dict[str, Any], rows: int) -> Any:
+def _raw_places(columns: dict[str, Column], made: dict[str, Column], rows: int) -> Any:
     """What the table has as position, where that is no number."""
     odd = np.isnan(made['lon'].to_numpy()) | np.isnan(made['lat'].to_numpy())
     if not odd.any() or not {'lon', 'lat'} <= set(columns):
@@ -107,7 +107,7 @@ def _raw_places(columns: dict[str, Any], made: dict[str, Any], rows: int) -> Any
 class Marks:
     """Collects for every row of a table the first reason that rejects it."""
 
-    table: Any
+    table: pa.Table
     code: npt.NDArray[np.int16] = field(init=False)
     reasons: list[tuple[str, Callable[[Any], Any]]] = field(default_factory=list)
 
@@ -126,7 +126,7 @@ class Marks:
             self.code[hit] = len(self.reasons)
             self.reasons.append((reason, detail or places))
 
-    def split(self) -> tuple[Any, Any]:
+    def split(self) -> tuple[pa.Table, pa.Table]:
         """The rows that are kept, and a table of `REJECTED_COLUMNS` for the others."""
         if self.free.all():
             return self.table, rejects(pa.array([], pa.string()), '', pa.array([], pa.string()))
@@ -137,7 +137,7 @@ class Marks:
         return self.table.filter(pa.array(self.free)), pa.concat_tables(parts)
 
 
-def rejects(ids: Any, reason: str, detail: Any) -> Any:
+def rejects(ids: Column, reason: str, detail: Any) -> Column:
     """Rejected photos of one reason as an Arrow table."""
     count = len(ids)
     coded = [pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int32)), [t]) for t in ('photo', reason)]
@@ -145,7 +145,7 @@ def rejects(ids: Any, reason: str, detail: Any) -> Any:
     return pa.table({'kind': coded[0], 'id': pc.fill_null(flat[0], ''), 'reason': coded[1], 'detail': flat[1]})
 
 
-def places(rows: Any) -> Any:
+def places(rows: Column) -> Column:
     """The details of rejected rows where there is nothing better: what a reader told, or else the position."""
     lon, lat = (pc.fill_null(pc.cast(rows[n], pa.string()), 'missing') for n in ('lon', 'lat'))
     return pc.coalesce(rows['detail'], pc.binary_join_element_wise('lon ', lon, ', lat ', lat, ''))
@@ -184,7 +184,7 @@ def mark_impossible_times(marks: Marks) -> None:
     )
 
 
-def with_order(table: Any, order: DayOrder, taken_at: TimeSettings) -> Any:
+def with_order(table: pa.Table, order: DayOrder, taken_at: TimeSettings) -> pa.Table:
     """A table in which the times that were unsure are settled.
 
     Raises:
@@ -256,7 +256,7 @@ def _remedy(reason: str) -> str:
     return 'check photos.filters and photos.schemes of the recipe'
 
 
-def finished(kept: Any, rejected: Any, source: str) -> Photos:
+def finished(kept: pa.Table, rejected: pa.Table, source: str) -> Photos:
     """Sorted tables of pandas.
 
     Raises:
@@ -277,7 +277,7 @@ def finished(kept: Any, rejected: Any, source: str) -> Photos:
     return Photos(_frame(kept), _frame(out.take(pc.sort_indices(out, sort_keys=keys))))
 
 
-def _frame(table: Any) -> pd.DataFrame:
+def _frame(table: pa.Table) -> pd.DataFrame:
     kinds = {pa.string(): pd.StringDtype(), pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype()}
     frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, split_blocks=True, self_destruct=False)
     return frame

@@ -7,11 +7,12 @@ import re
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from grafalign.photos.values import Column
 
 SCHEMES = ('file', 'http', 'https', 's3', 'gs')
 """What a table may name unless `photos.schemes` says otherwise."""
@@ -22,7 +23,7 @@ _OTHER = r'^(?i:(?P<scheme>data|javascript|file|blob|about|mailto|vbscript)):'
 NOT_ALLOWED, ESCAPES, UNUSABLE = 'uri scheme is not allowed', 'uri leaves the root folder', 'unusable uri'
 
 
-def resolve_uris(uris: Any, root: str, schemes: tuple[str, ...]) -> tuple[Any, Any]:
+def resolve_uris(uris: Column, root: str, schemes: tuple[str, ...]) -> tuple[Column, Column]:
     """Absolute paths and addresses of a column of uris, and what is wrong with those that a table may not name.
 
     Relative paths lie below `root` and cannot leave it; absolute paths are taken as they are; `file:` addresses become
@@ -68,13 +69,13 @@ def resolve_uris(uris: Any, root: str, schemes: tuple[str, ...]) -> tuple[Any, A
     return resolved, problem
 
 
-def is_local(uris: Any) -> np.ndarray:
+def is_local(uris: Column) -> np.ndarray:
     """Which of the resolved uris are paths on this machine."""
     local = pc.and_(pc.is_valid(uris), pc.invert(pc.match_substring(uris, '://')))
     return np.asarray(pc.fill_null(local, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def _schemes(uris: Any) -> Any:
+def _schemes(uris: Column) -> Column:
     """Lower-case schemes, missing where a uri is a path."""
     if not pc.any(pc.match_substring(uris, ':')).as_py():
         return pa.nulls(len(uris), pa.string())
@@ -82,7 +83,7 @@ def _schemes(uris: Any) -> Any:
     return pc.utf8_lower(pc.coalesce(*found))
 
 
-def _file_addresses(uris: Any, files: Any) -> tuple[Any, Any]:
+def _file_addresses(uris: Column, files: Column) -> tuple[Column, Column]:
     """`file:` addresses as paths, and which of them name another machine or a relative path."""
     paths, wrong = [], []
     for address in uris.filter(files).to_pylist():
@@ -94,7 +95,7 @@ def _file_addresses(uris: Any, files: Any) -> tuple[Any, Any]:
     return pc.replace_with_mask(uris, files, pa.array(paths, pa.string())), marks
 
 
-def _climbing(joined: Any, climbs: Any, root: str) -> tuple[Any, Any]:
+def _climbing(joined: Column, climbs: Column, root: str) -> tuple[Column, Column]:
     """Paths with `..` worked out, and which of them leave the root."""
     scheme, mark, rest = root.rpartition('://')
     base = os.path.normpath(rest)

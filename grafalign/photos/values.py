@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+Column: TypeAlias = pa.ChunkedArray | pa.Array
+"""A column of Arrow (which has no types of its own: a checker takes it for anything)."""
 Floats = npt.NDArray[np.float64]
 TIME = pa.timestamp('us', 'UTC')
 _NUMBER = r'^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$'
@@ -31,7 +33,7 @@ def is_text(kind: Any) -> bool:
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
-def texts(column: Any) -> Any:
+def texts(column: Column) -> Column:
     """A column as Arrow strings; blanks around are stripped and empty cells are missing."""
     column = whole(column)
     if pa.types.is_dictionary(column.type):
@@ -46,7 +48,7 @@ def texts(column: Any) -> Any:
     return pc.if_else(pc.equal(trimmed, ''), None, trimmed)
 
 
-def numbers(column: Any) -> Floats:
+def numbers(column: Column) -> Floats:
     """A column as float64, NaN where it is missing, no number or infinite."""
     column = whole(column)
     if pa.types.is_dictionary(column.type):
@@ -66,7 +68,7 @@ def numbers(column: Any) -> Floats:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def truths(column: Any) -> npt.NDArray[np.bool_]:
+def truths(column: Column) -> npt.NDArray[np.bool_]:
     """A column as booleans: `true`, `t`, `yes` and `1` in any case; all else is false."""
     lower = pc.utf8_lower(texts(column))
     known = pc.is_in(lower, value_set=pa.array(['true', 't', 'yes', '1', '1.0']))
@@ -74,7 +76,7 @@ def truths(column: Any) -> npt.NDArray[np.bool_]:
     return found
 
 
-def times(column: Any) -> Any:
+def times(column: Column) -> Column:
     """A column as UTC times: dates in any spelling, or numbers of seconds or milliseconds since 1970.
 
     Every cell is judged by itself, so that the result does not depend on the rows around it: numbers of 8 or 14 digits
@@ -120,7 +122,7 @@ def _epoch(values: Floats) -> Any:
     return pa.array(micros, mask=~sane).cast(TIME)
 
 
-def _spelled(cells: Any) -> Any:
+def _spelled(cells: Column) -> Column:
     """Times of text: the common ISO forms by Arrow, the others by pandas, each row in its own spelling."""
     plain = pc.fill_null(pc.match_substring_regex(cells, _ISO), False)
     try:
@@ -141,7 +143,7 @@ def _spelled(cells: Any) -> Any:
     return fast
 
 
-def whole(column: Any) -> Any:
+def whole(column: Column) -> Column:
     """One Arrow array of what may be in chunks."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
@@ -166,7 +168,7 @@ def licence_name(text: str) -> str:
     return f'CC-{parts}-{found[2]}' if found[2] else f'CC-{parts}'
 
 
-def licence_names(column: Any) -> Any:
+def licence_names(column: Column) -> Column:
     """`licence_name` of every cell, each spelling worked out once."""
     coded = texts(column).dictionary_encode()
     names = pa.array([licence_name(t) for t in coded.dictionary.to_pylist()], pa.string())

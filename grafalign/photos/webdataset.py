@@ -41,7 +41,7 @@ from grafalign.photos.exif_values import (
 from grafalign.photos.guess import GUESSES, theirs_for_ours
 from grafalign.photos.opening import files_of, is_url, name_of, open_stream
 from grafalign.photos.raw import Raw
-from grafalign.photos.values import Floats, numbers, texts
+from grafalign.photos.values import Column, Floats, numbers, texts
 
 _IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 
@@ -133,7 +133,7 @@ def _suffix(tar: str) -> str:
     return 'jpg'  # an empty shard, all of whose downloads failed
 
 
-def _from_exif(cells: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+def _from_exif(cells: Column, found: Mapping[str, Any]) -> dict[str, Column]:
     """Columns from the exif texts, for rows where the columns of the table do not speak."""
     columns: dict[str, list[Any]] = {n: [] for n in ('lon', 'lat', 'accuracy_m', 'heading_deg', 'taken_at')}
     problems: list[str | None] = []
@@ -154,7 +154,7 @@ def _from_exif(cells: Any, found: Mapping[str, Any]) -> dict[str, Any]:
         )
         columns['taken_at'].append(when)
         problems.append(problem)
-    made: dict[str, Any] = {
+    made: dict[str, Column] = {
         'taken_at': found.get('taken_at', pa.array(columns.pop('taken_at'), pa.timestamp('us', 'UTC')))
     }
     for name, values in columns.items():

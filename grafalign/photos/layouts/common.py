@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 
 from grafalign.errors import InputError
 from grafalign.photos.opening import name_of
-from grafalign.photos.values import numbers
+from grafalign.photos.values import Column, numbers
 
 FLICKR_LEVEL_M = 1_565_430.3
 """Ten pixels of a 256-pixel web map of the whole Earth, in metres at the equator."""
@@ -37,12 +36,12 @@ def choose_from(path: str, layout: str, needed: Sequence[str], wanted: Sequence[
     return choose
 
 
-def column_or_none(table: Any, name: str) -> Any:
+def column_or_none(table: pa.Table, name: str) -> Column:
     """A column, or strings that are all missing where the table has none of that name."""
     return table[name] if name in table.column_names else pa.nulls(len(table), pa.string())
 
 
-def flickr_accuracy_m(levels: Any) -> Any:
+def flickr_accuracy_m(levels: Column) -> Column:
     """Metres for Flickr's accuracy levels, which are zoom levels: World 1, Country 3, Region 6, City 11, Street 16.
 
     Flickr publishes no metres. We take ten pixels of the map at that zoom, for how well people place a pin: 24 m at
@@ -53,7 +52,7 @@ def flickr_accuracy_m(levels: Any) -> Any:
     return pa.array(np.where((level >= 1) & (level <= 16), FLICKR_LEVEL_M / 2.0**level, np.nan))
 
 
-def where_true(rows: Any, reason: str) -> Any:
+def where_true(rows: Column, reason: str) -> Column:
     """A column `problem` that holds the reason in the rows that are true."""
     return pc.if_else(pa.array(np.asarray(rows, dtype=bool)), reason, pa.scalar(None, pa.string()))
 

@@ -14,7 +14,6 @@ The largest of url_l (1024 px), url_c (800 px), url_z (640 px), url_o (the origi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ import pyarrow.compute as pc
 from grafalign.photos.batches import read_batches
 from grafalign.photos.layouts.common import choose_from, column_or_none, flickr_accuracy_m, where_true
 from grafalign.photos.raw import Raw, Where
-from grafalign.photos.values import numbers, texts, truths
+from grafalign.photos.values import Column, numbers, texts, truths
 
 LICENCES = {
     '0': 'All-Rights-Reserved',
@@ -60,7 +59,7 @@ def read(files: list[str], where: Where) -> Iterator[Raw]:
             yield Raw(columns, len(batch.table), where.root, batch.malformed)
 
 
-def _columns(table: Any, where: Where) -> dict[str, Any]:
+def _columns(table: pa.Table, where: Where) -> dict[str, Column]:
     photo_id = texts(table['id'])
     uri, width, height = _largest(table)
     stem = pc.binary_join_element_wise(photo_id, texts(column_or_none(table, 'secret')), '_')
@@ -95,7 +94,7 @@ def _columns(table: Any, where: Where) -> dict[str, Any]:
     }
 
 
-def _largest(table: Any) -> tuple[Any, Any, Any]:
+def _largest(table: pa.Table) -> tuple[Column, Column, Column]:
     """Address, width and height of the first size that a photo has."""
     uri, width, height = pa.nulls(len(table), pa.string()), *(np.full(len(table), np.nan) for _ in range(2))
     for size in _SIZES:

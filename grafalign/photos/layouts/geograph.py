@@ -18,7 +18,6 @@ dumps that Geograph makes on request) or `url`, or set `photos.root` to a folder
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,7 @@ from grafalign.errors import InputError
 from grafalign.photos.batches import Form, read_batches
 from grafalign.photos.layouts.common import choose_from, column_or_none, find_file, pick_file
 from grafalign.photos.raw import Raw, Where
-from grafalign.photos.values import Floats, numbers, texts
+from grafalign.photos.values import Column, Floats, numbers, texts
 
 LICENCE = 'CC-BY-SA-2.0'
 GRIDS = {1: 'EPSG:27700', 2: 'EPSG:29903'}
@@ -93,7 +92,7 @@ def _look_up(ids: Floats, index: Index, name: str) -> Floats:
     return np.where(known[at] == wanted, columns[name][at].astype(float), np.nan)
 
 
-def _columns(table: Any, beside: list[Index], where: Where) -> dict[str, Any]:
+def _columns(table: pa.Table, beside: list[Index], where: Where) -> dict[str, Column]:
     number = numbers(table['gridimage_id'])
     geo = {n: _look_up(number, beside[0], n) for n in _GEO}
     lon, lat, error = _places(table, geo)
@@ -120,7 +119,7 @@ def _columns(table: Any, beside: list[Index], where: Where) -> dict[str, Any]:
     }
 
 
-def _places(table: Any, geo: dict[str, Floats]) -> tuple[Floats, Floats, Floats]:
+def _places(table: pa.Table, geo: dict[str, Floats]) -> tuple[Floats, Floats, Floats]:
     """Longitude, latitude and error in metres."""
     side = _side_m(geo['natgrlen'])
     lon, lat = numbers(table['wgs84_long']), numbers(table['wgs84_lat'])
@@ -147,7 +146,7 @@ def _side_m(figures: Floats) -> Floats:
     return np.where((figures >= 2) & (figures <= 10), 10.0 ** (5 - figures / 2), np.nan)
 
 
-def _addresses(table: Any, number: Floats) -> Any:
+def _addresses(table: pa.Table, number: Floats) -> Column:
     """Addresses of the images from id and hash, as the site makes them: /geophotos/YZ/AB/CD/ID_HASH.jpg."""
     ids = np.where(np.isnan(number), 0, number).astype(np.int64)
     parts = [

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from grafalign.photos.batches import Form, read_batches
 from grafalign.photos.layouts.common import choose_from, column_or_none, find_file, pick_file
 from grafalign.photos.raw import Raw, Where
-from grafalign.photos.values import numbers, texts, times
+from grafalign.photos.values import Column, numbers, texts, times
 
 BUCKET = 'https://inaturalist-open-data.s3.amazonaws.com'
 MEDIUM_PX = 500
@@ -98,7 +98,7 @@ def read_observations(path: str) -> Observations:
     return Observations(*(column[order] for column in whole))
 
 
-def uuid_words(uuids: Any) -> tuple[Words, Words, npt.NDArray[np.bool_]]:
+def uuid_words(uuids: Column) -> tuple[Words, Words, npt.NDArray[np.bool_]]:
     """Uuids as two 64-bit numbers each, and which of them are any."""
     bare = pc.replace_substring(uuids, '-', '')
     good = pc.fill_null(pc.match_substring_regex(bare, r'^[0-9A-Fa-f]{32}$'), False)
@@ -123,7 +123,7 @@ def _read_observers(path: str) -> tuple[npt.NDArray[np.int64], Any]:
     return whole[order], people
 
 
-def _columns(table: Any, index: Observations, people: Any, where: Where) -> dict[str, Any]:
+def _columns(table: pa.Table, index: Observations, people: Column, where: Where) -> dict[str, Column]:
     photo_id = texts(table['photo_id'])
     high, low, good = uuid_words(texts(table['observation_uuid']))
     row = np.where(good, index.find(high, low), -1)
@@ -167,7 +167,7 @@ def _columns(table: Any, index: Observations, people: Any, where: Where) -> dict
     }
 
 
-def _names(observer: Any, people: Any) -> Any:
+def _names(observer: Column, people: Column) -> Column:
     """Names of observers, or their numbers where there is no table of them."""
     if people is None or not len(people[0]):
         return observer

@@ -14,7 +14,6 @@ With `photos.root` the local copies ROOT/YEAR/COUNTRY/AAA/BBB/FILE.jpg are taken
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +45,7 @@ def read(files: list[str], where: Where) -> Iterator[Raw]:
             yield from _directions(table, where, batch.malformed)
 
 
-def _directions(table: Any, where: Where, malformed: list[tuple[str, str]]) -> Iterator[Raw]:
+def _directions(table: pa.Table, where: Where, malformed: list[tuple[str, str]]) -> Iterator[Raw]:
     visit = pc.binary_join_element_wise(
         texts(table['point_id']), pc.fill_null(texts(column_or_none(table, 'year')), ''), '-'
     )

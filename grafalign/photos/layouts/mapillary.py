@@ -25,7 +25,7 @@ from grafalign.errors import InputError
 from grafalign.photos.batches import read_batches
 from grafalign.photos.layouts.common import choose_from, column_or_none, where_true
 from grafalign.photos.raw import Raw, Where
-from grafalign.photos.values import numbers, texts, truths
+from grafalign.photos.values import Column, numbers, texts, truths
 
 LICENCE = 'CC-BY-SA-4.0'
 _ADDRESSES = ('thumb_2048_url', 'thumb_original_url', 'thumb_1024_url')
@@ -61,7 +61,7 @@ def read(files: list[str], where: Where) -> Iterator[Raw]:
             yield Raw(columns, len(batch.table), where.root, batch.malformed)
 
 
-def _columns(table: Any, where: Where) -> dict[str, Any]:
+def _columns(table: pa.Table, where: Where) -> dict[str, Column]:
     photo_id = texts(table['id'])
     addresses = pc.coalesce(*(texts(column_or_none(table, n)) for n in _ADDRESSES))
     lon, lat = np.full(len(table), np.nan), np.full(len(table), np.nan)

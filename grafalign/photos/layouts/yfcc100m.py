@@ -13,7 +13,6 @@ UTC. With `photos.root` the local copies ROOT/ID.jpg are taken instead of Flickr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ import pyarrow.compute as pc
 from grafalign.photos.batches import Form, read_batches
 from grafalign.photos.layouts.common import choose_from, column_or_none, flickr_accuracy_m, where_true
 from grafalign.photos.raw import Raw, Where
-from grafalign.photos.values import texts, truths
+from grafalign.photos.values import Column, texts, truths
 
 NAMES = [
     *('photoid', 'uid', 'unickname', 'datetaken', 'dateuploaded', 'capturedevice', 'title', 'description', 'usertags'),
@@ -52,7 +51,7 @@ def read(files: list[str], where: Where) -> Iterator[Raw]:
             yield Raw(_columns(batch.table, where), len(batch.table), where.root, batch.malformed)
 
 
-def _columns(table: Any, where: Where) -> dict[str, Any]:
+def _columns(table: pa.Table, where: Where) -> dict[str, Column]:
     photo_id = texts(table['photoid'])
     local = pc.binary_join_element_wise(photo_id, 'jpg', '.')
     author = pc.coalesce(texts(column_or_none(table, 'unickname')), texts(column_or_none(table, 'uid')))
@@ -71,7 +70,7 @@ def _columns(table: Any, where: Where) -> dict[str, Any]:
     }
 
 
-def _decoded(column: Any) -> Any:
+def _decoded(column: Column) -> Column:
     """URL-encoded texts as people wrote them, each spelling worked out once."""
     coded = column.dictionary_encode()
     plain = [unquote_plus(t) for t in coded.dictionary.to_pylist()]
