@@ -106,17 +106,20 @@ ME = f'{os.getpid()}-{secrets.token_hex(3)}'
 
 
 @contextlib.contextmanager
-def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A path to write to; what is there when the context ends takes the place of `path`, on disk, whole or not at all.
+def replacing(path: Path, shared: bool = False, sync: bool = True) -> Iterator[Path]:
+    """A path to write to; what is there when the context ends takes the place of `path`, whole or not at all.
 
     Args:
         path: the file.
         shared: several processes may write it at one time, as a worker may live on after it was given up for dead.
+        sync: have it written through to the disk first, so that it is whole after a power failure, too. A kill does no
+            harm without.
     """
     part = path.with_name(f'{path.name}.{ME}.part' if shared else f'{path.name}.part')
     try:
         yield part
-        to_disk(part)
+        if sync:
+            to_disk(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -237,7 +237,8 @@ def _compute(
             embeddings[fine] = clip.encode_images(chunk.images).cpu().numpy().astype(np.float16)[fine]
         file = files[missing[number]]
         write_table(chunk.metadata, file.with_suffix('.parquet'))
-        with replacing(file) as part, part.open('wb') as sink:  # the last of the two: it says that both are there
+        # the last of the two: it says that both are there
+        with replacing(file, sync=False) as part, part.open('wb') as sink:
             np.savez(sink, embeddings=embeddings)
     return files
 
