@@ -85,7 +85,7 @@ def test_the_bank_knows_what_each_photo_looks_like(store: PairStore, bank: Photo
         metadata, kept = read_metadata(Path(store.photos['uri'].iloc[row])), bank.photos.iloc[row]
         assert (kept['width'], kept['height'], kept['digest']) == (metadata.width, metadata.height, metadata.digest)
         assert (int(kept['dhash']) ^ (metadata.dhash or 0)).bit_count() <= 4
-    assert bank.photos['problem'].isna().all()
+    assert bank.photos['reason'].isna().all()
     assert bank.valid.all()
     assert not len(bank.rejected)
 
@@ -111,7 +111,7 @@ def test_photos_that_fail_are_told_and_tried_again(
     server.photos['6.jpg'] = b'<html>'
     first = embed(remote_store, clip)
     assert np.flatnonzero(~first.valid).tolist() == [3, 5, 6, 77, 200]
-    assert first.photos['problem'].dropna().to_dict() == {
+    assert first.photos['reason'].dropna().to_dict() == {
         3: 'HTTP 503', 77: 'HTTP 503', 200: 'HTTP 503', 5: 'HTTP 404', 6: 'not an image',
     }  # fmt: skip
     assert np.flatnonzero(first.photos['transient']).tolist() == [3, 77, 200]
@@ -247,7 +247,7 @@ def test_a_hair_of_pixels_costs_no_memory(own_store: Path, clip: FrozenClip, tmp
     Image.new('RGB', (1, 60_000)).save(tmp_path / 'hair.png')
     uris = PairStore(own_store).photos['uri'].tolist()
     found = embed(with_uris(own_store, [str(tmp_path / 'hair.png'), *uris[1:]]), clip)
-    assert found.photos['problem'].dropna().to_dict() == {0: 'a strip, not a photo'}
+    assert found.photos['reason'].dropna().to_dict() == {0: 'a strip, not a photo'}
 
 
 def test_reading_runs_ahead_but_not_away(
@@ -274,7 +274,7 @@ def test_a_slow_photo_does_not_hold_up_others(store: PairStore, clip: FrozenClip
     chunks = [np.arange(start, start + 8) for start in range(0, 40, 8)]
     order = list(read_chunks(uris, clip, settings, chunks, 2))
     assert [number for number, _ in order][-1] == 0
-    assert order[-1][1].metadata['problem'].dropna().to_dict() == {3: 'timed out'}
+    assert order[-1][1].metadata['reason'].dropna().to_dict() == {3: 'timed out'}
 
 
 def test_leaving_early_stops_the_readers(store: PairStore, clip: FrozenClip, server: PhotoServer) -> None:

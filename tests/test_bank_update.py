@@ -83,9 +83,8 @@ def test_a_bank_of_the_format_before_is_read_beside_its_own_store(
 ) -> None:
     """Format 2 knew no uris and belonged to a whole store: there it is as good as before, elsewhere it is refused."""
     folder, store = own_store / 'bank', PairStore(own_store)
-    write_table(
-        pd.read_parquet(folder / 'photos.parquet').drop(columns=['uri', 'paired_digest']), folder / 'photos.parquet'
-    )
+    photos = pd.read_parquet(folder / 'photos.parquet').drop(columns=['uri', 'paired_digest'])
+    write_table(photos.rename(columns={'reason': 'problem'}), folder / 'photos.parquet')
     marker = json.loads((folder / 'bank.json').read_text())
     (folder / 'bank.json').write_text(json.dumps({**marker, 'format': 2, 'store': store.digest}))
     assert np.array_equal(load_bank(store, clip=clip).embeddings, bank.embeddings)

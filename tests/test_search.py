@@ -161,6 +161,23 @@ def test_only_what_is_new_is_embedded(clip: FrozenClip, tmp_path: Path, monkeypa
     }  # fmt: skip
 
 
+def test_an_index_with_the_earlier_name_of_a_column_goes_on(clip: FrozenClip, tmp_path: Path) -> None:
+    """`stamp` was called `signature`: such an index knows its items again and takes in new ones."""
+    for i in range(3):
+        paint(tmp_path / 'pictures' / f'{i}.png', (10 * i, 0, 0))
+    model, out = load_model(clip.settings.model), tmp_path / 'index'
+    build_index(str(tmp_path / 'pictures'), out, model, clip.settings.model)
+    marker = json.loads((out / 'index.json').read_text())
+    for part in out.glob('items-*.parquet'):
+        gpd.read_parquet(part).rename(columns={'stamp': 'signature'}).to_parquet(part)
+        marker['files'][part.name] = part.stat().st_size
+    (out / 'index.json').write_text(json.dumps(marker))
+    before = Catalog(out).total
+    paint(tmp_path / 'pictures' / '3.png', (0, 200, 0))
+    assert len(build_index(str(tmp_path / 'pictures'), out, model, clip.settings.model)) == before + 1 == 4
+    assert Catalog(out).items['stamp'].notna().all()
+
+
 def test_an_item_is_taken_out_of_its_source_alone(clip: FrozenClip, tmp_path: Path, command: Command) -> None:
     """`--remove` needs an id and a source that are there."""
     model = clip.settings.model

@@ -177,7 +177,7 @@ def index_of(path: Path, rows: int = 50, width: int = 8) -> Catalog:
     for start_row in (0, rows):
         vectors = np.random.default_rng(start_row).normal(size=(rows, width)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        table = {'item_id': [str(start_row + i) for i in range(rows)], 'source': 's', 'signature': ''}
+        table = {'item_id': [str(start_row + i) for i in range(rows)], 'source': 's', 'stamp': ''}
         items = gpd.GeoDataFrame(table, geometry=[None] * rows, crs='EPSG:4326').assign(datetime=pd.NaT)
         catalog.append(items, vectors, source=IndexSource(bands=('red',), value_range=(0, 1)))
     return catalog

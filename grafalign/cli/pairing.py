@@ -160,7 +160,7 @@ def embed(
     clip = load_clip(ClipSettings(model=model, pretrained=pretrained), best_device())
     bank = run(PairStore(store), clip, out, workers, retry_failed=retry_failed)
     rows, width = bank.embeddings.shape
-    failed = int(bank.photos['problem'].notna().sum())
+    failed = int(bank.photos['reason'].notna().sum())
     show({'photos': rows, 'unreadable': failed, 'dimensions': width}, str(out or f'{store}/bank'), as_json)
 
 

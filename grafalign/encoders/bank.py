@@ -134,13 +134,13 @@ def bank_rows(path: Path, store: PairStore, clip: FrozenClip | None = None) -> B
     marker = BankMarker.read(path / MARKER)
     try:
         embeddings = np.load(path / 'embeddings.npy', mmap_mode='r')
-        photos = pd.read_parquet(path / 'photos.parquet')
+        photos = pd.read_parquet(path / 'photos.parquet').rename(columns={'problem': 'reason'})  # its earlier name
         for rows in (len(embeddings), len(photos)):
             if rows != marker.photos:
                 raise ValueError(f'{rows} rows for {marker.photos} photos')
         if marker.format == 2:
             photos = _with_uris(photos, path, marker, store)
-        lacking = {'photo_id', *IDENTITY, 'problem', 'transient'} - set(photos)
+        lacking = {'photo_id', *IDENTITY, 'reason', 'transient'} - set(photos)
         if lacking:
             raise ValueError(f'photos.parquet has no column {min(lacking)}')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -204,10 +204,10 @@ def rows_of(photos: pd.DataFrame, bank_photos: pd.DataFrame) -> npt.NDArray[np.i
 
 def _judged(photos: pd.DataFrame, out: pd.DataFrame | None) -> tuple[npt.NDArray[np.bool_], pd.DataFrame]:
     """Which photos are valid, and the table of those that are not."""
-    valid = photos['problem'].isna().to_numpy(dtype=bool)
+    valid = photos['reason'].isna().to_numpy(dtype=bool)
     unread = photos[~valid]
     detail = np.where(unread['transient'], 'could not be read; may pass', 'could not be read')
-    parts = [pd.DataFrame({'id': unread['photo_id'], 'reason': unread['problem'], 'detail': detail})]
+    parts = [pd.DataFrame({'id': unread['photo_id'], 'reason': unread['reason'], 'detail': detail})]
     if out is not None:
         parts.append(pd.DataFrame({'id': out['photo_id'], 'reason': out['reason'], 'detail': out['detail']}))
         valid = valid & ~photos['photo_id'].isin(out['photo_id']).to_numpy()

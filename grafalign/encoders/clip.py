@@ -51,7 +51,8 @@ class FrozenClip:
         for name, value in sorted(self.model.state_dict().items()):
             state.update(name.encode())
             state.update(value.detach().cpu().contiguous().numpy().tobytes())
-        state.update(repr((self.mean, self.std, self.image_px, str(self.preprocess))).encode())
+        steps = re.sub(r' at 0x[0-9a-f]+', '', str(self.preprocess))  # where a function lies differs by process
+        state.update(repr((self.mean, self.std, self.image_px, steps)).encode())
         if any(type(m).__name__ == 'QuickGELU' for m in self.model.modules()):
             state.update(b'quick_gelu')
         return state.hexdigest()

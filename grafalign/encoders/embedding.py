@@ -110,10 +110,10 @@ def _bring_up_to_date(
     fresh.insert(0, 'photo_id', photos['photo_id'].astype('string').array[todo])
     for number, (name, values) in enumerate(identity_of(photos).items(), start=1):
         fresh.insert(number, name, values[todo])
-    if existing is None and fresh['problem'].notna().all():
+    if existing is None and fresh['reason'].notna().all():
         shutil.rmtree(parts_folder)  # or the next run would believe them, whatever was mended meanwhile
         raise InputError(
-            f'None of the {len(photos)} photos could be read (first: {fresh["uri"][0]}: {fresh["problem"][0]}); '
+            f'None of the {len(photos)} photos could be read (first: {fresh["uri"][0]}: {fresh["reason"][0]}); '
             'are they still there?'
         )
     table = _joined(kept, todo, existing, fresh)
@@ -152,7 +152,7 @@ def _question(store: PairStore, clip: FrozenClip, todo: npt.NDArray[np.int64]) -
     """Names the parts of one run: the same CLIP, the same photos."""
     identities = store.photos[['photo_id']].assign(**identity_of(store.photos)).fillna('').astype(str).iloc[todo]
     rows = pd.util.hash_pandas_object(identities, index=False).to_numpy().tobytes()
-    return hashlib.blake2b(clip.digest.encode() + rows, digest_size=6).hexdigest()
+    return hashlib.blake2b(clip.digest.encode() + b'reason' + rows, digest_size=6).hexdigest()
 
 
 def _remote_settings(store: PairStore) -> RemoteSettings:
@@ -231,7 +231,7 @@ def _compute(
     width = _width(clip)
     read = read_chunks(uris, clip, remote, [chunks[number] for number in missing], workers)
     for number, chunk in console.track(read, 'embedding photos', len(todo), step=_CHUNK):
-        fine = chunk.metadata['problem'].isna().to_numpy(dtype=bool)
+        fine = chunk.metadata['reason'].isna().to_numpy(dtype=bool)
         embeddings = np.zeros((len(fine), width), dtype=np.float16)
         if fine.any():
             embeddings[fine] = clip.encode_images(chunk.images).cpu().numpy().astype(np.float16)[fine]
@@ -245,10 +245,10 @@ def _compute(
 
 def _log_unreadable(photos: pd.DataFrame) -> None:
     """Say how many photos could not be read, and why."""
-    bad = photos[photos['problem'].notna()]
+    bad = photos[photos['reason'].notna()]
     if not len(bad):
         return
-    often, times = bad['problem'].value_counts().index[0], int(bad['problem'].value_counts().iloc[0])
+    often, times = bad['reason'].value_counts().index[0], int(bad['reason'].value_counts().iloc[0])
     later = int(bad['transient'].sum())
     console.log(
         f'{len(bad):,} of {len(photos):,} photos could not be read and are left out (most often: {often}, {times:,} '

@@ -127,7 +127,7 @@ def metadata_table(metadata: Sequence[tuple[PhotoMetadata, bool]]) -> pd.DataFra
             'height': pd.array([f.height for f, _ in metadata], dtype='Int32'),
             'digest': pd.array([f.digest for f, _ in metadata], dtype='string'),
             'dhash': pd.array([f.dhash for f, _ in metadata], dtype='UInt64'),
-            'problem': pd.array([f.problem for f, _ in metadata], dtype='string'),
+            'reason': pd.array([f.problem for f, _ in metadata], dtype='string'),
             'transient': np.array([transient for _, transient in metadata], dtype=bool),
         }
     )

@@ -126,7 +126,7 @@ class SatelliteEncoder(nn.Module):
                 f'The encoder takes {self.bands} bands and the images have {bands}; '
                 'give the bands it was made for (`select_bands` finds them by name).'
             )
-        if size != [self.size_px, self.size_px]:
+        if tuple(size) != (self.size_px, self.size_px):
             raise InputError(
                 f'The encoder takes tiles of {self.size_px} x {self.size_px} px and the images are '
                 f'{size[0]} x {size[1]}; cut tiles of that size, or make an encoder with size_px {size[0]}.'

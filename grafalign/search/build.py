@@ -127,9 +127,9 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
             f'{source.name} was indexed with other {differ}; give the same options, or another folder for the index.'
         )
     indexed = catalog.items[catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool)]
-    state = pd.Series(indexed['signature'].to_numpy(), index=indexed['item_id'].to_numpy())
+    state = pd.Series(indexed['stamp'].to_numpy(), index=indexed['item_id'].to_numpy())
     known = source.items['item_id'].map(state)
-    new = np.flatnonzero((known != source.items['signature']).to_numpy())
+    new = np.flatnonzero((known != source.items['stamp']).to_numpy())
     rejected = dict(source.rejected)
     _drop_gone(catalog, source)
     if not len(new):

@@ -2,7 +2,7 @@
 
     index.json            model, counts, tuning, names and sizes of the files below; written last
     vectors-00000.f32     unit vectors, float32 [N, D], only ever appended to
-    items-00000.parquet   GeoParquet, one row a vector: item_id, geometry, datetime, source, signature
+    items-00000.parquet   GeoParquet, one row a vector: item_id, geometry, datetime, source, stamp
     removed-00000.npy     rows that are no longer there
     ann-00000.faiss       FAISS's approximate index of the first rows, where there are many (see retrieval/ann.py)
 
@@ -135,13 +135,14 @@ class Catalog:
         parts = []
         for name in self._names('items-'):
             try:
-                parts.append(gpd.read_parquet(self.path / name))
+                part = gpd.read_parquet(self.path / name)
+                parts.append(part.rename(columns={'signature': 'stamp'}))  # its earlier name
             except Exception as error:  # Arrow and Shapely raise types of their own on damage
                 raise DamagedError(f'{self.path / name} is damaged ({error}); {_AGAIN}') from None
-            if not {'item_id', 'datetime', 'source', 'signature'} <= set(parts[-1].columns):
+            if not {'item_id', 'datetime', 'source', 'stamp'} <= set(parts[-1].columns):
                 raise DamagedError(f'{self.path / name} is damaged (a column lacks); {_AGAIN}')
         if not parts:
-            empty = {'item_id': [], 'datetime': pd.to_datetime([], utc=True), 'source': [], 'signature': []}
+            empty = {'item_id': [], 'datetime': pd.to_datetime([], utc=True), 'source': [], 'stamp': []}
             return gpd.GeoDataFrame(empty, geometry=[], crs='EPSG:4326')
         table = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
         if len(table) != self.total:

@@ -107,20 +107,20 @@ def _thumbnail(source: str, item_id: str, row: int, catalog: Catalog, stores: di
     the very files that were indexed: their size and time, or the digest of their shard, tell.
     """
     known = catalog.marker.sources.get(source)
-    signature = str(catalog.items['signature'].iloc[row])
+    stamp = str(catalog.items['stamp'].iloc[row])
     if known is None:
         return ''
     try:
         if '://' in source or (Path(source) / MARKER).exists():
             store = stores.setdefault(source, PairStore(source)) if source not in stores else stores[source]
             tile = int(np.flatnonzero(store.tiles['tile_id'].to_numpy() == item_id)[0])
-            if tile_state(store, tile) != signature:
+            if tile_state(store, tile) != stamp:
                 return ''
             scale, offset = (v[tile][:, None, None] for v in store.radiometry)
             pixels, bands = store.read_tile(tile) * scale + offset, store.sensor.bands
         else:
             path = below(Path(source), item_id)
-            if state_of(path) != signature:
+            if state_of(path) != stamp:
                 return ''
             pixels = read_picture(path, item_id)
             bands = known.bands

@@ -89,7 +89,7 @@ def search(
         answer.insert(1, 'rank', np.arange(1, len(answer) + 1))
         answer.insert(2, 'score', score[there])
         answer.insert(3, 'row', row[there])
-        frames.append(answer.drop(columns='signature'))
+        frames.append(answer.drop(columns='stamp'))
     return gpd.GeoDataFrame(pd.concat(frames, ignore_index=True), geometry='geometry', crs='EPSG:4326')
 
 

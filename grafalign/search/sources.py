@@ -34,7 +34,7 @@ class Source:
 
     name: str
     items: gpd.GeoDataFrame
-    """item_id, geometry (EPSG:4326; missing where unknown), datetime (UTC), source, signature."""
+    """item_id, geometry (EPSG:4326; missing where unknown), datetime (UTC), source, stamp."""
     read: Callable[[int], np.ndarray]
     """Physical values [C, H, W] of the item in a row."""
     bands: tuple[str, ...]
@@ -81,7 +81,7 @@ def _store(store: PairStore, value_range: tuple[float, float] | None) -> Source:
             'item_id': tiles['tile_id'].astype(str).to_numpy(),
             'datetime': pd.to_datetime(tiles['datetime'], utc=True).to_numpy(),
             'source': name,
-            'signature': [tile_state(store, row) for row in range(len(tiles))],
+            'stamp': [tile_state(store, row) for row in range(len(tiles))],
         },
         geometry=tiles.geometry.to_numpy(),
         crs='EPSG:4326',
@@ -151,7 +151,7 @@ def _folder(folder: Path, bands: tuple[str, ...] | None, value_range: tuple[floa
             'item_id': [str(p.relative_to(folder)) for p in files],
             'datetime': pd.to_datetime(table['datetime'], utc=True),
             'source': str(folder.resolve()),
-            'signature': table['signature'],
+            'stamp': table['stamp'],
         },
         geometry=table['geometry'].to_list(),
         crs='EPSG:4326',
@@ -203,7 +203,7 @@ def _metadata_of(path: Path) -> dict[str, Any]:
     """Place, time and state of a file, or the `reason` why it cannot be used; a picture may carry EXIF."""
     try:
         str(path).encode()
-        signature = state_of(path)
+        stamp = state_of(path)
         place: Any = None
         when: datetime | None = None
         if path.suffix.lower() in RASTERS:
@@ -220,4 +220,4 @@ def _metadata_of(path: Path) -> dict[str, Any]:
         return {'reason': 'its name is no UTF-8; rename the file'}
     except (GrafalignError, OSError) as error:
         return {'reason': str(error)}
-    return {'geometry': place, 'datetime': when, 'signature': signature}
+    return {'geometry': place, 'datetime': when, 'stamp': stamp}
