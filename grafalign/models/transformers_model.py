@@ -86,8 +86,8 @@ def from_folder(folder: Path, name: str, device: torch.device) -> Model:
             truncation=True,
             return_tensors='pt',
         ).to(device)
-        if kind == 'siglip':
-            tokens = {'input_ids': tokens['input_ids']}  # it looks at the padding too
+        read = ['input_ids'] if kind == 'siglip' else ['input_ids', 'attention_mask']  # SigLIP looks at the padding too
+        tokens = {name: tokens[name] for name in read}
         return _tensor(model.get_text_features(**tokens))
 
     def no_patches() -> SatelliteEncoder:
