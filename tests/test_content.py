@@ -211,7 +211,7 @@ def test_photos_added_after_filtering_are_not_used_unjudged(
     with pytest.raises(GrafalignError, match=r'filtered before photos were added .* `grafalign filter'):
         load_bank(remote)
     filter_bank(remote, clip, filters)
-    assert load_bank(remote).photos['problem'].isna().all()
+    assert load_bank(remote).photos['reason'].isna().all()
 
 
 def test_the_shipped_prompts_are_whole() -> None:
