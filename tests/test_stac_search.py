@@ -19,7 +19,6 @@ import shapely
 
 from grafalign.errors import GrafalignError
 from grafalign.scenes.items import FoundScenes, load_scenes
-from grafalign.scenes.search import cache_folder
 from grafalign.scenes.source import SceneSource
 from grafalign.web.retries import CappedRetry
 from tests.proxy_server import proxy_server
@@ -257,12 +256,12 @@ def test_the_cache_lies_where_the_system_keeps_such_things(monkeypatch: pytest.M
     """$XDG_CACHE_HOME, else ~/.cache, unless the recipe says where; and it is no part of the recipe's identity."""
     one = SceneSource(api='https://example.org', collections=['x'])
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert cache_folder(one) == tmp_path / 'grafalign' / 'scenes'
+    assert one.cache_folder == tmp_path / 'grafalign' / 'scenes'
     monkeypatch.delenv('XDG_CACHE_HOME')
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert cache_folder(one) == tmp_path / '.cache' / 'grafalign' / 'scenes'
+    assert one.cache_folder == tmp_path / '.cache' / 'grafalign' / 'scenes'
     other = SceneSource(api='https://example.org', collections=['x'], cache=tmp_path / 'mine')
-    assert cache_folder(other) == tmp_path / 'mine' and other.model_dump_json() == one.model_dump_json()
+    assert other.cache_folder == tmp_path / 'mine' and other.model_dump_json() == one.model_dump_json()
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(server: StacServer, tmp_path: Path) -> None:

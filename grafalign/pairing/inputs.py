@@ -13,6 +13,7 @@ from grafalign.pairing.recipe import Recipe
 from grafalign.photos.opening import files_of, is_url
 from grafalign.photos.sources import IMAGE_SUFFIXES
 from grafalign.scenes import Scene, band_sources, cloud_mask
+from grafalign.scenes.geotiffs import raster_files
 from grafalign.store_marker import InputStamp
 
 INPUTS = 'inputs.json'
@@ -26,14 +27,14 @@ def input_stamps(recipe: Recipe, out: Place) -> tuple[InputStamp, ...]:
     """Stamps of the recipe's photos and scenes; sources on URLs have none.
 
     Of a folder of photos those files count that are named as images or have no suffix; of a catalog the documents and
-    rasters below its folder.
+    rasters below its folder; of a folder of rasters those and the masks beside them.
 
     Args:
         recipe: names the sources.
         out: the store, which may lie in one of their folders and does not count.
 
     Raises:
-        GrafalignError: a table that the recipe names is not there.
+        GrafalignError: a table or a folder of rasters that the recipe names is not there.
     """
     photos, scenes = recipe.photos, recipe.scenes
     named: list[tuple[str, Iterator[Path]]] = []
@@ -47,6 +48,9 @@ def input_stamps(recipe: Recipe, out: Place) -> tuple[InputStamp, ...]:
         named.append(('scenes.catalog', _below(scenes.catalog.parent, _SCENE_SUFFIXES, out)))
     if scenes.items is not None:
         named.append(('scenes.items', iter([scenes.items])))
+    if scenes.folder is not None:
+        rasters = raster_files(scenes.folder)
+        named.append(('scenes.folder', (f for r in rasters for f in (r, r.with_name(f'{r.name}.msk')))))
     return tuple(_stamp(name, files) for name, files in named)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 
@@ -131,7 +131,7 @@ class SceneCutter:
     ) -> None:
         self._pool, self._reader, self._ahead, self._resampling = pool, reader, ahead, resampling
 
-    def cut(self, scenes: Sequence[SceneTiles]) -> Iterator[tuple[int, Cut | Uncut]]:
+    def cut(self, scenes: Sequence[SceneTiles]) -> Generator[tuple[int, Cut | Uncut], None, None]:
         """Cut tiles from several scenes; while one is read, the files of the next ones are opened.
 
         Args:

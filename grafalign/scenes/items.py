@@ -1,4 +1,4 @@
-"""Scenes as STAC items: read a static catalog, an item file or a STAC API into one list of plain metadata.
+"""Scenes as STAC items: a catalog, an item file, a folder of rasters or a STAC API read into one list of metadata.
 
 One bulk read or search per run; nothing here is asked again per photo or per tile.
 """
@@ -18,6 +18,7 @@ import shapely
 
 from grafalign.errors import GrafalignError, InputError
 from grafalign.scenes.catalog import from_catalog
+from grafalign.scenes.geotiffs import from_rasters
 from grafalign.scenes.hrefs import is_private, refused
 from grafalign.scenes.local import Rejected, from_file
 from grafalign.scenes.radiometry import band_sources
@@ -75,7 +76,7 @@ def public_assets_only(source: SceneSource) -> bool:
 def check_source(source: SceneSource, bands: list[str], gsd_m: float) -> None:
     """Refuse early, before photos are read, what can be seen of a source at little cost.
 
-    A file or catalog must be there, and some of its first items must have the bands; an API must answer.
+    A file, catalog or folder must be there, and some of its first items must have the bands; an API must answer.
 
     Raises:
         GrafalignError: the source cannot be used.
@@ -85,14 +86,8 @@ def check_source(source: SceneSource, bands: list[str], gsd_m: float) -> None:
 
         Api(source, None, Counter()).check()
         return
-    rejected: list[Rejected] = []
-    items: Iterator[dict[str, Any]] = iter(())
-    if source.catalog is not None:
-        items = from_catalog(source.catalog, rejected, source.private_addresses)
-    elif source.items is not None:
-        items = from_file(source.items, rejected)
     problem: GrafalignError | None = None
-    for item in itertools.islice(items, _LOOKED_AT):
+    for item in itertools.islice(_on_this_machine(source, []), _LOOKED_AT):
         if source.collections and str(item.get('collection') or '') not in source.collections:
             continue
         try:
@@ -106,6 +101,17 @@ def check_source(source: SceneSource, bands: list[str], gsd_m: float) -> None:
 
 _LOOKED_AT = 50
 """Items whose bands are looked at before anything else is done."""
+
+
+def _on_this_machine(source: SceneSource, rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
+    """The items of a source that is no API; what cannot be used goes to `rejected`."""
+    if source.catalog is not None:
+        return from_catalog(source.catalog, rejected, source.private_addresses)
+    if source.items is not None:
+        return from_file(source.items, rejected)
+    if source.folder is not None:
+        return from_rasters(source.folder, rejected, source.date, source.cache_folder)
+    return iter(())
 
 
 def load_scenes(
@@ -134,14 +140,16 @@ def load_scenes(
     near = shapely.STRtree(places)
     rejected: list[Rejected] = []
     counts: Counter[str] = Counter()
-    if source.catalog is not None:
-        raw: Iterable[dict[str, Any]] = from_catalog(source.catalog, rejected, source.private_addresses)
-    elif source.items is not None:
-        raw = from_file(source.items, rejected)
-    else:
+    raw: Iterable[dict[str, Any]]
+    if source.api is not None:
         from grafalign.scenes.search import search_items
 
         raw = search_items(source, boxes, dates, near if tiles is not None else None, rejected, counts, newer_than)
+    else:
+        raw = _on_this_machine(source, rejected)
+    if source.folder is not None:
+        raw = list(raw)
+        counts['items'] += len(rejected)  # each raster is one, usable or not
     conditions = Conditions(source.where)
     scenes = _usable(source, raw, near, conditions, rejected, counts)
     counts |= Counter(rejected=len(rejected), scenes=len(scenes))

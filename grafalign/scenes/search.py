@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date, datetime, timezone
@@ -35,14 +34,6 @@ from grafalign.scenes.table import UNWRITABLE, keep_items, read_items
 
 _FORMAT = 1
 """Changes when what is kept changes its meaning."""
-
-
-def cache_folder(source: SceneSource) -> Path:
-    """Where searches are kept."""
-    if source.cache is not None:
-        return source.cache.expanduser()
-    root = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(root).expanduser() / 'grafalign' / 'scenes'
 
 
 def search_items(
@@ -79,7 +70,7 @@ def search_items(
         'where': source.where,
         'max_cloud_percent': source.max_cloud_percent,
     }
-    folder = cache_folder(source) / _digest(request)
+    folder = source.cache_folder / _digest(request)
     files = [folder / f'{_region_name(region)}.parquet' for region in regions]
     known = {file: record for file in files if (record := _finished(file, newer_than)) is not None}
     counts['regions'] += len(regions)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date
+import os
+from datetime import date as Day
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -35,17 +36,21 @@ def _shorthand(value: Any) -> Any:
 
 
 class SceneSource(Settings):
-    """The `scenes:` part of a recipe; give one of `catalog`, `items` and `api`."""
+    """The `scenes:` part of a recipe; give one of `catalog`, `items`, `folder` and `api`."""
 
     catalog: Path | None = None
     """Static STAC catalog or collection (JSON)."""
     items: Path | None = None
     """Item file: a JSON item, an ItemCollection, NDJSON, or stac-geoparquet."""
+    folder: Path | None = None
+    """GeoTIFFs without items: a folder, whose .tif and .tiff count at any depth, or a pattern (`in/*_rgb.tif`)."""
+    date: Day | None = None
+    """Of rasters in `folder`: when those were taken whose tags and names say no date."""
     api: str | None = None
     """Root URL of a STAC API."""
     collections: list[str] = []
     """Only these collections; all where empty. An API needs at least one."""
-    period: tuple[date, date] | None = None
+    period: tuple[Day, Day] | None = None
     """First and last day, both included."""
     max_cloud_percent: float | None = Field(default=None, ge=0, le=100)
     """Scenes with more `eo:cloud_cover` than this are not used; scenes that say nothing are."""
@@ -61,8 +66,8 @@ class SceneSource(Settings):
     sign: Annotated[SignSettings | None, BeforeValidator(_shorthand)] = None
     """Sign asset addresses with short-lived tokens; `planetary-computer`, or the settings of another such service."""
     cache: Path | None = Field(default=None, exclude=True)
-    """Where searches of an API are kept; $XDG_CACHE_HOME/grafalign/scenes or ~/.cache/grafalign/scenes by default. Not
-    part of a recipe's identity."""
+    """Where searches of an API and items of a folder are kept; $XDG_CACHE_HOME/grafalign/scenes or
+    ~/.cache/grafalign/scenes by default. Not part of a recipe's identity."""
     search_cell_deg: float = Field(default=4.0, ge=0.1, le=90)
     """An API is searched by cells of this size in degrees that hold photos."""
     page_items: int = Field(default=250, ge=1, le=10_000)
@@ -74,8 +79,10 @@ class SceneSource(Settings):
 
     @model_validator(mode='after')
     def _one_source(self) -> Self:
-        if sum(v is not None for v in (self.catalog, self.items, self.api)) != 1:
-            raise ValueError('give exactly one of `catalog`, `items` and `api`')
+        if sum(v is not None for v in (self.catalog, self.items, self.folder, self.api)) != 1:
+            raise ValueError('give exactly one of `catalog`, `items`, `folder` and `api`')
+        if self.date is not None and self.folder is None:
+            raise ValueError('`date` is for the rasters of `folder`; items say their own')
         if self.api is not None and not self.collections:
             raise ValueError('a STAC API needs `collections`')
         if self.period is not None and self.period[1] < self.period[0]:
@@ -85,7 +92,15 @@ class SceneSource(Settings):
     @property
     def name(self) -> str:
         """What to call the source in messages."""
-        return str(self.catalog or self.items or self.api)
+        return str(self.catalog or self.items or self.folder or self.api)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where searches and items are kept."""
+        if self.cache is not None:
+            return self.cache.expanduser()
+        root = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+        return Path(root).expanduser() / 'grafalign' / 'scenes'
 
     @property
     def allowed_schemes(self) -> list[str]:
