@@ -10,6 +10,7 @@ from grafalign.artefacts import Marker
 from grafalign.benchmarks.results import Result
 from grafalign.encoders.bank import BankMarker
 from grafalign.exchange.marker import ExportMarker
+from grafalign.fields.marker import FieldMarker
 from grafalign.report import Report
 from grafalign.search.marker import IndexMarker
 from grafalign.store_marker import StoreMarker
@@ -23,6 +24,7 @@ MARKERS: dict[str, type[Marker]] = {
     'data.json': DataMarker,
     'index.json': IndexMarker,
     'result.json': Result,
+    'field.json': FieldMarker,
     'report.json': Report,
     'grafalign_export.json': ExportMarker,
 }

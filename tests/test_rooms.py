@@ -27,8 +27,8 @@ def test_a_room_does_not_import_what_it_must_not(room: str, never: str) -> None:
 
 
 GATED = re.compile(r'\b(Image\.open|rasterio\.open|urllib\.request\.urlopen|requests\.(get|post)|yaml\.load)\(')
-OURS = ('foreign/', 'sandbox/', 'benchmarks/sandbox/', 'config.py')
-"""The gates themselves, and the made-up world, which reads what it wrote."""
+OURS = ('foreign/', 'sandbox/', 'benchmarks/sandbox/', 'config.py', 'maps/cog.py')
+"""The gates themselves, the made-up world, which reads what it wrote, and what only writes."""
 
 
 def test_nothing_opens_files_or_addresses_beside_the_gates() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafalign.encoders import FrozenClip, SatelliteEncoder
+from grafalign.encoders.lattice import to_pixels
 from grafalign.errors import GrafalignError
 from grafalign.zeroshot import segment
 from tests.small_clips import TOWERS, WITHOUT_DROPOUT, make_clip, small_clip
@@ -193,9 +194,10 @@ def test_windows_of_a_padded_encoder_cover_its_tile_alone() -> None:
     images = noise(1, 3, 24, 24)
     with torch.no_grad():
         scores = encoder(images).patches[0] @ classes.T
-    share = ((torch.arange(24) + 0.5) / 16 - 0.5).clamp(0, 1)  # of the second patch, bilinear between the middles
+    share = torch.tensor([0, 0.25, 0.75])  # of the second patch, in the middles of cells of 8 px: at 4, 12 and 20
     share = torch.stack([1 - share, share])
-    expected = torch.einsum('ijk,iy,jx->kyx', scores, share, share)
+    cells = torch.einsum('ijk,iy,jx->kyx', scores, share, share)
+    expected = to_pixels(cells, torch.ones(3, 3, dtype=torch.bool), 8)
     torch.testing.assert_close(segment(encoder, images, classes.numpy())[0], expected)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,12 @@ class Model:
     """Makes the encoder whose patch embeddings live in the space of the words, where the model has one."""
     clip_digest: str | None = None
     """Of the CLIP whose photo embeddings (a photo bank's) lie in this space."""
+    level: Literal['image', 'patch', 'both'] | None = None
+    """Which of its embeddings was trained on satellite images, where it says."""
+    gsd_m: float | None = None
+    """Metres a pixel of what it was trained on, where it says."""
+    value_range: tuple[float, float] | None = None
+    """Physical values that become 0 and 1 at its input, where it says."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Where it came from, for results."""
     count_cut: Callable[[Sequence[str]], int] | None = None

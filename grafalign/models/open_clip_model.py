@@ -81,6 +81,8 @@ def from_settings(settings: ClipSettings, name: str, device: torch.device) -> Mo
         device=device,
         dense=dense,
         clip_digest=None if export else clip.digest,
+        level=None if given is None else given.level,
+        value_range=None if given is None else given.value_range,
         metadata=metadata,
         count_cut=clip.count_cut,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def from_run(run: Path, name: str, clip: ClipSettings | None, device: torch.devi
     by_patches = marker.level == 'patch'
     metadata = {'run': run.name, **marker.model_dump(include={'level', 'tau', 'steps', 'store_digest'})}
     encoder = model.encoder.to(device)
-    return _model(
+    loaded = _model(
         encoder, model.clip, preprocessing, name, 'run', digest, device, by_patches=by_patches, metadata=metadata
     )
+    sensor = model.sensor
+    return replace(loaded, level=marker.level, gsd_m=sensor.gsd_m, value_range=sensor.value_range)
 
 
 def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) -> Model:

@@ -15,3 +15,10 @@ def picture_url(image: Image.Image, longest_px: int) -> str:
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.BICUBIC).save(buffer, 'JPEG', quality=85)
     return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
+
+
+def exact_picture_url(image: Image.Image) -> str:
+    """A picture as a PNG data URL, pixel for pixel: for colours that mean something."""
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG', optimize=True)
+    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()

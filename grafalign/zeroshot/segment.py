@@ -1,22 +1,16 @@
-"""Dense zero-shot segmentation: class scores of every pixel from patch embeddings, by overlapping windows."""
+"""Dense zero-shot segmentation of images that fit into memory; scenes of any size are what fields are for."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional
 
 from grafalign.encoders import SatelliteEncoder
+from grafalign.encoders.lattice import Blend, Lattice, to_pixels
+from grafalign.encoders.windows import windows_of
 from grafalign.errors import InputError
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Starts of windows that cover `length` pixels: every `stride`, and one flush with the end."""
-    starts = list(range(0, length - window, stride))
-    return [*starts, length - window]
 
 
 def segment(
@@ -28,8 +22,8 @@ def segment(
 ) -> Tensor:
     """Score every pixel for every class.
 
-    Windows of the encoder's size slide over the image; each window's patch scores are enlarged bilinearly and summed
-    with a weight that falls towards the window's edge, where patches see the least around them.
+    Windows of the encoder's size are blended as embeddings on a lattice of cells (`encoders.lattice`), and scores of
+    cells are enlarged bilinearly.
 
     Args:
         encoder: satellite encoder with windows of S pixels.
@@ -45,27 +39,26 @@ def segment(
         GrafalignError: the images are smaller than a window.
     """
     size = encoder.size_px
-    reach = encoder.side * encoder.patch_px  # the last patches of a padded window reach beyond it
     height, width = images.shape[-2:]
     if min(height, width) < size:
         raise InputError(f"Images of {height} x {width} px are smaller than the encoder's {size} px; pad them.")
-    stride = stride_px or max(1, encoder.patch_px * 3 // 2)
+    lattice = Lattice(height, width, size, encoder.patch_px, stride_px or max(1, encoder.patch_px * 3 // 2))
     vectors = torch.as_tensor(classes, dtype=torch.float32, device=images.device)
-    ramp = 1 - (torch.linspace(-1, 1, size + 2, device=images.device)[1:-1]).abs()
-    weight = ramp[:, None] * ramp[None, :]
-    total = torch.zeros(len(images), len(vectors), height, width, device=images.device)
-    mass = torch.zeros(height, width, device=images.device)
-    per_pass = max(1, batch // len(images))
-    places = [(r, c) for r in window_starts(height, size, stride) for c in window_starts(width, size, stride)]
-    with torch.no_grad():
-        for start in range(0, len(places), per_pass):
-            part = places[start : start + per_pass]
-            windows = torch.cat([images[..., r : r + size, c : c + size] for r, c in part])
-            patches = encoder(windows).patches @ vectors.T
-            scores = functional.interpolate(
-                rearrange(patches, 'b h w k -> b k h w'), (reach, reach), mode='bilinear', align_corners=False
-            )[..., :size, :size]
-            for (r, c), score in zip(part, scores.split(len(images)), strict=True):
-                total[..., r : r + size, c : c + size] += score * weight
-                mass[r : r + size, c : c + size] += weight
-    return total / mass
+    blends = [Blend(lattice, vectors.shape[1], 0, images.device) for _ in images]
+    rows: list[list[Tensor]] = [[] for _ in images]
+    starts, columns = lattice.starts(height), lattice.starts(width)
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        windows = torch.cat([windows_of(lattice, image[:, start : start + size]) for image in images])
+        with torch.no_grad():
+            patches = torch.cat([encoder(part).patches for part in windows.split(batch)])
+        end = lattice.shape[0] if following is None else following // lattice.cell
+        for own, blend, part in zip(rows, blends, patches.split(len(columns)), strict=True):
+            blend.add(start, columns, part, torch.ones(part.shape[:3], device=images.device))
+            own.append(blend.finished(end))
+    return torch.stack([_scores(torch.cat(own), vectors, lattice) for own in rows])[..., :height, :width]
+
+
+def _scores(means: Tensor, vectors: Tensor, lattice: Lattice) -> Tensor:
+    """Scores of pixels, of mean embeddings [r, c, D]."""
+    known = torch.ones(means.shape[:2], dtype=torch.bool, device=means.device)
+    return to_pixels((means @ vectors.T).permute(2, 0, 1), known, lattice.cell)

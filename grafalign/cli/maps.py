@@ -1,0 +1,166 @@
+"""Commands that make fields of scenes, and maps of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from grafalign.cli.app import Json, app, show
+from grafalign.errors import InputError
+
+Scene = Annotated[
+    str,
+    typer.Argument(help='GeoTIFF (path or URL), folder of them, STAC item file, or YAML with `scenes:` and `bbox:`.'),
+]
+Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
+Kind = Annotated[
+    str | None, typer.Option('--of', help='patches, or windows for a model trained at image level; its own by default.')
+]
+Overlap = Annotated[
+    float | None, typer.Option(help='How often an average pixel is encoded; 4 for patches, 16 for windows.')
+]
+Stride = Annotated[int | None, typer.Option(help='Pixels from window to window, in place of --overlap.', min=1)]
+Bands = Annotated[str | None, typer.Option(help="The scene's bands in the model's order: red,green,blue.")]
+ValueRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help='Physical values that become black and white, if the model says none.'),
+]
+Batch = Annotated[int, typer.Option(help='Windows that are encoded at a time.', min=1)]
+AnyGsd = Annotated[bool, typer.Option('--any-gsd', help="Resample by more than a factor of two to the model's pixels.")]
+
+
+@app.command()
+def field(
+    scene: Scene,
+    out: Annotated[Path, typer.Argument(help='Folder of the field; one that was begun is gone on with.')],
+    model: Annotated[str, typer.Option(help='Run, export, open_clip NAME:TAG or NAME:FILE, GRAFT .ckpt.')],
+    of: Kind = None,
+    overlap: Overlap = None,
+    stride: Stride = None,
+    bands: Bands = None,
+    value_range: ValueRange = None,
+    numbers: Annotated[str, typer.Option(help='float16, or int8 for half the bytes; the error is stated.')] = 'float16',
+    batch: Batch = 32,
+    any_gsd: AnyGsd = False,
+    clip: Clip = None,
+    as_json: Json = False,
+) -> None:
+    """Encode a scene once, so that any words can be asked for.
+
+    Example: grafalign field scene.tif runs/field --model runs/patch
+
+    Example: grafalign map runs/field --words forest,water,town --out map.tif
+    """
+    marker = _made(scene, out, model, clip, _options(of, overlap, stride, bands, value_range, numbers, batch, any_gsd))
+    summary = {
+        'cells': f'{marker.plan.height // marker.plan.cell} x {marker.plan.width // marker.plan.cell}',
+        'cell_m': marker.plan.cell * marker.plan.pixel_m,
+        'windows': marker.windows,
+        'missing': marker.missing,
+        'unreadable_pieces': sum(marker.failed.values()),
+        'largest_error': float(f'{marker.error:.2g}'),
+        'bytes': sum((out / name).stat().st_size for name in marker.files),
+    }
+    show(summary, str(out), as_json)
+
+
+@app.command('map')
+def map_(
+    scene: Annotated[str, typer.Argument(help='Field, or a scene as `grafalign field` takes it.')],
+    words: Annotated[list[str], typer.Option(help='Classes, separated by commas, or classes.yaml.')],
+    out: Annotated[Path, typer.Option(help='The class map, a COG; .json (STAC) and .html go beside it.')],
+    model: Annotated[str | None, typer.Option(help="The model; a field's own by default.")] = None,
+    keep_field: Annotated[
+        Path | None, typer.Option('--field', help='Keep the field of the scene in this folder.')
+    ] = None,
+    polygons: Annotated[Path | None, typer.Option(help='Also write polygons (GeoParquet).')] = None,
+    min_area: Annotated[float, typer.Option(help='Smallest polygon, in square metres.', min=0)] = 0.0,
+    scores: Annotated[
+        Path | None, typer.Option(help='Also write one band of scores a class (COG, a pixel a cell).')
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Probabilities are softmax(scores / temperature); the model's own by default.")
+    ] = None,
+    of: Kind = None,
+    overlap: Overlap = None,
+    stride: Stride = None,
+    bands: Bands = None,
+    value_range: ValueRange = None,
+    batch: Batch = 32,
+    any_gsd: AnyGsd = False,
+    clip: Clip = None,
+    as_json: Json = False,
+) -> None:
+    """Map a scene by words: class map, confidence, polygons, STAC item and a page.
+
+    Example: grafalign map scene.tif --model runs/patch --words classes.yaml --out map.tif --polygons map.parquet
+
+    Example: grafalign map runs/field --words forest,water,town --out map.tif
+    """
+    import shutil
+
+    from grafalign.errors import StaleError, naming_full_disk
+    from grafalign.fields import MARKER, open_field
+    from grafalign.maps import MapFiles, load_classes, write_map
+    from grafalign.models import load_model
+
+    if out.suffix.lower() not in ('.tif', '.tiff'):
+        raise InputError(f'--out {out} is no GeoTIFF; give a name that ends in .tif.')
+    content = load_classes(words)  # before hours of encoding
+    folder, temporary = Path(scene), False
+    if '://' in scene or not (folder / MARKER).is_file():
+        if model is None:
+            raise InputError(f'--model is missing; {scene} is no field, so a model must encode it.')
+        temporary = keep_field is None
+        folder = keep_field or out.with_name(f'.{out.name}.field')
+        _made(scene, folder, model, clip, _options(of, overlap, stride, bands, value_range, 'float16', batch, any_gsd))
+    source = open_field(folder)
+    loaded = load_model(model or source.marker.model, clip)
+    if loaded.digest != source.plan.model_digest:
+        raise StaleError(
+            f'{folder} was made by another model ({source.marker.model}) than {loaded.name}; give that model, or make '
+            'the field anew.'
+        )
+    files = MapFiles(out, out.with_name(f'{out.stem}_confidence{out.suffix}'), scores, polygons)
+    with naming_full_disk(out):
+        summary = write_map(source, content, loaded, files, temperature=temperature, min_area_m2=min_area)
+    if temporary:
+        shutil.rmtree(folder)
+    result: dict[str, Any] = {'map': str(out), **{f'share of {n}': round(s, 4) for n, s in summary.shares.items()}}
+    show({**result, 'pixels without class': summary.missing}, str(out), as_json)
+
+
+def _options(
+    of: str | None,
+    overlap: float | None,
+    stride: int | None,
+    bands: str | None,
+    value_range: tuple[float, float] | None,
+    numbers: str,
+    batch: int,
+    any_gsd: bool,
+) -> Any:
+    from grafalign.fields import FieldOptions
+
+    if of not in (None, 'patches', 'windows'):
+        raise InputError(f'There is no --of {of!r}; give patches or windows.')
+    if numbers not in ('float16', 'int8'):
+        raise InputError(f'There are no --numbers {numbers!r}; give float16 or int8.')
+    if overlap is not None and stride is not None:
+        raise InputError('--overlap and --stride say the same; give one of them.')
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise InputError(f'The value range {value_range[0]:g} {value_range[1]:g} is none; give the smaller first.')
+    names = None if bands is None else tuple(bands.split(','))
+    return FieldOptions(of, overlap, stride, names, value_range, numbers, batch, any_gsd)  # type: ignore[arg-type]
+
+
+def _made(scene: str, out: Path, model: str, clip: str | None, options: Any) -> Any:
+    from grafalign.fields import make_field
+    from grafalign.fields.source import field_input, window_encoder
+    from grafalign.models import load_model
+
+    loaded = load_model(model, clip)
+    source = field_input(scene, loaded, options)
+    return make_field(out, source, window_encoder(loaded, source.plan), model)

@@ -1,0 +1,271 @@
+"""The arrays of a field on disk: zarr version 3, one file a chunk, so that any zarr library reads them.
+
+    field.json                 the marker, written last
+    zarr.json                  a zarr group
+    embeddings/c/R/C/0         [64, 64, D] float16, or int8 with `scale`: the mean embedding of each cell, 0 if missing
+    scale/c/R/0                [64, columns] float32, with int8 only: embedding = number * scale
+    norm/c/R/0                 [64, columns] float32: length of the mean; 1 where all windows agree, 0 if missing
+    source/c/R/0               [64 * cell, width] uint8, gzip: which scene each *pixel* is from, from 1; 0 if missing
+    preview/c/R/0/0            [64, columns, 3] uint8: mean colour of each cell, a picture of the scene
+    bands/R.json               what became of a band, written last: the band is complete
+
+R counts bands of 64 rows of cells, C columns of 64. Chunks are whole: what lies beyond the edge is 0. Without any
+library:
+
+    import gzip, json, numpy as np
+    plan = json.load(open('field.json'))['plan']
+    chunk = np.fromfile('embeddings/c/0/0/0', np.float16).reshape(64, 64, plan['dimensions'])
+    pixels = np.frombuffer(gzip.decompress(open('source/c/0/0', 'rb').read()), np.uint8)
+    pixels = pixels.reshape(64 * plan['cell'], plan['width'])
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from grafalign.errors import DamagedError
+from grafalign.fields.marker import FieldPlan
+from grafalign.files import write_atomically
+
+CHUNK = 64
+"""Rows and columns of cells in a chunk."""
+Floats = npt.NDArray[np.float32]
+
+
+def shape_of(plan: FieldPlan) -> tuple[int, int]:
+    """Rows and columns of cells."""
+    return -(-plan.height // plan.cell), -(-plan.width // plan.cell)
+
+
+def bands_of(plan: FieldPlan) -> int:
+    """Bands of chunks from top to bottom."""
+    return -(-shape_of(plan)[0] // CHUNK)
+
+
+def is_complete(folder: Path, band: int) -> bool:
+    """Whether all chunks of a band are there."""
+    return _stats_file(folder, band).is_file()
+
+
+def write_layout(folder: Path, plan: FieldPlan) -> None:
+    """Write the `zarr.json` files."""
+    rows, columns = shape_of(plan)
+    _write_json(folder / 'zarr.json', {'zarr_format': 3, 'node_type': 'group', 'attributes': {}})
+    embeddings = (rows, columns, plan.dimensions), (CHUNK, CHUNK, plan.dimensions)
+    _write_array(folder / 'embeddings', *embeddings, plan.numbers)
+    _write_array(folder / 'norm', (rows, columns), (CHUNK, columns), 'float32')
+    if plan.numbers == 'int8':
+        _write_array(folder / 'scale', (rows, columns), (CHUNK, columns), 'float32')
+    _write_array(folder / 'preview', (rows, columns, 3), (CHUNK, columns, 3), 'uint8')
+    _write_array(folder / 'source', (plan.height, plan.width), (CHUNK * plan.cell, plan.width), 'uint8', True)
+
+
+class BandStats(BaseModel):
+    """`bands/R.json`: what became of a band."""
+
+    error: float
+    """Largest length of the rounding error of an embedding: no score is off by more."""
+    windows: int
+    """Encoded windows that begin in it."""
+    missing: int
+    """Pixels."""
+    failed: dict[str, int]
+    """Why pieces of scenes could not be read, and how many."""
+
+
+def read_stats(folder: Path, band: int) -> BandStats:
+    """What became of a band.
+
+    Raises:
+        DamagedError: its file cannot be read.
+    """
+    path = _stats_file(folder, band)
+    try:
+        return BandStats.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamagedError(f'{path} is damaged ({" ".join(str(error).split())[:120]}); {_AGAIN}.') from None
+
+
+@dataclass(frozen=True)
+class Band:
+    """The rows of a band."""
+
+    mean: Floats
+    """Mean embeddings of its cells, [rows, columns, D]."""
+    preview: npt.NDArray[np.uint8]
+    """Their colours, [rows, columns, 3]."""
+    source: npt.NDArray[np.uint8]
+    """Scenes of its pixels, [pixel rows, width]."""
+
+
+def write_band(folder: Path, plan: FieldPlan, number: int, band: Band, windows: int, failed: Mapping[str, int]) -> None:
+    """Write a band of chunks.
+
+    Args:
+        folder: the field's.
+        plan: what it holds.
+        number: of the band.
+        band: its rows.
+        windows: encoded windows that begin in it.
+        failed: why pieces of scenes could not be read, and how many.
+    """
+    mean = band.mean
+    norm = np.linalg.norm(mean, axis=-1).astype('<f4')
+    if plan.numbers == 'int8':
+        scale = (np.abs(mean).max(axis=-1) / 127).astype('<f4')
+        stored = np.rint(mean / np.where(scale > 0, scale, 1)[..., None]).astype('i1')
+        restored = stored * scale[..., None]
+        _write_rows(folder, 'scale', number, scale)
+    else:
+        stored = mean.astype('<f2')
+        restored = stored.astype(np.float32)
+    for column in range(-(-mean.shape[1] // CHUNK)):
+        chunk = np.zeros((CHUNK, CHUNK, plan.dimensions), stored.dtype)
+        part = stored[:, column * CHUNK : (column + 1) * CHUNK]
+        chunk[: part.shape[0], : part.shape[1]] = part
+        path = folder / 'embeddings' / 'c' / str(number) / str(column) / '0'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, chunk.tobytes())
+    _write_rows(folder, 'norm', number, norm)
+    _write_rows(folder, 'preview', number, band.preview)
+    _write_rows(folder, 'source', number, band.source, plan.cell * CHUNK)
+    error = float(np.linalg.norm(restored - mean, axis=-1).max(initial=0.0))
+    stats = BandStats(
+        error=error, windows=windows, missing=int((band.source == 0).sum()), failed=dict(sorted(failed.items()))
+    )
+    path = _stats_file(folder, number)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, (stats.model_dump_json() + '\n').encode())
+
+
+def read_embeddings(folder: Path, plan: FieldPlan, rows: slice, columns: slice) -> Floats:
+    """Mean embeddings of some cells, [rows, columns, D].
+
+    Raises:
+        DamagedError: a chunk is missing or cut short.
+    """
+    out = np.empty((rows.stop - rows.start, columns.stop - columns.start, plan.dimensions), np.float32)
+    shape = (CHUNK, CHUNK, plan.dimensions)
+    for band, inner_rows, outer_rows in _overlaps(rows):
+        for column, inner, outer in _overlaps(columns):
+            path = folder / 'embeddings' / 'c' / str(band) / str(column) / '0'
+            out[outer_rows, outer] = _read(path, plan.numbers, shape)[inner_rows, inner]
+    if plan.numbers == 'int8':
+        out *= _read_rows(folder, plan, 'scale', rows, columns)[..., None]
+    return out
+
+
+def read_norm(folder: Path, plan: FieldPlan, rows: slice, columns: slice) -> Floats:
+    """Length of the mean embedding of some cells."""
+    return _read_rows(folder, plan, 'norm', rows, columns)
+
+
+def read_preview(folder: Path, plan: FieldPlan) -> npt.NDArray[np.uint8]:
+    """The picture of the scene, [rows, columns, 3]."""
+    rows, columns = shape_of(plan)
+    parts = [_read(_file(folder, 'preview', b), 'uint8', (CHUNK, columns, 3)) for b in range(bands_of(plan))]
+    return np.concatenate(parts)[:rows]
+
+
+def read_source(folder: Path, plan: FieldPlan, rows: slice) -> npt.NDArray[np.uint8]:
+    """Scenes of some rows of *pixels*, [rows, width]."""
+    high = CHUNK * plan.cell
+    parts = []
+    for band in range(rows.start // high, -(-rows.stop // high)):
+        path = _file(folder, 'source', band)
+        try:
+            pixels = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8).reshape(high, plan.width)
+        except (OSError, ValueError, EOFError) as error:
+            raise DamagedError(f'{path} is damaged ({error}); {_AGAIN}.') from None
+        parts.append(pixels[max(0, rows.start - band * high) : rows.stop - band * high])
+    return np.concatenate(parts)
+
+
+_AGAIN = 'delete the folder of the field and run `grafalign field` again'
+
+
+def _read_rows(folder: Path, plan: FieldPlan, name: str, rows: slice, columns: slice) -> Floats:
+    wide = shape_of(plan)[1]
+    parts = [_read(_file(folder, name, band), 'float32', (CHUNK, wide))[inner] for band, inner, _ in _overlaps(rows)]
+    return np.concatenate(parts)[:, columns]
+
+
+def _overlaps(span: slice) -> list[tuple[int, slice, slice]]:
+    """Chunks that a span of cells touches: number, the part inside the chunk, and where it goes.
+
+    Example:
+        >>> _overlaps(slice(60, 70))
+        [(0, slice(60, 64, None), slice(0, 4, None)), (1, slice(0, 6, None), slice(4, 10, None))]
+    """
+    parts = []
+    for number in range(span.start // CHUNK, -(-span.stop // CHUNK)):
+        begin, end = max(span.start, number * CHUNK), min(span.stop, (number + 1) * CHUNK)
+        inner = slice(begin - number * CHUNK, end - number * CHUNK)
+        parts.append((number, inner, slice(begin - span.start, end - span.start)))
+    return parts
+
+
+def _stats_file(folder: Path, band: int) -> Path:
+    return folder / 'bands' / f'{band}.json'
+
+
+def _file(folder: Path, name: str, band: int) -> Path:
+    """The one chunk of a band."""
+    last = ('0', '0') if name == 'preview' else ('0',)
+    return folder.joinpath(name, 'c', str(band), *last)
+
+
+def _read(path: Path, numbers: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    try:
+        content = path.read_bytes()
+        if len(content) != math.prod(shape) * np.dtype(numbers).itemsize:
+            raise ValueError(f'it has {len(content):,} bytes')
+    except (OSError, ValueError) as error:
+        raise DamagedError(f'{path} is damaged ({error}); {_AGAIN}.') from None
+    return np.frombuffer(content, np.dtype(numbers).newbyteorder('<')).reshape(shape)
+
+
+def _write_rows(folder: Path, name: str, band: int, rows: npt.NDArray[Any], high: int = CHUNK) -> None:
+    chunk = np.zeros((high, *rows.shape[1:]), rows.dtype)
+    chunk[: len(rows)] = rows
+    path = _file(folder, name, band)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = chunk.tobytes()
+    write_atomically(path, gzip.compress(content, 6, mtime=0) if name == 'source' else content)
+
+
+def _write_array(
+    folder: Path, shape: tuple[int, ...], chunk: tuple[int, ...], numbers: str, zip_: bool = False
+) -> None:
+    little = (
+        {'name': 'bytes', 'configuration': {'endian': 'little'}}
+        if np.dtype(numbers).itemsize > 1
+        else {'name': 'bytes'}
+    )
+    content = {
+        'zarr_format': 3,
+        'node_type': 'array',
+        'shape': list(shape),
+        'data_type': numbers,
+        'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': list(chunk)}},
+        'chunk_key_encoding': {'name': 'default', 'configuration': {'separator': '/'}},
+        'fill_value': 0,
+        'codecs': [little, *([{'name': 'gzip', 'configuration': {'level': 6}}] if zip_ else [])],
+        'attributes': {},
+    }
+    _write_json(folder / 'zarr.json', content)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(content, indent=2) + '\n').encode())

@@ -1,0 +1,229 @@
+"""Make a field: one pass over scenes, window by window, that keeps the blended embeddings.
+
+The unit of resuming and of sharing the work is a band of 64 rows of cells: whoever makes a band makes the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from grafalign import __version__, console
+from grafalign.encoders.lattice import Lattice
+from grafalign.encoders.windows import WindowEncoder, blended_rows
+from grafalign.errors import InputError, StaleError, naming_full_disk
+from grafalign.fields import arrays
+from grafalign.fields.marker import MARKER, FieldDraft, FieldMarker, FieldPlan
+from grafalign.fields.strips import Strip, Strips
+from grafalign.files import file_digest
+from grafalign.locks import LOCK, exclusive
+from grafalign.scenes import BandSource, RangeReader
+
+_DRAFT = 'draft.json'
+Rows = TypeVar('Rows', bound=np.generic)
+
+
+@dataclass(frozen=True)
+class FieldInput:
+    """What a field is made from."""
+
+    plan: FieldPlan
+    scenes: Sequence[Sequence[BandSource]]
+    """Bands of each scene."""
+    reader: RangeReader
+
+
+def lattice_of(plan: FieldPlan) -> Lattice:
+    """Where the windows of a field lie."""
+    return Lattice(plan.height, plan.width, plan.window, plan.patch, plan.stride)
+
+
+def geobox_of(plan: FieldPlan) -> GeoBox:
+    """The grid of a field's pixels."""
+    return GeoBox((plan.height, plan.width), Affine(*plan.transform), plan.crs)
+
+
+def make_field(out: Path, source: FieldInput, encoder: WindowEncoder, model: str) -> FieldMarker:
+    """Make a field, or go on with one that was begun.
+
+    Args:
+        out: its folder; one that holds the same field already is left as it is.
+        source: scenes and plan.
+        encoder: the model.
+        model: how it is loaded again (`grafalign.models.load_model`), to ask for words.
+
+    Raises:
+        GrafalignError: the folder holds something else, no scene can be read, another process is writing to it, or the
+            disk is full.
+    """
+    plan = source.plan
+    with naming_full_disk(out), exclusive(out):
+        if (out / MARKER).is_file():
+            marker = FieldMarker.read(out / MARKER)
+            if marker.plan != plan:
+                raise StaleError(f'{out} holds another field ({_difference(marker.plan, plan)}); {FieldMarker.REMEDY}.')
+            return marker
+        _begin(out, plan)
+        lattice = lattice_of(plan)
+        console.log(
+            f'{out}: {lattice.windows:,} windows of {plan.window} px, {lattice.passes:.2g} over each pixel; cells of '
+            f'{plan.cell} px'
+        )
+        missing = [b for b in range(arrays.bands_of(plan)) if not arrays.is_complete(out, b)]
+        with console.progress('encoding windows', lattice.windows) as bar:
+            for first, last in _runs(missing):
+                _make_bands(out, source, encoder, first, last, bar)
+        marker = _marker(out, plan, model)
+        marker.write(out / MARKER)
+        (out / _DRAFT).unlink()
+    return marker
+
+
+def _begin(out: Path, plan: FieldPlan) -> None:
+    """Say what the folder is going to hold, or check that it is that already."""
+    if (out / _DRAFT).is_file():
+        begun = FieldDraft.read(out / _DRAFT).plan
+        if begun != plan:
+            raise StaleError(f'{out} holds the beginning of another field ({_difference(begun, plan)}); delete it.')
+        return
+    if any(path.name != LOCK for path in out.iterdir()):
+        raise InputError(f'{out} holds something else; give an empty folder for the field.')
+    FieldDraft(format=FieldDraft.NEWEST, plan=plan).write(out / _DRAFT)
+    arrays.write_layout(out, plan)
+
+
+def _difference(theirs: FieldPlan, ours: FieldPlan) -> str:
+    names = [name for name in FieldPlan.model_fields if getattr(theirs, name) != getattr(ours, name)]
+    return f'other {", ".join(names)}'
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbouring numbers together, as (first, behind the last).
+
+    Example:
+        >>> _runs([0, 1, 4])
+        [(0, 2), (4, 5)]
+    """
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs
+
+
+def _make_bands(out: Path, source: FieldInput, encoder: WindowEncoder, first: int, last: int, bar: console.Bar) -> None:
+    """Make bands `first` to `last`, from the top down."""
+    plan, lattice = source.plan, lattice_of(source.plan)
+    begin, end = first * arrays.CHUNK, min(last * arrays.CHUNK, lattice.shape[0])
+    top = next(s for s in lattice.starts(plan.height) if s + plan.window > begin * plan.cell)
+    bottom = min(plan.height, end * plan.cell + plan.window)
+    strips = Strips(geobox_of(plan), source.scenes, plan.value_range, source.reader, top, bottom)
+    bands = _Bands(out, plan, first)
+    try:
+        for start, mean, encoded in blended_rows(lattice, encoder, strips.rows, begin, end):
+            bar.advance(encoded)
+            bands.note_windows(start, encoded)
+            if len(mean):
+                pixels = bands.pixel_rows(len(mean))
+                bands.add(mean.cpu().numpy(), strips.strip(pixels.start, pixels.stop), strips.failed)
+                strips.drop(pixels.stop)
+    finally:
+        strips.close()
+
+
+class _Bands:
+    """Collects rows of cells and writes a band as soon as it is whole."""
+
+    def __init__(self, out: Path, plan: FieldPlan, first: int) -> None:
+        self._out, self._plan, self._number = out, plan, first
+        self._row = first * arrays.CHUNK
+        self._means: list[arrays.Floats] = []
+        self._previews: list[npt.NDArray[np.uint8]] = []
+        self._sources: list[npt.NDArray[np.uint8]] = []
+        self._windows: Counter[int] = Counter()
+
+    def note_windows(self, start: int, encoded: int) -> None:
+        """Count windows for the band in which they begin."""
+        self._windows[start // (arrays.CHUNK * self._plan.cell)] += encoded
+
+    def pixel_rows(self, rows: int) -> slice:
+        """The pixels of the next rows of cells."""
+        cell, height = self._plan.cell, self._plan.height
+        return slice(self._row * cell, min((self._row + rows) * cell, height))
+
+    def add(self, mean: arrays.Floats, strip: Strip, failed: list[tuple[int, str]]) -> None:
+        """Take the next rows of cells with their pixels."""
+        self._row += len(mean)
+        self._means.append(mean)
+        self._previews.append(cell_colours(strip, self._plan.cell))
+        self._sources.append(strip.source)
+        last = arrays.shape_of(self._plan)[0]
+        while self._row >= (self._number + 1) * arrays.CHUNK or (self._row == last and self._means):
+            self._write(failed)
+
+    def _write(self, failed: list[tuple[int, str]]) -> None:
+        """Write the first band of what is held."""
+        high = arrays.CHUNK * self._plan.cell
+        band = arrays.Band(
+            _first(self._means, arrays.CHUNK), _first(self._previews, arrays.CHUNK), _first(self._sources, high)
+        )
+        reasons = Counter(reason for top, reason in failed if top // high == self._number)
+        arrays.write_band(self._out, self._plan, self._number, band, self._windows[self._number], reasons)
+        self._number += 1
+
+
+def _first(parts: list[npt.NDArray[Rows]], count: int) -> npt.NDArray[Rows]:
+    """Take the first rows out of parts, which keep the others."""
+    whole = np.concatenate(parts)
+    parts[:] = [whole[count:]] if len(whole) > count else []
+    return whole[:count]
+
+
+def cell_colours(strip: Strip, cell: int) -> npt.NDArray[np.uint8]:
+    """The mean of the first three bands in each cell as 0 to 255, [rows, columns, 3]; 0 where all is missing."""
+    bands = strip.values[:3] if len(strip.values) >= 3 else strip.values[[0, 0, 0]]
+    there = (strip.source > 0).astype(np.float32)
+    total, count = _sums(bands * there, cell), _sums(there[None], cell)
+    mean = total / np.maximum(count, 1)
+    return np.asarray(np.rint(255 * mean.transpose(1, 2, 0)), dtype=np.uint8)
+
+
+def _sums(planes: arrays.Floats, cell: int) -> arrays.Floats:
+    """Sums over squares of cell x cell pixels, [C, rows, columns]."""
+    down = np.add.reduceat(planes, range(0, planes.shape[1], cell), axis=1)
+    return np.asarray(np.add.reduceat(down, range(0, planes.shape[2], cell), axis=2))
+
+
+def _marker(out: Path, plan: FieldPlan, model: str) -> FieldMarker:
+    """What is said of a field when all its bands are there."""
+    stats = [arrays.read_stats(out, band) for band in range(arrays.bands_of(plan))]
+    failed: Counter[str] = Counter()
+    for stat in stats:
+        failed.update(stat.failed)
+    missing = sum(stat.missing for stat in stats)
+    if missing == plan.height * plan.width:
+        reason = f'{failed.most_common(1)[0][0]}' if failed else 'all pixels are missing'
+        raise InputError(f'{plan.scenes[0].item_id} shows nothing that can be encoded ({reason}); check the scene.')
+    files = sorted(p for p in out.rglob('*') if p.is_file() and p.name not in (_DRAFT, LOCK))
+    return FieldMarker(
+        format=FieldMarker.NEWEST,
+        plan=plan,
+        model=model,
+        error=max(stat.error for stat in stats),
+        windows=sum(stat.windows for stat in stats),
+        missing=round(missing / (plan.height * plan.width), 6),
+        failed=dict(sorted(failed.items())),
+        versions={'grafalign': __version__, 'torch': torch.__version__},
+        files={p.relative_to(out).as_posix(): file_digest(p) for p in files},
+    )
