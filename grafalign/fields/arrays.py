@@ -24,7 +24,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from grafalign.errors import DamagedError
-from grafalign.fields.marker import FieldPlan
+from grafalign.fields.marker import FieldPlan, Numbers
 from grafalign.files import write_atomically
 
 CHUNK = 64
@@ -100,8 +100,8 @@ def read_stats(folder: Path, band: int) -> BandStats:
 class Band:
     """The rows of a band."""
 
-    mean: Floats
-    """Mean embeddings of its cells, [rows, columns, D]."""
+    mean: Sequence[Floats]
+    """Mean embeddings of its cells, some rows each, [rows, columns, D]."""
     preview: npt.NDArray[np.uint8]
     """Their colours, [rows, columns, 3]."""
     source: npt.NDArray[np.uint8]
@@ -119,33 +119,41 @@ def write_band(folder: Path, plan: FieldPlan, number: int, band: Band, windows: 
         windows: encoded windows that begin in it.
         failed: why pieces of scenes could not be read, and how many.
     """
-    mean = band.mean
-    norm = np.linalg.norm(mean, axis=-1).astype('<f4')
-    if plan.numbers == 'int8':
-        scale = (np.abs(mean).max(axis=-1) / 127).astype('<f4')
-        stored = np.rint(mean / np.where(scale > 0, scale, 1)[..., None]).astype('i1')
-        restored = stored * scale[..., None]
-        _write_rows(folder, 'scale', number, scale)
-    else:
-        stored = mean.astype('<f2')
-        restored = stored.astype(np.float32)
-    for column in range(-(-mean.shape[1] // CHUNK)):
+    columns = shape_of(plan)[1]
+    norms, scales, error = [], [], 0.0
+    for column in range(-(-columns // CHUNK)):  # a band of a wide scene is not in memory twice
+        inside = slice(column * CHUNK, (column + 1) * CHUNK)
+        mean = np.concatenate([rows[:, inside] for rows in band.mean])
+        stored, scale, restored = _rounded(mean, plan.numbers)
         chunk = np.zeros((CHUNK, CHUNK, plan.dimensions), stored.dtype)
-        part = stored[:, column * CHUNK : (column + 1) * CHUNK]
-        chunk[: part.shape[0], : part.shape[1]] = part
+        chunk[: mean.shape[0], : mean.shape[1]] = stored
         path = folder / 'embeddings' / 'c' / str(number) / str(column) / '0'
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, chunk.tobytes())
-    _write_rows(folder, 'norm', number, norm)
+        norms.append(np.linalg.norm(mean, axis=-1).astype('<f4'))
+        scales.append(scale)
+        error = max(error, float(np.linalg.norm(restored - mean, axis=-1).max(initial=0.0)))
+    _write_rows(folder, 'norm', number, np.concatenate(norms, axis=1))
+    if plan.numbers == 'int8':
+        _write_rows(folder, 'scale', number, np.concatenate(scales, axis=1))
     _write_rows(folder, 'preview', number, band.preview)
     _write_rows(folder, 'source', number, band.source, plan.cell * CHUNK)
-    error = float(np.linalg.norm(restored - mean, axis=-1).max(initial=0.0))
     stats = BandStats(
         error=error, windows=windows, missing=int((band.source == 0).sum()), failed=dict(sorted(failed.items()))
     )
     path = _stats_file(folder, number)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, (stats.model_dump_json() + '\n').encode())
+
+
+def _rounded(mean: Floats, numbers: Numbers) -> tuple[npt.NDArray[Any], Floats, Floats]:
+    """Embeddings as they are stored, the scale of each, and what they are when they are read."""
+    if numbers == 'float16':
+        half = mean.astype('<f2')
+        return half, np.ones(mean.shape[:2], '<f4'), half.astype(np.float32)
+    scale = (np.abs(mean).max(axis=-1) / 127).astype('<f4')
+    whole = np.rint(mean / np.where(scale > 0, scale, 1)[..., None]).astype('i1')
+    return whole, scale, whole * scale[..., None]
 
 
 def read_embeddings(folder: Path, plan: FieldPlan, rows: slice, columns: slice) -> Floats:

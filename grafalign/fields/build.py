@@ -176,18 +176,31 @@ class _Bands:
         """Write the first band of what is held."""
         high = arrays.CHUNK * self._plan.cell
         band = arrays.Band(
-            _first(self._means, arrays.CHUNK), _first(self._previews, arrays.CHUNK), _first(self._sources, high)
+            _first(self._means, arrays.CHUNK),
+            np.concatenate(_first(self._previews, arrays.CHUNK)),
+            np.concatenate(_first(self._sources, high)),
         )
         reasons = Counter(reason for top, reason in failed if top // high == self._number)
         arrays.write_band(self._out, self._plan, self._number, band, self._windows[self._number], reasons)
         self._number += 1
 
 
-def _first(parts: list[npt.NDArray[Rows]], count: int) -> npt.NDArray[Rows]:
-    """Take the first rows out of parts, which keep the others."""
-    whole = np.concatenate(parts)
-    parts[:] = [whole[count:]] if len(whole) > count else []
-    return whole[:count]
+def _first(parts: list[npt.NDArray[Rows]], count: int) -> list[npt.NDArray[Rows]]:
+    """Take the first rows out of parts, which keep the others.
+
+    Example:
+        >>> parts = [np.arange(3), np.arange(3, 5)]
+        >>> _first(parts, 4), parts
+        ([array([0, 1, 2]), array([3])], [array([4])])
+    """
+    taken: list[npt.NDArray[Rows]] = []
+    while count and parts:
+        part = parts.pop(0)
+        taken.append(part[:count])
+        if len(part) > count:
+            parts.insert(0, part[count:])
+        count -= len(taken[-1])
+    return taken
 
 
 def cell_colours(strip: Strip, cell: int) -> npt.NDArray[np.uint8]:

@@ -20,8 +20,8 @@ from rasterio.enums import Resampling
 from grafalign.encoders.preprocessing import to_unit
 from grafalign.scenes import BandSource, Cut, RangeReader, SceneCutter, SceneTiles, Uncut
 
-BOX_PX = 512
-"""Side of the pieces that are cut; rows of pieces are what is held in memory."""
+PIECE = 128, 512
+"""Rows and columns of the pieces that are cut; rows of pieces are what is held in memory."""
 _THREADS = 8
 _AHEAD = 12
 
@@ -60,7 +60,7 @@ class Strips:
         last: int,
     ) -> None:
         self._box, self._scenes, self._range = box, scenes, value_range
-        self._begin = first // BOX_PX * BOX_PX
+        self._begin = first // PIECE[0] * PIECE[0]
         self._last = last
         self._held: list[Strip] = []
         self._strips = self._read(reader)
@@ -92,15 +92,15 @@ class Strips:
 
     def _read(self, reader: RangeReader) -> Generator[Strip, None, None]:
         height, width = self._box.shape
-        tops = range(self._begin, min(self._last, height), BOX_PX)
-        lefts = range(0, width, BOX_PX)
+        tops = range(self._begin, min(self._last, height), PIECE[0])
+        lefts = range(0, width, PIECE[1])
         boxes = [_piece(self._box, top, left) for top in tops for left in lefts]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix='strips') as pool:
             cutter = SceneCutter(pool, reader, _AHEAD, Resampling.bilinear)
             readers = [_InOrder(cutter.cut([SceneTiles(bands, boxes)]), len(lefts)) for bands in self._scenes]
             try:
                 for number, top in enumerate(tops):
-                    rows = min(BOX_PX, height - top)
+                    rows = min(PIECE[0], height - top)
                     strip = Strip(
                         top,
                         np.zeros((len(self._scenes[0]), rows, width), np.float32),
@@ -120,7 +120,7 @@ class Strips:
             self.failed.append((strip.row, piece))
             return
         rows, width = strip.source.shape
-        inside = slice(0, rows), slice(0, min(BOX_PX, width - left))
+        inside = slice(0, rows), slice(0, min(PIECE[1], width - left))
         columns = slice(left, left + inside[1].stop)
         take = ~piece.missing[inside] & (strip.source[:, columns] == 0)
         if not take.any():
@@ -132,7 +132,7 @@ class Strips:
 
 
 def _piece(box: GeoBox, top: int, left: int) -> GeoBox:
-    return GeoBox((BOX_PX, BOX_PX), box.affine * Affine.translation(left, top), box.crs)
+    return GeoBox(PIECE, box.affine * Affine.translation(left, top), box.crs)
 
 
 class _InOrder:

@@ -85,7 +85,7 @@ def writing_cog(
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = path.with_name(f'.{path.name}.rows.tif')
     try:
-        with _naming(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB, GDAL_NUM_THREADS=str(os.cpu_count() or 1)):
+        with _naming(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
             with rasterio.open(rows, 'w', **profile) as dataset:
                 if palette is not None:
                     dataset.write_colormap(1, {**dict.fromkeys(range(256), (0, 0, 0, 0)), **_opaque(palette)})

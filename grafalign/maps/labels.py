@@ -1,8 +1,8 @@
 """From scores of cells to classes of pixels, in time that depends on borders rather than on pixels.
 
 A pixel's scores lie between those of the four cells whose middles surround it, and are linear in each of them. Where
-one class wins in all four, it wins everywhere between them: nothing has to be computed there. Only blocks whose corners
-differ are enlarged, class slice by class slice, so that memory does not grow with the classes.
+one class wins in all four, it wins everywhere between them: nothing has to be computed there. Where corners differ,
+only classes are enlarged that may win between them: those that no corner's class beats at all four corners.
 
 Confidence is the probability of the pixel's class: that of the four cells, weighted alike.
 """
@@ -19,10 +19,10 @@ from torch import Tensor
 UNKNOWN = -1
 _ROUNDING = 1e-5
 """Weights below are what rounding leaves of 0."""
-_BLOCKS = 2048
-"""Blocks that are enlarged at a time."""
-_CLASSES = 64
-"""Classes whose scores are enlarged at a time."""
+_SCORES = 1 << 20
+"""Scores of corners that are looked at at a time."""
+_GROUPS = 8
+"""Blocks are enlarged in so many groups of about as many candidates."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +73,73 @@ def pixel_labels(cells: CellScores, cell: int) -> tuple[npt.NDArray[np.int32], n
     block_labels = at_corners[:, :1].to(torch.int32).repeat(1, cell * cell)
     block_chance = chance[corners] @ weights
     mixed = torch.nonzero(~uniform)[:, 0]
-    flat_scores, flat_known, flat_total = cells.scores.view(-1, classes), cells.known.view(-1), total.view(-1)
-    for start in range(0, len(mixed), _BLOCKS):
-        blocks = mixed[start : start + _BLOCKS]
-        four = corners[blocks]
-        there = flat_known[four].float()
-        mass = there @ weights  # [n, pixels]
-        winner, best = (
-            torch.zeros(len(blocks), cell * cell, dtype=torch.long),
-            torch.full((len(blocks), cell * cell), -torch.inf),
+    step = max(1, _SCORES // (4 * classes))
+    for start in range(0, len(mixed), step):
+        blocks = mixed[start : start + step]
+        four = _Corners(
+            cells.scores.view(-1, classes)[corners[blocks]], cells.known.view(-1)[corners[blocks]], at_corners[blocks]
         )
-        for first in range(0, classes, _CLASSES):
-            part = flat_scores[four, first : first + _CLASSES] * there[..., None]  # [n, 4, k]
-            values = (part.transpose(1, 2) @ weights).div_(mass.clamp_min(_ROUNDING)[:, None])  # [n, k, pixels]
-            high, which = values.max(1)
-            better = high > best
-            winner, best = torch.where(better, which + first, winner), torch.where(better, high, best)
-        logs = torch.gather(flat_scores[four], 2, winner[:, None, :].expand(-1, 4, -1)) / cells.temperature
-        probability = torch.exp(logs - flat_total[four][..., None]) * there[..., None]  # [n, 4, pixels]
-        block_labels[blocks] = torch.where(mass > _ROUNDING, winner, UNKNOWN).to(torch.int32)
-        block_chance[blocks] = (probability * weights).sum(1) / mass.clamp_min(_ROUNDING)
+        sums = total.view(-1)[corners[blocks]]
+        for part, candidates in four.candidates():
+            winner, mass = four.winners(part, candidates, weights)
+            inside = blocks[part]
+            block_labels[inside] = torch.where(mass > _ROUNDING, winner, UNKNOWN).to(torch.int32)
+            block_chance[inside] = four.chances(part, winner, sums[part], cells.temperature, weights, mass)
     return _as_image(block_labels, rows, columns, cell), _as_image(block_chance, rows, columns, cell)
+
+
+@dataclass(frozen=True)
+class _Corners:
+    """Some blocks with their four corners."""
+
+    scores: Tensor
+    """[n, 4, K]"""
+    known: Tensor
+    """bool [n, 4]"""
+    labels: Tensor
+    """[n, 4]: the class of each corner."""
+
+    def candidates(self) -> list[tuple[Tensor, Tensor]]:
+        """Blocks [m], and the classes that may win anywhere between their corners, rising, [m, M].
+
+        A class is out where a corner's class is no worse at any corner, as it then is no worse between them. Blocks of
+        few candidates go together; where one has fewer than M its last one is repeated.
+        """
+        unknown = ~self.known[..., None]
+        possible = torch.ones(len(self.scores), self.scores.shape[2], dtype=torch.bool)
+        winners = self.labels.clamp_min(0)
+        for corner in range(4):
+            theirs = torch.gather(self.scores, 2, winners[:, corner, None, None].expand(-1, 4, 1))
+            beaten = ((theirs >= self.scores) | unknown).all(1)
+            possible &= ~beaten | ~self.known[:, corner, None]
+        every = torch.arange(len(winners))
+        for corner in range(4):  # two that are equal everywhere have beaten each other
+            possible[every, winners[:, corner]] |= self.known[:, corner]
+        counts = possible.sum(1)
+        groups = []
+        for part in torch.argsort(counts).tensor_split(_GROUPS):
+            if len(part) and (most := int(counts[part].max())):
+                row, which = torch.nonzero(possible[part], as_tuple=True)
+                first = torch.cumsum(counts[part], 0) - counts[part]
+                listed = which[(first + counts[part] - 1).clamp_min(0)][:, None].repeat(1, most)
+                listed[row, torch.arange(len(row)) - first[row]] = which
+                groups.append((part, listed))
+        return groups
+
+    def winners(self, part: Tensor, candidates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The best candidate of each pixel of some blocks, [m, pixels], and the weight of what is known there."""
+        there = self.known[part].float()
+        scores = torch.gather(self.scores[part], 2, candidates[:, None, :].expand(-1, 4, -1)) * there[..., None]
+        which = (scores.transpose(1, 2) @ weights).max(1).indices  # all are to be divided by the same weight
+        return torch.gather(candidates, 1, which), there @ weights
+
+    def chances(
+        self, part: Tensor, winner: Tensor, sums: Tensor, temperature: float, weights: Tensor, mass: Tensor
+    ) -> Tensor:
+        """The probability of each pixel's class: that of the corners, weighted, [m, pixels]."""
+        logs = torch.gather(self.scores[part], 2, winner[:, None, :].expand(-1, 4, -1)).div_(temperature)
+        chance = logs.sub_(sums[..., None]).exp_().mul_(self.known[part].float()[..., None])
+        return chance.mul_(weights).sum(1) / mass.clamp_min(_ROUNDING)
 
 
 def _weights(cell: int) -> Tensor:
