@@ -286,7 +286,7 @@ def test_what_cannot_be_encoded_is_one_sentence(tmp_path: Path, command: Command
     bare = write_scene(tmp_path / 'bare.tif', pixels, crs=None, transform=None)
     refused(command('field', bare, out, '--model', MODEL), 'bare.tif', 'gdal_edit.py')
     grey = write_scene(tmp_path / 'grey.tif', pixels[:1])
-    refused(command('field', grey, out, '--model', MODEL), 'grey', 'red')
+    refused(command('field', grey, out, '--model', MODEL), 'grey', 'red', '--bands', 'b1')
     deep = write_scene(tmp_path / 'deep.tif', pixels.astype(np.uint16))
     refused(command('field', deep, out, '--model', MODEL), 'deep.tif', '--value-range')
     empty = write_scene(tmp_path / 'empty.tif', np.zeros_like(pixels), nodata=0)

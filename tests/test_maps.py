@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -13,9 +14,12 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+import shapely
 import torch
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from pyproj import CRS, Transformer
 from rasterio.enums import ColorInterp, MaskFlags
 
 from grafalign.encoders.lattice import to_pixels
@@ -23,7 +27,7 @@ from grafalign.fields import Field, open_field
 from grafalign.maps import MapFiles, embed_classes, load_classes, make_map, write_map
 from grafalign.maps.labels import UNKNOWN, CellScores, pixel_labels
 from grafalign.models import Model, load_model
-from tests.commands import Command, finish, refused, start, write_yaml
+from tests.commands import Command, contents, finish, interrupted, refused, start, write_yaml
 from tests.scenes import patchwork, write_scene
 from tests.test_fields import MODEL, made
 
@@ -236,3 +240,52 @@ def test_summaries_are_json_on_request(field: Field, tmp_path: Path) -> None:
     )  # fmt: skip
     content = json.loads(done.stdout)
     assert content['share of forest'] + content['share of water'] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('crs', 'transform'),
+    [
+        ('EPSG:32601', Affine(10, 0, 300_000 - 640 * 5, 0, -10, 5_000_000)),  # zone 1, over its western edge
+        ('EPSG:32660', Affine(10, 0, 735_500, 0, -10, 5_000_000)),  # zone 60, over the antimeridian
+        ('EPSG:4326', Affine(1e-4, 0, 179.97, 0, -1e-4, 12.0)),  # degrees that count on beyond 180
+        ('EPSG:32661', Affine(10, 0, 2_000_000 + 600_000, 0, -10, 2_000_000)),  # near 84 degrees north
+        ('EPSG:4326', Affine(1e-3, 0, 20.0, 0, -1e-4, 84.5)),  # and in degrees: UPS
+        ('+proj=laea +lat_0=10 +lon_0=20 +datum=WGS84 +units=m', Affine(10, 0, 500, 0, -10, 500)),  # no code
+        ('EPSG:2263', Affine(30, 0, 980_000, 0, -30, 200_000)),  # feet
+    ],
+    ids=['zone 1', 'zone 60', 'beyond 180', '84 north', '84 north in degrees', 'no code', 'feet'],
+)
+def test_a_map_can_be_made_anywhere(crs: str, transform: Affine, tmp_path: Path, command: Command) -> None:
+    """Over the antimeridian, near the pole, in degrees or feet, without a code: map, polygons and item lie there."""
+    scene = write_scene(tmp_path / 's.tif', patchwork(200, 640), crs=crs, transform=transform)
+    out, polygons = tmp_path / 'm.tif', tmp_path / 'm.parquet'
+    code, err = command(
+        'map', scene, '--model', MODEL, '--words', 'forest,water,a town', '--out', out, '--polygons', polygons
+    )
+    assert code == 0, err
+    with rasterio.open(out) as dataset:
+        assert dataset.crs is not None and dataset.crs.is_projected
+        middle = dataset.transform * (dataset.width / 2, dataset.height / 2)
+        lon, lat = Transformer.from_crs(dataset.crs, 'EPSG:4326', always_xy=True).transform(*middle)
+        assert (dataset.read(1) != 255).mean() > 0.4
+    x, y = Transformer.from_crs(crs, 'EPSG:4326', always_xy=True).transform(*(transform * (320, 100)))
+    assert abs((lon - x + 180) % 360 - 180) < 0.05 and abs(lat - y) < 0.01
+    item = json.loads((tmp_path / 'm.json').read_text())
+    outline = shapely.geometry.shape(item['geometry'])
+    assert outline.is_valid and outline.distance(shapely.Point((lon + 180) % 360 - 180, lat)) < 1e-6
+    west, south, east, north = item['bbox']
+    assert -180 <= west <= 180 and -180 <= east <= 180 and (east - west) % 360 < 20 and -90 <= south < north <= 90
+    table = gpd.read_parquet(polygons)
+    assert table.is_valid.all() and table.crs == CRS.from_user_input(rasterio.open(out).crs.to_wkt())
+
+
+@pytest.mark.slow
+def test_a_killed_map_is_made_again_with_the_same_bytes(field: Field, model: Model, tmp_path: Path) -> None:
+    """Ten kill -9 while rows or the COG are written: the next run ends with the same bytes and nothing half beside."""
+    words = ('--words', 'forest,water,a town')
+    code, err = finish(start('map', field.path, *words, '--out', tmp_path / 'whole' / 'm.tif'))
+    assert code == 0, err
+    moments = [('.m.tif.rows.tif', signal.SIGKILL), ('*m.tif*', signal.SIGKILL)] * 5
+    (tmp_path / 'killed').mkdir()
+    interrupted(tmp_path / 'killed', moments, 'map', field.path, *words, '--out', tmp_path / 'killed' / 'm.tif')
+    assert contents(tmp_path / 'killed') == contents(tmp_path / 'whole')

@@ -29,6 +29,7 @@ from grafalign.scenes.signing import Signer
 _WORLD = (-180.0, -90.0, 180.0, 90.0)
 _MOST_SCENES = 254
 _CONNECTIONS = 8
+_FINEST_M = 1e-6
 _OVERLAP: dict[Of, float] = {'patches': 4.0, 'windows': 16.0}
 """Passes over an average pixel: windows that are one vector each need more of them to show anything small."""
 
@@ -73,7 +74,7 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
             f'{scene} holds {len(given.scenes)} scenes, and a field at most {_MOST_SCENES}; narrow the search.'
         )
     names = list(options.bands or model.preprocessing.bands)
-    sources = [band_sources(s.item, names, model.gsd_m or 1e-6) for s in given.scenes]
+    sources = [_bands(s, names, model) for s in given.scenes]
     grid, dtype = _opened(sources[0], given.reader)
     value_range = options.value_range or model.value_range or _range_of(dtype, scene)
     box, pixel_m = field_grid(grid, model.gsd_m, scene, any_gsd=options.any_gsd)
@@ -159,6 +160,16 @@ def _one(scene: str) -> Scene:
 def _day_of(path: Path) -> date:
     """The day of a file, for scenes that do not say when they were taken: a field is the same whatever its date."""
     return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).date()
+
+
+def _bands(scene: Scene, names: list[str], model: Model) -> list[BandSource]:
+    """Where a scene's bands are stored; without the model's pixel size the finest of each is taken."""
+    try:
+        return band_sources(scene.item, names, model.gsd_m or _FINEST_M)
+    except InputError as error:  # what a recipe would set is an option here
+        order = ','.join(model.preprocessing.bands)
+        remedy = f'give --bands in the order {order}, with'
+        raise InputError(str(error).replace('set sensor.bands to', remedy)) from None
 
 
 def _opened(bands: Sequence[BandSource], reader: RangeReader) -> tuple[Grid, str]:

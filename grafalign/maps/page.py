@@ -65,7 +65,7 @@ def write_page(
         missing=f'{100 * summary.missing / (height * width):.1f}',
         scenes=[(s.item_id, s.datetime[:10]) for s in field.plan.scenes],
         crs=field.plan.crs if len(field.plan.crs) < 40 else 'a CRS without a code',
-        size=f'{width:,} x {height:,} px of {field.plan.pixel_m:g} m',
+        size=f'{width:,} x {height:,} px of {field.plan.pixel_m:.4g} m',
         made=made,
     )
     write_atomically(path, page.encode())
