@@ -111,7 +111,7 @@ def measured(*arguments: str) -> dict[str, float]:
     return {'seconds': round(float(seconds), 1), 'peak_mb': int(kilobytes) // 1024}
 
 
-def memory(data: Path, sizes: list[int]) -> list[dict[str, Any]]:
+def memory(data: Path, sizes: list[int], numbers: list[int]) -> list[dict[str, Any]]:
     """Peak memory of fields of several sizes, and of their maps of several numbers of classes."""
     model = str(make_model(data, 1, 64))
     rows = []
@@ -123,7 +123,7 @@ def memory(data: Path, sizes: list[int]) -> list[dict[str, Any]]:
         row['windows'], row['cells'] = marker.windows, list(open_field(field).shape)
         row['field_bytes'] = sum((field / name).stat().st_size for name in marker.files)
         row['maps'] = {}
-        for classes in CLASSES:
+        for classes in numbers:
             words = ','.join(f'thing {i}' for i in range(classes))
             out = data / 'map.tif'
             row['maps'][str(classes)] = measured('map', str(field), '--words', words, '--out', str(out))
@@ -186,7 +186,7 @@ def write_table() -> str:
         ]
         for row in content['memory']['rows']:
             maps = row['maps']
-            peaks = ' | '.join(f'{maps[str(c)]["peak_mb"]:,}' for c in CLASSES)
+            peaks = ' | '.join(f'{maps[str(c)]["peak_mb"]:,}' if str(c) in maps else '' for c in CLASSES)
             lines.append(
                 f'| {row["px"]:,} | {row["windows"]:,} | {row["field"]["peak_mb"]:,} | {peaks} | '
                 f'{row["field_bytes"] / 1e6:,.0f} MB | {row["field"]["seconds"]} | {maps["24"]["seconds"]} |'
@@ -215,10 +215,15 @@ def main() -> None:
     parser.add_argument('what', choices=['memory', 'overlap', 'table'])
     parser.add_argument('--data', type=Path, default=Path('runs/maps'), help='folder for scenes, models and fields')
     parser.add_argument('--sizes', type=int, nargs='+', default=list(SIZES))
+    parser.add_argument('--classes', type=int, nargs='+', default=list(CLASSES))
     arguments = parser.parse_args()
     if arguments.what != 'table':
         started = {'machine': machine_metadata(), 'command': ' '.join(['python', *sys.argv])}
-        rows = memory(arguments.data, arguments.sizes) if arguments.what == 'memory' else overlap(arguments.data)
+        rows = (
+            memory(arguments.data, arguments.sizes, arguments.classes)
+            if arguments.what == 'memory'
+            else overlap(arguments.data)
+        )
         content = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         packages = ('grafalign', 'torch', 'rasterio', 'numpy', 'open_clip_torch')
         versions = {'python': platform.python_version(), **{name: version(name) for name in packages}}

@@ -22,8 +22,9 @@ from grafalign.scenes import BandSource, Cut, RangeReader, SceneCutter, SceneTil
 
 PIECE = 128, 512
 """Rows and columns of the pieces that are cut; rows of pieces are what is held in memory."""
-_THREADS = 8
-_AHEAD = 12
+_THREADS = 4
+_AHEAD = 3
+"""Requests in flight, of up to 32 MB each: what they decode waits in memory until the encoder has come so far."""
 
 
 @dataclass
