@@ -8,7 +8,7 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -163,6 +163,18 @@ def file_digest(path: Place) -> str:
     """BLAKE2b digest of a file."""
     with open_plain(path) if isinstance(path, Path) else path.open('rb') as file:
         return stream_digest(file)
+
+
+def changed_files(folder: Path, digests: Mapping[str, str]) -> tuple[str, ...]:
+    """What is wrong with files of a folder, given the digests that they were written with: a sentence for each."""
+    problems = []
+    for name, digest in digests.items():
+        try:
+            if file_digest(folder / name) != digest:
+                problems.append(f'{name} has other content than when it was written')
+        except (OSError, ValueError) as error:
+            problems.append(f'{name} cannot be read ({error})')
+    return tuple(problems)
 
 
 def stream_digest(file: Any) -> str:

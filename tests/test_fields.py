@@ -311,3 +311,16 @@ def test_a_damaged_chunk_is_named(model: Model, tmp_path: Path) -> None:
         field.embeddings(slice(0, 2))
     with pytest.raises(GrafalignError, match='no finished field'):
         open_field(tmp_path)
+
+
+def test_a_check_names_the_files_that_have_changed(model: Model, tmp_path: Path, command: Command) -> None:
+    """A whole field passes; a byte that has turned and a file that is gone are named, with exit code 4."""
+    field = made(write_scene(tmp_path / 's.tif', patchwork(100, 100)), tmp_path / 'f', model)
+    assert command('check', field.path)[0] == 0
+    chunk = field.path / 'norm' / 'c' / '0' / '0'
+    content = bytearray(chunk.read_bytes())
+    content[5] ^= 1
+    chunk.write_bytes(content)
+    (field.path / 'bands' / '0.json').unlink()
+    code, err = command('check', field.path)
+    assert code == 4 and 'norm/c/0/0 has other content' in err and 'bands/0.json cannot be read' in err

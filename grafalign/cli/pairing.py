@@ -93,11 +93,11 @@ def show_pixels(path: Any) -> None:
 
 @app.command()
 def check(
-    store: Annotated[str, typer.Argument(help='Folder or URL of a pair store, or folder of an index.')],
+    store: Annotated[str, typer.Argument(help='Folder or URL of a pair store, or folder of an index or a field.')],
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a pair store (digests, counts, bounds, splits, every tile) or an index. Exit code 4 if something is wrong.
+    """Verify a pair store (digests, counts, bounds, splits, every tile), an index or a field. Exit code 4 if damaged.
 
     Example: grafalign check runs/pairs
     """
@@ -108,6 +108,10 @@ def check(
         from grafalign.search.check import check_index
 
         findings, what = check_index(Path(store)), 'index'
+    elif (Path(store) / 'field.json').is_file():
+        from grafalign.fields.check import check_field
+
+        findings, what = check_field(Path(store)), 'field'
     else:
         findings, what = check_store(PairStore(store), workers), 'store'
     bad = [f for f in findings if f.problems]
@@ -131,7 +135,7 @@ def check(
         )
 
 
-_AGAIN = {'store': 'pair again', 'index': 'index again'}
+_AGAIN = {'store': 'pair again', 'index': 'index again', 'field': 'make the field again'}
 
 
 def _finding_row(finding: Any) -> tuple[str, str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from grafalign import console
 from grafalign.errors import GrafalignError
-from grafalign.files import file_digest
+from grafalign.files import changed_files
 from grafalign.pairing.check import Finding
 from grafalign.search.catalog import Catalog
 
@@ -23,14 +23,7 @@ def check_index(path: Path) -> list[Finding]:
     """
     catalog = Catalog(path)
     digests = {n: d for n, d in catalog.marker.digests.items() if n in catalog.marker.files}
-    problems = []
-    for name, digest in digests.items():
-        try:
-            if file_digest(catalog.path / name) != digest:
-                problems.append(f'{name} has other content than when it was written')
-        except (OSError, ValueError) as error:
-            problems.append(f'{name} cannot be read ({error})')
-    findings = [Finding('digests', len(digests), tuple(problems)), _vectors(catalog)]
+    findings = [Finding('digests', len(digests), changed_files(catalog.path, digests)), _vectors(catalog)]
     try:
         items = Finding('items', len(catalog.items), ())
         len(catalog)  # what was removed can be read
