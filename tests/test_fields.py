@@ -311,6 +311,15 @@ def test_a_damaged_chunk_is_named(model: Model, tmp_path: Path) -> None:
         field.embeddings(slice(0, 2))
     with pytest.raises(GrafalignError, match='no finished field'):
         open_field(tmp_path)
+    source = field.path / 'source' / 'c' / '0' / '0'
+    for content in (gzip.compress(bytes(10**7)), source.read_bytes()[:50], b'no gzip'):
+        source.write_bytes(content)
+        with pytest.raises(GrafalignError, match=r'source/c/0/0 is damaged'):
+            field.source(slice(0, 10))
+    source.unlink()
+    os.mkfifo(source)
+    with pytest.raises(GrafalignError, match='not a file'):
+        field.source(slice(0, 10))
 
 
 def test_a_check_names_the_files_that_have_changed(model: Model, tmp_path: Path, command: Command) -> None:

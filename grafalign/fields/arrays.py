@@ -24,6 +24,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,11 @@ from pydantic import BaseModel
 from grafalign.errors import DamagedError
 from grafalign.fields.marker import FieldPlan, Numbers
 from grafalign.files import write_atomically
+from grafalign.foreign.files import open_plain
 
 CHUNK = 64
 """Rows and columns of cells in a chunk."""
+_MOST_STATS = 16 << 20
 Floats = npt.NDArray[np.float32]
 
 
@@ -91,7 +94,8 @@ def read_stats(folder: Path, band: int) -> BandStats:
     """
     path = _stats_file(folder, band)
     try:
-        return BandStats.model_validate_json(path.read_bytes())
+        with open_plain(path, _MOST_STATS) as file:
+            return BandStats.model_validate_json(file.read())
     except (OSError, ValueError) as error:
         raise DamagedError(f'{path} is damaged ({" ".join(str(error).split())[:120]}); {_AGAIN}.') from None
 
@@ -192,8 +196,10 @@ def read_source(folder: Path, plan: FieldPlan, rows: slice) -> npt.NDArray[np.ui
     for band in range(rows.start // high, -(-rows.stop // high)):
         path = _file(folder, 'source', band)
         try:
-            pixels = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8).reshape(high, plan.width)
-        except (OSError, ValueError, EOFError) as error:
+            with open_plain(path) as plain, gzip.open(plain) as file:
+                content = file.read(high * plan.width + 1)  # no more, whatever it unfolds to
+            pixels = np.frombuffer(content, np.uint8).reshape(high, plan.width)
+        except (OSError, ValueError, EOFError, zlib.error) as error:
             raise DamagedError(f'{path} is damaged ({error}); {_AGAIN}.') from None
         parts.append(pixels[max(0, rows.start - band * high) : rows.stop - band * high])
     return np.concatenate(parts)
@@ -235,8 +241,10 @@ def _file(folder: Path, name: str, band: int) -> Path:
 
 def _read(path: Path, numbers: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     try:
-        content = path.read_bytes()
-        if len(content) != math.prod(shape) * np.dtype(numbers).itemsize:
+        size = math.prod(shape) * np.dtype(numbers).itemsize
+        with open_plain(path, size) as file:
+            content = file.read()
+        if len(content) != size:
             raise ValueError(f'it has {len(content):,} bytes')
     except (OSError, ValueError) as error:
         raise DamagedError(f'{path} is damaged ({error}); {_AGAIN}.') from None
