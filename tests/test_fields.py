@@ -333,3 +333,14 @@ def test_a_check_names_the_files_that_have_changed(model: Model, tmp_path: Path,
     (field.path / 'bands' / '0.json').unlink()
     code, err = command('check', field.path)
     assert code == 4 and 'norm/c/0/0 has other content' in err and 'bands/0.json cannot be read' in err
+
+
+def test_a_wrong_value_range_is_told(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where most pixels are black or white to the model, a line says so; the marker has the share."""
+    pixels = patchwork(100, 100)
+    pixels[:, :40] = 255
+    scene = write_scene(tmp_path / 's.tif', pixels)
+    assert made(scene, tmp_path / 'right', model).marker.saturated == pytest.approx(0.4, abs=0.01)
+    assert '--value-range' not in capsys.readouterr().err
+    assert made(scene, tmp_path / 'wrong', model, value_range=(0, 1)).marker.saturated == 1
+    assert '100 % of the pixels' in capsys.readouterr().err

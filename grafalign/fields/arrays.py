@@ -82,6 +82,8 @@ class BandStats(BaseModel):
     """Encoded windows that begin in it."""
     missing: int
     """Pixels."""
+    saturated: int
+    """Pixels of which every band lies at or beyond an end of the value range."""
     failed: dict[str, int]
     """Why pieces of scenes could not be read, and how many."""
 
@@ -110,6 +112,8 @@ class Band:
     """Their colours, [rows, columns, 3]."""
     source: npt.NDArray[np.uint8]
     """Scenes of its pixels, [pixel rows, width]."""
+    saturated: int
+    """How many of them are black or white in every band."""
 
 
 def write_band(folder: Path, plan: FieldPlan, number: int, band: Band, windows: int, failed: Mapping[str, int]) -> None:
@@ -143,7 +147,11 @@ def write_band(folder: Path, plan: FieldPlan, number: int, band: Band, windows: 
     _write_rows(folder, 'preview', number, band.preview)
     _write_rows(folder, 'source', number, band.source, plan.cell * CHUNK)
     stats = BandStats(
-        error=error, windows=windows, missing=int((band.source == 0).sum()), failed=dict(sorted(failed.items()))
+        error=error,
+        windows=windows,
+        missing=int((band.source == 0).sum()),
+        saturated=band.saturated,
+        failed=dict(sorted(failed.items())),
     )
     path = _stats_file(folder, number)
     path.parent.mkdir(exist_ok=True)

@@ -29,6 +29,8 @@ from grafalign.locks import LOCK, exclusive
 from grafalign.scenes import BandSource, RangeReader
 
 _DRAFT = 'draft.json'
+_TOO_MANY = 0.5
+"""Share of saturated pixels that is no scene any more."""
 Rows = TypeVar('Rows', bound=np.generic)
 
 
@@ -83,6 +85,12 @@ def make_field(out: Path, source: FieldInput, encoder: WindowEncoder, model: str
             for first, last in _runs(missing):
                 _make_bands(out, source, encoder, first, last, bar)
         marker = _marker(out, plan, model)
+        if marker.saturated > _TOO_MANY:
+            low, high = plan.value_range
+            console.log(
+                f'{100 * marker.saturated:.0f} % of the pixels lie beyond the value range {low:g} to {high:g}, and look '
+                'all black or white to the model; give the --value-range of the scene'
+            )
         marker.write(out / MARKER)
         (out / _DRAFT).unlink()
     return marker
@@ -151,6 +159,7 @@ class _Bands:
         self._means: list[arrays.Floats] = []
         self._previews: list[npt.NDArray[np.uint8]] = []
         self._sources: list[npt.NDArray[np.uint8]] = []
+        self._saturated: list[npt.NDArray[np.int64]] = []
         self._windows: Counter[int] = Counter()
 
     def note_windows(self, start: int, encoded: int) -> None:
@@ -168,6 +177,8 @@ class _Bands:
         self._means.append(mean)
         self._previews.append(cell_colours(strip, self._plan.cell))
         self._sources.append(strip.source)
+        ends = ((strip.values <= 0) | (strip.values >= 1)).all(axis=0) & (strip.source > 0)
+        self._saturated.append(ends.sum(axis=1))
         last = arrays.shape_of(self._plan)[0]
         while self._row >= (self._number + 1) * arrays.CHUNK or (self._row == last and self._means):
             self._write(failed)
@@ -179,6 +190,7 @@ class _Bands:
             _first(self._means, arrays.CHUNK),
             np.concatenate(_first(self._previews, arrays.CHUNK)),
             np.concatenate(_first(self._sources, high)),
+            int(np.concatenate(_first(self._saturated, high)).sum()),
         )
         reasons = Counter(reason for top, reason in failed if top // high == self._number)
         arrays.write_band(self._out, self._plan, self._number, band, self._windows[self._number], reasons)
@@ -236,6 +248,7 @@ def _marker(out: Path, plan: FieldPlan, model: str) -> FieldMarker:
         error=max(stat.error for stat in stats),
         windows=sum(stat.windows for stat in stats),
         missing=round(missing / (plan.height * plan.width), 6),
+        saturated=round(sum(stat.saturated for stat in stats) / (plan.height * plan.width - missing), 6),
         failed=dict(sorted(failed.items())),
         versions={'grafalign': __version__, 'torch': torch.__version__},
         files={p.relative_to(out).as_posix(): file_digest(p) for p in files},

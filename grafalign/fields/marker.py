@@ -74,6 +74,8 @@ class FieldMarker(Marker):
     """Windows that hold anything, all of which were encoded."""
     missing: float
     """Share of the pixels that are missing."""
+    saturated: float
+    """Share of the others that lie beyond the value range in every band: much of it says that the range is wrong."""
     failed: dict[str, int]
     """Why pieces of scenes could not be read, and how many; they are missing."""
     versions: dict[str, str]
