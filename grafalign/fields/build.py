@@ -88,8 +88,8 @@ def make_field(out: Path, source: FieldInput, encoder: WindowEncoder, model: str
         if marker.saturated > _TOO_MANY:
             low, high = plan.value_range
             console.log(
-                f'{100 * marker.saturated:.0f} % of the pixels lie beyond the value range {low:g} to {high:g}, and look '
-                'all black or white to the model; give the --value-range of the scene'
+                f'{100 * marker.saturated:.0f} % of the pixels lie beyond the value range {low:g} to {high:g}, and '
+                'look all black or white to the model; give the --value-range of the scene'
             )
         marker.write(out / MARKER)
         (out / _DRAFT).unlink()
