@@ -344,3 +344,17 @@ def test_a_wrong_value_range_is_told(model: Model, tmp_path: Path, capsys: pytes
     assert '--value-range' not in capsys.readouterr().err
     assert made(scene, tmp_path / 'wrong', model, value_range=(0, 1)).marker.saturated == 1
     assert '100 % of the pixels' in capsys.readouterr().err
+
+
+def test_bands_without_names_are_those_of_a_picture(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of four bands that says nothing of them: the first three are red, green and blue, and a line says so."""
+    pixels = np.concatenate([patchwork(100, 100), np.full((1, 100, 100), 7, np.uint8)])
+    plain = write_scene(tmp_path / 'plain.tif', pixels, photometric='MINISBLACK', alpha='NO')
+    named = made(write_scene(tmp_path / 'named.tif', pixels[:3]), tmp_path / 'named', model)
+    assert 'does not name' not in capsys.readouterr().err
+    field = made(plain, tmp_path / 'plain', model)
+    assert '--bands' in capsys.readouterr().err
+    rows = slice(0, field.shape[0])
+    assert np.array_equal(field.embeddings(rows), named.embeddings(rows))

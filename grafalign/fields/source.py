@@ -11,6 +11,7 @@ import torch
 from odc.geo.geobox import GeoBox
 from torch import Tensor
 
+from grafalign import console
 from grafalign.config import Settings, load_settings
 from grafalign.encoders.lattice import Lattice, stride_of
 from grafalign.encoders.windows import WindowEncoder
@@ -73,7 +74,7 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
         raise InputError(
             f'{scene} holds {len(given.scenes)} scenes, and a field at most {_MOST_SCENES}; narrow the search.'
         )
-    names = list(options.bands or model.preprocessing.bands)
+    names = list(options.bands or _names(given.scenes[0], model.preprocessing.bands))
     sources = [_bands(s, names, model) for s in given.scenes]
     grid, dtype = _opened(sources[0], given.reader)
     value_range = options.value_range or model.value_range or _range_of(dtype, scene)
@@ -160,6 +161,19 @@ def _one(scene: str) -> Scene:
 def _day_of(path: Path) -> date:
     """The day of a file, for scenes that do not say when they were taken: a field is the same whatever its date."""
     return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).date()
+
+
+def _names(scene: Scene, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The model's bands by the names that a scene has for them.
+
+    Where no band of a file has a name or a colour, the first three are red, green and blue, as in any picture.
+    """
+    listed = scene.item['assets'].get('image', {}).get('bands') or []
+    names = tuple(band.get('name') for band in listed)
+    if wanted != ('red', 'green', 'blue') or names != tuple(f'b{i + 1}' for i in range(len(names))) or len(names) < 3:
+        return wanted
+    console.log(f'{scene.item_id} does not name its bands: the first three are taken for red, green and blue (--bands)')
+    return names[:3]
 
 
 def _bands(scene: Scene, names: list[str], model: Model) -> list[BandSource]:
