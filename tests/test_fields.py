@@ -201,7 +201,9 @@ def test_every_block_of_a_remote_scene_is_fetched_once(model: Model, tmp_path: P
     assert np.array_equal(local.embeddings(rows), remote.embeddings(rows))
 
 
-def test_a_damaged_block_is_a_hole_that_is_counted(model: Model, tmp_path: Path) -> None:
+def test_a_damaged_block_is_a_hole_that_is_counted(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What cannot be decoded is missing, the rest is not, and the marker says why, and how many pieces of 128 x 512."""
     scene = write_scene(tmp_path / 's.tif', patchwork(1100, 1100), blockxsize=512, blockysize=512)
     with rasterio.open(scene) as dataset:
@@ -212,6 +214,7 @@ def test_a_damaged_block_is_a_hole_that_is_counted(model: Model, tmp_path: Path)
     field = made(scene, tmp_path / 'f', model, stride=64)
     missing = field.source(slice(0, 1100)) == 0
     assert missing[512:1024, 512:1024].all() and not missing[:512].any() and not missing[:, :512].any()
+    assert '4 pieces of scenes' in capsys.readouterr().err
     assert sum(field.marker.failed.values()) == 4 and 's.tif' in next(iter(field.marker.failed))
 
 

@@ -119,14 +119,14 @@ def _normalised(windows: Tensor, mask: Tensor, encoder: WindowEncoder) -> Tensor
     return (windows - encoder.mean[:, None, None]) / encoder.std[:, None, None]
 
 
-def _reflected(length: int, wanted: int, first: int) -> Tensor:
-    """Indexes of `wanted` pixels of an axis of `length`: beyond the end they go back and forth, not below `first`.
+def _reflected(length: int, count: int, first: int) -> Tensor:
+    """Indexes of `count` pixels of an axis of `length`: beyond the end they go back and forth, not below `first`.
 
     Example:
         >>> _reflected(4, 9, 1).tolist()
         [0, 1, 2, 3, 2, 1, 2, 3, 2]
     """
-    index = torch.arange(wanted)
+    index = torch.arange(count)
     span = length - 1 - first
     if span == 0:
         return index.clamp(max=length - 1)

@@ -29,7 +29,7 @@ from grafalign.locks import LOCK, exclusive
 from grafalign.scenes import BandSource, RangeReader
 
 _DRAFT = 'draft.json'
-_TOO_MANY = 0.5
+_MOST_SATURATED = 0.5
 """Share of saturated pixels that is no scene any more."""
 Rows = TypeVar('Rows', bound=np.generic)
 
@@ -85,7 +85,13 @@ def make_field(out: Path, source: FieldInput, encoder: WindowEncoder, model: str
             for first, last in _runs(missing):
                 _make_bands(out, source, encoder, first, last, bar)
         marker = _marker(out, plan, model)
-        if marker.saturated > _TOO_MANY:
+        if marker.failed:
+            reason, count = max(marker.failed.items(), key=lambda item: item[1])
+            console.log(
+                f'{sum(marker.failed.values()):,} pieces of scenes could not be read and are missing (most often, '
+                f'{count:,} times: {reason})'
+            )
+        if marker.saturated > _MOST_SATURATED:
             low, high = plan.value_range
             console.log(
                 f'{100 * marker.saturated:.0f} % of the pixels lie beyond the value range {low:g} to {high:g}, and '

@@ -43,11 +43,11 @@ def field_grid(grid: Grid, gsd_m: float | None, name: str, *, any_gsd: bool = Fa
     """
     crs = CRS.from_wkt(grid.crs_wkt)
     own = _pixel_metres(grid, crs)
-    wanted = own if gsd_m is None else gsd_m
-    factor = own / wanted
+    model_m = own if gsd_m is None else gsd_m
+    factor = own / model_m
     if max(factor, 1 / factor) > _FAR * 1.001 and not any_gsd:
         raise InputError(
-            f'{name} has pixels of {own:.3g} m and the model was trained on {wanted:.3g} m: what it would see is not '
+            f'{name} has pixels of {own:.3g} m and the model was trained on {model_m:.3g} m: what it would see is not '
             'what it knows. Give scenes nearer to that, or --any-gsd to resample all the same.'
         )
     same = abs(factor - 1) < _SAME
@@ -55,9 +55,9 @@ def field_grid(grid: Grid, gsd_m: float | None, name: str, *, any_gsd: bool = Fa
     if same and not turned and not crs.is_geographic:
         return GeoBox((grid.height, grid.width), grid.transform, grid.crs_name), own
     if not same:
-        console.log(f'{name}: pixels of {own:.3g} m are resampled to the {wanted:.3g} m of the model')
+        console.log(f'{name}: pixels of {own:.3g} m are resampled to the {model_m:.3g} m of the model')
     target = crs if not crs.is_geographic else _metric_zone(grid, crs)
-    return _covering(grid, crs, target, own if same else wanted), own if same else wanted
+    return _covering(grid, crs, target, own if same else model_m), own if same else model_m
 
 
 def _pixel_metres(grid: Grid, crs: CRS) -> float:

@@ -163,15 +163,15 @@ def _day_of(path: Path) -> date:
     return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).date()
 
 
-def _names(scene: Scene, wanted: tuple[str, ...]) -> tuple[str, ...]:
+def _names(scene: Scene, bands: tuple[str, ...]) -> tuple[str, ...]:
     """The model's bands by the names that a scene has for them.
 
     Where no band of a file has a name or a colour, the first three are red, green and blue, as in any picture.
     """
     listed = scene.item['assets'].get('image', {}).get('bands') or []
     names = tuple(band.get('name') for band in listed)
-    if wanted != ('red', 'green', 'blue') or names != tuple(f'b{i + 1}' for i in range(len(names))) or len(names) < 3:
-        return wanted
+    if bands != ('red', 'green', 'blue') or names != tuple(f'b{i + 1}' for i in range(len(names))) or len(names) < 3:
+        return bands
     console.log(f'{scene.item_id} does not name its bands: the first three are taken for red, green and blue (--bands)')
     return names[:3]
 

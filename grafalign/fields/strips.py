@@ -107,15 +107,15 @@ class Strips:
                         np.zeros((len(self._scenes[0]), rows, width), np.float32),
                         np.zeros((rows, width), np.uint8),
                     )
-                    for place, pieces in enumerate(readers, start=1):
+                    for scene, pieces in enumerate(readers, start=1):
                         for column, piece in enumerate(pieces.row(number)):
-                            self._lay(strip, piece, lefts[column], place)
+                            self._lay(strip, piece, lefts[column], scene)
                     yield strip
             finally:
                 for pieces in readers:
                     pieces.close()
 
-    def _lay(self, strip: Strip, piece: Cut | str, left: int, place: int) -> None:
+    def _lay(self, strip: Strip, piece: Cut | str, left: int, scene: int) -> None:
         """Put a piece of a scene where nothing is yet."""
         if isinstance(piece, str):
             self.failed.append((strip.row, piece))
@@ -129,7 +129,7 @@ class Strips:
         scale, offset = (np.asarray(v, np.float32)[:, None, None] for v in (piece.scale, piece.offset))
         unit = to_unit(piece.pixels[:, *inside].astype(np.float32) * scale + offset, *self._range)
         strip.values[:, :, columns] = np.where(take, unit, strip.values[:, :, columns])
-        strip.source[:, columns][take] = place
+        strip.source[:, columns][take] = scene
 
 
 def _piece(box: GeoBox, top: int, left: int) -> GeoBox:
