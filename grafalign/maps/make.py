@@ -91,7 +91,9 @@ def make_map(
                     scores, field.cells, 'int16', _SCORE_NODATA, 'AVERAGE', names=classes.names, scale=SCORE_SCALE
                 )
             )
-        for part in console.track(_parts(field, classes, temperature), 'classifying rows of pixels', plan.height):
+        bar = files.enter_context(console.progress('classifying rows of pixels', plan.height))
+        for part in _parts(field, classes, temperature):
+            bar.advance(len(part.labels))
             done = np.where(part.labels == UNKNOWN, nodata, part.labels).astype(dtype)
             labels_file.write(done)
             counts = np.bincount(part.labels[part.labels != UNKNOWN], minlength=count)
