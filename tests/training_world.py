@@ -71,11 +71,24 @@ def launch(
     """Start `grafalign train` in processes of its own, joined over gloo where there are several."""
     path.write_text(yaml.safe_dump(config.model_dump(mode='json')))
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'COLUMNS': '200'}
+    return _start([*launcher, '-m', *program, str(path)], {})
+
+
+def launch_rank(config: TrainSettings, path: Path, rank: int, world: int, port: int) -> subprocess.Popen[bytes]:
+    """Start one of `world` processes of `grafalign train` that meet at `port`, without a launcher that watches them."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode='json')))
+    numbers = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': world, 'MASTER_PORT': port}
+    return _start(
+        ['-m', 'grafalign', 'train', str(path)],
+        {'MASTER_ADDR': '127.0.0.1', **{name: str(number) for name, number in numbers.items()}},
+    )
+
+
+def _start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, *launcher, '-m', *program, str(path)],
+        [sys.executable, *arguments],
         cwd=Path(__file__).parent.parent,
-        env=environment,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'COLUMNS': '200', **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
