@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grafalign.artefacts import Marker
 from grafalign.benchmarks.results import Result
+from grafalign.calibration.places import CalibrationMarker
 from grafalign.encoders.bank import BankMarker
 from grafalign.exchange.marker import ExportMarker
 from grafalign.fields.marker import FieldMarker
@@ -25,6 +26,7 @@ MARKERS: dict[str, type[Marker]] = {
     'index.json': IndexMarker,
     'result.json': Result,
     'field.json': FieldMarker,
+    'calibration.json': CalibrationMarker,
     'report.json': Report,
     'grafalign_export.json': ExportMarker,
 }

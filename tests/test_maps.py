@@ -26,6 +26,7 @@ from grafalign.encoders.lattice import to_pixels
 from grafalign.fields import Field, open_field
 from grafalign.maps import MapFiles, embed_classes, load_classes, make_map, write_map
 from grafalign.maps.labels import UNKNOWN, CellScores, pixel_labels
+from grafalign.maps.write import uncalibrated as plain
 from grafalign.models import Model, load_model
 from tests.commands import Command, contents, finish, interrupted, refused, start, write_yaml
 from tests.scenes import patchwork, write_scene
@@ -75,7 +76,14 @@ def test_confidence_is_the_probability_of_the_class(model: Model, tmp_path: Path
     """In the middle of a cell it is the softmax of the cell's scores at the temperature, in steps of 1/250."""
     field = made(write_scene(tmp_path / 's.tif', patchwork(112, 112)), tmp_path / 'f', model, stride=16)
     classes = embed_classes(load_classes(WORDS), model.embed_texts)
-    make_map(field, classes, tmp_path / 'm.tif', 0.05, confidence=tmp_path / 'c.tif', scores=tmp_path / 's2.tif')
+    make_map(
+        field,
+        classes,
+        tmp_path / 'm.tif',
+        plain(0.05, len(WORDS)),
+        confidence=tmp_path / 'c.tif',
+        scores=tmp_path / 's2.tif',
+    )
     scores = field.embeddings(slice(0, 7)) @ classes.vectors.T / 0.05
     chance = np.exp(scores - scores.max(-1, keepdims=True))
     chance /= chance.sum(-1, keepdims=True)
@@ -154,7 +162,7 @@ def test_a_class_of_several_prompts_is_their_mean_or_their_best(model: Model, tm
     np.testing.assert_allclose(mean.vectors, [middle, water], atol=1e-6)
     np.testing.assert_allclose(best.vectors, [forest, meadow, water], atol=1e-6)
     field = made(write_scene(tmp_path / 's.tif', patchwork(64, 64)), tmp_path / 'f', model)
-    make_map(field, best, tmp_path / 'm.tif', 0.1, scores=tmp_path / 'scores.tif')
+    make_map(field, best, tmp_path / 'm.tif', plain(0.1, len(best.classes)), scores=tmp_path / 'scores.tif')
     cells = field.embeddings(slice(0, 4))
     with rasterio.open(tmp_path / 'scores.tif') as dataset:
         scores = dataset.read() * dataset.scales[0]
@@ -165,7 +173,8 @@ def test_more_classes_than_a_byte_holds_are_written_in_two(model: Model, tmp_pat
     """300 classes become uint16 with 65535 for nodata; all values are classes."""
     field = made(write_scene(tmp_path / 's.tif', patchwork(128, 96)), tmp_path / 'f', model)
     names = [f'thing {i}' for i in range(300)]
-    summary = make_map(field, embed_classes(load_classes(names), model.embed_texts), tmp_path / 'm.tif', 0.1)
+    classes = embed_classes(load_classes(names), model.embed_texts)
+    summary = make_map(field, classes, tmp_path / 'm.tif', plain(0.1, len(names)))
     with rasterio.open(tmp_path / 'm.tif') as dataset:
         assert dataset.dtypes == ('uint16',) and dataset.nodata == 65535
         labels = dataset.read(1)

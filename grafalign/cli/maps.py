@@ -83,6 +83,17 @@ def map_(
     temperature: Annotated[
         float | None, typer.Option(help="Probabilities are softmax(scores / temperature); the model's own by default.")
     ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help='Folder of `grafalign calibrate`, for probabilities that can be relied on.')
+    ] = None,
+    leave_out: Annotated[
+        float | None,
+        typer.Option(
+            help='Leave out pixels that are none of the classes, and with them about this share of those that are one.',
+            min=0,
+            max=0.5,
+        ),
+    ] = None,
     of: Kind = None,
     overlap: Overlap = None,
     stride: Stride = None,
@@ -98,9 +109,12 @@ def map_(
     Example: grafalign map scene.tif --model runs/patch --words classes.yaml --out map.tif --polygons map.parquet
 
     Example: grafalign map runs/field --words forest,water,town --out map.tif
+
+    Example: grafalign map runs/field --words forest,water --out map.tif --calibration runs/calibration --leave-out 0.05
     """
     import shutil
 
+    from grafalign.calibration import open_places
     from grafalign.errors import StaleError, naming_full_disk
     from grafalign.fields import MARKER, open_field
     from grafalign.maps import MapFiles, load_classes, write_map
@@ -109,6 +123,9 @@ def map_(
     if out.suffix.lower() not in ('.tif', '.tiff'):
         raise InputError(f'--out {out} is no GeoTIFF; give a name that ends in .tif.')
     content = load_classes(words)  # before hours of encoding
+    if calibration is not None and temperature is not None:
+        raise InputError('--calibration fits the temperature; leave out --temperature.')
+    places = None if calibration is None else open_places(calibration)
     folder, temporary = Path(scene), False
     if '://' in scene or not (folder / MARKER).is_file():
         if model is None:
@@ -125,11 +142,43 @@ def map_(
         )
     files = MapFiles(out, out.with_name(f'{out.stem}_confidence{out.suffix}'), scores, polygons)
     with naming_full_disk(out):
-        summary = write_map(source, content, loaded, files, temperature=temperature, min_area_m2=min_area)
+        summary = write_map(
+            source,
+            content,
+            loaded,
+            files,
+            temperature=temperature,
+            places=places,
+            leave_out=leave_out,
+            min_area_m2=min_area,
+        )
     if temporary:
         shutil.rmtree(folder)
     result: dict[str, Any] = {'map': str(out), **{f'share of {n}': round(s, 4) for n, s in summary.shares.items()}}
     show({**result, 'pixels without class': summary.missing}, str(out), as_json)
+
+
+@app.command()
+def calibrate(
+    fields: Annotated[list[Path], typer.Argument(help='Fields of one model, over land where photos were held out.')],
+    store: Annotated[Path, typer.Option(help='Pair store with those photos, and its photo bank.')],
+    out: Annotated[Path, typer.Option(help='Folder to write, for `grafalign map --calibration`.')],
+    bank: Annotated[Path | None, typer.Option(help="The photo bank; the store's own by default.")] = None,
+    seed: Annotated[int, typer.Option(help='Of the points at which photos look.', min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Collect held-out photos on fields, so that maps say how sure they are. No label is needed.
+
+    Example: grafalign calibrate runs/field --store runs/pairs --out runs/calibration
+    """
+    from grafalign.calibration import collect_places
+    from grafalign.encoders import load_bank
+    from grafalign.fields import open_field
+    from grafalign.store import PairStore
+
+    opened = PairStore(store)
+    marker = collect_places([open_field(path) for path in fields], opened, load_bank(opened, bank), out, seed)
+    show({'photos': marker.photos, 'photos beyond the fields': marker.without}, str(out), as_json)
 
 
 def _options(

@@ -25,6 +25,9 @@ from grafalign.fields import arrays
 from grafalign.fields.build import geobox_of
 from grafalign.fields.marker import MARKER, FieldMarker
 
+_SAMPLED_CHUNKS = 16
+"""Chunks that a sample of cells is drawn from, at least; reading more takes longer."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -73,6 +76,27 @@ class Field:
     def embeddings(self, rows: slice, columns: slice | None = None) -> npt.NDArray[np.float32]:
         """Mean embeddings of cells, [rows, columns, D]; 0 where nothing is known."""
         return arrays.read_embeddings(self.path, self.plan, rows, columns or slice(0, self.shape[1]))
+
+    def sample(self, count: int = 20_000, seed: int = 0) -> npt.NDArray[np.float32]:
+        """Mean embeddings of about so many cells that are known, from chunks all over the field, [N, D].
+
+        Args:
+            count: of cells.
+            seed: of the choice.
+        """
+        rows, columns = (-(-side // arrays.CHUNK) for side in self.shape)
+        rng = np.random.default_rng(seed)
+        parts: list[npt.NDArray[np.float32]] = []
+        for number in rng.permutation(rows * columns).tolist():
+            top, left = (arrays.CHUNK * i for i in divmod(number, columns))
+            cells = self.embeddings(
+                slice(top, min(top + arrays.CHUNK, self.shape[0])), slice(left, min(left + arrays.CHUNK, self.shape[1]))
+            ).reshape(-1, self.plan.dimensions)
+            cells = cells[(cells != 0).any(axis=1)]
+            parts.append(rng.permutation(cells)[: max(1, count // _SAMPLED_CHUNKS)])
+            if sum(len(part) for part in parts) >= count:
+                break
+        return np.concatenate(parts)
 
     def agreement(self, rows: slice, columns: slice | None = None) -> npt.NDArray[np.float32]:
         """How far overlapping windows agree about cells: 1 where all say the same, 0 where nothing is known."""

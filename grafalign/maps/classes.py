@@ -25,6 +25,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from grafalign import console
+from grafalign.calibration import Question
 from grafalign.config import Settings, load_settings
 from grafalign.encoders.ensemble import Vectors, ensemble
 from grafalign.errors import InputError
@@ -87,6 +88,15 @@ class MapClasses:
     def names(self) -> list[str]:
         """Names in the order of their values."""
         return [c.name for c in self.classes]
+
+
+NONE = MapClass('none of these', (128, 128, 128), background=True)
+"""What is none of a map's classes, where that is asked for."""
+
+
+def question_of(classes: MapClasses) -> Question:
+    """What fields are asked for."""
+    return Question(classes.vectors, classes.class_of)
 
 
 def load_classes(words: Sequence[str]) -> ClassesFile:

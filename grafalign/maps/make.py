@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from grafalign import console
+from grafalign.calibration import Calibration, Question
+from grafalign.encoders.lattice import to_pixels
 from grafalign.errors import InputError
 from grafalign.fields import Field
-from grafalign.maps.classes import MapClasses
+from grafalign.maps.classes import NONE, MapClass, MapClasses, question_of
 from grafalign.maps.cog import as_bytes, write_class_names, writing_cog
 from grafalign.maps.labels import UNKNOWN, CellScores, pixel_labels
 
@@ -47,7 +50,7 @@ def make_map(
     field: Field,
     classes: MapClasses,
     out: Path,
-    temperature: float,
+    calibration: Calibration,
     *,
     confidence: Path | None = None,
     scores: Path | None = None,
@@ -58,7 +61,8 @@ def make_map(
         field: the field.
         classes: what to look for, in the space of the field's model.
         out: the class map, a COG: uint8 and a palette up to 254 classes, uint16 beyond.
-        temperature: probabilities are softmax(scores / temperature).
+        calibration: how scores become probabilities; where it has contrasting words, pixels that are none of the
+            classes get a value of their own, after those of the classes.
         confidence: COG of the probability of each pixel's class, 0 to 250.
         scores: COG with one band a class, on the grid of cells: scores are linear between their middles.
 
@@ -71,11 +75,12 @@ def make_map(
             f'The words have {classes.vectors.shape[1]} dimensions and {field.path} has {plan.dimensions}; it was made '
             f'by {field.marker.model}, give that model.'
         )
-    count = len(classes.classes)
+    shown = shown_classes(classes, calibration)
+    count = len(shown)
     nodata = nodata_of(count)
     small = nodata == 255
     dtype = np.dtype(np.uint8 if small else np.uint16)
-    palette = {i: c.colour for i, c in enumerate(classes.classes)} if small else None
+    palette = {i: c.colour for i, c in enumerate(shown)} if small else None
     pixels = np.zeros(count, dtype=np.int64)
     missing = 0
     with contextlib.ExitStack() as files:
@@ -92,7 +97,7 @@ def make_map(
                 )
             )
         bar = files.enter_context(console.progress('classifying rows of pixels', plan.height))
-        for part in _parts(field, classes, temperature):
+        for part in _parts(field, question_of(classes), calibration):
             bar.advance(len(part.labels))
             done = np.where(part.labels == UNKNOWN, nodata, part.labels).astype(dtype)
             labels_file.write(done)
@@ -102,9 +107,22 @@ def make_map(
             if sure_file is not None:
                 sure_file.write(as_bytes(part.chance, part.labels == UNKNOWN))
             if scores_file is not None:
-                scores_file.write(_as_numbers(part.cells))
-    write_class_names(out, classes.classes)
-    return MapSummary(dict(zip(classes.names, pixels.tolist(), strict=True)), missing, plan.pixel_m**2)
+                scores_file.write(_as_numbers(part.scores, part.known))
+    write_class_names(out, shown)
+    return MapSummary(dict(zip((c.name for c in shown), pixels.tolist(), strict=True)), missing, plan.pixel_m**2)
+
+
+def shown_classes(classes: MapClasses, calibration: Calibration) -> tuple[MapClass, ...]:
+    """All classes that a map has values for, in their order: its own, and `none of these` where it is asked for.
+
+    Raises:
+        GrafalignError: a class has that name.
+    """
+    if calibration.contrast is None:
+        return classes.classes
+    if NONE.name in classes.names:
+        raise InputError(f'A class is called {NONE.name!r}, which is what is left out; give it another name.')
+    return (*classes.classes, NONE)
 
 
 def nodata_of(count: int) -> int:
@@ -119,42 +137,44 @@ class _Part:
     labels: npt.NDArray[np.int32]
     """[rows, W]"""
     chance: npt.NDArray[np.float32]
-    """[rows, W]"""
-    cells: CellScores
-    """Of the rows of cells that these pixels are of."""
+    """[rows, W]; 0 for none of the classes."""
+    scores: Tensor
+    """Cosines of the cells that these pixels are of, [r, c, K]."""
+    known: Tensor
+    """bool [r, c]"""
 
 
-def _parts(field: Field, classes: MapClasses, temperature: float) -> Iterator[_Part]:
+def _parts(field: Field, question: Question, calibration: Calibration) -> Iterator[_Part]:
     """Rows of the map from the top down; each is computed with one row of cells more above and below."""
     plan = field.plan
     rows, columns = field.shape
-    step = max(1, min(_MOST_ROWS, _SCORES_BYTES // (4 * columns * max(len(classes.vectors), plan.dimensions))))
-    vectors = torch.from_numpy(classes.vectors)
+    numbers = max(plan.dimensions, _vectors(question, calibration))
+    step = max(1, min(_MOST_ROWS, _SCORES_BYTES // (4 * columns * numbers)))
+    offsets = torch.from_numpy(calibration.offsets)
     for top in range(0, rows, step):
         bottom = min(top + step, rows)
         first, last = max(0, top - 1), min(rows, bottom + 1)
         embeddings = torch.from_numpy(field.embeddings(slice(first, last)))
         known = (embeddings != 0).any(-1)
-        cells = CellScores(_by_class(embeddings @ vectors.T, classes), known, temperature)
-        labels, chance = pixel_labels(cells, plan.cell)
+        scores = question.scores(embeddings)
+        labels, chance = pixel_labels(CellScores(scores + offsets, known, calibration.temperature), plan.cell)
+        if calibration.contrast is not None:
+            margins = to_pixels(calibration.margins(scores, embeddings)[None], known, plan.cell)[0].numpy()
+            none = (margins < calibration.contrast.least) & (labels != UNKNOWN)
+            labels[none], chance[none] = question.classes, 0
         pixels = slice(top * plan.cell, min(bottom * plan.cell, plan.height))
         inner = slice((top - first) * plan.cell, (top - first) * plan.cell + pixels.stop - pixels.start)
         labels, chance = labels[inner, : plan.width], chance[inner, : plan.width]
         labels[field.source(pixels) == 0] = UNKNOWN
         inside = slice(top - first, bottom - first)
-        yield _Part(labels, chance, CellScores(cells.scores[inside], known[inside], temperature))
+        yield _Part(labels, chance, scores[inside], known[inside])
 
 
-def _by_class(scores: torch.Tensor, classes: MapClasses) -> torch.Tensor:
-    """Scores of prompts [r, c, P] as scores of classes [r, c, K]: the highest of each class's."""
-    count = len(classes.classes)
-    if scores.shape[-1] == count:
-        return scores
-    index = torch.from_numpy(classes.class_of).expand(scores.shape)
-    empty = torch.full((*scores.shape[:2], count), -torch.inf)
-    return empty.scatter_reduce(2, index, scores, 'amax')
+def _vectors(question: Question, calibration: Calibration) -> int:
+    """How many scores a cell has."""
+    return len(question.vectors) + (0 if calibration.contrast is None else len(calibration.contrast.vectors))
 
 
-def _as_numbers(cells: CellScores) -> npt.NDArray[np.int16]:
-    numbers = np.rint(cells.scores.permute(2, 0, 1).numpy() / SCORE_SCALE).clip(-32767, 32767)
-    return np.where(cells.known.numpy(), numbers, _SCORE_NODATA).astype(np.int16)
+def _as_numbers(scores: Tensor, known: Tensor) -> npt.NDArray[np.int16]:
+    numbers = np.rint(scores.permute(2, 0, 1).numpy() / SCORE_SCALE).clip(-32767, 32767)
+    return np.where(known.numpy(), numbers, _SCORE_NODATA).astype(np.int16)

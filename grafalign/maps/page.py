@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from rasterio.enums import Resampling
 from grafalign.fields import Field
 from grafalign.files import write_atomically
 from grafalign.foreign.rasters import open_raster
-from grafalign.maps.classes import MapClasses
+from grafalign.maps.classes import MapClass
 from grafalign.maps.make import MapSummary
 from grafalign.pages import exact_picture_url, picture_url, render
 
@@ -23,7 +23,7 @@ _LONGEST_PX = 900
 def write_page(
     path: Path,
     field: Field,
-    classes: MapClasses,
+    classes: Sequence[MapClass],
     summary: MapSummary,
     files: Mapping[str, Path],
     made: str,
@@ -40,8 +40,8 @@ def write_page(
     """
     confidence = None if 'confidence' not in files else exact_picture_url(_confidence(files['confidence']))
     shares = sorted(summary.shares.items(), key=lambda s: -s[1])
-    colours = {c.name: '#{:02x}{:02x}{:02x}'.format(*c.colour) for c in classes.classes}
-    background = {c.name for c in classes.classes if c.background}
+    colours = {c.name: '#{:02x}{:02x}{:02x}'.format(*c.colour) for c in classes}
+    background = {c.name for c in classes if c.background}
     rows = [
         {
             'name': name,
@@ -79,9 +79,9 @@ def _reduced(path: Path, resampling: Resampling) -> npt.NDArray[np.generic]:
     return pixels
 
 
-def _coloured(path: Path, classes: MapClasses) -> Image.Image:
+def _coloured(path: Path, classes: Sequence[MapClass]) -> Image.Image:
     labels = _reduced(path, Resampling.nearest).astype(np.int64)
-    colours = np.array([c.colour for c in classes.classes], dtype=np.uint8)
+    colours = np.array([c.colour for c in classes], dtype=np.uint8)
     known = labels < len(colours)
     image = np.zeros((*labels.shape, 4), dtype=np.uint8)
     image[known, :3] = colours[labels[known]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from shapely.geometry import mapping
 from grafalign import __version__
 from grafalign.fields import Field
 from grafalign.files import write_atomically
-from grafalign.maps.classes import MapClasses
+from grafalign.maps.classes import MapClass
 from grafalign.scenes.regions import across_antimeridian
 
 _EXTENSIONS = [
@@ -25,7 +25,7 @@ _EXTENSIONS = [
 _COG = 'image/tiff; application=geotiff; profile=cloud-optimized'
 
 
-def write_item(path: Path, field: Field, classes: MapClasses, files: Mapping[str, Path], nodata: int) -> None:
+def write_item(path: Path, field: Field, classes: Sequence[MapClass], files: Mapping[str, Path], nodata: int) -> None:
     """Write the STAC item of a map.
 
     Args:
@@ -38,7 +38,9 @@ def write_item(path: Path, field: Field, classes: MapClasses, files: Mapping[str
     write_atomically(path, (json.dumps(_item(path, field, classes, files, nodata), indent=2) + '\n').encode())
 
 
-def _item(path: Path, field: Field, classes: MapClasses, files: Mapping[str, Path], nodata: int) -> dict[str, Any]:
+def _item(
+    path: Path, field: Field, classes: Sequence[MapClass], files: Mapping[str, Path], nodata: int
+) -> dict[str, Any]:
     outline = across_antimeridian(field.geobox.extent.to_crs('EPSG:4326', resolution='auto').geom)
     times = sorted(datetime.fromisoformat(s.datetime) for s in field.plan.scenes)
     stamps = [t.astimezone(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ') for t in (times[0], times[-1])]
@@ -52,7 +54,7 @@ def _item(path: Path, field: Field, classes: MapClasses, files: Mapping[str, Pat
             'description': c.name,
             'color_hint': '{:02X}{:02X}{:02X}'.format(*c.colour),
         }
-        for i, c in enumerate(classes.classes)
+        for i, c in enumerate(classes)
     ]
     listed.append({'value': nodata, 'name': 'nodata', 'description': 'nothing is known', 'nodata': True})
     titles = {

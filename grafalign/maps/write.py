@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from grafalign import __version__, console
+from grafalign.calibration import Calibration, PhotoPlaces, calibrate, contrasting_words
+from grafalign.encoders.ensemble import ensemble
+from grafalign.errors import InputError, StaleError
 from grafalign.fields import Field
-from grafalign.maps.classes import ClassesFile, embed_classes
-from grafalign.maps.make import MapSummary, make_map, nodata_of
+from grafalign.maps.classes import ClassesFile, MapClasses, embed_classes, question_of
+from grafalign.maps.make import MapSummary, make_map, nodata_of, shown_classes
 from grafalign.maps.page import write_page
 from grafalign.maps.stac import write_item
 from grafalign.models import Model
+from grafalign.zeroshot.prompts import prompt_vectors
 
 _CLIPS_OWN = 0.01
 """CLIP's own temperature, for a model that states none."""
@@ -39,6 +45,8 @@ def write_map(
     files: MapFiles,
     *,
     temperature: float | None = None,
+    places: PhotoPlaces | None = None,
+    leave_out: float | None = None,
     min_area_m2: float = 0.0,
 ) -> MapSummary:
     """Write a map: rasters, polygons, a STAC item and a page beside them.
@@ -48,20 +56,30 @@ def write_map(
         content: what for.
         model: the field's model, for its words.
         files: what is written, and where.
-        temperature: of the probabilities; the one that the model was trained with by default.
+        temperature: of the probabilities, where there are no `places`; the model's own by default.
+        places: held-out photos to calibrate on.
+        leave_out: pixels that are none of the classes are left out, so that about this share of the places that show
+            one is lost; None leaves out none.
         min_area_m2: smallest polygon.
 
     Raises:
         GrafalignError: a file cannot be written, or a chunk of the field is damaged.
     """
     classes = embed_classes(content, model.embed_texts)
-    temperature = temperature or float(model.metadata.get('tau') or _CLIPS_OWN)
-    summary = make_map(field, classes, files.map, temperature, confidence=files.confidence, scores=files.scores)
+    if places is not None:
+        calibration = _calibrated(field, content, classes, model, places, leave_out)
+    elif leave_out is not None:
+        raise InputError('What is none of the classes is only known from photos; give --calibration.')
+    else:
+        own = temperature or float(model.metadata.get('tau') or _CLIPS_OWN)
+        calibration = uncalibrated(own, len(classes.classes))
+    summary = make_map(field, classes, files.map, calibration, confidence=files.confidence, scores=files.scores)
+    shown = shown_classes(classes, calibration)
     if files.polygons is not None:
         from grafalign.maps.polygons import write_polygons
 
-        names = dict(enumerate(classes.names))
-        background = [i for i, c in enumerate(classes.classes) if c.background]
+        names = {i: c.name for i, c in enumerate(shown)}
+        background = [i for i, c in enumerate(shown) if c.background]
         count = write_polygons(
             files.map,
             files.polygons,
@@ -72,11 +90,50 @@ def write_map(
         )
         console.log(f'{files.polygons}: {count:,} polygons')
     item, page = files.map.with_suffix('.json'), files.map.with_suffix('.html')
-    write_item(item, field, classes, files.written, nodata_of(len(classes.classes)))
+    write_item(item, field, shown, files.written, nodata_of(len(shown)))
     made = (
         f'grafalign {__version__}, model {field.marker.model}, {field.marker.windows:,} windows of {field.plan.window} '
-        f'px with a stride of {field.plan.stride} px, embeddings of {field.plan.of}, temperature {temperature:g}; the '
-        'probabilities are not calibrated'
+        f'px with a stride of {field.plan.stride} px, embeddings of {field.plan.of}; {_described(calibration)}'
     )
-    write_page(page, field, classes, summary, files.written, made)
+    write_page(page, field, shown, summary, files.written, made)
     return summary
+
+
+def uncalibrated(temperature: float, classes: int) -> Calibration:
+    """Probabilities by a temperature alone."""
+    return Calibration(temperature, np.zeros(classes, dtype=np.float32), 0, 0, 0, 0, None)
+
+
+def _calibrated(
+    field: Field,
+    content: ClassesFile,
+    classes: MapClasses,
+    model: Model,
+    places: PhotoPlaces,
+    leave_out: float | None,
+) -> Calibration:
+    """Probabilities for these classes on this field."""
+    plan, theirs = field.plan, places.marker
+    if (theirs.model_digest, theirs.of) != (plan.model_digest, plan.of):
+        raise StaleError(
+            f'The calibration is of {theirs.of} of {theirs.model}, and {field.path} of {plan.of} of '
+            f'{field.marker.model}; calibrate a field of that model.'
+        )
+    contrasting = None
+    if leave_out is not None:
+        contrasting = ensemble(prompt_vectors(model.embed_texts, contrasting_words(), content.templates))
+    calibration = calibrate(places, question_of(classes), field.sample(), contrasting, leave_out or 0)
+    console.log(_described(calibration))
+    return calibration
+
+
+def _described(calibration: Calibration) -> str:
+    if not calibration.photos:
+        return f'temperature {calibration.temperature:g}; the probabilities are not calibrated'
+    none = ''
+    if calibration.contrast is not None:
+        none = f'; "none of these" against {len(calibration.contrast.vectors)} contrasting words'
+    return (
+        f'probabilities calibrated on {calibration.photos:,} held-out photos (temperature '
+        f'{calibration.temperature:.3g}, strength of the photo prior {calibration.prior:.2f}){none}'
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Floats = npt.NDArray[np.floating]
 
@@ -40,3 +42,22 @@ def photo_prior(photos: Floats, classes: Floats, tau: float, strength: float = 1
     nearest = (np.asarray(photos, dtype=np.float32) @ classes.T).argmax(1)
     count = np.bincount(nearest, minlength=len(classes)) + 1.0
     return np.asarray(strength * tau * np.log(count / count.sum()), dtype=np.float32)
+
+
+def scores_by_class(scores: Tensor, class_of: npt.NDArray[np.int64]) -> Tensor:
+    """Scores of vectors [..., V] as scores of classes [..., K]: the highest of each class's.
+
+    Args:
+        scores: of V vectors.
+        class_of: the class of each vector, [V], rising from 0.
+
+    Example:
+        >>> scores_by_class(torch.tensor([0.1, 0.3, 0.2]), np.array([0, 0, 1]))
+        tensor([0.3000, 0.2000])
+    """
+    count = int(class_of[-1]) + 1
+    if scores.shape[-1] == count:
+        return scores
+    index = torch.from_numpy(class_of).expand(scores.shape)
+    empty = torch.full((*scores.shape[:-1], count), -torch.inf, dtype=scores.dtype)
+    return empty.scatter_reduce(-1, index, scores, 'amax')

@@ -1,0 +1,271 @@
+"""Probabilities from held-out photos: how sharp they are, how much photos' favourites count, what is none of them.
+
+A cell's classes have the probabilities softmax(score / T + b log share), with the share of each class among all photos
+(see `zeroshot.photo_prior`). T and b are fitted on photos that no training saw. Of each, CLIP says which class it
+shows; which ground it shows is not known exactly, so its class has the probability
+
+    (1 - e - a) * mean over points in its view  +  e * mean over points around it  +  a * share of the class
+
+with the softmax at points of the field, and e, a fitted as well. Without them every photo of what is next to its view
+would count against the model, and T would come out too high: a map's pixels are no photos. Photos also favour places of
+some classes over others, so each photo counts as much as the class that the map gives its view has land on the map
+(a correction of covariate shift: Shimodaira 2000).
+
+"None of these" compares with contrasting words: where all classes together, against all contrasting words together,
+are less likely than at all but a given share of the places whose photos show one of the classes, nothing is said.
+No label of a satellite image is used anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from grafalign.calibration.contrast import apart
+from grafalign.calibration.places import PhotoPlaces
+from grafalign.errors import InputError
+from grafalign.zeroshot.classify import scores_by_class
+
+_MOST_SCORES = 32_000_000
+"""Scores of points in view that a fit looks at, at 8 bytes each; fewer photos take part beyond."""
+_HEAVIEST = 10.0
+"""Most that one photo may count, in photos."""
+_ROUNDS = 3
+"""Fits, each with the weights of the map that the one before makes."""
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: classes, each of one vector or of several of which the best counts."""
+
+    vectors: Floats
+    """Unit vectors [V, D]."""
+    class_of: npt.NDArray[np.int64]
+    """[V], rising from 0."""
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return int(self.class_of[-1]) + 1
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """Scores [..., K] of embeddings [..., D]."""
+        vectors = torch.from_numpy(self.vectors).to(embeddings.dtype)
+        return scores_by_class(embeddings @ vectors.T, self.class_of)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What the classes are compared with."""
+
+    vectors: Floats
+    """Unit vectors of the contrasting words, [C, D]."""
+    offsets: Floats
+    """Added to their scores, [C]."""
+    least: float
+    """Margin below which a cell is none of the classes."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How scores become probabilities."""
+
+    temperature: float
+    """T."""
+    offsets: Floats
+    """Added to the classes' scores before they are compared and divided by T, [K]: T b log share."""
+    prior: float
+    """b."""
+    elsewhere: float
+    """Share of photos that show something around their view."""
+    anything: float
+    """Share of photos that show anything."""
+    photos: int
+    """Photos it was fitted on."""
+    contrast: Contrast | None
+
+    def margins(self, scores: Tensor, embeddings: Tensor) -> Tensor:
+        """Log odds of all classes together against all contrasting words together.
+
+        Args:
+            scores: of the classes, without offsets, [..., K].
+            embeddings: [..., D].
+
+        Returns:
+            [...]
+        """
+        contrast = self.contrast
+        if contrast is None:
+            raise InputError('There are no contrasting words in this calibration; calibrate with a share to leave out.')
+        return _margins(
+            scores,
+            embeddings @ torch.from_numpy(contrast.vectors).to(embeddings.dtype).T,
+            torch.from_numpy(self.offsets),
+            torch.from_numpy(contrast.offsets),
+            self.temperature,
+        )
+
+
+def calibrate(
+    places: PhotoPlaces,
+    question: Question,
+    land: Floats,
+    contrasting: Floats | None = None,
+    leave_out: float = 0.0,
+) -> Calibration:
+    """Fit probabilities to held-out photos.
+
+    Args:
+        places: the photos, and the ground that they show.
+        question: the classes.
+        land: embeddings of a sample of the land of the map, [N, D].
+        contrasting: unit vectors of contrasting words, [C, D]; those that ask for what a class asks for are left out.
+        leave_out: share of the places whose photo shows one of the classes that may come out as none of them.
+
+    Raises:
+        GrafalignError: there are fewer photos than classes.
+    """
+    classes = question.classes
+    most = _MOST_SCORES // (places.view.shape[1] * classes)
+    chosen = np.linspace(0, len(places.photos) - 1, min(len(places.photos), most)).astype(int)
+    if len(chosen) < classes:
+        raise InputError(
+            f'{classes:,} classes cannot be calibrated on {len(chosen):,} photos; give at most as many classes as '
+            'photos, or leave out --calibration.'
+        )
+    photos, bank = _tensor(places.photos[chosen]), _tensor(places.bank)
+    by_photo, by_bank = question.scores(photos), question.scores(bank)
+    kept = None
+    log_share = _log_shares(by_bank)
+    shows = torch.ones(len(chosen), dtype=torch.bool)
+    if contrasting is not None:
+        theirs = bank @ torch.from_numpy(contrasting).T
+        use = apart(by_bank.numpy(), theirs.numpy())
+        kept = contrasting[use]
+        both = _log_shares(torch.cat([by_bank, theirs[:, torch.from_numpy(use)]], dim=1))
+        log_share, their_share = both[:classes], both[classes:]
+        if len(kept):
+            shows = by_photo.amax(1) >= (photos @ torch.from_numpy(kept).T).amax(1)
+    view, around = (question.scores(_tensor(v[chosen][shows.numpy()])).double() for v in (places.view, places.around))
+    fit = _Fit(
+        view,
+        around,
+        by_photo[shows].argmax(1),
+        log_share.double(),
+    )
+    land_scores = question.scores(torch.from_numpy(land)).double()
+    values = fit.run(land_scores)
+    offsets = (values.temperature * values.prior * log_share).float()
+    contrast = None
+    if kept is not None and len(kept):
+        their_offsets = (values.temperature * values.prior * their_share).float()
+        their_view = _tensor(places.view[chosen][shows.numpy()]) @ torch.from_numpy(kept).T
+        margins = _margins(view.float(), their_view, offsets, their_offsets, values.temperature)
+        least = float(np.quantile(margins.numpy(), leave_out))
+        contrast = Contrast(kept, their_offsets.numpy(), least)
+    return Calibration(
+        values.temperature, offsets.numpy(), values.prior, values.elsewhere, values.anything, int(shows.sum()), contrast
+    )
+
+
+@dataclass(frozen=True)
+class _Values:
+    temperature: float
+    prior: float
+    elsewhere: float
+    anything: float
+
+
+class _Fit:
+    """Maximum likelihood of what photos show.
+
+    Args:
+        view: scores of points in view, [P, S, K].
+        around: scores of points around, [P, S, K].
+        labels: the class of each photo, [P].
+        log_share: log share of each class among photos, [K].
+    """
+
+    def __init__(self, view: Tensor, around: Tensor, labels: Tensor, log_share: Tensor) -> None:
+        self._view, self._around, self._labels, self._log_share = view, around, labels, log_share
+
+    def run(self, land: Tensor) -> _Values:
+        """Fit, with the photos weighted as the classes of land [N, K] are spread."""
+        weights = torch.ones(len(self._labels), dtype=torch.float64) / len(self._labels)
+        values = self._best(weights, _Values(0.1, 1.0, 0.1, 0.1))
+        for _ in range(_ROUNDS):
+            weights = self._weights(land, values)
+            values = self._best(weights, values)
+        return values
+
+    def _best(self, weights: Tensor, start: _Values) -> _Values:
+        rest = 1 - start.elsewhere - start.anything
+        parameters = torch.tensor(
+            [
+                -math.log(start.temperature),
+                start.prior,
+                math.log(max(start.elsewhere, 1e-3) / rest),
+                math.log(max(start.anything, 1e-3) / rest),
+            ],
+            dtype=torch.float64,
+            requires_grad=True,
+        )
+        optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn='strong_wolfe')
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = -(weights * self.log_likelihood(parameters)).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        sharpness, prior, *_ = parameters.detach().tolist()
+        _, elsewhere, anything = _mixture(parameters.detach()).tolist()
+        return _Values(math.exp(-sharpness), prior, elsewhere, anything)
+
+    def log_likelihood(self, parameters: Tensor) -> Tensor:
+        """Of each photo, [P], at log 1/T, b, and the log odds of elsewhere and anything against its view."""
+        view, elsewhere, anything = _mixture(parameters)
+        sharp, prior = parameters[0].exp(), parameters[1] * self._log_share
+        chance = anything * self._log_share.exp()[self._labels]
+        for share, scores in ((view, self._view), (elsewhere, self._around)):
+            logits = scores * sharp + prior
+            own = logits.gather(2, self._labels[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
+            chance = chance + share * (own - logits.logsumexp(2)).exp().mean(1)
+        return chance.log()
+
+    def _weights(self, land: Tensor, values: _Values) -> Tensor:
+        """How much each photo counts, adding up to 1: the land of the classes in its view, over what views have."""
+        offsets = values.temperature * values.prior * self._log_share
+        classes = land.shape[1]
+        on_map = torch.bincount((land + offsets).argmax(1), minlength=classes).double() / len(land)
+        view = (self._view + offsets).argmax(2)
+        in_view = torch.bincount(view.flatten(), minlength=classes).double() / view.numel()
+        weights = (on_map / in_view.clamp_min(1 / view.numel()))[view].mean(1).clamp_max(_HEAVIEST)
+        return weights / weights.sum()
+
+
+def _tensor(vectors: npt.NDArray[np.float16]) -> Tensor:
+    return torch.from_numpy(vectors.astype(np.float32))
+
+
+def _mixture(parameters: Tensor) -> Tensor:
+    """Shares of photos that show their view, something around it, anything."""
+    return torch.cat([torch.zeros_like(parameters[:1]), parameters[2:]]).softmax(0)
+
+
+def _log_shares(scores: Tensor) -> Tensor:
+    """Log share of photos [B, K] that each class is the best of; each counted once more, so that none has none."""
+    count = torch.bincount(scores.argmax(1), minlength=scores.shape[1]) + 1.0
+    return torch.log(count / count.sum())
+
+
+def _margins(ours: Tensor, theirs: Tensor, offsets: Tensor, their_offsets: Tensor, temperature: float) -> Tensor:
+    both = [((s + o) / temperature).logsumexp(-1) for s, o in ((ours, offsets), (theirs, their_offsets))]
+    return both[0] - both[1]
