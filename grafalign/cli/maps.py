@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from grafalign.cli.app import Json, app, show
+from grafalign.cli.app import Json, Workers, app, show
 from grafalign.errors import InputError
 
 Scene = Annotated[
@@ -28,6 +28,10 @@ ValueRange = Annotated[
     typer.Option(help='Physical values that become black and white, if the model says none.'),
 ]
 Batch = Annotated[int, typer.Option(help='Windows that are encoded at a time.', min=1)]
+EngineKind = Annotated[
+    str | None, typer.Option(help='Share the work: threads, processes, or dask; one process by default.')
+]
+Scheduler = Annotated[str | None, typer.Option(help='Address of a running Dask scheduler, tcp://HOST:PORT.')]
 AnyGsd = Annotated[bool, typer.Option('--any-gsd', help="Resample by more than a factor of two to the model's pixels.")]
 
 
@@ -45,15 +49,25 @@ def field(
     batch: Batch = 32,
     any_gsd: AnyGsd = False,
     clip: Clip = None,
+    engine: EngineKind = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
     """Encode a scene once, so that any words can be asked for.
 
+    Several GPUs, of one machine or of several that share the folder: accelerate launch -m grafalign field ...
+
     Example: grafalign field scene.tif runs/field --model runs/patch
+
+    Example: grafalign field scene.tif runs/field --model runs/patch --engine processes --workers 8
 
     Example: grafalign map runs/field --words forest,water,town --out map.tif
     """
-    marker = _made(scene, out, model, clip, _options(of, overlap, stride, bands, value_range, numbers, batch, any_gsd))
+    options = _options(of, overlap, stride, bands, value_range, numbers, batch, any_gsd)
+    marker = _made(scene, out, model, clip, options, engine, workers, scheduler)
+    if _rank()[0]:  # one process of many says so
+        return
     summary = {
         'cells': f'{marker.plan.height // marker.plan.cell} x {marker.plan.width // marker.plan.cell}',
         'cell_m': marker.plan.cell * marker.plan.pixel_m,
@@ -205,11 +219,41 @@ def _options(
     return FieldOptions(of, overlap, stride, names, value_range, numbers, batch, any_gsd)  # type: ignore[arg-type]
 
 
-def _made(scene: str, out: Path, model: str, clip: str | None, options: Any) -> Any:
+def _made(
+    scene: str,
+    out: Path,
+    model: str,
+    clip: str | None,
+    options: Any,
+    kind: str | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> Any:
+    from grafalign.engine import Engine
     from grafalign.fields import make_field
+    from grafalign.fields.sharing import FieldJob, make_field_ranked, make_field_shared
     from grafalign.fields.source import field_input, window_encoder
     from grafalign.models import load_model
 
+    if kind not in (None, 'threads', 'processes', 'dask'):
+        raise InputError(f'There is no --engine {kind!r}; give threads, processes or dask.')
+    if scheduler is not None and kind != 'dask':
+        raise InputError(f'--scheduler {scheduler} needs --engine dask.')
+    if workers is not None and kind is None:
+        raise InputError('--workers needs --engine; give threads, processes or dask.')
+    rank, ranks = _rank()
+    job = FieldJob(str(out), scene, model, clip, options)
+    if ranks > 1:
+        return make_field_ranked(job, rank, ranks)
+    if kind is not None:
+        return make_field_shared(job, Engine(kind, workers, scheduler))  # type: ignore[arg-type]
     loaded = load_model(model, clip)
     source = field_input(scene, loaded, options)
     return make_field(out, source, window_encoder(loaded, source.plan), model)
+
+
+def _rank() -> tuple[int, int]:
+    """Number of this process and how many there are, under a launcher."""
+    import os
+
+    return int(os.environ.get('RANK', '0')), int(os.environ.get('WORLD_SIZE', '1'))

@@ -1,12 +1,14 @@
 """Make a field: one pass over scenes, window by window, that keeps the blended embeddings.
 
-The unit of resuming and of sharing the work is a band of 64 rows of cells: whoever makes a band makes the same bytes.
+The unit of resuming and of sharing the work (`sharing.py`) is a band of 64 rows of cells: whoever makes a band makes
+the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -68,56 +70,94 @@ def make_field(out: Path, source: FieldInput, encoder: WindowEncoder, model: str
             disk is full.
     """
     plan = source.plan
+    with opened(out, plan, model) as done:
+        if done is not None:
+            return done
+        with console.progress('encoding windows', lattice_of(plan).windows) as bar:
+            for first, last in missing_runs(out, plan):
+                make_bands(out, source, encoder, first, last, bar.advance)
+        return finished(out, plan, model)
+
+
+@contextlib.contextmanager
+def opened(out: Path, plan: FieldPlan, model: str) -> Iterator[FieldMarker | None]:
+    """Hold a field's folder and begin the field, or go on with it; gives the marker where it is finished already.
+
+    Raises:
+        GrafalignError: the folder holds something else, or another process is writing to it.
+    """
     with naming_full_disk(out), exclusive(out):
         if (out / MARKER).is_file():
             marker = FieldMarker.read(out / MARKER)
             if marker.plan != plan:
                 raise StaleError(f'{out} holds another field ({_difference(marker.plan, plan)}); {FieldMarker.REMEDY}.')
-            return marker
-        _begin(out, plan)
+            yield marker
+            return
+        if not begun(out, plan):
+            if any(path.name != LOCK for path in out.iterdir()):
+                raise InputError(f'{out} holds something else; give an empty folder for the field.')
+            FieldDraft(format=FieldDraft.NEWEST, plan=plan).write(out / _DRAFT)
+        arrays.write_layout(out, plan)  # again where a killed process had only begun to
         lattice = lattice_of(plan)
         console.log(
             f'{out}: {lattice.windows:,} windows of {plan.window} px, {lattice.passes:.2g} over each pixel; cells of '
             f'{plan.cell} px'
         )
-        missing = [b for b in range(arrays.bands_of(plan)) if not arrays.is_complete(out, b)]
-        with console.progress('encoding windows', lattice.windows) as bar:
-            for first, last in _runs(missing):
-                _make_bands(out, source, encoder, first, last, bar)
-        marker = _marker(out, plan, model)
-        if marker.failed:
-            reason, count = max(marker.failed.items(), key=lambda item: item[1])
-            console.log(
-                f'{sum(marker.failed.values()):,} pieces of scenes could not be read and are missing (most often, '
-                f'{count:,} times: {reason})'
-            )
-        if marker.saturated > _MOST_SATURATED:
-            low, high = plan.value_range
-            console.log(
-                f'{100 * marker.saturated:.0f} % of the pixels lie beyond the value range {low:g} to {high:g}, and '
-                'look all black or white to the model; give the --value-range of the scene'
-            )
-        marker.write(out / MARKER)
-        (out / _DRAFT).unlink()
+        yield None
+
+
+def finished(out: Path, plan: FieldPlan, model: str) -> FieldMarker:
+    """Finish a field whose bands are all there, and tell what became of its scenes.
+
+    Args:
+        out: its folder.
+        plan: what it holds.
+        model: how the model is loaded again.
+    """
+    marker = _marker(out, plan, model)
+    if marker.failed:
+        reason, count = max(marker.failed.items(), key=lambda item: item[1])
+        console.log(
+            f'{sum(marker.failed.values()):,} pieces of scenes could not be read and are missing (most often, '
+            f'{count:,} times: {reason})'
+        )
+    if marker.saturated > _MOST_SATURATED:
+        low, high = plan.value_range
+        console.log(
+            f'{100 * marker.saturated:.0f} % of the pixels lie beyond the value range {low:g} to {high:g}, and '
+            'look all black or white to the model; give the --value-range of the scene'
+        )
+    marker.write(out / MARKER)
+    (out / _DRAFT).unlink()
     return marker
 
 
-def _begin(out: Path, plan: FieldPlan) -> None:
-    """Say what the folder is going to hold, or check that it is that already."""
-    if (out / _DRAFT).is_file():
-        begun = FieldDraft.read(out / _DRAFT).plan
-        if begun != plan:
-            raise StaleError(f'{out} holds the beginning of another field ({_difference(begun, plan)}); delete it.')
-        return
-    if any(path.name != LOCK for path in out.iterdir()):
-        raise InputError(f'{out} holds something else; give an empty folder for the field.')
-    FieldDraft(format=FieldDraft.NEWEST, plan=plan).write(out / _DRAFT)
-    arrays.write_layout(out, plan)
+def begun(out: Path, plan: FieldPlan) -> bool:
+    """Whether a folder holds the beginning of this field, or all of it.
+
+    Raises:
+        GrafalignError: it holds another one.
+    """
+    for name, kind in ((MARKER, FieldMarker), (_DRAFT, FieldDraft)):
+        if (out / name).is_file():
+            theirs = kind.read(out / name).plan
+            if theirs != plan:
+                raise StaleError(
+                    f'{out} holds the beginning of another field ({_difference(theirs, plan)}); delete it.'
+                )
+            return True
+    return False
 
 
 def _difference(theirs: FieldPlan, ours: FieldPlan) -> str:
     names = [name for name in FieldPlan.model_fields if getattr(theirs, name) != getattr(ours, name)]
     return f'other {", ".join(names)}'
+
+
+def missing_runs(out: Path, plan: FieldPlan, first: int = 0, last: int | None = None) -> list[tuple[int, int]]:
+    """Neighbouring bands that are not there yet, among `first` to `last`, as (first, behind the last)."""
+    bands = range(first, arrays.bands_of(plan) if last is None else last)
+    return _runs([band for band in bands if not arrays.is_complete(out, band)])
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -136,8 +176,19 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _make_bands(out: Path, source: FieldInput, encoder: WindowEncoder, first: int, last: int, bar: console.Bar) -> None:
-    """Make bands `first` to `last`, from the top down."""
+def make_bands(
+    out: Path, source: FieldInput, encoder: WindowEncoder, first: int, last: int, tell: Callable[[int], None]
+) -> None:
+    """Make bands of a field that was begun, from the top down.
+
+    Args:
+        out: the field's folder.
+        source: scenes and plan.
+        encoder: the model.
+        first: the first band.
+        last: the band to end before.
+        tell: called with the number of windows as they are encoded.
+    """
     plan, lattice = source.plan, lattice_of(source.plan)
     begin, end = first * arrays.CHUNK, min(last * arrays.CHUNK, lattice.shape[0])
     top = next(s for s in lattice.starts(plan.height) if s + plan.window > begin * plan.cell)
@@ -146,7 +197,7 @@ def _make_bands(out: Path, source: FieldInput, encoder: WindowEncoder, first: in
     bands = _Bands(out, plan, first)
     try:
         for start, mean, encoded in blended_rows(lattice, encoder, strips.rows, begin, end):
-            bar.advance(encoded)
+            tell(encoded)
             bands.note_windows(start, encoded)
             if len(mean):
                 pixels = bands.pixel_rows(len(mean))
