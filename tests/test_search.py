@@ -352,3 +352,37 @@ def test_real_sentinel_patches_are_found_by_region(realdata: Path, clip: FrozenC
     assert 0 < len(found) < 100
     centres = found.geometry.representative_point()
     assert ((centres.x < 10.1) & (centres.y > 34.9)).all()
+
+
+def test_the_tiles_of_a_scene_are_places_in_it(clip: FrozenClip, tmp_path: Path, command: Command) -> None:
+    """A scene is indexed by its field, square by square; a word finds the square whose mean embedding is nearest."""
+    from grafalign.fields import open_field
+    from tests.scenes import patchwork, write_scene
+
+    pixels = patchwork(300, 200)
+    pixels[:, :64, :64] = 0
+    scene = write_scene(tmp_path / 's.tif', pixels, nodata=0)
+    name = clip.settings.model
+    code, printed = command('index', scene, tmp_path / 'index', '--model', name)
+    assert code == 0, printed
+    field = open_field(tmp_path / 'index.field')
+    side = 64 // field.plan.cell
+    answers = tmp_path / 'a.geojson'
+    assert command('search', tmp_path / 'index', 'water', '-k', 100, '--out', answers)[0] == 0
+    found = gpd.read_file(answers)
+    # 5 x 4 squares, but for the one that is missing and those that lie more than half beyond the scene
+    assert set(found['item_id']) == {f'{r}_{c}' for r in (0, 64, 128, 192, 256) for c in (0, 64, 128)} - {'0_0'}
+    word = load_model(name).embed_texts(['water'])[0]
+    for row in found.itertuples():
+        top, left = (int(part) // field.plan.cell for part in row.item_id.split('_'))
+        mean = field.embeddings(slice(top, min(top + side, field.shape[0])))[:, left : left + side].sum((0, 1))
+        assert row.score == pytest.approx(mean @ word / np.linalg.norm(mean), abs=1e-4)
+    grid = field.geobox
+    x, y = grid.affine @ (64 + 32, 128 + 32)
+    middle = gpd.GeoSeries(gpd.points_from_xy([x], [y]), crs=grid.crs.to_wkt()).to_crs('EPSG:4326')
+    assert found[found.contains(middle.iloc[0])]['item_id'].tolist() == ['128_64']
+    page = tmp_path / 'a.html'
+    assert command('search', tmp_path / 'index', 'water', '-k', 3, '--out', page)[0] == 0
+    assert page.read_text().count('data:image/jpeg') == 3
+    code, printed = command('index', tmp_path / 'index.field', tmp_path / 'index', '--model', name)
+    assert code == 0 and 'nothing new' in printed

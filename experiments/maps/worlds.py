@@ -1,6 +1,7 @@
 """Maps of whole scenes in sandbox worlds: how good, how sure, and what they leave out.
 
     python -m experiments.maps.worlds --data runs/map_worlds --seeds 0 1 2   # makes what is missing: 10 minutes a world
+    python -m experiments.maps.worlds --data runs/map_worlds --old 02e8d2e   # then: `segment` beside an older one
     python -m experiments.maps.worlds --table                                # results/table.md from the records
 
 Of each world one scene, the western one with the fewest clouds, is made a field of both kinds by an image-level and by
@@ -17,7 +18,6 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,8 @@ from grafalign.chain import Clock, run_experiment
 from grafalign.console import log
 from grafalign.encoders import load_bank
 from grafalign.fields import Field, FieldOptions, field_input, make_field, open_field, window_encoder
+from grafalign.fields.build import geobox_of
+from grafalign.fields.strips import Strips
 from grafalign.geo import blocks_touched, unproject
 from grafalign.labels import VOID
 from grafalign.maps import MapFiles, load_classes, write_map
@@ -136,7 +138,7 @@ class Measured:
         return number[values], chance
 
 
-def measure(world: Path, run: str, old: ModuleType | None) -> dict[str, Any]:
+def measure(world: Path, run: str) -> dict[str, Any]:
     """Everything about one run of one world."""
     store = PairStore(world / 'pairs')
     truth_source = SandboxTruth(world / 'sandbox', store)
@@ -165,8 +167,6 @@ def measure(world: Path, run: str, old: ModuleType | None) -> dict[str, Any]:
                 kind |= surety(maps, truth, field, store, world / 'calibration' / run)
         out['kinds'][of] = kind
         log(f'{world.name} {run} {of}: mIoU {kind["miou"]["value"]:.3f}, held out {kind["miou_held_out"]["value"]:.3f}')
-    if old is not None and model.level == 'patch':
-        out['strides'] = {str(s): dict(against_old(item, model, truth, old, s)) for s in OLD_STRIDES}
     return out
 
 
@@ -208,21 +208,23 @@ def clear_item(sandbox: Path, side: str) -> Path:
     return min(items, key=lambda path: json.loads(path.read_text())['properties']['eo:cloud_cover'])
 
 
-def against_old(item: Path, model: Model, truth: Truth, old: ModuleType, stride: int) -> Iterator[tuple[str, Any]]:
-    """Mean IoU of `segment` of today and of an older one on the whole scene in memory, at one stride."""
-    bands = []
-    for band in model.preprocessing.bands:
-        with rasterio.open(item.with_name(f'{item.stem}_{band}.tif')) as file:
-            bands.append(file.read(1) * file.scales[0] + file.offsets[0])
-    low, high = model.value_range or (0, 1)
-    unit = torch.from_numpy(((np.stack(bands) - low) / (high - low)).clip(0, 1).astype(np.float32))
+def against_old(world: Path, old: ModuleType, stride: int) -> dict[str, Any]:
+    """Mean IoU of `segment` of today and of an older one, by the patch-level run on a whole scene in memory."""
+    model = load_model(str(world / RUNS[1]))
+    source = field_input(str(clear_item(world / 'sandbox', 'west')), model, FieldOptions())
+    height = source.plan.height
+    strips = Strips(geobox_of(source.plan), source.scenes, source.plan.value_range, source.reader, 0, height)
     mean, std = (torch.tensor(v)[:, None, None] for v in (model.preprocessing.mean, model.preprocessing.std))
+    images = ((strips.rows(0, height)[0] - mean) / std)[None]
+    strips.close()
+    truth_source = SandboxTruth(world / 'sandbox', PairStore(world / 'pairs'))
+    truth = truth_of(open_field(world / 'fields' / f'{RUNS[1]}_patches'), truth_source)
     vectors = model.embed_texts([f'a photo of {name}.' for name in CLASS_NAMES])
-    images = ((unit - mean) / std)[None]
-    everywhere = np.ones_like(truth.held_out)
+    out = {}
     for name, function in (('old', old.segment), ('today', segment)):
         guess = function(model.encoder(), images, vectors, stride)[0].argmax(0).numpy()
-        yield name, truth.miou(guess, everywhere)
+        out[name] = truth.miou(guess, np.ones_like(truth.held_out))
+    return out
 
 
 def old_segment(revision: str) -> ModuleType:
@@ -299,12 +301,12 @@ def table(records: list[dict[str, Any]]) -> str:
         least = min(away, key=lambda n: away[n]['left_out'])
         left, lost = (np.mean([v[k] for v in away.values()]) for k in ('left_out', 'lost'))
         lines.append(f'| {seed} | {run} | {left:.3f} | {lost:.3f} | {least}, {away[least]["left_out"]:.2f} |')
-    strides = [(r['seed'], s, v) for r in records for c in r['runs'].values() for s, v in c.get('strides', {}).items()]
+    strides = [(r['seed'], s, v) for r in records for s, v in r.get('strides', {}).items()]
     if strides:
         lines += [
             '',
-            'The patch-level run by `zeroshot.segment`, and by the one of before fields (revision '
-            f'{records[0]["old"]}), which blended scores by pixels; mIoU of the whole scene:',
+            f'The patch-level run by `zeroshot.segment`, and by the one of before fields ({records[0]["old"]}), which',
+            'blended scores by pixels; mIoU of the whole scene:',
             '',
             '| world | stride | before | today | difference |',
             '|---|---|---|---|---|',
@@ -320,7 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, help='folder of the worlds')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--old', help='revision of this repository whose `segment` is measured beside')
+    parser.add_argument('--old', help='measure only `segment`, beside that of this revision')
     parser.add_argument('--table', action='store_true', help='only write the table')
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
@@ -330,16 +332,18 @@ def main() -> None:
         old = None if arguments.old is None else old_segment(arguments.old)
         for seed in arguments.seeds:
             world = arguments.data / f'world{seed}'
-            make_world(world, seed)
-            record = {
-                'command': f'python -m experiments.maps.worlds --data FOLDER --seeds {seed} --old {arguments.old}',
-                'seed': seed,
-                'leave_out': LEAVE_OUT,
-                'old': arguments.old,
-                'versions': {name: version(name) for name in ('grafalign', 'torch', 'numpy', 'rasterio')},
-                'runs': {run: measure(world, run, old) for run in RUNS},
-            }
-            (RESULTS / f'world{seed}.json').write_text(json.dumps(record, indent=1) + '\n')
+            path = RESULTS / f'world{seed}.json'
+            command = f'python -m experiments.maps.worlds --data FOLDER --seeds {seed}'
+            versions = {name: version(name) for name in ('grafalign', 'torch', 'numpy', 'rasterio')}
+            if old is None:
+                make_world(world, seed)
+                runs = {run: measure(world, run) for run in RUNS}
+                record = {'command': command, 'seed': seed, 'leave_out': LEAVE_OUT, 'versions': versions, 'runs': runs}
+            else:
+                strides = {str(stride): against_old(world, old, stride) for stride in OLD_STRIDES}
+                record = json.loads(path.read_text()) | {'old': arguments.old, 'strides': strides}
+                record['old_command'] = f'{command} --old {arguments.old}'
+            path.write_text(json.dumps(record, indent=1) + '\n')
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob('world*.json'))]
     (RESULTS / 'table.md').write_text(table(records))
 

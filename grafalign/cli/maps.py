@@ -65,7 +65,7 @@ def field(
     Example: grafalign map runs/field --words forest,water,town --out map.tif
     """
     options = _options(of, overlap, stride, bands, value_range, numbers, batch, any_gsd)
-    marker = _made(scene, out, model, clip, options, engine, workers, scheduler)
+    marker = make_scene_field(scene, out, model, clip, options, engine, workers, scheduler)
     if _rank()[0]:  # one process of many says so
         return
     summary = {
@@ -146,7 +146,9 @@ def map_(
             raise InputError(f'--model is missing; {scene} is no field, so a model must encode it.')
         temporary = keep_field is None
         folder = keep_field or out.with_name(f'.{out.name}.field')
-        _made(scene, folder, model, clip, _options(of, overlap, stride, bands, value_range, 'float16', batch, any_gsd))
+        make_scene_field(
+            scene, folder, model, clip, _options(of, overlap, stride, bands, value_range, 'float16', batch, any_gsd)
+        )
     source = open_field(folder)
     loaded = load_model(model or source.marker.model, clip)
     if loaded.digest != source.plan.model_digest:
@@ -219,7 +221,7 @@ def _options(
     return FieldOptions(of, overlap, stride, names, value_range, numbers, batch, any_gsd)  # type: ignore[arg-type]
 
 
-def _made(
+def make_scene_field(
     scene: str,
     out: Path,
     model: str,
@@ -229,6 +231,7 @@ def _made(
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> Any:
+    """Make a field of a scene as the options of a command say."""
     from grafalign.engine import Engine
     from grafalign.fields import make_field
     from grafalign.fields.sharing import FieldJob, make_field_ranked, make_field_shared

@@ -15,7 +15,9 @@ Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkp
 
 @app.command()
 def index(
-    source: Annotated[str, typer.Argument(help='Pair store, or folder of pictures.')],
+    source: Annotated[
+        str, typer.Argument(help='Pair store, field, scene (GeoTIFF, STAC item), or folder of pictures.')
+    ],
     out: Annotated[Path, typer.Argument(help='Folder of the index; one that is there is brought up to date.')],
     model: Annotated[
         str | None, typer.Option(help='Run, export, open_clip NAME:TAG or NAME:FILE, transformers folder, GRAFT .ckpt.')
@@ -44,11 +46,18 @@ def index(
 ) -> None:
     """Index satellite images, so that words, pictures and places find them.
 
+    A scene becomes a field first, which is kept in OUT.field; its tiles are indexed.
+
     Example: grafalign index runs/pairs runs/index --model runs/image
+
+    Example: grafalign index scene.tif runs/index --model runs/patch
 
     Example: grafalign index runs/pairs runs/index --remove 32633_500000_5250000
     """
+    from grafalign.cli.maps import make_scene_field
     from grafalign.errors import naming_full_disk
+    from grafalign.fields import FieldOptions
+    from grafalign.fields.source import is_scene
     from grafalign.locks import exclusive
     from grafalign.models import load_model
     from grafalign.search import Catalog, build_index
@@ -68,6 +77,11 @@ def index(
         raise InputError(f'There is no kind of index {kind!r}; give one of {", ".join(kinds)}.')
     if fit not in ('resize', 'pad'):
         raise InputError(f'There is no --fit {fit!r}; give resize or pad.')
+    if is_scene(source):
+        folder = out.with_name(f'{out.name}.field')
+        names = None if bands is None else tuple(bands.split(','))
+        make_scene_field(source, folder, model, clip, FieldOptions(bands=names, value_range=value_range))
+        source, bands, value_range = str(folder), None, None
     catalog = build_index(
         source,
         out,

@@ -108,6 +108,11 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
     return FieldInput(plan, sources, given.reader)
 
 
+def is_scene(name: str) -> bool:
+    """Whether what a person gives is a file that a field is made of: a GeoTIFF, a STAC item or a YAML file."""
+    return Path(name).suffix.lower() in ('.tif', '.tiff', '.json', '.geojson', '.yaml', '.yml')
+
+
 def window_encoder(model: Model, plan: FieldPlan) -> WindowEncoder:
     """The model as a field of this plan needs it."""
     if plan.of == 'patches':

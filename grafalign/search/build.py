@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from grafalign import console
@@ -15,6 +17,7 @@ from grafalign.locks import LOCK, exclusive
 from grafalign.models import Model
 from grafalign.models.embedding import embed_pictures
 from grafalign.models.load import split_name
+from grafalign.models.model import Vectors
 from grafalign.models.pixels import Fit
 from grafalign.retrieval.ann import Kind
 from grafalign.search.catalog import MARKER, Catalog
@@ -49,13 +52,13 @@ def build_index(
     workers: int | None = None,
     clip: str | None = None,
 ) -> Catalog:
-    """Index the tiles of a store or the pictures of a folder.
+    """Index the tiles of a store or of a field, or the pictures of a folder.
 
     An index that is there is brought up to date with this source: new items are added, changed ones replaced, and those
     that are gone taken out; what other sources brought stays. A run that was killed goes on where it last committed.
 
     Args:
-        source: pair store or folder of pictures.
+        source: pair store, field, or folder of pictures.
         out: the index's folder.
         model: what embeds them.
         spec: how the model was named, for those who ask the index.
@@ -75,6 +78,11 @@ def build_index(
     if recall is not None and not 0 < recall <= 1:
         raise InputError(f'--recall {recall} makes no sense; give a share such as 0.99.')
     found = open_source(source, bands, value_range)
+    if found.tiles is not None and found.tiles.field.plan.model_digest != model.digest:
+        raise StaleError(
+            f'{source} was made by another model ({found.tiles.field.marker.model}) than {model.name}; give that '
+            'model, or make the field anew.'
+        )
     with exclusive(out), naming_full_disk(out):
         pixels = {k: v for k, v in model.preprocessing.metadata(fit, (0, 1)).items() if k != 'value_range'}
         catalog = _open(out, model, (_lasting(spec), None if clip is None else _lasting(clip)), recall, pixels)
@@ -150,18 +158,7 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
         waiting.clear()
         rows.clear()
 
-    embedded = embed_pictures(
-        model,
-        lambda row: source.read(int(new[row])),
-        range(len(new)),
-        source.bands,
-        source.value_range,
-        fit,
-        label='embedding tiles',
-        workers=workers,
-        name=lambda row: str(source.items['item_id'].iloc[new[row]]),
-        reject=reject,
-    )
+    embedded = _embedded(source, new, model, fit, workers, reject)
     for batch, vectors in embedded:
         waiting.append(vectors)
         rows += batch
@@ -173,6 +170,31 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
     if not len(catalog):
         name, reason = next(iter(rejected.items()))
         raise InputError(f'{source.name}: none of its {len(rejected)} pictures can be used ({name}: {reason}).')
+
+
+def _embedded(
+    source: Source,
+    new: npt.NDArray[np.int64],
+    model: Model,
+    fit: Fit,
+    workers: int | None,
+    reject: Callable[[int, str], None],
+) -> Iterator[tuple[list[int], Vectors]]:
+    """Embeddings of some items of a source, by their positions in `new`."""
+    if source.tiles is not None:
+        return source.tiles.vectors(new)
+    return embed_pictures(
+        model,
+        lambda row: source.read(int(new[row])),
+        range(len(new)),
+        source.bands,
+        source.value_range,
+        fit,
+        label='embedding tiles',
+        workers=workers,
+        name=lambda row: str(source.items['item_id'].iloc[new[row]]),
+        reject=reject,
+    )
 
 
 def _drop_gone(catalog: Catalog, source: Source) -> None:

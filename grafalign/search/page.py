@@ -14,11 +14,13 @@ import shapely
 from grafalign.datasets.pictures import read_picture
 from grafalign.errors import GrafalignError, InputError, naming_full_disk
 from grafalign.escapes import csv_cell
+from grafalign.fields import MARKER as FIELD_MARKER
 from grafalign.files import write_atomically
 from grafalign.foreign import below
 from grafalign.models.thumbnails import thumbnail
 from grafalign.pages import render
 from grafalign.search.catalog import Catalog
+from grafalign.search.field_source import FieldTiles
 from grafalign.search.sources import state_of, tile_state
 from grafalign.store import MARKER, PairStore
 
@@ -78,6 +80,7 @@ def plain(answers: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     stores: dict[str, PairStore] = {}
+    fields: dict[str, FieldTiles] = {}
     for answer in answers.itertuples():
         place = answer.geometry
         known = place is not None and not place.is_empty
@@ -93,14 +96,21 @@ def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
                 f'/{spot.y:.5f}/{spot.x:.5f}'
                 if known
                 else '',
-                'picture': _thumbnail(answer.source, answer.item_id, int(answer.row), catalog, stores),
+                'picture': _thumbnail(answer.source, answer.item_id, int(answer.row), catalog, stores, fields),
             }
         )
     made = catalog.marker.model.model_dump(include={'name', 'spec', 'kind'}) | {'items': len(catalog)}
     return render('grafalign.search', 'page.html', title='Search', groups=groups, made=json.dumps(made, indent=2))
 
 
-def _thumbnail(source: str, item_id: str, row: int, catalog: Catalog, stores: dict[str, PairStore]) -> str:
+def _thumbnail(
+    source: str,
+    item_id: str,
+    row: int,
+    catalog: Catalog,
+    stores: dict[str, PairStore],
+    fields: dict[str, FieldTiles],
+) -> str:
     """A JPEG data URL of an item, or nothing where its pixels cannot be read, or are not those that were indexed.
 
     An index says where its pictures lie, and may be a stranger's. Its pages are shared, so what goes into them must be
@@ -118,6 +128,12 @@ def _thumbnail(source: str, item_id: str, row: int, catalog: Catalog, stores: di
                 return ''
             scale, offset = (v[tile][:, None, None] for v in store.radiometry)
             pixels, bands = store.read_tile(tile) * scale + offset, store.sensor.bands
+        elif (Path(source) / FIELD_MARKER).exists():
+            if source not in fields:
+                fields[source] = FieldTiles(Path(source))
+            if fields[source].stamp != stamp:
+                return ''
+            return thumbnail(fields[source].picture(item_id), ('red', 'green', 'blue'), (0, 255))
         else:
             path = below(Path(source), item_id)
             if state_of(path) != stamp:

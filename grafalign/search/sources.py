@@ -1,4 +1,4 @@
-"""What can be indexed: the tiles of a pair store, or a folder of pictures."""
+"""What can be indexed: the tiles of a pair store or of a field, or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from grafalign.datasets.pictures import (
     read_picture,
 )
 from grafalign.errors import GrafalignError, InputError
+from grafalign.fields import MARKER as FIELD_MARKER
 from grafalign.photos.exif import read_metadata
+from grafalign.search.field_source import FieldTiles
 from grafalign.search.marker import IndexSource
 from grafalign.store import MARKER, PairStore
 
@@ -43,6 +45,8 @@ class Source:
     """Of the pixels as they are stored: 8-bit pictures from elsewhere are black at 0 and white at 255."""
     rejected: tuple[tuple[str, str], ...] = ()
     """Items that cannot be read, by their heads: id and reason."""
+    tiles: FieldTiles | None = None
+    """Tiles of a field, which are embedded already: nothing is read."""
 
     @property
     def metadata(self) -> IndexSource:
@@ -53,7 +57,7 @@ class Source:
 def open_source(
     path: str, bands: tuple[str, ...] | None = None, value_range: tuple[float, float] | None = None
 ) -> Source:
-    """A pair store or a folder of pictures.
+    """A pair store, a field, or a folder of pictures.
 
     Args:
         path: folder (or URL of a store).
@@ -68,8 +72,10 @@ def open_source(
     folder = Path(path)
     if '://' in path or (folder / MARKER).exists():
         return _store(PairStore(path), value_range)
+    if (folder / FIELD_MARKER).exists():
+        return _field(folder)
     if not folder.is_dir():
-        raise InputError(f'There is no folder {path}; give a pair store or a folder of pictures.')
+        raise InputError(f'There is no folder {path}; give a pair store, a field, a scene or a folder of pictures.')
     return _folder(folder, bands, value_range)
 
 
@@ -99,6 +105,16 @@ def _store(store: PairStore, value_range: tuple[float, float] | None) -> Source:
 
     dtype = 'uint8' if plain and len(tiles) and store.read_tile(0).dtype == np.uint8 else 'other'
     return Source(name, items, read, store.sensor.bands, value_range or store.sensor.value_range, dtype)
+
+
+def _field(folder: Path) -> Source:
+    tiles, name = FieldTiles(folder), str(folder.resolve())
+    plan = tiles.field.plan
+
+    def read(row: int) -> np.ndarray:
+        raise InputError(f'{name} holds embeddings and no pixels of {tiles.names[row]}; index the scene itself.')
+
+    return Source(name, tiles.items(name), read, plan.bands, plan.value_range, 'other', tiles=tiles)
 
 
 def tile_state(store: PairStore, row: int) -> str:
