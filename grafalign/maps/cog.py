@@ -10,8 +10,9 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -48,8 +49,48 @@ class RowWriter:
         self._row += bands.shape[1]
 
 
+class Copies:
+    """Copies that make COGs of finished rows, side by side: each is one thread of GDAL's and takes a while."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(thread_name_prefix='cogs')
+        self._futures: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for all of them; raises what the first failed one raised."""
+        self._pool.shutdown()
+        if kind is None:
+            for future in self._futures:
+                future.result()
+
+    def add(self, rows: Path, path: Path, overviews: str) -> None:
+        """Begin a copy.
+
+        Args:
+            rows: the finished file, which goes.
+            path: the COG.
+            overviews: how they are made.
+        """
+        self._futures.append(self._pool.submit(_copy, rows, path, overviews))
+
+
+def _copy(rows: Path, path: Path, overviews: str) -> None:
+    try:
+        with _naming(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), replacing(path) as part:
+            rasterio.shutil.copy(
+                rows, part, driver='COG', compress='DEFLATE', blocksize=512, overview_resampling=overviews,
+                bigtiff='IF_SAFER',
+            )  # fmt: skip
+    finally:
+        rows.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing_cog(
+    copies: Copies,
     path: Path,
     grid: GeoBox,
     dtype: str,
@@ -61,9 +102,10 @@ def writing_cog(
     scale: float | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[RowWriter]:
-    """Write a COG; it is there, whole, when the context ends without an error.
+    """Write a COG; it is there, whole, when the copies end without an error.
 
     Args:
+        copies: makes it a COG once its rows are written.
         path: the file.
         grid: its pixels.
         dtype: of its numbers.
@@ -85,23 +127,23 @@ def writing_cog(
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = path.with_name(f'.{path.name}.rows.tif')
     try:
-        with _naming(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
-            with rasterio.open(rows, 'w', **profile) as dataset:
-                if palette is not None:
-                    dataset.write_colormap(1, {**dict.fromkeys(range(256), (0, 0, 0, 0)), **_opaque(palette)})
-                for number, name in enumerate(names, start=1):
-                    dataset.set_band_description(number, name)
-                if scale is not None:
-                    dataset.scales = [scale] * dataset.count
-                dataset.update_tags(**(tags or {}))
-                yield RowWriter(dataset)
-            with replacing(path) as part:
-                rasterio.shutil.copy(
-                    rows, part, driver='COG', compress='DEFLATE', blocksize=512, overview_resampling=overviews,
-                    bigtiff='IF_SAFER',
-                )  # fmt: skip
-    finally:
+        with (
+            _naming(path),
+            rasterio.Env(GDAL_CACHEMAX=_CACHE_MB),
+            rasterio.open(rows, 'w', **profile) as dataset,
+        ):
+            if palette is not None:
+                dataset.write_colormap(1, {**dict.fromkeys(range(256), (0, 0, 0, 0)), **_opaque(palette)})
+            for number, name in enumerate(names, start=1):
+                dataset.set_band_description(number, name)
+            if scale is not None:
+                dataset.scales = [scale] * dataset.count
+            dataset.update_tags(**(tags or {}))
+            yield RowWriter(dataset)
+    except BaseException:
         rows.unlink(missing_ok=True)
+        raise
+    copies.add(rows, path, overviews)
 
 
 def _opaque(palette: Mapping[int, tuple[int, int, int]]) -> dict[int, tuple[int, int, int, int]]:

@@ -18,7 +18,7 @@ from grafalign.encoders.lattice import to_pixels
 from grafalign.errors import InputError
 from grafalign.fields import Field
 from grafalign.maps.classes import NONE, MapClass, MapClasses, question_of
-from grafalign.maps.cog import as_bytes, write_class_names, writing_cog
+from grafalign.maps.cog import Copies, as_bytes, write_class_names, writing_cog
 from grafalign.maps.labels import UNKNOWN, CellScores, pixel_labels
 
 _SCORES_BYTES = 256 << 20
@@ -83,17 +83,26 @@ def make_map(
     palette = {i: c.colour for i, c in enumerate(shown)} if small else None
     pixels = np.zeros(count, dtype=np.int64)
     missing = 0
-    with contextlib.ExitStack() as files:
-        labels_file = files.enter_context(writing_cog(out, field.geobox, dtype.name, nodata, 'MODE', palette=palette))
+    with Copies() as copies, contextlib.ExitStack() as files:
+        labels_file = files.enter_context(
+            writing_cog(copies, out, field.geobox, dtype.name, nodata, 'MODE', palette=palette)
+        )
         sure_file = scores_file = None
         if confidence is not None:
             sure_file = files.enter_context(
-                writing_cog(confidence, field.geobox, 'uint8', 255, 'AVERAGE', scale=1 / 250)
+                writing_cog(copies, confidence, field.geobox, 'uint8', 255, 'AVERAGE', scale=1 / 250)
             )
         if scores is not None:
             scores_file = files.enter_context(
                 writing_cog(
-                    scores, field.cells, 'int16', _SCORE_NODATA, 'AVERAGE', names=classes.names, scale=SCORE_SCALE
+                    copies,
+                    scores,
+                    field.cells,
+                    'int16',
+                    _SCORE_NODATA,
+                    'AVERAGE',
+                    names=classes.names,
+                    scale=SCORE_SCALE,
                 )
             )
         bar = files.enter_context(console.progress('classifying rows of pixels', plan.height))
