@@ -103,11 +103,39 @@ def read_stats(folder: Path, band: int) -> BandStats:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Some rows of cells as they are stored: so a band of a wide scene takes a half or a quarter of the memory."""
+
+    stored: npt.NDArray[Any]
+    """Mean embeddings, float16 or int8, [rows, columns, D]."""
+    scale: Floats
+    """What an int8 is worth, [rows, columns]."""
+    norm: Floats
+    """Length of the mean, [rows, columns]."""
+    error: Floats
+    """Largest error of a score that rounding made, [rows]."""
+
+    @classmethod
+    def of(cls, mean: Floats, numbers: Numbers) -> Cells:
+        """From mean embeddings [rows, columns, D]."""
+        parts = [_rounded(row[None], numbers) for row in mean]  # row by row: what is restored takes 4 bytes a number
+        errors = [np.linalg.norm(part[2] - row, axis=-1).max() for part, row in zip(parts, mean, strict=True)]
+        stored, scale = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        return cls(stored, scale, np.linalg.norm(mean, axis=-1).astype('<f4'), np.asarray(errors, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: slice) -> Cells:
+        return Cells(*(np.array(v[rows]) for v in (self.stored, self.scale, self.norm, self.error)))
+
+
+@dataclass(frozen=True)
 class Band:
     """The rows of a band."""
 
-    mean: Sequence[Floats]
-    """Mean embeddings of its cells, some rows each, [rows, columns, D]."""
+    cells: Sequence[Cells]
+    """Its cells, some rows each."""
     preview: npt.NDArray[np.uint8]
     """Their colours, [rows, columns, 3]."""
     source: npt.NDArray[np.uint8]
@@ -128,26 +156,21 @@ def write_band(folder: Path, plan: FieldPlan, number: int, band: Band, windows: 
         failed: why pieces of scenes could not be read, and how many.
     """
     columns = shape_of(plan)[1]
-    norms, scales, error = [], [], 0.0
     for column in range(-(-columns // CHUNK)):  # a band of a wide scene is not in memory twice
         inside = slice(column * CHUNK, (column + 1) * CHUNK)
-        mean = np.concatenate([rows[:, inside] for rows in band.mean])
-        stored, scale, restored = _rounded(mean, plan.numbers)
+        stored = np.concatenate([rows.stored[:, inside] for rows in band.cells])
         chunk = np.zeros((CHUNK, CHUNK, plan.dimensions), stored.dtype)
-        chunk[: mean.shape[0], : mean.shape[1]] = stored
+        chunk[: stored.shape[0], : stored.shape[1]] = stored
         path = folder / 'embeddings' / 'c' / str(number) / str(column) / '0'
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, chunk.tobytes())
-        norms.append(np.linalg.norm(mean, axis=-1).astype('<f4'))
-        scales.append(scale)
-        error = max(error, float(np.linalg.norm(restored - mean, axis=-1).max(initial=0.0)))
-    _write_rows(folder, 'norm', number, np.concatenate(norms, axis=1))
+    _write_rows(folder, 'norm', number, np.concatenate([rows.norm for rows in band.cells]))
     if plan.numbers == 'int8':
-        _write_rows(folder, 'scale', number, np.concatenate(scales, axis=1))
+        _write_rows(folder, 'scale', number, np.concatenate([rows.scale for rows in band.cells]))
     _write_rows(folder, 'preview', number, band.preview)
     _write_rows(folder, 'source', number, band.source, plan.cell * CHUNK)
     stats = BandStats(
-        error=error,
+        error=max(float(rows.error.max()) for rows in band.cells),
         windows=windows,
         missing=int((band.source == 0).sum()),
         saturated=band.saturated,

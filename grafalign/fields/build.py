@@ -33,7 +33,7 @@ from grafalign.scenes import BandSource, RangeReader
 _DRAFT = 'draft.json'
 _MOST_SATURATED = 0.5
 """Share of saturated pixels that is no scene any more."""
-Rows = TypeVar('Rows', bound=np.generic)
+Rows = TypeVar('Rows', npt.NDArray[np.uint8], npt.NDArray[np.int64], arrays.Cells)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class _Bands:
     def __init__(self, out: Path, plan: FieldPlan, first: int) -> None:
         self._out, self._plan, self._number = out, plan, first
         self._row = first * arrays.CHUNK
-        self._means: list[arrays.Floats] = []
+        self._cells: list[arrays.Cells] = []
         self._previews: list[npt.NDArray[np.uint8]] = []
         self._sources: list[npt.NDArray[np.uint8]] = []
         self._saturated: list[npt.NDArray[np.int64]] = []
@@ -231,20 +231,20 @@ class _Bands:
     def add(self, mean: arrays.Floats, strip: Strip, failed: list[tuple[int, str]]) -> None:
         """Take the next rows of cells with their pixels."""
         self._row += len(mean)
-        self._means.append(mean)
+        self._cells.append(arrays.Cells.of(mean, self._plan.numbers))
         self._previews.append(cell_colours(strip, self._plan.cell))
         self._sources.append(strip.source)
         ends = ((strip.values <= 0) | (strip.values >= 1)).all(axis=0) & (strip.source > 0)
         self._saturated.append(ends.sum(axis=1))
         last = arrays.shape_of(self._plan)[0]
-        while self._row >= (self._number + 1) * arrays.CHUNK or (self._row == last and self._means):
+        while self._row >= (self._number + 1) * arrays.CHUNK or (self._row == last and self._cells):
             self._write(failed)
 
     def _write(self, failed: list[tuple[int, str]]) -> None:
         """Write the first band of what is held."""
         high = arrays.CHUNK * self._plan.cell
         band = arrays.Band(
-            _first(self._means, arrays.CHUNK),
+            _first(self._cells, arrays.CHUNK),
             np.concatenate(_first(self._previews, arrays.CHUNK)),
             np.concatenate(_first(self._sources, high)),
             int(np.concatenate(_first(self._saturated, high)).sum()),
@@ -254,7 +254,7 @@ class _Bands:
         self._number += 1
 
 
-def _first(parts: list[npt.NDArray[Rows]], count: int) -> list[npt.NDArray[Rows]]:
+def _first(parts: list[Rows], count: int) -> list[Rows]:
     """Take the first rows out of parts, which keep the others.
 
     Example:
@@ -262,10 +262,10 @@ def _first(parts: list[npt.NDArray[Rows]], count: int) -> list[npt.NDArray[Rows]
         >>> _first(parts, 4), parts
         ([array([0, 1, 2]), array([3])], [array([4])])
     """
-    taken: list[npt.NDArray[Rows]] = []
+    taken: list[Rows] = []
     while count and parts:
         part = parts.pop(0)
-        taken.append(part[:count])
+        taken.append(part if len(part) <= count else part[:count])
         if len(part) > count:
             parts.insert(0, part[count:])
         count -= len(taken[-1])

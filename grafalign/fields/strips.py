@@ -23,8 +23,10 @@ from grafalign.scenes import BandSource, Cut, RangeReader, SceneCutter, SceneTil
 PIECE = 128, 512
 """Rows and columns of the pieces that are cut; rows of pieces are what is held in memory."""
 _THREADS = 4
-_AHEAD = 3
-"""Requests in flight, of up to 32 MB each: what they decode waits in memory until the encoder has come so far."""
+_AHEAD = 2
+"""Requests in flight: what they decode waits in memory until the encoder has come so far."""
+_REQUEST_BYTES = 64 << 20
+"""What one request decodes at most: smooth scenes are stored in a tenth of their bytes."""
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Strips:
         lefts = range(0, width, PIECE[1])
         boxes = [_piece(self._box, top, left) for top in tops for left in lefts]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix='strips') as pool:
-            cutter = SceneCutter(pool, reader, _AHEAD, Resampling.bilinear)
+            cutter = SceneCutter(pool, reader, _AHEAD, Resampling.bilinear, _REQUEST_BYTES)
             readers = [_InOrder(cutter.cut([SceneTiles(bands, boxes)]), len(lefts)) for bands in self._scenes]
             try:
                 for number, top in enumerate(tops):

@@ -88,8 +88,8 @@ class Run:
     """Number of the first tile that wants one of them."""
 
 
-def merge_blocks(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Group blocks that lie side by side in their file, in the order of their bytes."""
+def merge_blocks(blocks: Sequence[Block], most: int | None = None) -> list[list[Block]]:
+    """Group blocks that lie side by side in their file, in the order of their bytes; `most` of them in a group."""
     runs: list[list[Block]] = []
     for block in sorted(blocks, key=lambda b: (b.start, b.band, b.row, b.col)):
         last = runs[-1] if runs else None
@@ -99,6 +99,7 @@ def merge_blocks(blocks: Sequence[Block]) -> list[list[Block]]:
             and last[-1].nbytes
             and block.start - (last[-1].start + last[-1].nbytes) <= _GAP_BYTES
             and block.start + block.nbytes - last[0].start <= RUN_BYTES
+            and (most is None or len(last) < most)
         ):
             last.append(block)
         else:
@@ -124,12 +125,19 @@ class SceneCutter:
         reader: fetches bytes of remote files.
         ahead: runs of blocks in flight at most, which bounds memory.
         resampling: how tiles are warped that are not on a file's grid.
+        decoded_bytes: largest run once it is decoded; by default only its stored bytes count (`RUN_BYTES`).
     """
 
     def __init__(
-        self, pool: Executor, reader: RangeReader, ahead: int, resampling: Resampling = Resampling.bilinear
+        self,
+        pool: Executor,
+        reader: RangeReader,
+        ahead: int,
+        resampling: Resampling = Resampling.bilinear,
+        decoded_bytes: int | None = None,
     ) -> None:
         self._pool, self._reader, self._ahead, self._resampling = pool, reader, ahead, resampling
+        self._decoded_bytes = decoded_bytes
 
     def cut(self, scenes: Sequence[SceneTiles]) -> Generator[tuple[int, Cut | Uncut], None, None]:
         """Cut tiles from several scenes; while one is read, the files of the next ones are opened.
@@ -154,7 +162,9 @@ class SceneCutter:
                         pending[self._pool.submit(active[run[0]].read, run[1])] = run[0]
                     elif opening:
                         number, files = opening.popleft()
-                        cutting = active[number] = _Cutting(files, scenes[number], self._resampling)
+                        cutting = active[number] = _Cutting(
+                            files, scenes[number], self._resampling, self._decoded_bytes
+                        )
                         runs = iter([(number, r) for r in cutting.runs])
                         if following is not None:
                             break  # open another one before going on
@@ -234,7 +244,9 @@ def _radiometry(raster: Raster, band: BandSource) -> tuple[float, float]:
 class _Cutting:
     """The state of cutting one scene's tiles; blocks arrive from several threads."""
 
-    def __init__(self, opening: list[Future[_File]], scene: SceneTiles, resampling: Resampling) -> None:
+    def __init__(
+        self, opening: list[Future[_File]], scene: SceneTiles, resampling: Resampling, decoded_bytes: int | None
+    ) -> None:
         self._tiles, self._bands = scene.boxes, len(scene.bands)
         self._lock = threading.Lock()
         self._planes: dict[int, list[tuple[_File, npt.NDArray[np.generic], npt.NDArray[np.bool_]]]] = defaultdict(list)
@@ -259,14 +271,14 @@ class _Cutting:
         self._parts_left = dict.fromkeys(range(len(scene.boxes)), len(self._files))
         if not problem:
             try:
-                self._plan(resampling)
+                self._plan(resampling, decoded_bytes)
             except (SceneReadError, ProjError, RasterioError, ValueError) as error:
                 problem = f'{scene.bands[0].href}: its grid cannot be used ({error})'
                 self.runs = []
         if problem:
             self._done = [Uncut(number, problem) for number in range(len(scene.boxes))]
 
-    def _plan(self, resampling: Resampling) -> None:
+    def _plan(self, resampling: Resampling, decoded_bytes: int | None) -> None:
         known: dict[Grid, Footprints] = {}
         beside = []
         for index, file in enumerate(self._files):
@@ -288,7 +300,9 @@ class _Cutting:
                 for block in blocks:
                     distinct.setdefault(block, number)
                     self._wanting[index, block.band, block.row, block.col].append(number)
-            self.runs += [Run(index, run, min(distinct[b] for b in run)) for run in merge_blocks(list(distinct))]
+            most = None if decoded_bytes is None else max(1, decoded_bytes // raster.decoded_bytes)
+            runs = merge_blocks(list(distinct), most)
+            self.runs += [Run(index, run, min(distinct[b] for b in run)) for run in runs]
         self.runs.sort(key=lambda r: (r.first, r.file))
         for index, number in beside:
             self._finish(index, number)

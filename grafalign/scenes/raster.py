@@ -125,10 +125,10 @@ class Raster:
         self.block_height, self.block_width = dataset.block_shapes[0]
         self.pixel_interleaved = dataset.count == 1 or str(dataset.interleaving).lower().endswith('pixel')
         bands = dataset.count if self.pixel_interleaved else 1
-        self._decoded_bytes = self.block_height * self.block_width * bands * np.dtype(dataset.dtypes[0]).itemsize
-        if self._decoded_bytes > _BLOCK_BYTES:
+        self.decoded_bytes = self.block_height * self.block_width * bands * np.dtype(dataset.dtypes[0]).itemsize
+        if self.decoded_bytes > _BLOCK_BYTES:
             raise SceneReadError(
-                f'{href}: one block has {self._decoded_bytes >> 20} MB when decoded; make a tiled copy '
+                f'{href}: one block has {self.decoded_bytes >> 20} MB when decoded; make a tiled copy '
                 '(gdal_translate -of COG)'
             )
         nodata = nodata or self.nodata is not None
@@ -169,7 +169,7 @@ class Raster:
         ]
         start, nbytes = (int(p) for p in place) if all(place) else (0, 0)
         # a file may claim any size; beyond this one it cannot be true, and decoding what was cut then fails
-        return Block(band, row, col, start, min(nbytes, 2 * self._decoded_bytes + _BLOCK_SLACK))
+        return Block(band, row, col, start, min(nbytes, 2 * self.decoded_bytes + _BLOCK_SLACK))
 
     def window(self, block: Block) -> Window:
         """Pixels of a block that lie inside the raster."""
