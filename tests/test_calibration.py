@@ -12,16 +12,18 @@ import pytest
 import rasterio
 import torch
 from pyproj import Geod
+from safetensors.numpy import save
 
 from grafalign.calibration import Question, calibrate, collect_places, contrasting_words, open_places
 from grafalign.calibration.collect import POINTS
 from grafalign.calibration.contrast import apart
 from grafalign.calibration.fit import _Fit
 from grafalign.calibration.places import CalibrationMarker, PhotoPlaces
-from grafalign.calibration.views import AROUND_M, points_around, points_in_view
+from grafalign.calibration.views import points_in_view
 from grafalign.encoders import FrozenClip, PhotoBank, embed
 from grafalign.errors import InputError, StaleError
 from grafalign.fields import Field
+from grafalign.files import file_digest
 from grafalign.models import Model, load_model
 from grafalign.pairing import Recipe, pair
 from grafalign.store import PairStore
@@ -51,17 +53,15 @@ def test_a_view_lies_along_its_heading(place: tuple[float, float], heading: floa
 
 
 def test_without_a_heading_a_photo_may_look_anywhere() -> None:
-    """All directions are as likely, the place is off by its accuracy, and what is around is a full disc."""
+    """All directions are as likely."""
     rng = np.random.default_rng(0)
     place = np.array([[11.0, 48.0]])
     azimuth, _ = geodesics(place[0], points_in_view(place, np.array([np.nan]), np.array([5.0]), 4000, rng))
     assert np.histogram(azimuth, bins=8, range=(-180, 180))[0] == pytest.approx(np.full(8, 500), abs=90)
-    _, metres = geodesics(place[0], points_around(place, 4000, rng))
-    assert metres.max() <= AROUND_M * 1.001 and np.median(metres) == pytest.approx(AROUND_M / np.sqrt(2), rel=0.03)
 
 
 def made_up(photos: int, seed: int = 0) -> tuple[PhotoPlaces, Question, np.ndarray]:
-    """Photos that show what the model of the fit says, at T 0.1, b 1, 15 % from around and 10 % from anything."""
+    """Photos that show what the model of the fit says, at T 0.1, b 1, and 10 % from anything."""
     rng = np.random.default_rng(seed)
     classes, width = 5, 16
     vectors = np.linalg.qr(rng.normal(size=(width, width)))[0][:classes].astype(np.float32)
@@ -77,23 +77,22 @@ def made_up(photos: int, seed: int = 0) -> tuple[PhotoPlaces, Question, np.ndarr
 
     # all points of a view see about the same, as they do on the ground
     view = (land(photos, 1) + 0.1 * land(photos, POINTS)).astype(np.float16)
-    around = land(photos, POINTS)
-    chance = 0.75 * chances(view) + 0.15 * chances(around) + 0.1 * share
+    chance = 0.9 * chances(view) + 0.1 * share
     labels = (rng.uniform(size=(photos, 1)) > chance.cumsum(-1)).sum(-1).clip(0, classes - 1)
     bank = np.repeat(vectors, np.round(2000 * share).astype(int), axis=0)
     marker = CalibrationMarker(
         format=1, model='m', model_digest='d', of='patches', fields=('f',), store='s', photos=photos, without=0,
         seed=seed, versions={}, digest='',
     )  # fmt: skip
-    places = PhotoPlaces(marker, vectors[labels].astype(np.float16), view, around, bank.astype(np.float16))
+    places = PhotoPlaces(marker, vectors[labels].astype(np.float16), view, bank.astype(np.float16))
     return places, Question(vectors, np.arange(classes)), view[:, 0].astype(np.float32)
 
 
 def test_the_fit_finds_what_photos_were_made_with() -> None:
-    """Temperature, strength of the prior and both kinds of stray photos come back from photos drawn with them."""
+    """Temperature, strength of the prior and the share of stray photos come back from photos drawn with them."""
     found = calibrate(*made_up(20_000))
     assert found.temperature == pytest.approx(0.1, rel=0.05) and found.prior == pytest.approx(1, abs=0.1)
-    assert found.elsewhere == pytest.approx(0.15, abs=0.03) and found.anything == pytest.approx(0.1, abs=0.04)
+    assert found.anything == pytest.approx(0.1, abs=0.03)
     log_share = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
     np.testing.assert_allclose(found.offsets, found.temperature * found.prior * log_share, atol=1e-3)
 
@@ -102,32 +101,28 @@ def test_the_likelihood_is_its_definition() -> None:
     """Photo by photo, point by point in plain numpy; its gradient is that of finite differences."""
     places, question, _ = made_up(7)
     log_share = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
-    view, around = (question.scores(torch.from_numpy(v.astype(np.float64))) for v in (places.view, places.around))
+    view = question.scores(torch.from_numpy(places.view.astype(np.float64)))
     labels = question.scores(torch.from_numpy(places.photos.astype(np.float32))).argmax(1)
-    fit = _Fit(view, around, labels, torch.from_numpy(log_share))
-    parameters = torch.tensor([2.2, 0.7, -1.5, -2.0], dtype=torch.float64)
+    fit = _Fit(view, labels, torch.from_numpy(log_share))
+    parameters = torch.tensor([2.2, 0.7, -1.5], dtype=torch.float64)
 
     def naive(values: np.ndarray) -> np.ndarray:
-        weights = np.exp([0, values[2], values[3]])
-        weights /= weights.sum()
+        anything = 1 / (1 + np.exp(-values[2]))
         out = []
         for photo, label in enumerate(labels.tolist()):
-            chances = []
-            for scores in (view[photo].numpy(), around[photo].numpy()):
-                total = 0.0
-                for point in scores:
-                    e = np.exp(point * np.exp(values[0]) + values[1] * log_share)
-                    total += e[label] / e.sum()
-                chances.append(total / len(scores))
-            out.append(np.log(weights @ [*chances, np.exp(log_share[label])]))
+            total = 0.0
+            for point in view[photo].numpy():
+                e = np.exp(point * np.exp(values[0]) + values[1] * log_share)
+                total += e[label] / e.sum()
+            out.append(np.log((1 - anything) * total / POINTS + anything * np.exp(log_share[label])))
         return np.array(out)
 
     np.testing.assert_allclose(fit.log_likelihood(parameters).numpy(), naive(parameters.numpy()), rtol=1e-10)
     tracked = parameters.clone().requires_grad_()
     fit.log_likelihood(tracked).sum().backward()
     assert tracked.grad is not None
-    for i in range(4):
-        step = np.eye(4)[i] * 1e-6
+    for i in range(3):
+        step = np.eye(3)[i] * 1e-6
         slope = (naive(parameters.numpy() + step) - naive(parameters.numpy() - step)).sum() / 2e-6
         assert tracked.grad[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
@@ -247,6 +242,9 @@ def test_what_cannot_be_calibrated_is_one_sentence(
     many = Question(np.repeat(places.bank[:1], 5000, axis=0).astype(np.float32), np.arange(5000))
     with pytest.raises(InputError, match='5,000 classes cannot be calibrated on'):
         calibrate(places, many, field.sample())
+    shown = places.photos.mean(0, keepdims=True, dtype=np.float32)
+    with pytest.raises(InputError, match='photos show one of the classes, and 20 are needed'):
+        calibrate(places, Question(0 * shown, np.arange(1)), field.sample(), np.concatenate([shown, -shown]), 0.1)
     asked = ('map', field.path, '--words', WORDS, '--out', tmp_path / 'm.tif')
     for options, sentence in (
         (('--leave-out', 0.1), 'only known from photos; give --calibration'),
@@ -263,6 +261,11 @@ def test_what_cannot_be_calibrated_is_one_sentence(
     code, printed = command(*asked, '--calibration', tmp_path / 'c')
     assert code and 'calibrate a field of that model' in ' '.join(printed.split())
     arrays = tmp_path / 'c' / 'places.safetensors'
+    narrow = {'photos': places.photos[:, :5], 'view': places.view, 'bank': places.bank}
+    arrays.write_bytes(save({name: np.ascontiguousarray(array) for name, array in narrow.items()}))
+    (tmp_path / 'c' / 'calibration.json').write_text(json.dumps(marker | {'digest': file_digest(arrays)}))
+    code, printed = command(*asked, '--calibration', tmp_path / 'c')
+    assert code and 'its arrays do not go together' in ' '.join(printed.split())
     arrays.write_bytes(arrays.read_bytes()[:-1] + b'x')
     code, printed = command(*asked, '--calibration', tmp_path / 'c')
     assert code and 'is damaged (its digest differs)' in ' '.join(printed.split())

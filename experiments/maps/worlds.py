@@ -267,11 +267,11 @@ def table(records: list[dict[str, Any]]) -> str:
                 )
     lines += [
         '',
-        'Probabilities, before and after `grafalign calibrate` (ECE of 15 bins; risk: share of wrong pixels among the',
-        'surest; AURC: its mean over all coverages), pixels of the held-out land:',
+        'Probabilities, before and after `grafalign calibrate` (sure: mean confidence; ECE of 15 bins; risk: share of',
+        'wrong pixels among the surest; AURC: its mean over all coverages), pixels of the held-out land:',
         '',
-        '| world | run | photos | | accuracy | confidence | ECE | ECE, whole | risk at 25, 50, 75, 100 % | AURC |',
-        '|---|---|---|---|---|---|---|---|---|---|',
+        '| world | run | photos | | mIoU | accuracy | sure | ECE | ECE, whole | risk at 25, 50, 75, 100 % | AURC |',
+        '|---|---|---|---|---|---|---|---|---|---|---|',
     ]
     sure = [
         (r['seed'], run, k)
@@ -284,10 +284,11 @@ def table(records: list[dict[str, Any]]) -> str:
         for name in ('plain', 'calibrated'):
             held, risk = kind[name]['held_out'], kind[name]['held_out']['risk_at_coverage']
             at = ', '.join(f'{risk[c]:.3f}' for c in ('25%', '50%', '75%', '100%'))
-            lines.append(
-                f'| {seed} | {run} | {kind["photos"]:,} | {name} | {held["accuracy"]:.3f} | {held["confidence"]:.3f} '
-                f'| {held["ece"]:.3f} | {kind[name]["whole"]["ece"]:.3f} | {at} | {risk["mean"]:.3f} |'
-            )
+            numbers = (
+                held['miou']['value'], held['accuracy'], held['confidence'], held['ece'], kind[name]['whole']['ece']
+            )  # fmt: skip
+            shown = ' | '.join(f'{number:.3f}' for number in numbers)
+            lines.append(f'| {seed} | {run} | {kind["photos"]:,} | {name} | {shown} | {at} | {risk["mean"]:.3f} |')
     lines += [
         '',
         f'One class taken away, `--leave-out {LEAVE_OUT}`: share of its pixels that are left out, and of all others',
@@ -303,9 +304,10 @@ def table(records: list[dict[str, Any]]) -> str:
         lines.append(f'| {seed} | {run} | {left:.3f} | {lost:.3f} | {least}, {away[least]["left_out"]:.2f} |')
     strides = [(r['seed'], s, v) for r in records for s, v in r.get('strides', {}).items()]
     if strides:
+        revision = next(r['old'] for r in records if 'old' in r)
         lines += [
             '',
-            f'The patch-level run by `zeroshot.segment`, and by the one of before fields ({records[0]["old"]}), which',
+            f'The patch-level run by `zeroshot.segment`, and by the one of before fields ({revision}), which',
             'blended scores by pixels; mIoU of the whole scene:',
             '',
             '| world | stride | before | today | difference |',
@@ -338,7 +340,9 @@ def main() -> None:
             if old is None:
                 make_world(world, seed)
                 runs = {run: measure(world, run) for run in RUNS}
+                before = json.loads(path.read_text()) if path.is_file() else {}
                 record = {'command': command, 'seed': seed, 'leave_out': LEAVE_OUT, 'versions': versions, 'runs': runs}
+                record |= {key: before[key] for key in ('old', 'strides', 'old_command') if key in before}
             else:
                 strides = {str(stride): against_old(world, old, stride) for stride in OLD_STRIDES}
                 record = json.loads(path.read_text()) | {'old': arguments.old, 'strides': strides}

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from grafalign import __version__, console
 from grafalign.calibration.places import ARRAYS, MARKER, CalibrationMarker
-from grafalign.calibration.views import points_around, points_in_view
+from grafalign.calibration.views import points_in_view
 from grafalign.encoders import PhotoBank
 from grafalign.errors import InputError, StaleError, naming_full_disk
 from grafalign.fields import Field
@@ -23,7 +23,7 @@ from grafalign.locks import exclusive
 from grafalign.store import PairStore
 
 POINTS = 16
-"""Points in the view of each photo, and as many around it."""
+"""Points in the view of each photo."""
 FEWEST = 100
 """Photos that say anything about probabilities."""
 _MOST = 4000
@@ -67,9 +67,7 @@ def collect_places(
         photos[name].to_numpy(dtype=float, na_value=np.nan)[rows] if name in photos else np.full(len(rows), np.nan)
         for name in ('heading_deg', 'accuracy_m')
     )
-    points = np.concatenate(
-        [points_in_view(lonlat, heading, accuracy, POINTS, rng), points_around(lonlat, POINTS, rng)], axis=1
-    )
+    points = points_in_view(lonlat, heading, accuracy, POINTS, rng)
     chosen, vectors = _shown(fields, points, rng)
     if len(chosen) < FEWEST:
         raise InputError(
@@ -80,8 +78,7 @@ def collect_places(
     sample = np.sort(rng.permutation(valid)[:_BANK])
     arrays = {
         'photos': np.asarray(bank.embeddings[rows[chosen]], np.float16),
-        'view': vectors[:, :POINTS],
-        'around': vectors[:, POINTS:],
+        'view': vectors,
         'bank': np.asarray(bank.embeddings[sample], np.float16),
     }
     with naming_full_disk(out), exclusive(out):

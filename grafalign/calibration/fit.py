@@ -4,12 +4,12 @@ A cell's classes have the probabilities softmax(score / T + b log share), with t
 (see `zeroshot.photo_prior`). T and b are fitted on photos that no training saw. Of each, CLIP says which class it
 shows; which ground it shows is not known exactly, so its class has the probability
 
-    (1 - e - a) * mean over points in its view  +  e * mean over points around it  +  a * share of the class
+    (1 - a) * mean over points in its view  +  a * share of the class
 
-with the softmax at points of the field, and e, a fitted as well. Without them every photo of what is next to its view
-would count against the model, and T would come out too high: a map's pixels are no photos. Photos also favour places of
-some classes over others, so each photo counts as much as the class that the map gives its view has land on the map
-(a correction of covariate shift: Shimodaira 2000).
+with the softmax at points of the field, and a fitted as well. Otherwise every photo of what is next to its geotag would
+count against the model, and T would come out too high: a map's pixels are no photos. Photos also favour places of some
+classes over others, so each photo counts as much as the class that the map gives its view has land on the map (a
+correction of covariate shift: Shimodaira 2000).
 
 "None of these" compares with contrasting words: where all classes together, against all contrasting words together,
 are less likely than at all but a given share of the places whose photos show one of the classes, nothing is said.
@@ -35,6 +35,8 @@ _MOST_SCORES = 32_000_000
 """Scores of points in view that a fit looks at, at 8 bytes each; fewer photos take part beyond."""
 _HEAVIEST = 10.0
 """Most that one photo may count, in photos."""
+_FEWEST = 20
+"""Photos that show one of the classes, for a share of their places to mean anything."""
 _ROUNDS = 3
 """Fits, each with the weights of the map that the one before makes."""
 Floats = npt.NDArray[np.float32]
@@ -82,8 +84,6 @@ class Calibration:
     """Added to the classes' scores before they are compared and divided by T, [K]: T b log share."""
     prior: float
     """b."""
-    elsewhere: float
-    """Share of photos that show something around their view."""
     anything: float
     """Share of photos that show anything."""
     photos: int
@@ -129,7 +129,7 @@ def calibrate(
         leave_out: share of the places whose photo shows one of the classes that may come out as none of them.
 
     Raises:
-        GrafalignError: there are fewer photos than classes.
+        GrafalignError: there are fewer photos than classes, or hardly any photo shows one of the classes.
     """
     classes = question.classes
     most = _MOST_SCORES // (places.view.shape[1] * classes)
@@ -152,13 +152,13 @@ def calibrate(
         log_share, their_share = both[:classes], both[classes:]
         if len(kept):
             shows = by_photo.amax(1) >= (photos @ torch.from_numpy(kept).T).amax(1)
-    view, around = (question.scores(_tensor(v[chosen][shows.numpy()])).double() for v in (places.view, places.around))
-    fit = _Fit(
-        view,
-        around,
-        by_photo[shows].argmax(1),
-        log_share.double(),
-    )
+        if int(shows.sum()) < _FEWEST:
+            raise InputError(
+                f'{int(shows.sum())} of {len(shows):,} held-out photos show one of the classes, and {_FEWEST} are '
+                'needed to tell what is none of them; name more classes, or leave out --leave-out.'
+            )
+    view = question.scores(_tensor(places.view[chosen][shows.numpy()])).double()
+    fit = _Fit(view, by_photo[shows].argmax(1), log_share.double())
     land_scores = question.scores(torch.from_numpy(land)).double()
     values = fit.run(land_scores)
     offsets = (values.temperature * values.prior * log_share).float()
@@ -169,16 +169,13 @@ def calibrate(
         margins = _margins(view.float(), their_view, offsets, their_offsets, values.temperature)
         least = float(np.quantile(margins.numpy(), leave_out))
         contrast = Contrast(kept, their_offsets.numpy(), least)
-    return Calibration(
-        values.temperature, offsets.numpy(), values.prior, values.elsewhere, values.anything, int(shows.sum()), contrast
-    )
+    return Calibration(values.temperature, offsets.numpy(), values.prior, values.anything, int(shows.sum()), contrast)
 
 
 @dataclass(frozen=True)
 class _Values:
     temperature: float
     prior: float
-    elsewhere: float
     anything: float
 
 
@@ -187,34 +184,26 @@ class _Fit:
 
     Args:
         view: scores of points in view, [P, S, K].
-        around: scores of points around, [P, S, K].
         labels: the class of each photo, [P].
         log_share: log share of each class among photos, [K].
     """
 
-    def __init__(self, view: Tensor, around: Tensor, labels: Tensor, log_share: Tensor) -> None:
-        self._view, self._around, self._labels, self._log_share = view, around, labels, log_share
+    def __init__(self, view: Tensor, labels: Tensor, log_share: Tensor) -> None:
+        self._view, self._labels, self._log_share = view, labels, log_share
 
     def run(self, land: Tensor) -> _Values:
         """Fit, with the photos weighted as the classes of land [N, K] are spread."""
         weights = torch.ones(len(self._labels), dtype=torch.float64) / len(self._labels)
-        values = self._best(weights, _Values(0.1, 1.0, 0.1, 0.1))
+        values = self._best(weights, _Values(0.1, 1.0, 0.1))
         for _ in range(_ROUNDS):
             weights = self._weights(land, values)
             values = self._best(weights, values)
         return values
 
     def _best(self, weights: Tensor, start: _Values) -> _Values:
-        rest = 1 - start.elsewhere - start.anything
+        odds = math.log(max(start.anything, 1e-3) / (1 - start.anything))
         parameters = torch.tensor(
-            [
-                -math.log(start.temperature),
-                start.prior,
-                math.log(max(start.elsewhere, 1e-3) / rest),
-                math.log(max(start.anything, 1e-3) / rest),
-            ],
-            dtype=torch.float64,
-            requires_grad=True,
+            [-math.log(start.temperature), start.prior, odds], dtype=torch.float64, requires_grad=True
         )
         optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn='strong_wolfe')
 
@@ -225,20 +214,16 @@ class _Fit:
             return loss
 
         optimizer.step(closure)
-        sharpness, prior, *_ = parameters.detach().tolist()
-        _, elsewhere, anything = _mixture(parameters.detach()).tolist()
-        return _Values(math.exp(-sharpness), prior, elsewhere, anything)
+        sharpness, prior, odds = parameters.detach().tolist()
+        return _Values(math.exp(-sharpness), prior, 1 / (1 + math.exp(-odds)))
 
     def log_likelihood(self, parameters: Tensor) -> Tensor:
-        """Of each photo, [P], at log 1/T, b, and the log odds of elsewhere and anything against its view."""
-        view, elsewhere, anything = _mixture(parameters)
-        sharp, prior = parameters[0].exp(), parameters[1] * self._log_share
-        chance = anything * self._log_share.exp()[self._labels]
-        for share, scores in ((view, self._view), (elsewhere, self._around)):
-            logits = scores * sharp + prior
-            own = logits.gather(2, self._labels[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
-            chance = chance + share * (own - logits.logsumexp(2)).exp().mean(1)
-        return chance.log()
+        """Of each photo, [P], at log 1/T, b, and the log odds of a photo that shows anything."""
+        anything = parameters[2].sigmoid()
+        logits = self._view * parameters[0].exp() + parameters[1] * self._log_share
+        own = logits.gather(2, self._labels[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
+        in_view = (own - logits.logsumexp(2)).exp().mean(1)
+        return ((1 - anything) * in_view + anything * self._log_share.exp()[self._labels]).log()
 
     def _weights(self, land: Tensor, values: _Values) -> Tensor:
         """How much each photo counts, adding up to 1: the land of the classes in its view, over what views have."""
@@ -253,11 +238,6 @@ class _Fit:
 
 def _tensor(vectors: npt.NDArray[np.float16]) -> Tensor:
     return torch.from_numpy(vectors.astype(np.float32))
-
-
-def _mixture(parameters: Tensor) -> Tensor:
-    """Shares of photos that show their view, something around it, anything."""
-    return torch.cat([torch.zeros_like(parameters[:1]), parameters[2:]]).softmax(0)
 
 
 def _log_shares(scores: Tensor) -> Tensor:

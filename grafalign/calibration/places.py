@@ -56,8 +56,6 @@ class PhotoPlaces:
     """CLIP's unit embeddings of the photos, [P, D]."""
     view: Vectors
     """The field's embeddings at points in the photos' fields of view, [P, S, D]."""
-    around: Vectors
-    """The field's embeddings at points anywhere near, [P, S, D]."""
     bank: Vectors
     """CLIP's unit embeddings of a sample of all photos, [B, D]: how often photos show what."""
 
@@ -76,6 +74,11 @@ def open_places(folder: Path) -> PhotoPlaces:
         if file_digest(path) != marker.digest:
             raise DamagedError(f'{path} is damaged (its digest differs); {CalibrationMarker.REMEDY}.')
         arrays = load_file(path)
-        return PhotoPlaces(marker, *(arrays[name] for name in ('photos', 'view', 'around', 'bank')))
+        photos, view, bank = (arrays[name] for name in ('photos', 'view', 'bank'))
     except (OSError, SafetensorError, KeyError) as error:
         raise DamagedError(f'{path} is damaged ({error}); {CalibrationMarker.REMEDY}.') from None
+    count, width = len(photos), photos.shape[-1]
+    shapes = [(count, width), (count, view.shape[1], width), (len(bank), width)]
+    if [array.shape for array in (photos, view, bank)] != shapes:
+        raise DamagedError(f'{path} is damaged (its arrays do not go together); {CalibrationMarker.REMEDY}.')
+    return PhotoPlaces(marker, photos, view, bank)

@@ -1,4 +1,4 @@
-"""The ground that a photo may show, as random points: in its field of view, and anywhere around.
+"""The ground that a photo may show, as random points in its field of view.
 
 The points of a view are drawn, not weighed: a point falls where the camera looks as often as the view's weight says
 (`training.placement`, `view_cone`), so a plain mean over points is the weighted mean over the ground.
@@ -13,8 +13,6 @@ from pyproj import Geod
 from grafalign.training.placement import RADIUS_PER_SIGMA, PlacementSettings
 
 Floats = npt.NDArray[np.float64]
-AROUND_M = 160.0
-"""Radius of what is around a photo."""
 _COMPASS_DEG = 10.0
 """Error of a phone's compass."""
 _VIEW = PlacementSettings(kind='view_cone')
@@ -50,16 +48,6 @@ def points_in_view(
     looks = heading_deg[:, None] + rng.uniform(-half, half, shape) + rng.normal(size=shape) * _COMPASS_DEG
     anywhere = rng.uniform(0, 360, shape)
     return _moved(stands, np.where(np.isnan(looks), anywhere, looks), rng.exponential(_VIEW.reach_m, shape))
-
-
-def points_around(lonlat: Floats, count: int, rng: np.random.Generator) -> Floats:
-    """Points anywhere within `AROUND_M` of photos, [P, count, 2] in degrees."""
-    shape = (len(lonlat), count)
-    return _moved(
-        np.broadcast_to(lonlat[:, None], (*shape, 2)),
-        rng.uniform(0, 360, shape),
-        AROUND_M * np.sqrt(rng.uniform(size=shape)),
-    )
 
 
 def _moved(lonlat: Floats, azimuth_deg: Floats, distance_m: Floats) -> Floats:

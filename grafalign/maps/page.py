@@ -13,7 +13,7 @@ from rasterio.enums import Resampling
 from grafalign.fields import Field
 from grafalign.files import write_atomically
 from grafalign.foreign.rasters import open_raster
-from grafalign.maps.classes import MapClass
+from grafalign.maps.classes import NONE, MapClass
 from grafalign.maps.make import MapSummary
 from grafalign.pages import exact_picture_url, picture_url, render
 
@@ -41,7 +41,7 @@ def write_page(
     confidence = None if 'confidence' not in files else exact_picture_url(_confidence(files['confidence']))
     shares = sorted(summary.shares.items(), key=lambda s: -s[1])
     colours = {c.name: '#{:02x}{:02x}{:02x}'.format(*c.colour) for c in classes}
-    background = {c.name for c in classes if c.background}
+    background = {c.name for c in classes if c.background and c is not NONE}
     rows = [
         {
             'name': name,

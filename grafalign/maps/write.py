@@ -101,7 +101,7 @@ def write_map(
 
 def uncalibrated(temperature: float, classes: int) -> Calibration:
     """Probabilities by a temperature alone."""
-    return Calibration(temperature, np.zeros(classes, dtype=np.float32), 0, 0, 0, 0, None)
+    return Calibration(temperature, np.zeros(classes, dtype=np.float32), 0, 0, 0, None)
 
 
 def _calibrated(
