@@ -61,6 +61,8 @@ def main() -> None:
     from grafalign.console import quiet_libraries
 
     quiet_libraries()
+    # GDAL keeps decoded blocks in a twentieth of the machine's memory by default, and every block is read once
+    os.environ.setdefault('GDAL_CACHEMAX', '64')
     try:
         code = app(standalone_mode=False)  # the code of an exit that typer decides: 0 after --help, 130 after Ctrl-C
     except GrafalignError as error:
