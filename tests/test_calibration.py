@@ -90,11 +90,11 @@ def made_up(photos: int, seed: int = 0) -> tuple[PhotoPlaces, Question, np.ndarr
 
 def test_the_fit_finds_what_photos_were_made_with() -> None:
     """Temperature, strength of the prior and the share of stray photos come back from photos drawn with them."""
-    found = calibrate(*made_up(20_000))
-    assert found.temperature == pytest.approx(0.1, rel=0.05) and found.prior == pytest.approx(1, abs=0.1)
-    assert found.anything == pytest.approx(0.1, abs=0.03)
+    fitted = calibrate(*made_up(20_000))
+    assert fitted.temperature == pytest.approx(0.1, rel=0.05) and fitted.prior == pytest.approx(1, abs=0.1)
+    assert fitted.anything == pytest.approx(0.1, abs=0.03)
     log_share = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
-    np.testing.assert_allclose(found.offsets, found.temperature * found.prior * log_share, atol=1e-3)
+    np.testing.assert_allclose(fitted.offsets, fitted.temperature * fitted.prior * log_share, atol=1e-3)
 
 
 def test_the_likelihood_is_its_definition() -> None:
@@ -132,13 +132,15 @@ def test_what_no_class_asks_for_is_left_out() -> None:
     places, question, land = made_up(4000)
     stranger = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0][5:6].astype(np.float32)
     bank = np.concatenate([places.bank, np.repeat(stranger, 400, axis=0)]).astype(np.float16)
-    found = calibrate(replace(places, bank=bank), question, land, np.concatenate([stranger, question.vectors[:1]]), 0.1)
-    assert found.contrast is not None and len(found.contrast.vectors) == 1  # the other one is a class's own word
+    fitted = calibrate(
+        replace(places, bank=bank), question, land, np.concatenate([stranger, question.vectors[:1]]), 0.1
+    )
+    assert fitted.contrast is not None and len(fitted.contrast.vectors) == 1  # the other one is a class's own word
     points = torch.from_numpy(places.view.astype(np.float32)).flatten(0, 1)
-    lost = found.margins(question.scores(points), points) < found.contrast.least
+    lost = fitted.margins(question.scores(points), points) < fitted.contrast.least
     assert lost.float().mean() == pytest.approx(0.1, abs=0.01)
     strange = torch.from_numpy(np.repeat(0.8 * stranger, 10, axis=0))
-    assert (found.margins(question.scores(strange), strange) < found.contrast.least).all()
+    assert (fitted.margins(question.scores(strange), strange) < fitted.contrast.least).all()
 
 
 def test_words_that_ask_for_the_same_do_not_contrast() -> None:
@@ -245,6 +247,8 @@ def test_what_cannot_be_calibrated_is_one_sentence(
     shown = places.photos.mean(0, keepdims=True, dtype=np.float32)
     with pytest.raises(InputError, match='photos show one of the classes, and 20 are needed'):
         calibrate(places, Question(0 * shown, np.arange(1)), field.sample(), np.concatenate([shown, -shown]), 0.1)
+    with pytest.raises(InputError, match='Every contrasting word asks for what one of the classes asks for'):
+        calibrate(places, Question(shown, np.arange(1)), field.sample(), 2 * shown, 0.1)
     asked = ('map', field.path, '--words', WORDS, '--out', tmp_path / 'm.tif')
     for options, sentence in (
         (('--leave-out', 0.1), 'only known from photos; give --calibration'),

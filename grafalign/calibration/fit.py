@@ -129,7 +129,8 @@ def calibrate(
         leave_out: share of the places whose photo shows one of the classes that may come out as none of them.
 
     Raises:
-        GrafalignError: there are fewer photos than classes, or hardly any photo shows one of the classes.
+        GrafalignError: there are fewer photos than classes, hardly any photo shows one of the classes, or no word
+            contrasts with them.
     """
     classes = question.classes
     most = _MOST_SCORES // (places.view.shape[1] * classes)
@@ -148,10 +149,14 @@ def calibrate(
         theirs = bank @ torch.from_numpy(contrasting).T
         use = apart(by_bank.numpy(), theirs.numpy())
         kept = contrasting[use]
+        if not len(kept):
+            raise InputError(
+                'Every contrasting word asks for what one of the classes asks for, so nothing can be told apart from '
+                'them; name fewer classes, or leave out --leave-out.'
+            )
         both = _log_shares(torch.cat([by_bank, theirs[:, torch.from_numpy(use)]], dim=1))
         log_share, their_share = both[:classes], both[classes:]
-        if len(kept):
-            shows = by_photo.amax(1) >= (photos @ torch.from_numpy(kept).T).amax(1)
+        shows = by_photo.amax(1) >= (photos @ torch.from_numpy(kept).T).amax(1)
         if int(shows.sum()) < _FEWEST:
             raise InputError(
                 f'{int(shows.sum())} of {len(shows):,} held-out photos show one of the classes, and {_FEWEST} are '
@@ -163,7 +168,7 @@ def calibrate(
     values = fit.run(land_scores)
     offsets = (values.temperature * values.prior * log_share).float()
     contrast = None
-    if kept is not None and len(kept):
+    if kept is not None:
         their_offsets = (values.temperature * values.prior * their_share).float()
         their_view = _tensor(places.view[chosen][shows.numpy()]) @ torch.from_numpy(kept).T
         margins = _margins(view.float(), their_view, offsets, their_offsets, values.temperature)
