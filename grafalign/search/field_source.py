@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,4 +99,9 @@ class FieldTiles:
         """The preview of a tile, [3, rows, columns] in 0 to 255."""
         px = self.field.plan.window
         row, column = (int(part) // px * self.side for part in name.split('_'))
-        return self.field.preview()[row : row + self.side, column : column + self.side].transpose(2, 0, 1)
+        return self._preview[row : row + self.side, column : column + self.side].transpose(2, 0, 1)
+
+    @cached_property
+    def _preview(self) -> npt.NDArray[np.uint8]:
+        """The whole preview: a page shows many tiles."""
+        return self.field.preview()
