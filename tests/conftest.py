@@ -28,6 +28,13 @@ REPOSITORY = Path(__file__).parent.parent
 SMALL = SandboxSettings(seed=5, photos=480, rows=768, cols=1024)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests have more time, as they may share the machine with others."""
+    for item in items:
+        if item.get_closest_marker('slow'):
+            item.add_marker(pytest.mark.timeout(1200))
+
+
 @pytest.fixture(scope='session', autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Searches are kept in a folder of the test run."""

@@ -252,7 +252,6 @@ def test_the_stated_error_bounds_every_score(model: Model, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_killed_field_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """Ten kill -9 and a Ctrl-C in the middle change nothing; the draft is gone in the end."""
     scene = write_scene(tmp_path / 's.tif', patchwork(6000, 400))

@@ -289,7 +289,6 @@ def test_a_map_can_be_made_anywhere(crs: str, transform: Affine, tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_killed_map_is_made_again_with_the_same_bytes(field: Field, model: Model, tmp_path: Path) -> None:
     """Ten kill -9 while rows or the COG are written: the next run ends with the same bytes and nothing half beside."""
     words = ('--words', 'forest,water,a town')
