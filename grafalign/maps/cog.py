@@ -78,11 +78,13 @@ class Copies:
 
 
 def _copy(rows: Path, path: Path, overviews: str) -> None:
+    # amounts differ from pixel to pixel: GDAL's own level, 6, takes twice as long for 14 % of the bytes
+    level = 1 if overviews == 'AVERAGE' else 6
     try:
         with _naming(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), replacing(path) as part:
             rasterio.shutil.copy(
-                rows, part, driver='COG', compress='DEFLATE', blocksize=512, overview_resampling=overviews,
-                bigtiff='IF_SAFER',
+                rows, part, driver='COG', compress='DEFLATE', level=level, blocksize=512,
+                overview_resampling=overviews, bigtiff='IF_SAFER',
             )  # fmt: skip
     finally:
         rows.unlink(missing_ok=True)

@@ -110,9 +110,9 @@ def make_map(
             bar.advance(len(part.labels))
             done = np.where(part.labels == UNKNOWN, nodata, part.labels).astype(dtype)
             labels_file.write(done)
-            counts = np.bincount(part.labels[part.labels != UNKNOWN], minlength=count)
-            pixels += counts
-            missing += part.labels.size - int(counts.sum())
+            counts = torch.bincount(torch.from_numpy(part.labels).flatten() - UNKNOWN, minlength=count + 1)
+            pixels += counts[1:].numpy()
+            missing += int(counts[0])
             if sure_file is not None:
                 sure_file.write(as_bytes(part.chance, part.labels == UNKNOWN))
             if scores_file is not None:

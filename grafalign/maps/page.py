@@ -72,9 +72,15 @@ def write_page(
 
 
 def _reduced(path: Path, resampling: Resampling) -> npt.NDArray[np.generic]:
+    """A raster whose longer side has at most so many pixels.
+
+    The overview is named, as GDAL does not look for one while or after COGs are written in other threads.
+    """
     with open_raster(path) as dataset:
         factor = max(1.0, max(dataset.shape) / _LONGEST_PX)
         shape = tuple(max(1, round(side / factor)) for side in dataset.shape)
+        larger = [level for level, by in enumerate(dataset.overviews(1)) if by <= factor]
+    with open_raster(path, **({'overview_level': larger[-1]} if larger else {})) as dataset:
         pixels: npt.NDArray[np.generic] = dataset.read(1, out_shape=shape, resampling=resampling)
     return pixels
 
@@ -93,4 +99,4 @@ def _confidence(path: Path) -> Image.Image:
     numbers = _reduced(path, Resampling.nearest)
     known = numbers != 255
     grey = np.clip(numbers.astype(np.float32) / 250 * 255, 0, 255).astype(np.uint8)
-    return Image.fromarray(np.dstack([grey, grey, grey, np.where(known, 255, 0).astype(np.uint8)]))
+    return Image.fromarray(np.dstack([grey, np.where(known, 255, 0).astype(np.uint8)]))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:  # most pages have no figure, and matplotlib takes a quarter of a second to load
+    from matplotlib.figure import Figure
 
 _LONGEST_NAME = 34
 _FEW = 30
@@ -31,6 +34,8 @@ def short_name(name: str) -> str:
 
 def confusion_figure(counts: npt.NDArray[np.integer], classes: Sequence[str], title: str = '') -> Figure:
     """Share of every true class that is taken for every class, of counts [truth, guess]."""
+    from matplotlib.figure import Figure
+
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(11.0, 2.2 + 0.2 * len(share))
     figure = Figure(figsize=(side + 0.8, side))

@@ -20,5 +20,5 @@ def picture_url(image: Image.Image, longest_px: int) -> str:
 def exact_picture_url(image: Image.Image) -> str:
     """A picture as a PNG data URL, pixel for pixel: for colours that mean something."""
     buffer = io.BytesIO()
-    image.save(buffer, 'PNG', optimize=True)
+    image.save(buffer, 'PNG')  # `optimize` takes six times as long for a twentieth of the bytes
     return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()

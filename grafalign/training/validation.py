@@ -10,7 +10,6 @@ from torch import nn
 
 from grafalign.encoders import PhotoBank, select_bands
 from grafalign.errors import GrafalignError
-from grafalign.retrieval.metrics import recall_at
 from grafalign.store import PairStore
 from grafalign.training.order import shuffled
 from grafalign.training.settings import TrainSettings
@@ -42,6 +41,8 @@ def photo_tile_recall(
         `tile_photo@k` and `photo_tile@k`, nothing where the split is empty; and the number of `unreadable_val_tiles`,
         which are left out, if there are any.
     """
+    from grafalign.retrieval.metrics import recall_at  # loads FAISS, which no command needs that only loads a model
+
     tiles = store.tiles_of(split)
     tiles = tiles[shuffled(np.arange(min(most, len(tiles))), max(1, len(tiles)), (0,))]
     tile, photo = (store.pairs[name].to_numpy() for name in ('tile', 'photo'))
