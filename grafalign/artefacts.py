@@ -43,7 +43,26 @@ class Marker(BaseModel):
         """
         try:
             with open_plain(path, _MOST_BYTES) if isinstance(path, Path) else path.open('rb') as file:
-                content = parse_object(file.read())
+                content = file.read()
+        except OSError as error:
+            raise DamagedError(f'{path} cannot be read ({error.strerror or error}); {cls.REMEDY}.') from None
+        except ValueError as error:
+            raise DamagedError(f'{path} is damaged ({error}); {cls.REMEDY}.') from None
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, text: bytes, path: Place) -> Self:
+        """Check a marker that was read, or that is a part of another file.
+
+        Args:
+            text: JSON.
+            path: the file it is of, for errors.
+
+        Raises:
+            GrafalignError: it is damaged, or of a format that is not read.
+        """
+        try:
+            content = parse_object(text)
             version = whole_number(content.get(cls.VERSION_KEY, 0), 10**6)
             if version > cls.NEWEST:
                 raise StaleError(
@@ -56,8 +75,6 @@ class Marker(BaseModel):
                     f'{cls.OLDEST} to {cls.NEWEST}); {cls.REMEDY}.'
                 )
             return cls.model_validate(content)
-        except OSError as error:
-            raise DamagedError(f'{path} cannot be read ({error.strerror or error}); {cls.REMEDY}.') from None
         except ValidationError as error:
             first = error.errors()[0]
             key = '.'.join(str(part) for part in first['loc'])

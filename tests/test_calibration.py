@@ -181,7 +181,8 @@ def test_points_of_photos_are_those_of_the_map(
     held_out: tuple[PairStore, PhotoBank], field: Field, model: Model, tmp_path: Path
 ) -> None:
     """What is collected at a pixel's middle scores as the map's pixel does; photos of the training take no part."""
-    from grafalign.calibration.collect import _cells, _embeddings, _held_out
+    from grafalign.calibration.collect import _held_out
+    from grafalign.fields.points import embeddings_at, positions_of
 
     store, bank = held_out
     rows = _held_out(store, bank)
@@ -191,8 +192,8 @@ def test_points_of_photos_are_those_of_the_map(
     x, y = field.geobox.affine @ (pixel_columns + 0.5, pixel_rows + 0.5)
     points = gpd.points_from_xy(x[0], y[0], crs=field.geobox.crs.to_wkt()).to_crs('EPSG:4326')
     lonlat = np.stack([points.x, points.y], axis=1)[None]
-    cells = _cells(field, lonlat)
-    vectors, known = _embeddings(field, cells.row, cells.column)
+    positions = positions_of(field, lonlat)
+    vectors, known = embeddings_at(field, positions.row, positions.column, 'looking up points')
     assert known.all()
     words = model.embed_texts(WORDS.split(','))
     scores = field.scores(words).values[:, pixel_rows[0], pixel_columns[0]]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pyproj import Transformer
 from safetensors.numpy import save
 
-from grafalign import __version__, console
+from grafalign import __version__
 from grafalign.calibration.places import ARRAYS, MARKER, CalibrationMarker
 from grafalign.calibration.views import points_in_view
 from grafalign.encoders import PhotoBank
 from grafalign.errors import InputError, StaleError, naming_full_disk
 from grafalign.fields import Field
+from grafalign.fields.points import embeddings_at, positions_of
 from grafalign.files import file_digest, write_atomically
 from grafalign.locks import exclusive
 from grafalign.store import PairStore
@@ -28,7 +27,6 @@ FEWEST = 100
 """Photos that say anything about probabilities."""
 _MOST = 4000
 _BANK = 20_000
-_ROWS = 64
 Floats = npt.NDArray[np.float64]
 
 
@@ -123,61 +121,14 @@ def _shown(
     rows: list[npt.NDArray[np.int64]] = []
     parts: list[npt.NDArray[np.float16]] = []
     for field in fields:
-        places = _cells(field, points)
+        places = positions_of(field, points)
         inside = np.flatnonzero(free & places.inside.all(axis=1))
         inside = np.sort(rng.permutation(inside)[: _MOST // len(fields)])
-        vectors, known = _embeddings(field, places.row[inside], places.column[inside])
+        vectors, there = embeddings_at(field, places.row[inside], places.column[inside], 'looking up photos')
+        known = there.all(axis=1)
         rows.append(inside[known])
         parts.append(vectors[known])
         free[inside[known]] = False
     chosen = np.concatenate(rows)
     order = np.argsort(chosen)
     return chosen[order], np.concatenate(parts)[order]
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Where points lie in a field, in cells from the middle of the first one."""
-
-    row: Floats
-    column: Floats
-    inside: npt.NDArray[np.bool_]
-
-
-def _cells(field: Field, points: Floats) -> _Cells:
-    grid = field.geobox
-    to_field = Transformer.from_crs('EPSG:4326', grid.crs.to_wkt(), always_xy=True)
-    x, y = to_field.transform(points[..., 0], points[..., 1])
-    inverse = ~grid.affine
-    column = inverse.a * x + inverse.b * y + inverse.c
-    row = inverse.d * x + inverse.e * y + inverse.f
-    height, width = grid.shape
-    inside = (row >= 0) & (column >= 0) & (row < height) & (column < width)  # False for infinite ones too
-    cell = field.plan.cell
-    return _Cells(row / cell - 0.5, column / cell - 0.5, inside)
-
-
-def _embeddings(field: Field, row: Floats, column: Floats) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
-    """Embeddings between middles of cells, as on a map: bilinear, [n, points, D]; and where all of them are known."""
-    rows, columns = field.shape
-    row, column = row.clip(0, rows - 1), column.clip(0, columns - 1)
-    out = np.zeros((*row.shape, field.plan.dimensions), dtype=np.float16)
-    known = np.ones(row.shape, dtype=bool)
-    above, left = np.floor(row).astype(int), np.floor(column).astype(int)
-    down, right = (row - above)[..., None], (column - left)[..., None]
-    with console.progress('looking up photos', rows) as bar:
-        for top in range(0, rows, _ROWS):
-            last = min(top + _ROWS, rows)
-            mine = (above >= top) & (above < last)
-            if mine.any():
-                cells = field.embeddings(slice(top, min(last + 1, rows)))
-                r, c = above[mine] - top, left[mine]
-                corners = [
-                    (cells[rr, cc], wr * wc)
-                    for rr, wr in ((r, 1 - down[mine]), (np.minimum(r + 1, len(cells) - 1), down[mine]))
-                    for cc, wc in ((c, 1 - right[mine]), (np.minimum(c + 1, columns - 1), right[mine]))
-                ]
-                out[mine] = sum(vectors * weight for vectors, weight in corners)
-                known[mine] = np.logical_and.reduce([(vectors != 0).any(-1) for vectors, _ in corners])
-            bar.advance(last - top)
-    return out, np.asarray(known.all(axis=1))

@@ -47,9 +47,11 @@ class Question:
     """What is asked: classes, each of one vector or of several of which the best counts."""
 
     vectors: Floats
-    """Unit vectors [V, D]."""
+    """[V, D]; unit where they are words."""
     class_of: npt.NDArray[np.int64]
     """[V], rising from 0."""
+    offsets: Floats | None = None
+    """Added to the scores of the classes, [K]; None for none."""
 
     @property
     def classes(self) -> int:
@@ -59,7 +61,8 @@ class Question:
     def scores(self, embeddings: Tensor) -> Tensor:
         """Scores [..., K] of embeddings [..., D]."""
         vectors = torch.from_numpy(self.vectors).to(embeddings.dtype)
-        return scores_by_class(embeddings @ vectors.T, self.class_of)
+        scores = scores_by_class(embeddings @ vectors.T, self.class_of)
+        return scores if self.offsets is None else scores + torch.from_numpy(self.offsets).to(scores.dtype)
 
 
 @dataclass(frozen=True)

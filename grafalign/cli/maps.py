@@ -83,7 +83,9 @@ def field(
 @app.command('map')
 def map_(
     scene: Annotated[str, typer.Argument(help='Field, or a scene as `grafalign field` takes it.')],
-    words: Annotated[list[str], typer.Option(help='Classes, separated by commas, or classes.yaml.')],
+    words: Annotated[
+        list[str], typer.Option(help='Classes, separated by commas, classes.yaml, or words.npz of `tune-words`.')
+    ],
     out: Annotated[Path, typer.Option(help='The class map, a COG; .json (STAC) and .html go beside it.')],
     model: Annotated[str | None, typer.Option(help="The model; a field's own by default.")] = None,
     keep_field: Annotated[
@@ -129,14 +131,14 @@ def map_(
     import shutil
 
     from grafalign.calibration import open_places
-    from grafalign.errors import StaleError, naming_full_disk
+    from grafalign.errors import naming_full_disk
     from grafalign.fields import MARKER, open_field
-    from grafalign.maps import MapFiles, load_classes, write_map
+    from grafalign.maps import MapFiles, load_words, write_map
     from grafalign.models import load_model
 
     if out.suffix.lower() not in ('.tif', '.tiff'):
         raise InputError(f'--out {out} is no GeoTIFF; give a name that ends in .tif.')
-    content = load_classes(words)  # before hours of encoding
+    content = load_words(words)  # before hours of encoding
     if calibration is not None and temperature is not None:
         raise InputError('--calibration fits the temperature; leave out --temperature.')
     places = None if calibration is None else open_places(calibration)
@@ -151,11 +153,7 @@ def map_(
         )
     source = open_field(folder)
     loaded = load_model(model or source.marker.model, clip)
-    if loaded.digest != source.plan.model_digest:
-        raise StaleError(
-            f'{folder} was made by another model ({source.marker.model}) than {loaded.name}; give that model, or make '
-            'the field anew.'
-        )
+    source.check_model(loaded.digest, loaded.name)
     files = MapFiles(out, out.with_name(f'{out.stem}_confidence{out.suffix}'), scores, polygons)
     with naming_full_disk(out):
         summary = write_map(

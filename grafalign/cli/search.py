@@ -112,6 +112,9 @@ def search(
         tuple[float, float] | None, typer.Option(help='Look for what looks like this place: longitude latitude.')
     ] = None,
     queries: Annotated[Path | None, typer.Option(help='A file with one text a line.')] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help='The words are classes of this words.npz (`grafalign tune-words`).')
+    ] = None,
     k: Annotated[int, typer.Option('-k', help='Answers to each query.')] = 10,
     bbox: Annotated[
         tuple[float, float, float, float] | None, typer.Option(help='Only within west south east north (degrees).')
@@ -141,11 +144,19 @@ def search(
 
     for path in out or ():
         check_format(path)
-    query_list = [Query(text=w) for w in words or ()]
-    query_list += [Query(text=line) for line in _lines(queries)] if queries is not None else []
+    texts = [*(words or ()), *(_lines(queries) if queries is not None else ())]
+    if tuned is None:
+        query_list = [Query(text=text) for text in texts]
+    else:
+        from grafalign.maps import load_tuned
+
+        moved = load_tuned(tuned)
+        query_list = [Query(text=text, vector=moved.unit_vector(text)) for text in texts]
     query_list += [Query(image=path) for path in image or ()]
     query_list += [Query(lonlat=lonlat)] if lonlat is not None else []
     catalog = Catalog(index)
+    if tuned is not None:
+        catalog.check_model(moved.about.model_digest, moved.about.model)
     shape = None
     if bbox is not None:
         west, south, east, north = bbox

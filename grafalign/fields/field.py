@@ -20,7 +20,7 @@ import torch
 from odc.geo.geobox import GeoBox
 
 from grafalign.encoders.lattice import to_pixels
-from grafalign.errors import DamagedError, InputError
+from grafalign.errors import DamagedError, InputError, StaleError
 from grafalign.fields import arrays
 from grafalign.fields.build import geobox_of
 from grafalign.fields.marker import MARKER, FieldMarker
@@ -56,6 +56,18 @@ class Field:
         self.path = path
         self.marker = FieldMarker.read(path / MARKER)
         self.plan = self.marker.plan
+
+    def check_model(self, digest: str, name: str) -> None:
+        """Refuse another model than the one that made the field.
+
+        Raises:
+            StaleError: it is another one.
+        """
+        if digest != self.plan.model_digest:
+            raise StaleError(
+                f'{self.path} was made by another model ({self.marker.model}) than {name}; give that model, or make '
+                'the field anew.'
+            )
 
     @cached_property
     def geobox(self) -> GeoBox:

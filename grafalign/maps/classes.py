@@ -79,10 +79,12 @@ class MapClasses:
 
     classes: tuple[MapClass, ...]
     vectors: Vectors
-    """[P, D], unit, in the order of the classes."""
+    """[P, D] in the order of the classes; unit, but for tuned words (`tuned.py`)."""
     class_of: npt.NDArray[np.int64]
     """[P]: rising; several vectors of one class where the highest score counts."""
     combine: Literal['mean', 'max']
+    offsets: Vectors | None = None
+    """Added to the scores of tuned words, [K], which are log odds then; None for words, whose scores are cosines."""
 
     @property
     def names(self) -> list[str]:
@@ -96,7 +98,7 @@ NONE = MapClass('none of these', (128, 128, 128), background=True)
 
 def question_of(classes: MapClasses) -> Question:
     """What fields are asked for."""
-    return Question(classes.vectors, classes.class_of)
+    return Question(classes.vectors, classes.class_of, classes.offsets)
 
 
 def load_classes(words: Sequence[str]) -> ClassesFile:

@@ -24,8 +24,8 @@ from grafalign.maps.labels import UNKNOWN, CellScores, pixel_labels
 _SCORES_BYTES = 256 << 20
 """Scores of cells that are held at a time, whatever the number of classes and the width of the scene."""
 _MOST_ROWS = 64
-SCORE_SCALE = 1e-4
-"""Scores are written as whole numbers of this size."""
+SCORE_SCALE, ODDS_SCALE = 1e-4, 1e-2
+"""Cosines are written as whole numbers of this size, and log odds of tuned words."""
 _SCORE_NODATA = -32768
 
 
@@ -64,7 +64,8 @@ def make_map(
         calibration: how scores become probabilities; where it has contrasting words, pixels that are none of the
             classes get a value of their own, after those of the classes.
         confidence: COG of the probability of each pixel's class, 0 to 250.
-        scores: COG with one band a class, on the grid of cells: scores are linear between their middles.
+        scores: COG with one band a class, on the grid of cells: scores are linear between their middles. They are
+            cosines, or log odds of tuned words.
 
     Raises:
         GrafalignError: the classes are of another model, a chunk is damaged, or the disk is full.
@@ -79,6 +80,7 @@ def make_map(
     count = len(shown)
     nodata = nodata_of(count)
     small = nodata == 255
+    scale = SCORE_SCALE if classes.offsets is None else ODDS_SCALE
     dtype = np.dtype(np.uint8 if small else np.uint16)
     palette = {i: c.colour for i, c in enumerate(shown)} if small else None
     pixels = np.zeros(count, dtype=np.int64)
@@ -102,7 +104,7 @@ def make_map(
                     _SCORE_NODATA,
                     'AVERAGE',
                     names=classes.names,
-                    scale=SCORE_SCALE,
+                    scale=scale,
                 )
             )
         bar = files.enter_context(console.progress('classifying rows of pixels', plan.height))
@@ -116,7 +118,7 @@ def make_map(
             if sure_file is not None:
                 sure_file.write(as_bytes(part.chance, part.labels == UNKNOWN))
             if scores_file is not None:
-                scores_file.write(_as_numbers(part.scores, part.known))
+                scores_file.write(_as_numbers(part.scores, part.known, scale))
     write_class_names(out, shown)
     return MapSummary(dict(zip((c.name for c in shown), pixels.tolist(), strict=True)), missing, plan.pixel_m**2)
 
@@ -148,7 +150,7 @@ class _Part:
     chance: npt.NDArray[np.float32]
     """[rows, W]; 0 for none of the classes."""
     scores: Tensor
-    """Cosines of the cells that these pixels are of, [r, c, K]."""
+    """Of the cells that these pixels are of, [r, c, K]."""
     known: Tensor
     """bool [r, c]"""
 
@@ -184,6 +186,6 @@ def _vectors(question: Question, calibration: Calibration) -> int:
     return len(question.vectors) + (0 if calibration.contrast is None else len(calibration.contrast.vectors))
 
 
-def _as_numbers(scores: Tensor, known: Tensor) -> npt.NDArray[np.int16]:
-    numbers = np.rint(scores.permute(2, 0, 1).numpy() / SCORE_SCALE).clip(-32767, 32767)
+def _as_numbers(scores: Tensor, known: Tensor, scale: float) -> npt.NDArray[np.int16]:
+    numbers = np.rint(scores.permute(2, 0, 1).numpy() / scale).clip(-32767, 32767)
     return np.where(known.numpy(), numbers, _SCORE_NODATA).astype(np.int16)

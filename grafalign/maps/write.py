@@ -16,6 +16,7 @@ from grafalign.maps.classes import ClassesFile, MapClasses, embed_classes, quest
 from grafalign.maps.make import MapSummary, make_map, nodata_of, shown_classes
 from grafalign.maps.page import write_page
 from grafalign.maps.stac import write_item
+from grafalign.maps.tuned import TunedWords
 from grafalign.models import Model
 from grafalign.zeroshot.prompts import prompt_vectors
 
@@ -40,7 +41,7 @@ class MapFiles:
 
 def write_map(
     field: Field,
-    content: ClassesFile,
+    content: ClassesFile | TunedWords,
     model: Model,
     files: MapFiles,
     *,
@@ -53,7 +54,7 @@ def write_map(
 
     Args:
         field: what is asked.
-        content: what for.
+        content: what for: words, or words that points have moved, which say how probable they are.
         model: the field's model, for its words.
         files: what is written, and where.
         temperature: of the probabilities, where there are no `places`; the model's own by default.
@@ -65,14 +66,19 @@ def write_map(
     Raises:
         GrafalignError: a file cannot be written, or a chunk of the field is damaged.
     """
-    classes = embed_classes(content, model.embed_texts)
-    if places is not None:
-        calibration = _calibrated(field, content, classes, model, places, leave_out)
-    elif leave_out is not None:
-        raise InputError('What is none of the classes is only known from photos; give --calibration.')
+    if isinstance(content, TunedWords):
+        if places is not None or temperature is not None or leave_out is not None:
+            raise InputError(
+                f'{content.path} says how probable its classes are; leave out --calibration, --temperature and '
+                '--leave-out, or give words.'
+            )
+        content.check(field.plan, field.path)
+        classes, calibration = content.classes, uncalibrated(1.0, len(content.about.classes))
+        how = f'words tuned to {content.points:,} points'
     else:
-        own = temperature or float(model.metadata.get('tau') or _CLIPS_OWN)
-        calibration = uncalibrated(own, len(classes.classes))
+        classes = embed_classes(content, model.embed_texts)
+        calibration = _calibration(field, content, classes, model, temperature, places, leave_out)
+        how = _described(calibration)
     summary = make_map(field, classes, files.map, calibration, confidence=files.confidence, scores=files.scores)
     shown = shown_classes(classes, calibration)
     if files.polygons is not None:
@@ -93,7 +99,7 @@ def write_map(
     write_item(item, field, shown, files.written, nodata_of(len(shown)))
     made = (
         f'grafalign {__version__}, model {field.marker.model}, {field.marker.windows:,} windows of {field.plan.window} '
-        f'px with a stride of {field.plan.stride} px, embeddings of {field.plan.of}; {_described(calibration)}'
+        f'px with a stride of {field.plan.stride} px, embeddings of {field.plan.of}; {how}'
     )
     write_page(page, field, shown, summary, files.written, made)
     return summary
@@ -104,15 +110,21 @@ def uncalibrated(temperature: float, classes: int) -> Calibration:
     return Calibration(temperature, np.zeros(classes, dtype=np.float32), 0, 0, 0, None)
 
 
-def _calibrated(
+def _calibration(
     field: Field,
     content: ClassesFile,
     classes: MapClasses,
     model: Model,
-    places: PhotoPlaces,
+    temperature: float | None,
+    places: PhotoPlaces | None,
     leave_out: float | None,
 ) -> Calibration:
-    """Probabilities for these classes on this field."""
+    """Probabilities for these classes on this field: from photos where there are any, else by a temperature."""
+    if places is None:
+        if leave_out is not None:
+            raise InputError('What is none of the classes is only known from photos; give --calibration.')
+        own = temperature or float(model.metadata.get('tau') or _CLIPS_OWN)
+        return uncalibrated(own, len(classes.classes))
     plan, theirs = field.plan, places.marker
     if (theirs.model_digest, theirs.of) != (plan.model_digest, plan.of):
         raise StaleError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import shapely
 
@@ -22,13 +23,15 @@ from grafalign.search.catalog import Catalog
 
 @dataclass(frozen=True)
 class Query:
-    """One query: a text, an image or a place, exactly one of them."""
+    """One query: a text, an image, a place or a vector; a text beside a vector is its label."""
 
     text: str | None = None
     image: Path | None = None
     """A picture, embedded like the items: from above; of the ground too where the model is a CLIP that knows photos."""
     lonlat: tuple[float, float] | None = None
     """A place: what looks like the item there. Degrees."""
+    vector: npt.NDArray[np.float32] | None = None
+    """Unit vector of the index's space, [D], such as that of a tuned word."""
 
     @property
     def label(self) -> str:
@@ -72,6 +75,11 @@ def search(
     ]
     if any((q.text is None) + (q.image is None) + (q.lonlat is None) != 2 for q in query_list):
         raise InputError('A query is a text, an image or a place; give exactly one of them.')
+    narrow = next((q for q in query_list if q.vector is not None and q.vector.shape != (catalog.width,)), None)
+    if narrow is not None:
+        raise InputError(
+            f'The vector of {narrow.label!r} is not of the space of {catalog.path}; tune it for its model.'
+        )
     if not query_list:
         raise InputError('There is no query; give words, --image or --lonlat.')
     if k < 1:
@@ -133,7 +141,7 @@ def _utc(when: datetime) -> datetime:
 
 def _vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | None) -> np.ndarray:
     out = np.zeros((len(query_list), catalog.width), dtype=np.float32)
-    texts = [i for i, q in enumerate(query_list) if q.text is not None]
+    texts = [i for i, q in enumerate(query_list) if q.text is not None and q.vector is None]
     images = [i for i, q in enumerate(query_list) if q.image is not None]
     if (texts or images) and model is None:
         from grafalign.models import load_model
@@ -148,6 +156,8 @@ def _vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | None)
     if model is not None:
         catalog.check_model(model.digest, model.name)
     for i, query in enumerate(query_list):
+        if query.vector is not None:
+            out[i] = query.vector
         if query.lonlat is not None:
             out[i] = catalog.vectors[_row_at(catalog, *query.lonlat)]
     if texts and model is not None:
