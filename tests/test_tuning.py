@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pyproj import Transformer
 
 from grafalign.fields import Field
 from grafalign.maps import MapFiles, load_tuned, load_words, write_map
-from grafalign.maps.tune import WEIGHTS, tune
+from grafalign.maps.tune import RIDGES, SHARPNESS, WEIGHTS, tune
 from grafalign.models import Model, load_model
 from tests.commands import Command, refused
 from tests.scenes import patchwork, write_scene
@@ -67,12 +68,18 @@ def some_points(field: Field) -> list[tuple[Any, list[float] | None]]:
 
 
 def naive(
-    taken: np.ndarray, scores: np.ndarray, land: np.ndarray, points: np.ndarray, labels: np.ndarray, weight: float
+    taken: np.ndarray,
+    scores: np.ndarray,
+    land: np.ndarray,
+    points: np.ndarray,
+    labels: np.ndarray,
+    weight: float,
+    ridge: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the land, and log probabilities of the left out points' own classes, written out point by point."""
+    """Scores of the land, and of the left out points [P, K], written out point by point; a is 1."""
     classes = scores.shape[1]
     spread = np.atleast_2d(np.cov(land.T, ddof=1))
-    spread = spread + 0.1 * np.mean(np.diag(spread)) * np.eye(len(spread))
+    spread = spread + ridge * np.mean(np.diag(spread)) * np.eye(len(spread))
 
     def scores_of(where: np.ndarray, mean: list[np.ndarray]) -> np.ndarray:
         out = []
@@ -103,13 +110,13 @@ def naive(
     every = means(None)
     for i, label in enumerate(labels):
         mixed = [means(i)[k] if k == label else every[k] for k in range(classes)]
-        left_out.append(np.log(chances(scores_of(points[i : i + 1], mixed) + np.log(share))[0, label]))
+        left_out.append(scores_of(points[i : i + 1], mixed)[0] + np.log(share))
     return whole + np.log(share), np.array(left_out)
 
 
 @given(st.integers(2, 5), st.integers(1, 6), st.integers(2, 25), st.integers(0, 2**32 - 1))
 def test_tuned_words_are_their_definition(classes: int, width: int, count: int, seed: int) -> None:
-    """Scores equal those written out point by point, at the weight whose left out points are most likely."""
+    """Scores equal those written out point by point, with the values at which left out points are most likely."""
     rng = np.random.default_rng(seed)
     land = rng.normal(size=(60, width))
     scores = land @ rng.normal(size=(classes, width)).T
@@ -117,14 +124,18 @@ def test_tuned_words_are_their_definition(classes: int, width: int, count: int, 
     points, labels = rng.normal(size=(count, width)), rng.integers(0, classes, count)
     taken = scores.argmax(1)
     tuned = tune(taken, scores, land, points, labels)
-    by_weight = {}
-    for weight in WEIGHTS:
-        theirs, left_out = naive(taken, scores, land, points, labels, weight)
-        by_weight[weight] = np.mean([left_out[labels == k].mean() for k in np.unique(labels)])
-        if weight == tuned.weight:
-            np.testing.assert_allclose(land @ tuned.vectors.T + tuned.offsets, theirs, atol=1e-8)
-    assert tuned.likelihood == pytest.approx(max(by_weight.values()))
-    assert by_weight[tuned.weight] == pytest.approx(max(by_weight.values()))
+    likelihood = {}
+    for weight, ridge in itertools.product(WEIGHTS, RIDGES):
+        theirs, left_out = naive(taken, scores, land, points, labels, weight, ridge)
+        for sharpness in SHARPNESS:
+            odds = sharpness * left_out
+            own = [row[k] - np.logaddexp.reduce(row) for row, k in zip(odds, labels, strict=True)]
+            mean = np.mean([np.mean([o for o, k in zip(own, labels, strict=True) if k == c]) for c in set(labels)])
+            likelihood[weight, ridge, sharpness] = mean
+            if (weight, ridge, sharpness) == (tuned.weight, tuned.ridge, tuned.sharpness):
+                np.testing.assert_allclose(land @ tuned.vectors.T + tuned.offsets, sharpness * theirs, atol=1e-8)
+    assert tuned.likelihood == pytest.approx(likelihood[tuned.weight, tuned.ridge, tuned.sharpness])
+    assert tuned.likelihood == pytest.approx(max(likelihood.values()))
 
 
 def test_points_mend_words_that_are_wrong() -> None:

@@ -48,6 +48,9 @@ def field(
     numbers: Annotated[str, typer.Option(help='float16, or int8 for half the bytes; the error is stated.')] = 'float16',
     batch: Batch = 32,
     any_gsd: AnyGsd = False,
+    like: Annotated[
+        Path | None, typer.Option(help='Field of another date on whose grid this one is made, for `grafalign change`.')
+    ] = None,
     clip: Clip = None,
     engine: EngineKind = None,
     workers: Workers = None,
@@ -62,9 +65,16 @@ def field(
 
     Example: grafalign field scene.tif runs/field --model runs/patch --engine processes --workers 8
 
+    Example: grafalign field scene_2024.tif runs/field_2024 --model runs/patch --like runs/field
+
     Example: grafalign map runs/field --words forest,water,town --out map.tif
     """
+    from dataclasses import replace
+
+    if like is not None and (of, overlap, stride) != (None, None, None):
+        raise InputError('--like takes --of, --overlap and --stride from the other field; leave them out.')
     options = _options(of, overlap, stride, bands, value_range, numbers, batch, any_gsd)
+    options = replace(options, like=None if like is None else str(like))
     marker = make_scene_field(scene, out, model, clip, options, engine, workers, scheduler)
     if _rank()[0]:  # one process of many says so
         return
@@ -170,6 +180,55 @@ def map_(
         shutil.rmtree(folder)
     result: dict[str, Any] = {'map': str(out), **{f'share of {n}': round(s, 4) for n, s in summary.shares.items()}}
     show({**result, 'pixels without class': summary.missing}, str(out), as_json)
+
+
+@app.command()
+def change(
+    before: Annotated[Path, typer.Argument(help='Field of the first date.')],
+    after: Annotated[Path, typer.Argument(help='Field of the second date, made with --like BEFORE.')],
+    words: Annotated[list[str], typer.Option(help='Words, separated by commas, classes.yaml, or words.npz.')],
+    out: Annotated[Path, typer.Option(help='Folder for the rasters, polygons, change.json and change.html.')],
+    unchanged: Annotated[
+        list[str] | None,
+        typer.Option(help='FIELD,FIELD: two fields between which nothing changed, such as of one week; repeatable.'),
+    ] = None,
+    false_alarms: Annotated[
+        float,
+        typer.Option(help='Share of unchanged land that may be called changed, for each word.', min=1e-6, max=0.5),
+    ] = 0.001,
+    min_area: Annotated[float, typer.Option(help='Smallest polygon, in square metres.', min=0)] = 0.0,
+    model: Annotated[str | None, typer.Option(help="Where the fields' model is now, if it moved.")] = None,
+    clip: Clip = None,
+    as_json: Json = False,
+) -> None:
+    """Show where words have come and gone between two dates: signed rasters, polygons of gain and loss, and a page.
+
+    Example: grafalign field scene_2024.tif runs/field_2024 --model runs/patch --like runs/field
+
+    Example: grafalign change runs/field runs/field_2024 --words forest,suburb,quarry --out runs/change
+    """
+    from grafalign.errors import naming_full_disk
+    from grafalign.fields import open_field
+    from grafalign.maps import load_words
+    from grafalign.maps.change_files import write_change
+    from grafalign.models import load_model
+
+    content = load_words(words)
+    first, second = open_field(before), open_field(after)
+    pairs = []
+    for text in unchanged or ():
+        paths = text.split(',')
+        if len(paths) != 2:
+            raise InputError(f'--unchanged {text} names {len(paths)} fields; give two with a comma between them.')
+        pairs.append((open_field(Path(paths[0])), open_field(Path(paths[1]))))
+    loaded = load_model(model or first.marker.model, clip)
+    first.check_model(loaded.digest, loaded.name)
+    with naming_full_disk(out):
+        changes = write_change(
+            first, second, content, loaded, out, pairs, false_alarms=false_alarms, min_area_m2=min_area
+        )
+    areas = {c.word: {'gain km²': round(c.gain_km2, 4), 'loss km²': round(c.loss_km2, 4)} for c in changes}
+    show(areas, str(out), as_json)
 
 
 @app.command()

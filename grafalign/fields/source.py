@@ -17,6 +17,7 @@ from grafalign.encoders.lattice import Lattice, stride_of
 from grafalign.encoders.windows import WindowEncoder
 from grafalign.errors import InputError
 from grafalign.fields.build import FieldInput
+from grafalign.fields.field import open_field
 from grafalign.fields.grid import field_grid
 from grafalign.fields.marker import FieldPlan, FieldScene, Numbers, Of
 from grafalign.models import Model
@@ -31,6 +32,8 @@ _WORLD = (-180.0, -90.0, 180.0, 90.0)
 _MOST_SCENES = 254
 _CONNECTIONS = 8
 _FINEST_M = 1e-6
+LATTICE = ('crs', 'transform', 'height', 'width', 'pixel_m', 'cell', 'window', 'patch', 'stride', 'of')
+"""What two fields must have in common for their cells to lie on each other."""
 _OVERLAP: dict[Of, float] = {'patches': 4.0, 'windows': 16.0}
 """Passes over an average pixel: windows that are one vector each need more of them to show anything small."""
 
@@ -56,6 +59,8 @@ class FieldOptions:
     numbers: Numbers = 'float16'
     batch: int = 32
     any_gsd: bool = False
+    like: str | None = None
+    """Folder of a field whose grid, windows and value range are taken, so that two dates can be compared."""
 
 
 def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
@@ -67,8 +72,12 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
         options: how.
 
     Raises:
-        GrafalignError: there is no such scene, it lacks a band, or it cannot be opened.
+        GrafalignError: there is no such scene, it lacks a band, it cannot be opened, or it does not overlap what it is
+            to be like.
     """
+    like = None if options.like is None else open_field(options.like)
+    if like is not None:
+        like.check_model(model.digest, model.name)
     given = _scenes(scene)
     if len(given.scenes) > _MOST_SCENES:
         raise InputError(
@@ -77,7 +86,8 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
     names = list(options.bands or _names(given.scenes[0], model.preprocessing.bands))
     sources = [_bands(s, names, model) for s in given.scenes]
     grid, dtype = _opened(sources[0], given.reader)
-    value_range = options.value_range or model.value_range or _range_of(dtype, scene)
+    value_range = options.value_range or (like.plan.value_range if like else model.value_range)
+    value_range = value_range or _range_of(dtype, scene)
     box, pixel_m = field_grid(grid, model.gsd_m, scene, any_gsd=options.any_gsd)
     of: Of = options.of or ('windows' if model.level == 'image' else 'patches' if model.dense else 'windows')
     patch = model.encoder().patch_px if of == 'patches' else model.preprocessing.size_px
@@ -105,6 +115,10 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
         model_digest=model.digest,
         clip_digest=model.clip_digest,
     )
+    if like is not None:
+        if len(given.scenes) == 1 and not box.extent.to_crs(like.geobox.crs).intersects(like.geobox.extent):
+            raise InputError(f'{scene} does not overlap {like.path}; give a scene of the same land.')
+        plan = plan.model_copy(update={name: getattr(like.plan, name) for name in LATTICE})
     return FieldInput(plan, sources, given.reader)
 
 

@@ -121,18 +121,40 @@ def writing_cog(
     Raises:
         MachineError: the disk is full, or the folder cannot be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = path.with_name(f'.{path.name}.rows.tif')
+    with writing_rows(rows, grid, dtype, nodata, palette=palette, names=names, scale=scale, tags=tags) as writer:
+        yield writer
+    copies.add(rows, path, overviews)
+
+
+@contextlib.contextmanager
+def writing_rows(
+    path: Path,
+    grid: GeoBox,
+    dtype: str,
+    nodata: float,
+    *,
+    palette: Mapping[int, tuple[int, int, int]] | None = None,
+    names: Sequence[str] = (),
+    scale: float | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[RowWriter]:
+    """Write a plain GeoTIFF from the top down; the arguments are those of `writing_cog`.
+
+    Raises:
+        MachineError: the disk is full, or the folder cannot be written.
+    """
     height, width = grid.shape
     profile = {
         'driver': 'GTiff', 'height': height, 'width': width, 'count': max(1, len(names)), 'dtype': dtype,
         'crs': str(grid.crs), 'transform': grid.affine, 'nodata': nodata, 'bigtiff': 'IF_SAFER', 'interleave': 'band',
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = path.with_name(f'.{path.name}.rows.tif')
     try:
         with (
             _naming(path),
             rasterio.Env(GDAL_CACHEMAX=_CACHE_MB),
-            rasterio.open(rows, 'w', **profile) as dataset,
+            rasterio.open(path, 'w', **profile) as dataset,
         ):
             if palette is not None:
                 dataset.write_colormap(1, {**dict.fromkeys(range(256), (0, 0, 0, 0)), **_opaque(palette)})
@@ -143,9 +165,8 @@ def writing_cog(
             dataset.update_tags(**(tags or {}))
             yield RowWriter(dataset)
     except BaseException:
-        rows.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
-    copies.add(rows, path, overviews)
 
 
 def _opaque(palette: Mapping[int, tuple[int, int, int]]) -> dict[int, tuple[int, int, int, int]]:

@@ -8,11 +8,11 @@ right. Its mean embedding is a mean of both, in which the land of its words coun
 With one covariance S for all land, which needs no label, the log odds of the classes are linear (discriminant analysis,
 Fisher 1936; from CLIP's features without training: Wang et al., ICLR 2024):
 
-    score_k(x) = (m_k - mu)' S^-1 (x - mu) - (m_k - mu)' S^-1 (m_k - mu) / 2 + log share_k
+    score_k(x) = a * ((m_k - mu)' S^-1 (x - mu) - (m_k - mu)' S^-1 (m_k - mu) / 2 + log share_k)
 
 The shares of the classes are those with which the scores agree over the scene (Saerens et al. 2002): points are chosen
-by hand, so how many there are says nothing. w is the one of four with which a point's class is most likely when the
-point is left out.
+by hand, so how many there are says nothing. What is added to the variances of S (Friedman 1989), w, and the sharpness
+a are those of a few values with which a point's class is most likely when the point is left out.
 
 Example: two classes on a line; the words put the border at 0, two points a class say that it is at 1
     >>> land = np.array([[-2.0], [-1.0], [0.5], [3.0], [4.0], [4.5]])
@@ -25,7 +25,7 @@ Example: two classes on a line; the words put the border at 0, two points a clas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,10 @@ import numpy.typing as npt
 WEIGHTS = (3.0, 10.0, 30.0, 100.0)
 """How many points the land of the words may count as. With fewer than three, a class of one point would be that point;
 with 100, thirty points hardly count."""
-_RIDGE = 0.1
-"""Of the mean variance, added to all variances."""
+RIDGES = (0.1, 0.03, 0.01)
+"""Of the mean variance, what may be added to all variances."""
+SHARPNESS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+"""What log odds may be multiplied by: land is no normal distribution, and without that they are too sure."""
 _FEWEST = 20
 """Cells of land that stand for a class whose words win nowhere."""
 _ROUNDS = 10
@@ -52,6 +54,10 @@ class Tuned:
     """[K]"""
     weight: float
     """w."""
+    ridge: float
+    """What was added to the variances, as a share of their mean."""
+    sharpness: float
+    """a."""
     likelihood: float
     """Mean over classes of the mean log probability of a point's own class, when it is left out."""
     right: float
@@ -69,11 +75,14 @@ def tune(taken: Ints, scores: Floats, land: Floats, points: Floats, labels: Ints
         labels: the class of each point, [P]; classes may have none.
     """
     center = land.mean(0)
-    spread = np.cov((land - center).T).reshape(len(center), len(center))
-    spread += _RIDGE * np.trace(spread) / len(center) * np.eye(len(center))
-    inverse = np.linalg.inv(spread)
+    spread = np.cov(land.T).reshape(len(center), len(center))
+    every = np.trace(spread) / len(center) * np.eye(len(center))
     words = _word_means(taken, scores, land)
-    fits = [_fit(weight, words, center, inverse, land, points, labels) for weight in WEIGHTS]
+    fits = []
+    for ridge in RIDGES:
+        inverse = np.linalg.inv(spread + ridge * every)
+        for weight in WEIGHTS:
+            fits += [replace(fit, ridge=ridge) for fit in _fits(weight, words, center, inverse, land, points, labels)]
     return max(fits, key=lambda fit: fit.likelihood)
 
 
@@ -95,9 +104,10 @@ def _word_means(taken: Ints, scores: Floats, land: Floats) -> Floats:
     return out
 
 
-def _fit(
+def _fits(
     weight: float, words: Floats, center: Floats, inverse: Floats, land: Floats, points: Floats, labels: Ints
-) -> Tuned:
+) -> list[Tuned]:
+    """The log odds at one weight, at every sharpness."""
     count = np.bincount(labels, minlength=len(words)).astype(float)
     total = np.zeros_like(words)
     np.add.at(total, labels, points)
@@ -109,9 +119,13 @@ def _fit(
     their_vectors, their_offsets = _log_odds(others, center, inverse)
     scores = points @ vectors.T + offsets + share
     scores[own, labels] = (their_vectors * points).sum(1) + their_offsets + share[labels]
-    likelihood = scores[own, labels] - _log_sum(scores)
-    hit = (scores.argmax(1) == labels).astype(float)
-    return Tuned(vectors, offsets + share, weight, balanced_mean(likelihood, labels), balanced_mean(hit, labels))
+    right = balanced_mean((scores.argmax(1) == labels).astype(float), labels)
+    fits = []
+    for sharpness in SHARPNESS:
+        likelihood = sharpness * scores[own, labels] - _log_sum(sharpness * scores)
+        mean = balanced_mean(likelihood, labels)
+        fits.append(Tuned(sharpness * vectors, sharpness * (offsets + share), weight, 0, sharpness, mean, right))
+    return fits
 
 
 def _log_odds(means: Floats, center: Floats, inverse: Floats) -> tuple[Floats, Floats]:

@@ -62,6 +62,10 @@ class TunedMarker(Marker):
     """The file of points."""
     weight: float
     """How many points the land of the words counts as."""
+    ridge: float
+    """Added to the variances, as a share of their mean."""
+    sharpness: float
+    """What the log odds were multiplied by."""
     right_by_words: float
     """Mean over classes of the share of points that the words alone get right."""
     right: float
@@ -148,6 +152,8 @@ def tune_words(field: Field, classes: MapClasses, points: Points, out: Path, see
         field=str(field.path),
         points=str(points.path),
         weight=tuned.weight,
+        ridge=tuned.ridge,
+        sharpness=tuned.sharpness,
         right_by_words=round(balanced_mean((theirs.argmax(1) == shown.labels).astype(float), shown.labels), 4),
         right=round(tuned.right, 4),
         seed=seed,

@@ -7,6 +7,7 @@ eastern one in zone 26 that overlap in the middle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -59,27 +60,33 @@ OVERPASSES = (
 )
 
 
-def write_catalog(folder: Path, land: Land, structures: Structures, workers: int | None = None) -> int:
+def write_catalog(
+    folder: Path,
+    land: Land,
+    structures: Structures,
+    workers: int | None = None,
+    overpasses: Sequence[Overpass] = OVERPASSES,
+) -> int:
     """Render every overpass and write its scenes and their STAC items; return the number of items."""
     folder = folder.resolve()  # pystac makes asset links relative to the item only from absolute paths
     ms = pystac.Collection(
         'sandbox-ms',
         'Multispectral scenes of a made-up land, uint16 with scale and offset, one file a band.',
-        extent=_extent(land, [o for o in OVERPASSES if not o.aerial]),
+        extent=_extent(land, [o for o in overpasses if not o.aerial]),
         license='Apache-2.0',
     )
     aerial = pystac.Collection(
         'sandbox-aerial',
         'Aerial photographs of a made-up land, uint8, four bands in one file.',
-        extent=_extent(land, [o for o in OVERPASSES if o.aerial]),
+        extent=_extent(land, [o for o in overpasses if o.aerial] or overpasses),
         license='Apache-2.0',
     )
 
     def fly(overpass: Overpass) -> list[pystac.Item]:
         return _fly(folder, land, structures, overpass)
 
-    results = dict(console.track(engine.run(fly, OVERPASSES, workers), 'flying satellites', len(OVERPASSES)))
-    for index, overpass in enumerate(OVERPASSES):
+    results = dict(console.track(engine.run(fly, overpasses, workers), 'flying satellites', len(overpasses)))
+    for index, overpass in enumerate(overpasses):
         for item in results[index]:
             (aerial if overpass.aerial else ms).add_item(item)
     catalog = pystac.Catalog('grafalign-sandbox', 'The scenes of a grafalign sandbox world.')
@@ -88,7 +95,7 @@ def write_catalog(folder: Path, land: Land, structures: Structures, workers: int
     for item in catalog.get_items(recursive=True):
         item.make_asset_hrefs_relative()
     catalog.save(catalog_type=pystac.CatalogType.SELF_CONTAINED)
-    return 2 * len(OVERPASSES)
+    return 2 * len(overpasses)
 
 
 def _fly(folder: Path, land: Land, structures: Structures, overpass: Overpass) -> list[pystac.Item]:
@@ -194,7 +201,7 @@ def _write_scene(
     return item
 
 
-def _extent(land: Land, overpasses: list[Overpass]) -> pystac.Extent:
+def _extent(land: Land, overpasses: Sequence[Overpass]) -> pystac.Extent:
     box = land.geobox.extent.to_crs('EPSG:4326', resolution=500).boundingbox
     days = sorted(o.when for o in overpasses)
     return pystac.Extent(
