@@ -120,6 +120,12 @@ def map_(
             max=0.5,
         ),
     ] = None,
+    refine: Annotated[
+        str, typer.Option(help='Outlines that follow the pixels of the scene: guided, or superpixels; none by default.')
+    ] = 'none',
+    pixels: Annotated[
+        str | None, typer.Option('--scene', help='For --refine: the scene that a FIELD was made of.')
+    ] = None,
     of: Kind = None,
     overlap: Overlap = None,
     stride: Stride = None,
@@ -138,12 +144,15 @@ def map_(
 
     Example: grafalign map runs/field --words forest,water --out map.tif --calibration runs/calibration --leave-out 0.05
     """
+    import contextlib
     import shutil
 
     from grafalign.calibration import open_places
     from grafalign.errors import naming_full_disk
     from grafalign.fields import MARKER, open_field
+    from grafalign.fields.source import scene_rows
     from grafalign.maps import MapFiles, load_words, write_map
+    from grafalign.maps.outlines import outlines_of
     from grafalign.models import load_model
 
     if out.suffix.lower() not in ('.tif', '.tiff'):
@@ -151,9 +160,16 @@ def map_(
     content = load_words(words)  # before hours of encoding
     if calibration is not None and temperature is not None:
         raise InputError('--calibration fits the temperature; leave out --temperature.')
+    if refine not in ('none', 'guided', 'superpixels'):
+        raise InputError(f'There is no --refine {refine!r}; give none, guided or superpixels.')
     places = None if calibration is None else open_places(calibration)
     folder, temporary = Path(scene), False
-    if '://' in scene or not (folder / MARKER).is_file():
+    is_field = '://' not in scene and (folder / MARKER).is_file()
+    if refine != 'none' and pixels is None and is_field:
+        raise InputError(
+            f'--refine {refine} needs the pixels of {scene}; give the scene that it was made of by --scene.'
+        )
+    if not is_field:
         if model is None:
             raise InputError(f'--model is missing; {scene} is no field, so a model must encode it.')
         temporary = keep_field is None
@@ -165,7 +181,12 @@ def map_(
     loaded = load_model(model or source.marker.model, clip)
     source.check_model(loaded.digest, loaded.name)
     files = MapFiles(out, out.with_name(f'{out.stem}_confidence{out.suffix}'), scores, polygons)
-    with naming_full_disk(out):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_full_disk(out))
+        outlines = None
+        if refine != 'none':
+            rows = stack.enter_context(contextlib.closing(scene_rows(source, pixels or scene, loaded)))
+            outlines = outlines_of(refine, rows, source.plan.cell)  # type: ignore[arg-type]
         summary = write_map(
             source,
             content,
@@ -175,6 +196,7 @@ def map_(
             places=places,
             leave_out=leave_out,
             min_area_m2=min_area,
+            outlines=outlines,
         )
     if temporary:
         shutil.rmtree(folder)

@@ -16,10 +16,11 @@ from grafalign.config import Settings, load_settings
 from grafalign.encoders.lattice import Lattice, stride_of
 from grafalign.encoders.windows import WindowEncoder
 from grafalign.errors import InputError
-from grafalign.fields.build import FieldInput
-from grafalign.fields.field import open_field
+from grafalign.fields.build import FieldInput, geobox_of
+from grafalign.fields.field import Field, open_field
 from grafalign.fields.grid import field_grid
 from grafalign.fields.marker import FieldPlan, FieldScene, Numbers, Of
+from grafalign.fields.strips import Strips
 from grafalign.models import Model
 from grafalign.scenes import BandSource, RangeReader, Scene, SceneSource, band_sources, load_scenes
 from grafalign.scenes.geotiffs import item_of
@@ -120,6 +121,28 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
             raise InputError(f'{scene} does not overlap {like.path}; give a scene of the same land.')
         plan = plan.model_copy(update={name: getattr(like.plan, name) for name in LATTICE})
     return FieldInput(plan, sources, given.reader)
+
+
+def scene_rows(field: Field, scene: str, model: Model) -> Strips:
+    """The pixels of the scene that a field was made of, from the top down.
+
+    Args:
+        field: the field.
+        scene: its scene, as it was given when the field was made.
+        model: the field's model.
+
+    Raises:
+        GrafalignError: it is another scene, or cannot be opened.
+    """
+    plan = field.plan
+    options = FieldOptions(bands=plan.bands, value_range=plan.value_range, any_gsd=True, like=str(field.path))
+    source = field_input(scene, model, options)
+    if [s.item_id for s in source.plan.scenes] != [s.item_id for s in plan.scenes]:
+        raise InputError(
+            f'{field.path} was made of {plan.scenes[0].item_id}, and {scene} is {source.plan.scenes[0].item_id}; give '
+            'the scene that the field was made of.'
+        )
+    return Strips(geobox_of(plan), source.scenes, plan.value_range, source.reader, 0, plan.height)
 
 
 def is_scene(name: str) -> bool:

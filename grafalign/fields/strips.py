@@ -64,7 +64,8 @@ class Strips:
     ) -> None:
         self._box, self._scenes, self._range = box, scenes, value_range
         self._begin = first // PIECE[0] * PIECE[0]
-        self._last = last
+        self.last = last
+        """The row before which reading ends."""
         self._held: list[Strip] = []
         self._strips = self._read(reader)
         self.failed: list[tuple[int, str]] = []
@@ -95,7 +96,7 @@ class Strips:
 
     def _read(self, reader: RangeReader) -> Generator[Strip, None, None]:
         height, width = self._box.shape
-        tops = range(self._begin, min(self._last, height), PIECE[0])
+        tops = range(self._begin, min(self.last, height), PIECE[0])
         lefts = range(0, width, PIECE[1])
         boxes = [_piece(self._box, top, left) for top in tops for left in lefts]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix='strips') as pool:

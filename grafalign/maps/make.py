@@ -20,9 +20,12 @@ from grafalign.fields import Field
 from grafalign.maps.classes import NONE, MapClass, MapClasses, question_of
 from grafalign.maps.cog import Copies, as_bytes, write_class_names, writing_cog
 from grafalign.maps.labels import UNKNOWN, CellScores, pixel_labels
+from grafalign.maps.outlines import Outlines
 
 _SCORES_BYTES = 256 << 20
 """Scores of cells that are held at a time, whatever the number of classes and the width of the scene."""
+_PIXELS = 12 << 20
+"""Pixels of the map that are held at a time, each in several numbers of 4 bytes."""
 _MOST_ROWS = 64
 SCORE_SCALE, ODDS_SCALE = 1e-4, 1e-2
 """Cosines are written as whole numbers of this size, and log odds of tuned words."""
@@ -54,6 +57,7 @@ def make_map(
     *,
     confidence: Path | None = None,
     scores: Path | None = None,
+    outlines: Outlines | None = None,
 ) -> MapSummary:
     """Write the class map of a field, and what goes with it.
 
@@ -66,6 +70,7 @@ def make_map(
         confidence: COG of the probability of each pixel's class, 0 to 250.
         scores: COG with one band a class, on the grid of cells: scores are linear between their middles. They are
             cosines, or log odds of tuned words.
+        outlines: makes the outlines of classes follow the scene's pixels; their scores' alone by default.
 
     Raises:
         GrafalignError: the classes are of another model, a chunk is damaged, or the disk is full.
@@ -108,7 +113,7 @@ def make_map(
                 )
             )
         bar = files.enter_context(console.progress('classifying rows of pixels', plan.height))
-        for part in _parts(field, question_of(classes), calibration):
+        for part in _parts(field, question_of(classes), calibration, outlines):
             bar.advance(len(part.labels))
             done = np.where(part.labels == UNKNOWN, nodata, part.labels).astype(dtype)
             labels_file.write(done)
@@ -155,22 +160,31 @@ class _Part:
     """bool [r, c]"""
 
 
-def _parts(field: Field, question: Question, calibration: Calibration) -> Iterator[_Part]:
-    """Rows of the map from the top down; each is computed with one row of cells more above and below."""
+def _parts(field: Field, question: Question, calibration: Calibration, outlines: Outlines | None) -> Iterator[_Part]:
+    """Rows of the map from the top down; each is computed with as many rows of cells above and below as it needs."""
     plan = field.plan
     rows, columns = field.shape
     numbers = max(plan.dimensions, _vectors(question, calibration))
-    step = max(1, min(_MOST_ROWS, _SCORES_BYTES // (4 * columns * numbers)))
+    if outlines is None:
+        step, beyond = min(_MOST_ROWS, _SCORES_BYTES // (4 * columns * numbers), _PIXELS // (columns * plan.cell**2)), 1
+    else:
+        step, beyond = outlines.step(plan.cell), outlines.beyond(plan.cell)
+    step = max(1, step)
     offsets = torch.from_numpy(calibration.offsets)
     for top in range(0, rows, step):
         bottom = min(top + step, rows)
-        first, last = max(0, top - 1), min(rows, bottom + 1)
+        first, last = max(0, top - beyond), min(rows, bottom + beyond)
         embeddings = torch.from_numpy(field.embeddings(slice(first, last)))
         known = (embeddings != 0).any(-1)
         scores = question.scores(embeddings)
-        labels, chance = pixel_labels(CellScores(scores + offsets, known, calibration.temperature), plan.cell)
+        cells = CellScores(scores + offsets, known, calibration.temperature)
+        if outlines is None:
+            labels, chance = pixel_labels(cells, plan.cell)
+        else:
+            labels, chance = outlines.labels(cells, plan.cell, first * plan.cell)
         if calibration.contrast is not None:
             margins = to_pixels(calibration.margins(scores, embeddings)[None], known, plan.cell)[0].numpy()
+            margins = margins[: labels.shape[0], : labels.shape[1]]
             none = (margins < calibration.contrast.least) & (labels != UNKNOWN)
             labels[none], chance[none] = question.classes, 0
         pixels = slice(top * plan.cell, min(bottom * plan.cell, plan.height))

@@ -14,6 +14,7 @@ from grafalign.errors import InputError, StaleError
 from grafalign.fields import Field
 from grafalign.maps.classes import ClassesFile, MapClasses, embed_classes, question_of
 from grafalign.maps.make import MapSummary, make_map, nodata_of, shown_classes
+from grafalign.maps.outlines import Outlines
 from grafalign.maps.page import write_page
 from grafalign.maps.stac import write_item
 from grafalign.maps.tuned import TunedWords
@@ -49,6 +50,7 @@ def write_map(
     places: PhotoPlaces | None = None,
     leave_out: float | None = None,
     min_area_m2: float = 0.0,
+    outlines: Outlines | None = None,
 ) -> MapSummary:
     """Write a map: rasters, polygons, a STAC item and a page beside them.
 
@@ -62,6 +64,7 @@ def write_map(
         leave_out: pixels that are none of the classes are left out, so that about this share of the places that show
             one is lost; None leaves out none.
         min_area_m2: smallest polygon.
+        outlines: makes the outlines of classes follow the scene's pixels.
 
     Raises:
         GrafalignError: a file cannot be written, or a chunk of the field is damaged.
@@ -79,7 +82,15 @@ def write_map(
         classes = embed_classes(content, model.embed_texts)
         calibration = _calibration(field, content, classes, model, temperature, places, leave_out)
         how = _described(calibration)
-    summary = make_map(field, classes, files.map, calibration, confidence=files.confidence, scores=files.scores)
+    summary = make_map(
+        field,
+        classes,
+        files.map,
+        calibration,
+        confidence=files.confidence,
+        scores=files.scores,
+        outlines=outlines,
+    )
     shown = shown_classes(classes, calibration)
     if files.polygons is not None:
         from grafalign.maps.polygons import write_polygons
@@ -100,6 +111,7 @@ def write_map(
     made = (
         f'grafalign {__version__}, model {field.marker.model}, {field.marker.windows:,} windows of {field.plan.window} '
         f'px with a stride of {field.plan.stride} px, embeddings of {field.plan.of}; {how}'
+        f'{"; outlines by the pixels of the scene" if outlines else ""}'
     )
     write_page(page, field, shown, summary, files.written, made)
     return summary
