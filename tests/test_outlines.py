@@ -163,6 +163,7 @@ def test_refining_that_cannot_be_done_is_one_sentence(field: Field, command: Com
     """No scene, another scene, no such way."""
     arguments = ('map', field.path, '--words', 'forest,water', '--out', tmp_path / 'm.tif', '--refine')
     refused(command(*arguments, 'guided'), 'needs the pixels', '--scene')
+    refused(command(*arguments, 'none', '--scene', field.path), 'only for --refine')
     refused(command(*arguments, 'sharp'), "no --refine 'sharp'; give none, guided or superpixels")
     other = write_scene(tmp_path / 'other.tif', patchwork(700, 420))
     refused(

@@ -162,6 +162,8 @@ def map_(
         raise InputError('--calibration fits the temperature; leave out --temperature.')
     if refine not in ('none', 'guided', 'superpixels'):
         raise InputError(f'There is no --refine {refine!r}; give none, guided or superpixels.')
+    if refine == 'none' and pixels is not None:
+        raise InputError(f'--scene {pixels} is only for --refine; give --refine guided or superpixels.')
     places = None if calibration is None else open_places(calibration)
     folder, temporary = Path(scene), False
     is_field = '://' not in scene and (folder / MARKER).is_file()
