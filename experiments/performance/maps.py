@@ -12,6 +12,7 @@ memory is the operating system's (`VmHWM` of the process). Results go to `result
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import resource
@@ -41,6 +42,8 @@ RESULTS = HERE / 'results' / 'maps.json'
 SIZES = (2_000, 5_000, 10_980, 36_000)
 CLASSES = (2, 24, 500)
 OVERLAPS = (1.0, 1.8, 4.0)
+ENCODERS = ((6, 256), (12, 768))
+"""Layers and width: a light one, and ViT-B."""
 
 
 def make_scene(folder: Path, size: int) -> Path:
@@ -142,10 +145,10 @@ def memory(data: Path, sizes: list[int], numbers: list[int]) -> list[dict[str, A
 def overlap(data: Path) -> list[dict[str, Any]]:
     """Wall time of a field against the time that was spent inside the encoder, of the same run."""
     torch.set_num_threads(1)
-    model = load_model(str(make_model(data, 6, 256)))
     scene = make_scene(data, 2_000)
     rows = []
-    for share in OVERLAPS:
+    for (layers, width), share in itertools.product(ENCODERS, OVERLAPS):
+        model = load_model(str(make_model(data, layers, width)))
         for _ in range(3):
             source = field_input(str(scene), model, FieldOptions(stride=stride_of(224, 16, share)))
             encoder = window_encoder(model, source.plan)
@@ -165,7 +168,7 @@ def overlap(data: Path) -> list[dict[str, Any]]:
             marker = make_field(out, source, replace(encoder, encode=timed), 'made up')
             wall = time.perf_counter() - begin
             row = {
-                'overlap': share, 'windows': marker.windows, 'seconds': round(wall, 2),
+                'layers': layers, 'width': width, 'overlap': share, 'windows': marker.windows, 'seconds': round(wall, 2),
                 'ms_a_window_of_the_encoder': round(1000 * inside / marker.windows, 2),
                 'ratio': round(wall / inside, 3),
             }  # fmt: skip
@@ -206,14 +209,18 @@ def write_table() -> str:
             '',
             'Median of three, on one thread; both are of the same run.',
             '',
-            '| overlap | windows | ms a window of the encoder | ratio |',
-            '|---:|---:|---:|---:|',
+            '| layers x width | overlap | windows | ms a window of the encoder | ratio |',
+            '|---|---:|---:|---:|---:|',
         ]
-        for share in OVERLAPS:
-            runs = [r for r in content['overlap']['rows'] if r['overlap'] == share]
+        for encoder, share in itertools.product(ENCODERS, OVERLAPS):
+            runs = [
+                r for r in content['overlap']['rows'] if (r['layers'], r['width']) == encoder and r['overlap'] == share
+            ]
             ratio = float(np.median([r['ratio'] for r in runs]))
             alone = float(np.median([r['ms_a_window_of_the_encoder'] for r in runs]))
-            lines.append(f'| {share:g} | {runs[0]["windows"]:,} | {alone:.1f} | {ratio:.2f} |')
+            lines.append(
+                f'| {encoder[0]} x {encoder[1]} | {share:g} | {runs[0]["windows"]:,} | {alone:.1f} | {ratio:.2f} |'
+            )
     return '\n'.join(lines) + '\n'
 
 

@@ -4,9 +4,10 @@
     python -m experiments.refine.outlines --table                                # results/table.md from the records
 
 Of each world the field of patches of the patch-level run, the whole scene. Things are the ten classes of single
-objects, stuff the others. Boundary F1 (Csurka et al. 2013): the harmonic mean of the shares of the map's borders within two
-pixels (10 m) of a border of the truth, and of the truth's near one of the map; pixels without a true class have no
-border. Intervals are 95 %, over blocks of land of 2 km. Settings were chosen in world 7.
+objects, stuff the others. Boundary F1 (Csurka et al. 2013): the harmonic mean of the share of the map's borders that
+lie within two pixels (10 m) of a border of the truth, and of the share of the truth's that lie near one of the map;
+pixels without a true class have no border. Intervals are 95 %, over blocks of land of 2 km. Settings were
+chosen in world 7.
 """
 
 from __future__ import annotations
