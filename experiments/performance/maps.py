@@ -168,7 +168,8 @@ def overlap(data: Path) -> list[dict[str, Any]]:
             marker = make_field(out, source, replace(encoder, encode=timed), 'made up')
             wall = time.perf_counter() - begin
             row = {
-                'layers': layers, 'width': width, 'overlap': share, 'windows': marker.windows, 'seconds': round(wall, 2),
+                'layers': layers, 'width': width, 'overlap': share, 'windows': marker.windows,
+                'seconds': round(wall, 2),
                 'ms_a_window_of_the_encoder': round(1000 * inside / marker.windows, 2),
                 'ratio': round(wall / inside, 3),
             }  # fmt: skip
