@@ -131,9 +131,9 @@ def test_a_map_by_superpixels_keeps_what_is_missing(
     field: Field, scene: Path, command: Command, tmp_path: Path
 ) -> None:
     """Classes on the same pixels as without, of which some differ."""
-    arguments = ('map', field.path, '--words', ','.join(WORDS), '--scene', scene)
-    for name in ('none', 'superpixels'):
-        code, err = command(*arguments, '--refine', name, '--out', tmp_path / f'{name}.tif')
+    for name, options in (('none', ()), ('superpixels', ('--refine', 'superpixels', '--scene', scene))):
+        arguments = ('map', field.path, '--words', ','.join(WORDS), '--out', tmp_path / f'{name}.tif')
+        code, err = command(*arguments, *options)
         assert code == 0, err
     with rasterio.open(tmp_path / 'none.tif') as plain, rasterio.open(tmp_path / 'superpixels.tif') as refined:
         one, other = plain.read(1), refined.read(1)

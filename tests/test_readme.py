@@ -48,5 +48,5 @@ def test_every_command_in_the_readme_exists() -> None:
     from grafalign.cli import app
 
     known = {(c.name or c.callback.__name__) for c in app.registered_commands if c.callback}
-    used = set(re.findall(r'^grafalign (\w+)', (REPOSITORY / 'README.md').read_text(), re.MULTILINE))
+    used = set(re.findall(r'^grafalign ([\w-]+)', (REPOSITORY / 'README.md').read_text(), re.MULTILINE))
     assert used and used <= known

@@ -38,7 +38,7 @@ from grafalign.maps import MapFiles, load_classes, write_map
 from grafalign.maps.outlines import outlines_of
 from grafalign.models import load_model
 from grafalign.sandbox.classes import CLASS_NAMES
-from grafalign.sandbox.land import _OBJECTS
+from grafalign.sandbox.land import OBJECT_KINDS
 from grafalign.store import PairStore
 
 RESULTS = Path(__file__).parent / 'results'
@@ -98,7 +98,7 @@ def scores_of(truth: Truth, guess: npt.NDArray[np.int64]) -> dict[str, Any]:
     counts = np.stack(
         [confusion(truth.labels[m], guess[m], classes) for m in (known & (truth.block == b) for b in range(blocks))]
     )
-    things = np.array([name in _OBJECTS for name in CLASS_NAMES])
+    things = np.array([name in OBJECT_KINDS for name in CLASS_NAMES])
     mine, true = borders(np.where(known, guess, VOID)), borders(truth.labels)
     disk = np.hypot(*np.ogrid[-NEAR_PX : NEAR_PX + 1, -NEAR_PX : NEAR_PX + 1]) <= NEAR_PX
     near = [mine, mine & binary_dilation(true, disk), true, true & binary_dilation(mine, disk)]

@@ -96,6 +96,8 @@ _OBJECTS: dict[str, tuple[tuple[int, int], float]] = {
     'parking lot': ((44, 34), 18),
     'roundabout': ((24, 24), 20),
 }
+OBJECT_KINDS = tuple(_OBJECTS)
+"""Classes of single objects; the others are land uses."""
 
 
 def make_land(seed: int, shape: tuple[int, int] = (3072, 3840)) -> Land:
