@@ -100,7 +100,7 @@ def test_a_refined_map_is_the_filter_over_the_whole_scene(
     vectors = model.embed_texts([f'a photo of {word}.' for word in WORDS])
     scores = field.scores(vectors).values
     there = present.numpy() & ~np.isnan(scores).any(0)
-    refined = guided(bands.numpy(), np.nan_to_num(scores), there, field.plan.cell * 3 // 4)
+    refined = guided(bands.numpy(), np.nan_to_num(scores), there, field.plan.cell // 2)
     with rasterio.open(out) as raster, rasterio.open(tmp_path / 'm_confidence.tif') as confidence:
         labels, chance = raster.read(1), confidence.read(1) / 250
     assert ((labels == 255) == ~there).all() and (~there).any()

@@ -26,9 +26,9 @@ from grafalign.errors import MachineError
 from grafalign.fields.strips import Strips
 from grafalign.maps.labels import UNKNOWN, CellScores, best_of
 
-EPSILON = 3e-4
+EPSILON = 1e-3
 """Added to the variances of the bands, which go from 0 to 1: texture that is weaker makes no outline."""
-_RADIUS = 0.75
+_RADIUS = 0.5
 """Half the side of the guided filter's squares, in cells."""
 _SCALE = 50
 """Felzenszwalb's k for colours of 0 to 255: larger ones make larger pieces."""
