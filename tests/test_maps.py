@@ -211,6 +211,7 @@ def test_classes_that_make_no_sense_are_one_sentence(field: Field, command: Comm
     refused(command('map', field.path, '--words', many, *out), '70,000')
     refused(command('map', tmp_path / 's.tif', '--words', 'forest', *out), '--model')
     refused(command('map', field.path, '--words', 'forest', '--out', tmp_path / 'm.png'), 'm.png')
+    refused(command('map', field.path, '--words', 'forest', '--overlap', 9, *out), '--overlap is for scenes')
     assert not (tmp_path / 'm.tif').exists()
 
 

@@ -19,7 +19,17 @@ from grafalign.encoders import PhotoBank
 from grafalign.pairing import Recipe, pair
 from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
-from tests.commands import contents, finish, interrupted, photo_table, start, wait_for, write_recipe, write_yaml
+from tests.commands import (
+    contents,
+    finish,
+    interrupted,
+    photo_table,
+    refused,
+    start,
+    wait_for,
+    write_recipe,
+    write_yaml,
+)
 
 CTRL_C, KILL_9 = signal.SIGINT, signal.SIGKILL
 SIGNALS = pytest.mark.parametrize('how', [CTRL_C, KILL_9], ids=['ctrl-c', 'kill-9'])
@@ -105,6 +115,24 @@ def test_a_stopped_embedding_goes_on(many_photos: Path, tmp_path: Path) -> None:
     out = shutil.copytree(many_photos / 'pairs', tmp_path / 'pairs')
     stops = [('parts-*/*.npz', CTRL_C), ('next/embeddings.npy', KILL_9)]
     interrupted(out / 'bank', stops, 'embed', out, '--model', TINY_CLIP_DIR)
+    assert contents(out / 'bank') == contents(many_photos / 'whole' / 'bank')
+
+
+@pytest.mark.parametrize('suffix', ['npz', 'parquet'])
+def test_a_part_that_a_disk_has_spoilt_is_named(many_photos: Path, tmp_path: Path, suffix: str) -> None:
+    """One sentence with the file and what to do; after it the bank is the same bytes."""
+    out = shutil.copytree(many_photos / 'pairs', tmp_path / 'pairs')
+    process = start('embed', out, '--model', TINY_CLIP_DIR)
+    wait_for(process, out / 'bank', f'parts-*/0000001.{suffix}')
+    process.kill()
+    finish(process)
+    part = next((out / 'bank').glob(f'parts-*/0000000.{suffix}'))
+    remedy = f'delete {part.with_suffix(".npz")} and'
+    part.write_bytes(part.read_bytes()[:100])
+    line = refused(finish(start('embed', out, '--model', TINY_CLIP_DIR)), part, 'is damaged', remedy)
+    assert 'Traceback' not in line
+    part.with_suffix('.npz').unlink()
+    uninterrupted('embed', out, '--model', TINY_CLIP_DIR)
     assert contents(out / 'bank') == contents(many_photos / 'whole' / 'bank')
 
 

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import label
 
 from experiments.change.second_date import BUILT, FARMS, FORESTS, LATER, SAME, SEASON, second_dates
 from experiments.maps.worlds import Truth, clear_item, truth_of
@@ -97,7 +98,11 @@ def measure(world: Path, seed: int) -> dict[str, Any]:
         'autumn, thresholds of another autumn': (autumn, last_autumn),
     }
     out['false_alarms'] = {
-        name: {'share': float(np.isin(k, (GAIN, LOSS)).mean(axis=(1, 2)).mean()), 'any': float(_any(k).mean())}
+        name: {
+            'share': float(np.isin(k, (GAIN, LOSS)).mean(axis=(1, 2)).mean()),
+            'any': float(_any(k).mean()),
+            'pieces_a_km2': _pieces(k) * 1e6 / (height * width * first.plan.pixel_m**2),
+        }
         for name, k in ((name, kinds(*case)) for name, case in cases.items())
     }
     found = kinds(changed, week)
@@ -111,6 +116,11 @@ def measure(world: Path, seed: int) -> dict[str, Any]:
         **{f'loss of {name}': _f1(found, truth, after, (name,), LOSS) for name in FORESTS},
     }
     return out
+
+
+def _pieces(kinds: npt.NDArray[np.uint8]) -> int:
+    """Regions of gain or loss of all words together: what would be polygons."""
+    return sum(int(label(plane == kind)[1]) for plane in kinds for kind in (GAIN, LOSS))
 
 
 def _any(kinds: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -155,12 +165,13 @@ def table(records: list[dict[str, Any]]) -> str:
         'Made by `python -m experiments.change.two_dates --table` from the records beside it; the head of the script',
         f'says how. Wanted: {FALSE_ALARMS:.1%} of unchanged land for each of {len(WORDS)} words.',
         '',
-        '| world | land without change | mean share a word | share where any word changed |',
-        '|---|---|---:|---:|',
+        '| world | land without change | mean share a word | share, any word | polygons a km², all words |',
+        '|---|---|---:|---:|---:|',
     ]
     for record in records:
         for name, value in record['false_alarms'].items():
-            lines.append(f'| {record["seed"]} | {name} | {value["share"]:.4%} | {value["any"]:.3%} |')
+            pieces = value['pieces_a_km2']
+            lines.append(f'| {record["seed"]} | {name} | {value["share"]:.4%} | {value["any"]:.3%} | {pieces:.2f} |')
     lines += ['', '| world | changed, km² | what | F1 | precision | recall |', '|---|---:|---|---|---:|---:|']
     for record in records:
         for name, value in {**record['f1'], **record['words']}.items():

@@ -167,6 +167,10 @@ def map_(
     places = None if calibration is None else open_places(calibration)
     folder, temporary = Path(scene), False
     is_field = '://' not in scene and (folder / MARKER).is_file()
+    for_scenes = {'--of': of, '--overlap': overlap, '--stride': stride, '--bands': bands, '--value-range': value_range}
+    given = next((name for name, value in for_scenes.items() if value is not None), None)
+    if is_field and given is not None:
+        raise InputError(f'{given} is for scenes, and {scene} is a field already; leave it out, or give the scene.')
     if refine != 'none' and pixels is None and is_field:
         raise InputError(
             f'--refine {refine} needs the pixels of {scene}; give the scene that it was made of by --scene.'

@@ -9,8 +9,11 @@ Photos that are fetched from elsewhere are embedded and forgotten: nothing of th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +36,7 @@ from grafalign.encoders.bank import (
 )
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.reading import metadata_table, read_chunks
-from grafalign.errors import InputError, naming_full_disk
+from grafalign.errors import DamagedError, InputError, naming_full_disk
 from grafalign.files import replacing, write_table
 from grafalign.locks import exclusive
 from grafalign.photos.fetch import RemoteSettings
@@ -105,7 +108,7 @@ def _bring_up_to_date(
     if existing is not None and (gone or (len(todo) and not retry_failed)):
         console.log(f'{out}: {len(todo):,} photos to embed, {gone:,} are gone, {len(photos) - len(todo):,} are kept')
     parts = _compute(photos['uri'].tolist(), todo, clip, parts_folder, workers, remote)
-    read = [pd.read_parquet(part.with_suffix('.parquet')) for part in parts] or [metadata_table([])]
+    read = [_rows_of_part(part) for part in parts] or [metadata_table([])]
     fresh = pd.concat(read, ignore_index=True)
     fresh.insert(0, 'photo_id', photos['photo_id'].astype('string').array[todo])
     for number, (name, values) in enumerate(identity_of(photos).items(), start=1):
@@ -184,7 +187,7 @@ def _write_embeddings(
         parts: files with the other rows, in their order.
         width: D.
     """
-    fresh = _rows_of_parts(parts)
+    fresh = (row for part in parts for row in _embeddings_of_part(part))
     with path.open('wb') as file:
         shape = (len(kept), width)
         np.lib.format.write_array_header_1_0(file, {'descr': '<f2', 'fortran_order': False, 'shape': shape})
@@ -198,9 +201,29 @@ def _write_embeddings(
             file.write(block.tobytes())
 
 
-def _rows_of_parts(parts: list[Path]) -> Iterator[npt.NDArray[np.float16]]:
-    for part in parts:
-        yield from np.load(part)['embeddings']
+def _rows_of_part(part: Path) -> pd.DataFrame:
+    path = part.with_suffix('.parquet')
+    with _naming_damage(path):
+        return pd.read_parquet(path)
+
+
+def _embeddings_of_part(part: Path) -> npt.NDArray[np.float16]:
+    with _naming_damage(part), np.load(part, allow_pickle=False) as file:
+        embeddings: npt.NDArray[np.float16] = file['embeddings']
+    return embeddings
+
+
+@contextlib.contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Say what to do about a part that a disk has spoilt; a killed run leaves none, as parts move in whole."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # pyarrow's among them
+        reason = ' '.join(str(error).split())[:160]
+        raise DamagedError(
+            f'{path} is damaged ({reason}); delete {path.with_suffix(".npz")} and run the same command again: its '
+            'photos are embedded anew.'
+        ) from None
 
 
 def _compute(
