@@ -17,6 +17,7 @@ from PIL import Image
 from grafalign.cli import main
 from grafalign.config import load_settings
 from grafalign.encoders import ClipSettings, FrozenClip, PhotoBank, embed, load_clip
+from grafalign.models import Model, load_model
 from grafalign.pairing import Recipe, pair
 from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
@@ -41,6 +42,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
         yield
+
+
+@pytest.fixture(scope='session')
+def model() -> Model:
+    """The tiny CLIP as a model: windows of 64 px, patches of 16."""
+    return load_model(str(TINY_CLIP_DIR))
 
 
 @pytest.fixture(scope='session')

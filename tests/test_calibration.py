@@ -24,11 +24,11 @@ from grafalign.encoders import FrozenClip, PhotoBank, embed
 from grafalign.errors import InputError, StaleError
 from grafalign.fields import Field
 from grafalign.files import file_digest
-from grafalign.models import Model, load_model
+from grafalign.models import Model
 from grafalign.pairing import Recipe, pair
 from grafalign.store import PairStore
 from tests.commands import Command, contents
-from tests.test_fields import MODEL, made
+from tests.test_fields import made
 
 WORDS = 'water,broadleaf forest,meadow,cropland,suburb'
 
@@ -161,12 +161,6 @@ def held_out(recipe: Recipe, clip: FrozenClip, tmp_path_factory: pytest.TempPath
     pair(recipe.model_copy(update={'split': shares}), out)
     store = PairStore(out)
     return store, embed(store, clip)
-
-
-@pytest.fixture(scope='module')
-def model() -> Model:
-    """The tiny CLIP."""
-    return load_model(MODEL)
 
 
 @pytest.fixture(scope='module')

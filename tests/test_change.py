@@ -16,7 +16,7 @@ from grafalign.fields.source import LATTICE
 from grafalign.maps import embed_classes, load_classes
 from grafalign.maps.change import GAIN, LOSS, UNKNOWN, change_rows, thresholds
 from grafalign.maps.classes import question_of
-from grafalign.models import Model, load_model
+from grafalign.models import Model
 from tests.commands import Command, refused
 from tests.scenes import CORNER, patchwork, write_scene
 from tests.test_fields import MODEL, made
@@ -25,12 +25,6 @@ WORDS = ['forest', 'water', 'a town']
 RATE = 0.02
 BUILT = slice(300, 420), slice(200, 330)
 """Pixels that are another picture at the second date."""
-
-
-@pytest.fixture(scope='module')
-def model() -> Model:
-    """The tiny CLIP."""
-    return load_model(MODEL)
 
 
 @pytest.fixture(scope='module')

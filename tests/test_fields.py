@@ -39,12 +39,6 @@ from tests.training_world import settings
 MODEL = str(TINY_CLIP_DIR)
 
 
-@pytest.fixture(scope='module')
-def model() -> Model:
-    """The tiny CLIP: windows of 64 px, patches of 16."""
-    return load_model(MODEL)
-
-
 def made(scene: Path | str, out: Path, model: Model, **options: object) -> Field:
     """A field of a scene."""
     source = field_input(str(scene), model, FieldOptions(**options))  # type: ignore[arg-type]

@@ -27,18 +27,12 @@ from grafalign.fields import Field, open_field
 from grafalign.maps import MapFiles, embed_classes, load_classes, make_map, write_map
 from grafalign.maps.labels import UNKNOWN, CellScores, pixel_labels
 from grafalign.maps.write import uncalibrated as plain
-from grafalign.models import Model, load_model
+from grafalign.models import Model
 from tests.commands import Command, contents, finish, interrupted, refused, start, write_yaml
 from tests.scenes import patchwork, write_scene
 from tests.test_fields import MODEL, made
 
 WORDS = ['forest', 'water', 'a town', 'a solar farm', 'bare rock']
-
-
-@pytest.fixture(scope='module')
-def model() -> Model:
-    """The tiny CLIP."""
-    return load_model(MODEL)
 
 
 @pytest.fixture(scope='module')

@@ -14,18 +14,12 @@ from hypothesis import strategies as st
 from grafalign.fields import Field
 from grafalign.fields.source import scene_rows
 from grafalign.maps.outlines import EPSILON, guided, superpixels
-from grafalign.models import Model, load_model
+from grafalign.models import Model
 from tests.commands import Command, refused
 from tests.scenes import patchwork, write_scene
 from tests.test_fields import MODEL, made
 
 WORDS = ['forest', 'water', 'a town', 'bare rock']
-
-
-@pytest.fixture(scope='module')
-def model() -> Model:
-    """The tiny CLIP."""
-    return load_model(MODEL)
 
 
 @pytest.fixture(scope='module')

@@ -18,18 +18,12 @@ from pyproj import Transformer
 from grafalign.fields import Field
 from grafalign.maps import MapFiles, load_tuned, load_words, write_map
 from grafalign.maps.tune import RIDGES, SHARPNESS, WEIGHTS, tune
-from grafalign.models import Model, load_model
+from grafalign.models import Model
 from tests.commands import Command, refused
 from tests.scenes import patchwork, write_scene
 from tests.test_fields import MODEL, made
 
 WORDS = ['forest', 'water', 'a town']
-
-
-@pytest.fixture(scope='module')
-def model() -> Model:
-    """The tiny CLIP."""
-    return load_model(MODEL)
 
 
 @pytest.fixture(scope='module')

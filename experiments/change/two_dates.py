@@ -12,11 +12,9 @@ pixels: `built` counts gains of the five words for what was built, `cleared` los
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +24,9 @@ from scipy.ndimage import label
 
 from experiments.change.second_date import BUILT, FARMS, FORESTS, LATER, SAME, SEASON, second_dates
 from experiments.maps.worlds import Truth, clear_item, truth_of
+from experiments.world_records import measure_worlds
 from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
 from grafalign.benchmarks.statistics import Resampling, Statistic, estimates
-from grafalign.console import log
 from grafalign.fields import Field, FieldOptions, field_input, make_field, open_field, window_encoder
 from grafalign.labels import VOID
 from grafalign.maps import embed_classes, load_classes
@@ -91,7 +89,8 @@ def measure(world: Path, seed: int) -> dict[str, Any]:
         limits = thresholds(first, second, question, [(first, pair)], FALSE_ALARMS)
         return np.concatenate([part.kind for part in change_rows(first, second, question, limits)], axis=1)
 
-    out: dict[str, Any] = {'changed_km2': float((after != truth.labels).sum() * first.plan.pixel_m**2 / 1e6)}
+    out: dict[str, Any] = {'false_alarms_wanted': FALSE_ALARMS, 'words': WORDS}
+    out |= {'changed_km2': float((after != truth.labels).sum() * first.plan.pixel_m**2 / 1e6)}
     cases = {
         'a year later, thresholds of a week': (year, week),
         'autumn, thresholds of a week': (autumn, week),
@@ -184,26 +183,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, help='folder of the worlds')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--table', action='store_true', help='only write the table')
-    arguments = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    if not arguments.table:
-        if arguments.data is None:
-            parser.error('give --data, the folder of the worlds')
-        for seed in arguments.seeds:
-            record = {
-                'command': f'python -m experiments.change.two_dates --data FOLDER --seeds {seed}',
-                'seed': seed, 'false_alarms_wanted': FALSE_ALARMS, 'words': WORDS,
-                'versions': {name: version(name) for name in ('grafalign', 'torch', 'numpy', 'rasterio')},
-            }  # fmt: skip
-            record |= measure(arguments.data / f'world{seed}', seed)
-            (RESULTS / f'world{seed}.json').write_text(json.dumps(record, indent=1) + '\n')
-            log(f'world {seed}: done')
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob('world*.json'))]
-    (RESULTS / 'table.md').write_text(table(records))
+    measure_worlds('experiments.change.two_dates', __doc__, RESULTS, measure, table, ('rasterio',))
 
 
 if __name__ == '__main__':

@@ -12,11 +12,8 @@ and a linear discriminant with the same covariance. The penalty was chosen in wo
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from experiments.maps.worlds import truth_of
+from experiments.world_records import measure_worlds
 from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
 from grafalign.benchmarks.statistics import MeanIou, confusion
 from grafalign.console import log
@@ -175,31 +173,19 @@ def table(records: list[dict[str, Any]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def measure(world: Path, seed: int) -> dict[str, Any]:
+    """All draws of both fields of one world."""
+    fields: dict[str, Any] = {}
+    for name in FIELDS:
+        land = land_of(world, name)
+        fields[name] = {str(count): [draw(land, count, number) for number in range(DRAWS)] for count in COUNTS}
+        log(f'world {seed}, {name}: done')
+    return {'penalty': PENALTY, 'fields': fields}
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, help='folder of the worlds')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--table', action='store_true', help='only write the table')
-    arguments = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    if not arguments.table:
-        if arguments.data is None:
-            parser.error('give --data, the folder of the worlds')
-        for seed in arguments.seeds:
-            fields: dict[str, Any] = {}
-            for name in FIELDS:
-                land = land_of(arguments.data / f'world{seed}', name)
-                fields[name] = {str(n): [draw(land, n, s) for s in range(DRAWS)] for n in COUNTS}
-                log(f'world {seed}, {name}: done')
-            versions = {name: version(name) for name in ('grafalign', 'torch', 'numpy')}
-            record = {
-                'command': f'python -m experiments.points.few_points --data FOLDER --seeds {seed}',
-                'seed': seed, 'penalty': PENALTY, 'versions': versions, 'fields': fields,
-            }  # fmt: skip
-            (RESULTS / f'world{seed}.json').write_text(json.dumps(record, indent=1) + '\n')
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob('world*.json'))]
-    (RESULTS / 'table.md').write_text(table(records))
+    measure_worlds('experiments.points.few_points', __doc__, RESULTS, measure, table, ())
 
 
 if __name__ == '__main__':

@@ -12,13 +12,10 @@ chosen in world 7.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +25,7 @@ import rasterio
 from scipy.ndimage import binary_dilation
 
 from experiments.maps.worlds import Truth, clear_item, truth_of
+from experiments.world_records import measure_worlds
 from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
 from grafalign.benchmarks.statistics import MeanIou, Resampling, Statistic, confusion, estimates
 from grafalign.console import log
@@ -113,7 +111,7 @@ def scores_of(truth: Truth, guess: npt.NDArray[np.int64]) -> dict[str, Any]:
     return {name: value.model_dump() for name, value in estimates(statistics, how).items()}
 
 
-def measure(world: Path) -> dict[str, Any]:
+def measure(world: Path, _seed: int) -> dict[str, Any]:
     """All kinds of outlines of one world."""
     field = open_field(world / 'fields' / f'{RUN}_patches')
     model = load_model(str(world / RUN))
@@ -122,7 +120,7 @@ def measure(world: Path) -> dict[str, Any]:
     content = load_classes([','.join(CLASS_NAMES)])
     height, width = field.geobox.shape
     km2 = height * width * field.plan.pixel_m**2 / 1e6
-    out: dict[str, Any] = {'scene': scene.stem, 'km2': km2, 'kinds': {}}
+    out: dict[str, Any] = {'near_px': NEAR_PX, 'scene': scene.stem, 'km2': km2, 'kinds': {}}
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
             outlines = None
@@ -165,25 +163,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, help='folder of the worlds')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--table', action='store_true', help='only write the table')
-    arguments = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    if not arguments.table:
-        if arguments.data is None:
-            parser.error('give --data, the folder of the worlds')
-        for seed in arguments.seeds:
-            record = {
-                'command': f'python -m experiments.refine.outlines --data FOLDER --seeds {seed}',
-                'seed': seed, 'near_px': NEAR_PX,
-                'versions': {name: version(name) for name in ('grafalign', 'torch', 'numpy', 'scipy', 'scikit-image')},
-            }  # fmt: skip
-            record |= measure(arguments.data / f'world{seed}')
-            (RESULTS / f'world{seed}.json').write_text(json.dumps(record, indent=1) + '\n')
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob('world*.json'))]
-    (RESULTS / 'table.md').write_text(table(records))
+    measure_worlds('experiments.refine.outlines', __doc__, RESULTS, measure, table, ('scipy', 'scikit-image'))
 
 
 if __name__ == '__main__':

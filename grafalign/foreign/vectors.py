@@ -5,8 +5,12 @@ from __future__ import annotations
 import mmap
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grafalign.foreign.files import ForeignFileError, open_plain, parse_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _HEAD = 4096
 _CRS = re.compile(rb'"crs"|\\u00(43|63|52|72|53|73)', re.IGNORECASE)
@@ -40,6 +44,20 @@ def check_vector(path: Path | str) -> str:
     if start.startswith(b'<'):
         raise ForeignFileError('is XML, which may name any file or address; convert it to GeoJSON (ogr2ogr)')
     raise ForeignFileError('is none of GeoJSON, GeoParquet, GeoPackage, shapefile and FlatGeobuf')
+
+
+def read_vector(path: Path) -> pd.DataFrame:
+    """A vector file as a table, a GeoDataFrame in degrees (EPSG:4326) where it has geometries.
+
+    Raises:
+        ForeignFileError: it is of none of the formats that are read.
+        Exception: it is damaged; the readers' errors are of many types.
+    """
+    import geopandas as gpd
+
+    table = gpd.read_parquet(path) if check_vector(path) == 'GeoParquet' else gpd.read_file(path)
+    placed = isinstance(table, gpd.GeoDataFrame) and table.crs is not None
+    return table.to_crs('EPSG:4326') if placed else table
 
 
 def _check_crs(path: Path | str) -> None:

@@ -161,7 +161,7 @@ def _sampled(before: Field, after: Field, question: Question) -> Floats:
         taken = (two[0] != 0).any(-1) & (two[1] != 0).any(-1)
         taken &= torch.from_numpy(rng.random(taken.shape) < share)
         parts.append(question.scores(two[1][taken]) - question.scores(two[0][taken]))
-    found = torch.cat(parts).numpy()
-    if not len(found):
+    differences = torch.cat(parts).numpy()
+    if not len(differences):
         raise InputError(f'{before.path} and {after.path} show no land in common; give fields of the same land.')
-    return np.asarray(found, dtype=np.float32)
+    return np.asarray(differences, dtype=np.float32)

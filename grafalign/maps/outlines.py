@@ -80,11 +80,11 @@ class Outlines:
         for left in range(0, columns, step):
             first, last = max(0, left - beyond), min(columns, left + step + beyond)
             part = CellScores(cells.scores[:, first:last], cells.known[:, first:last], cells.temperature)
-            seen = slice(first * cell, min(last * cell, width))
-            found = self._block(part, cell, bands[:, :, seen], present[:, seen])
-            kept = slice(left * cell, min((left + step) * cell, width))
-            inner = slice(kept.start - seen.start, kept.stop - seen.start)
-            labels[:, kept], chance[:, kept] = (plane[:, inner] for plane in found)
+            with_margin = slice(first * cell, min(last * cell, width))
+            refined = self._block(part, cell, bands[:, :, with_margin], present[:, with_margin])
+            core = slice(left * cell, min((left + step) * cell, width))
+            inner = slice(core.start - with_margin.start, core.stop - with_margin.start)
+            labels[:, core], chance[:, core] = (plane[:, inner] for plane in refined)
         return labels, chance
 
     def _block(

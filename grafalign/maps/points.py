@@ -13,7 +13,7 @@ from grafalign import console
 from grafalign.errors import InputError
 from grafalign.fields import Field
 from grafalign.fields.points import embeddings_at, positions_of
-from grafalign.foreign.vectors import check_vector
+from grafalign.foreign.vectors import read_vector
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Points:
 
 
 @dataclass(frozen=True)
-class SeenPoints:
-    """Points that a field shows."""
+class PointEmbeddings:
+    """What a field holds at points that it shows."""
 
     embeddings: npt.NDArray[np.float32]
     """[P, D]"""
@@ -48,7 +48,7 @@ def read_points(path: Path, column: str = 'class') -> Points:
         GrafalignError: it cannot be read, has no such property, or a row (from 1) is no point or has no class.
     """
     try:
-        table = gpd.read_parquet(path) if check_vector(path) == 'GeoParquet' else gpd.read_file(path)
+        table = read_vector(path)
     except Exception as error:  # pyogrio, pyarrow and GDAL raise types of their own
         reason = ' '.join(str(error).split())[:200]
         raise InputError(f'{path} cannot be read as points ({reason}); give GeoJSON or GeoParquet.') from None
@@ -59,8 +59,6 @@ def read_points(path: Path, column: str = 'class') -> Points:
         raise InputError(
             f'{path} has no property {column!r} (it has {there}); give the one that names the class with --column.'
         )
-    if table.crs is not None:
-        table = table.to_crs('EPSG:4326')
     names = []
     for row, (shape, name) in enumerate(zip(table.geometry, table[column], strict=True), start=1):
         if shape is None or shape.is_empty or not np.isfinite(shape.bounds).all():
@@ -73,7 +71,7 @@ def read_points(path: Path, column: str = 'class') -> Points:
     return Points(path, np.stack([table.geometry.x, table.geometry.y], axis=1), tuple(names))
 
 
-def seen_points(field: Field, points: Points, classes: list[str]) -> SeenPoints:
+def embed_points(field: Field, points: Points, classes: list[str]) -> PointEmbeddings:
     """What a field shows at points; those that it does not show are told.
 
     Args:
@@ -112,4 +110,4 @@ def seen_points(field: Field, points: Points, classes: list[str]) -> SeenPoints:
             f'All points of {points.path} that {field.path} shows are {classes[labels[0]]!r}; give points of at least '
             'two classes.'
         )
-    return SeenPoints(vectors[known].astype(np.float32), labels)
+    return PointEmbeddings(vectors[known].astype(np.float32), labels)

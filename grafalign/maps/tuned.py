@@ -27,7 +27,7 @@ from grafalign.fields.marker import Of
 from grafalign.files import write_atomically
 from grafalign.foreign.files import open_plain
 from grafalign.maps.classes import ClassesFile, MapClass, MapClasses, load_classes, question_of
-from grafalign.maps.points import Points, seen_points
+from grafalign.maps.points import Points, embed_points
 from grafalign.maps.tune import balanced_mean, tune
 
 SUFFIX = '.npz'
@@ -134,7 +134,7 @@ def tune_words(field: Field, classes: MapClasses, points: Points, out: Path, see
     Raises:
         GrafalignError: the field shows too few of the points, or the file cannot be written.
     """
-    shown = seen_points(field, points, classes.names)
+    shown = embed_points(field, points, classes.names)
     question = question_of(classes)
     land = field.sample(min(20_000, max(1000, _MOST_SCORES // len(classes.classes))), seed)
     scores, theirs = (question.scores(torch.from_numpy(e)).numpy().astype(float) for e in (land, shown.embeddings))

@@ -27,7 +27,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grafalign.config import Settings
 from grafalign.errors import InputError
-from grafalign.foreign.vectors import check_vector
+from grafalign.foreign.vectors import read_vector
 from grafalign.geo import EARTH_RADIUS_M
 from grafalign.photos.duplicates import duplicate_of
 from grafalign.photos.ranks import ranks
@@ -230,14 +230,10 @@ def _mark_for(marks: Marks, rows: npt.NDArray[np.int64], kept: npt.NDArray[np.in
 
 
 def _read_region(path: Path) -> Any:
-    import geopandas as gpd
-
     if not path.is_file():
         raise InputError(f'There is no file {path}; set photos.filters.region to a polygon file or a bounding box.')
     try:
-        frame = gpd.read_parquet(path) if check_vector(path) == 'GeoParquet' else gpd.read_file(path)
-        frame = frame.to_crs(4326) if frame.crs else frame
-        outline = shapely.union_all(shapely.make_valid(frame.geometry.dropna().to_numpy()))
+        outline = shapely.union_all(shapely.make_valid(read_vector(path).geometry.dropna().to_numpy()))
     except Exception as error:  # readers raise types of their own: the user needs the file's name
         reason = ' '.join(str(error).split())
         raise InputError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoPackage.') from None

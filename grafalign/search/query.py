@@ -15,7 +15,7 @@ import shapely
 
 from grafalign.datasets.pictures import BANDS_BY_COUNT, read_picture
 from grafalign.errors import GrafalignError, InputError
-from grafalign.foreign.vectors import check_vector
+from grafalign.foreign.vectors import read_vector
 from grafalign.models import Model, to_input
 from grafalign.models.pixels import band_places
 from grafalign.search.catalog import Catalog
@@ -219,11 +219,11 @@ def read_region(path: Path) -> shapely.Geometry:
         GrafalignError: the file cannot be read or holds no geometry.
     """
     try:
-        table = gpd.read_parquet(path) if check_vector(path) == 'GeoParquet' else gpd.read_file(path)
+        table = read_vector(path)
     except Exception as error:  # pyogrio, pyarrow and GDAL raise types of their own
         reason = ' '.join(str(error).split())[:200]
         raise InputError(f'{path} cannot be read as a region ({reason}); give GeoJSON or GeoParquet.') from None
     shapes = table.geometry.dropna() if isinstance(table, gpd.GeoDataFrame) else None
     if shapes is None or not len(shapes):
         raise InputError(f'{path} holds no geometry; give a region.')
-    return shapely.union_all((shapes if table.crs is None else shapes.to_crs('EPSG:4326')).make_valid().to_numpy())
+    return shapely.union_all(shapes.make_valid().to_numpy())
