@@ -73,7 +73,7 @@ def field(
 
     if like is not None and (of, overlap, stride) != (None, None, None):
         raise InputError('--like takes --of, --overlap and --stride from the other field; leave them out.')
-    options = _options(of, overlap, stride, bands, value_range, numbers, batch, any_gsd)
+    options = field_options(of, overlap, stride, bands, value_range, numbers, batch, any_gsd)
     options = replace(options, like=None if like is None else str(like))
     marker = make_scene_field(scene, out, model, clip, options, engine, workers, scheduler)
     if _rank()[0]:  # one process of many says so
@@ -149,7 +149,7 @@ def map_(
 
     from grafalign.calibration import open_places
     from grafalign.errors import naming_full_disk
-    from grafalign.fields import MARKER, open_field
+    from grafalign.fields import open_field
     from grafalign.fields.source import scene_rows
     from grafalign.maps import MapFiles, load_words, write_map
     from grafalign.maps.outlines import outlines_of
@@ -165,8 +165,7 @@ def map_(
     if refine == 'none' and pixels is not None:
         raise InputError(f'--scene {pixels} is only for --refine; give --refine guided or superpixels.')
     places = None if calibration is None else open_places(calibration)
-    folder, temporary = Path(scene), False
-    is_field = '://' not in scene and (folder / MARKER).is_file()
+    is_field = holds_field(scene)
     for_scenes = {'--of': of, '--overlap': overlap, '--stride': stride, '--bands': bands, '--value-range': value_range}
     given = next((name for name, value in for_scenes.items() if value is not None), None)
     if is_field and given is not None:
@@ -175,14 +174,8 @@ def map_(
         raise InputError(
             f'--refine {refine} needs the pixels of {scene}; give the scene that it was made of by --scene.'
         )
-    if not is_field:
-        if model is None:
-            raise InputError(f'--model is missing; {scene} is no field, so a model must encode it.')
-        temporary = keep_field is None
-        folder = keep_field or out.with_name(f'.{out.name}.field')
-        make_scene_field(
-            scene, folder, model, clip, _options(of, overlap, stride, bands, value_range, 'float16', batch, any_gsd)
-        )
+    options = field_options(of, overlap, stride, bands, value_range, 'float16', batch, any_gsd)
+    folder = field_of(scene, keep_field or out.with_name(f'.{out.name}.field'), model, clip, options)
     source = open_field(folder)
     loaded = load_model(model or source.marker.model, clip)
     source.check_model(loaded.digest, loaded.name)
@@ -204,7 +197,7 @@ def map_(
             min_area_m2=min_area,
             outlines=outlines,
         )
-    if temporary:
+    if not is_field and keep_field is None:
         shutil.rmtree(folder)
     result: dict[str, Any] = {'map': str(out), **{f'share of {n}': round(s, 4) for n, s in summary.shares.items()}}
     show({**result, 'pixels without class': summary.missing}, str(out), as_json)
@@ -282,7 +275,7 @@ def calibrate(
     show({'photos': marker.photos, 'photos beyond the fields': marker.without}, str(out), as_json)
 
 
-def _options(
+def field_options(
     of: str | None,
     overlap: float | None,
     stride: int | None,
@@ -292,6 +285,7 @@ def _options(
     batch: int,
     any_gsd: bool,
 ) -> Any:
+    """What the options of a command say of fields."""
     from grafalign.fields import FieldOptions
 
     if of not in (None, 'patches', 'windows'):
@@ -304,6 +298,27 @@ def _options(
         raise InputError(f'The value range {value_range[0]:g} {value_range[1]:g} is none; give the smaller first.')
     names = None if bands is None else tuple(bands.split(','))
     return FieldOptions(of, overlap, stride, names, value_range, numbers, batch, any_gsd)  # type: ignore[arg-type]
+
+
+def holds_field(scene: str) -> bool:
+    """Whether it is a field already, and no scene."""
+    from grafalign.fields import MARKER
+
+    return '://' not in scene and (Path(scene) / MARKER).is_file()
+
+
+def field_of(scene: str, folder: Path, model: str | None, clip: str | None, options: Any) -> Path:
+    """The folder of a field: `scene` itself where it is one, else `folder`, in which it is made now.
+
+    Raises:
+        GrafalignError: the scene cannot be used, or there is no model for it.
+    """
+    if holds_field(scene):
+        return Path(scene)
+    if model is None:
+        raise InputError(f'--model is missing; {scene} is no field, so a model must encode it.')
+    make_scene_field(scene, folder, model, clip, options)
+    return folder
 
 
 def make_scene_field(

@@ -153,13 +153,13 @@ def embed_classes(content: ClassesFile, encode: Callable[[Sequence[str]], Vector
 
 
 def alike(classes: MapClasses) -> list[tuple[str, str, float]]:
-    """Pairs of classes whose vectors are nearly the same, with their cosine."""
+    """Pairs of classes whose vectors are nearly the same, with their cosine; two kinds of background may be."""
     pairs = []
     for row in range(len(classes.vectors)):  # row by row: 65,534 classes have too many pairs to hold at once
         cosines = classes.vectors[row + 1 :] @ classes.vectors[row]
         for other in np.flatnonzero(cosines > _ALIKE) + row + 1:
             one, two = classes.class_of[row], classes.class_of[other]
-            if one != two:
+            if one != two and not (classes.classes[one].background and classes.classes[two].background):
                 pairs.append((classes.names[one], classes.names[two], float(cosines[other - row - 1])))
     return pairs
 

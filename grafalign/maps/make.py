@@ -113,7 +113,7 @@ def make_map(
                 )
             )
         bar = files.enter_context(console.progress('classifying rows of pixels', plan.height))
-        for part in _parts(field, question_of(classes), calibration, outlines):
+        for part in map_rows(field, question_of(classes), calibration, outlines):
             bar.advance(len(part.labels))
             done = np.where(part.labels == UNKNOWN, nodata, part.labels).astype(dtype)
             labels_file.write(done)
@@ -147,7 +147,7 @@ def nodata_of(count: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Part:
+class MapRows:
     """Some rows of a map."""
 
     labels: npt.NDArray[np.int32]
@@ -160,7 +160,9 @@ class _Part:
     """bool [r, c]"""
 
 
-def _parts(field: Field, question: Question, calibration: Calibration, outlines: Outlines | None) -> Iterator[_Part]:
+def map_rows(
+    field: Field, question: Question, calibration: Calibration, outlines: Outlines | None = None
+) -> Iterator[MapRows]:
     """Rows of the map from the top down; each is computed with as many rows of cells above and below as it needs."""
     plan = field.plan
     rows, columns = field.shape
@@ -192,7 +194,7 @@ def _parts(field: Field, question: Question, calibration: Calibration, outlines:
         labels, chance = labels[inner, : plan.width], chance[inner, : plan.width]
         labels[field.source(pixels) == 0] = UNKNOWN
         inside = slice(top - first, bottom - first)
-        yield _Part(labels, chance, scores[inside], known[inside])
+        yield MapRows(labels, chance, scores[inside], known[inside])
 
 
 def _vectors(question: Question, calibration: Calibration) -> int:

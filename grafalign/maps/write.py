@@ -117,6 +117,11 @@ def write_map(
     return summary
 
 
+def own_temperature(model: Model) -> float:
+    """The temperature that a model was trained with."""
+    return float(model.metadata.get('tau') or _CLIPS_OWN)
+
+
 def uncalibrated(temperature: float, classes: int) -> Calibration:
     """Probabilities by a temperature alone."""
     return Calibration(temperature, np.zeros(classes, dtype=np.float32), 0, 0, 0, None)
@@ -135,8 +140,7 @@ def _calibration(
     if places is None:
         if leave_out is not None:
             raise InputError('What is none of the classes is only known from photos; give --calibration.')
-        own = temperature or float(model.metadata.get('tau') or _CLIPS_OWN)
-        return uncalibrated(own, len(classes.classes))
+        return uncalibrated(temperature or own_temperature(model), len(classes.classes))
     plan, theirs = field.plan, places.marker
     if (theirs.model_digest, theirs.of) != (plan.model_digest, plan.of):
         raise StaleError(

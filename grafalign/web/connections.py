@@ -188,6 +188,12 @@ class Connections:
             'GET', url, headers=headers, redirect=False, retries=False, preload_content=False, **options
         )
 
+    def post(self, url: str, headers: dict[str, str], body: bytes) -> urllib3.BaseHTTPResponse:
+        """One POST request; as `get`."""
+        return self.pools_for(url).urlopen(
+            'POST', url, headers=headers, body=body, redirect=False, retries=False, preload_content=False
+        )
+
     def close(self) -> None:
         """Close all of them."""
         with self._lock:

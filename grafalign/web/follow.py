@@ -76,10 +76,23 @@ def open_url(url: str, *, private: bool, timeout_s: float, retries: int = 3) -> 
     Raises:
         WebError: there is none.
     """
+    return patiently(lambda: follow(url, private=private, timeout_s=timeout_s), retries)
+
+
+def patiently(request: Callable[[], urllib3.BaseHTTPResponse], retries: int) -> urllib3.BaseHTTPResponse:
+    """Make a request until it is answered with 200, or fails in a way that another try would meet again.
+
+    Args:
+        request: makes it once.
+        retries: tries after the first one.
+
+    Raises:
+        WebError: there is no such answer.
+    """
     patience = Patience(retries, LONGEST_WAIT_S)
     while True:
         try:
-            response = follow(url, private=private, timeout_s=timeout_s)
+            response = request()
             if response.status == 200:
                 return response
             response.close()
@@ -110,7 +123,20 @@ def read_url(url: str, *, private: bool, timeout_s: float, most_bytes: int, retr
     Raises:
         WebError: it cannot be had, or is larger.
     """
-    response = open_url(url, private=private, timeout_s=timeout_s, retries=retries)
+    return read_body(open_url(url, private=private, timeout_s=timeout_s, retries=retries), timeout_s, most_bytes)
+
+
+def read_body(response: urllib3.BaseHTTPResponse, timeout_s: float, most_bytes: int) -> Answer:
+    """Read the body of a response and close it.
+
+    Args:
+        response: whose body has not been read.
+        timeout_s: until its last byte must have come.
+        most_bytes: largest body, unpacked.
+
+    Raises:
+        WebError: it breaks off, or is larger.
+    """
     LIMITS.deadline = time.monotonic() + timeout_s
     content = bytearray()
     try:

@@ -192,7 +192,7 @@ def _supervised_bounds(
     """Train the bound of each level, side by side: each in a process with its share of the cores."""
     jobs = {}
     for level, (name, settings) in first.items():
-        tiles = truth.tiles('train', sizes.train_per_class, seed) if level == 'image' else _store_tiles(store, truth)
+        tiles = truth.tiles('train', sizes.train_per_class, seed) if level == 'image' else store_tiles(store, truth)
         steps = models[name].marker.steps
         jobs[level] = (clip.settings, store.sensor, tiles, text, steps, settings.model_copy(update={'seed': seed}))
     console.log(f'training the supervised bound ({", ".join(jobs)})')
@@ -224,7 +224,7 @@ def _bound_job(
     return {k: v.numpy() for k, v in encoder.state_dict().items()}, vectors
 
 
-def _store_tiles(store: PairStore, truth: SandboxTruth) -> LabelledTiles:
+def store_tiles(store: PairStore, truth: SandboxTruth) -> LabelledTiles:
     """The training tiles of the store with a true label for every pixel."""
     rows = store.tiles_of('train')
     grid = truth.recipe.grid
