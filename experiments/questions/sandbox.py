@@ -51,7 +51,7 @@ from grafalign.maps.write import uncalibrated
 from grafalign.models import Model, load_model
 from grafalign.questions.conventions import RSVQA
 from grafalign.questions.evaluate import answer
-from grafalign.questions.grammar import parse_question
+from grafalign.questions.grammar import parse_question, singular
 from grafalign.questions.objects import MERCATOR, SceneObjects, objects_of
 from grafalign.questions.protocol import blind_answers, counted_as, other_pictures
 from grafalign.questions.rsvqa import Asked
@@ -118,7 +118,7 @@ def predicted(field: Field, question: Question) -> Labels:
 
 def objects_in(labels: Labels, transform: Affine, min_area: float) -> SceneObjects:
     """Objects of all classes in a picture."""
-    codes = {name: number for number, name in enumerate(CLASS_NAMES, start=1)}
+    codes = {form: i for i, name in enumerate(CLASS_NAMES, start=1) for form in (name, singular(name))}
     strip = np.where((labels >= 0) & (labels < len(CLASS_NAMES)), labels + 1, 0).astype(np.uint16)
     return objects_of([(strip, None)], codes, strip.shape, transform, MERCATOR, RSVQA, min_area_m2=min_area)
 
@@ -196,7 +196,7 @@ def measure(world: Path, seed: int) -> dict[str, Any]:
         for name, window in windows.items():
             picture = Picture(maps['truth'][window], CLASS_NAMES, pixel)
             asked += picture.questions(name, len(asked), QUESTIONS, rng)
-            bar.advance()
+            bar.advance(1)
     images = list(windows)
     others = other_pictures(images, seed)
 

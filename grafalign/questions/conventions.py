@@ -57,7 +57,7 @@ class Conventions:
         if isinstance(value, str):
             return value
         if self.mercator and unit == 'm2':
-            return f'{int(value)}m2'
+            return f'{int(round(value, 3))}m2'  # a sum of areas can fall short of a whole number by its last bit
         return {
             'objects': f'{value:.0f}', 'm2': f'{value:,.0f} m²', 'share': f'{100 * value:.1f} %',
             'per km2': f'{value:.3g} per km²', 'm': f'{value:,.0f} m',

@@ -96,7 +96,7 @@ def _name(text: str, plural: bool) -> str:
         _NotUnderstood: it is none.
     """
     words = text.lower().split()
-    if ' '.join(words) in _corine():
+    if not plural and ' '.join(words) in _corine():
         return ' '.join(words)
     strange = next((w for w in words if w in _NOT_NAMES or not re.fullmatch(r"[\w/'-]+", w)), None)
     if not words or strange is not None or len(words) > _MOST_WORDS or len(text) > LONGEST_WORD:
