@@ -8,6 +8,7 @@ count down from the top edge and columns right from the left edge, both in pixel
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from pyproj import Transformer
+from pyproj import CRS, Proj, Transformer
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -29,6 +30,8 @@ SHORTEST_DEGREE_M = 110_000.0
 EARTH_RADIUS_M = 6_371_000.0
 """Of the sphere with the Earth's mean radius."""
 EARTH_KM_PER_DEGREE = METRES_PER_DEGREE / 1000
+_TRUE_SCALE = 0.01
+"""Projections that are off by less are taken for true."""
 
 
 def utm_epsg(lon: Floats, lat: Floats) -> Ints:
@@ -44,6 +47,37 @@ def utm_epsg(lon: Floats, lat: Floats) -> Ints:
     for low, high, number in ((0, 9, 31), (9, 21, 33), (21, 33, 35), (33, 42, 37)):
         zone = np.where((lat >= 72) & (lat <= 84) & (lon >= low) & (lon < high), number, zone)
     return np.where(lat >= 0, 32600, 32700) + zone
+
+
+@lru_cache(maxsize=256)
+def _crs(wkt: str) -> CRS:
+    return CRS.from_wkt(wkt)
+
+
+def unit_metres(wkt: str, x: float, y: float) -> float:
+    """Metres on the ground of one unit of a CRS at a place: of a degree along a meridian, of a projection by its scale.
+
+    Web Mercator's units are metres at the equator alone: at 52 degrees north 1.62 of them are one. Scales within a
+    hundredth of 1, as UTM's are, count as 1.
+
+    Args:
+        wkt: of the CRS.
+        x: of the place.
+        y: of the place.
+
+    Example:
+        >>> round(unit_metres(CRS.from_epsg(3857).to_wkt(), 556597, 6800125), 3)
+        0.616
+    """
+    crs = _crs(wkt)
+    if crs.is_geographic:
+        return METRES_PER_DEGREE
+    unit = float(crs.axis_info[0].unit_conversion_factor) if crs.axis_info else 1.0
+    if not crs.is_projected:
+        return unit
+    lon, lat = _transformer(wkt, 'EPSG:4326').transform(x, y)
+    scale = math.sqrt(Proj(crs).get_factors(lon, lat).areal_scale) if math.isfinite(lon) else 1.0
+    return unit if not 0 < scale < math.inf or abs(scale - 1) < _TRUE_SCALE else unit / scale
 
 
 @lru_cache(maxsize=256)

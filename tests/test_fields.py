@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
+from pyproj import Transformer
 
 from grafalign.encoders import FrozenClip, PhotoBank
 from grafalign.encoders.windows import WindowEncoder
@@ -115,6 +117,20 @@ def test_a_bright_square_comes_back_where_it_is(
     x, y = ((m * values).sum() / values.sum() for m in middle)
     true = transform * (148, 198)
     assert np.hypot(x - true[0], y - true[1]) < 2.5
+
+
+def test_pixels_of_web_mercator_are_measured_on_the_ground(model: Model, tmp_path: Path) -> None:
+    """At 60 degrees north a pixel of 20 units is one of 10 m, which a model of 10 m takes as it is."""
+    x, y = Transformer.from_crs('EPSG:4326', 3857, always_xy=True).transform(10.0, 60.0)
+    ten = replace(model, gsd_m=10.0)
+    for size, metres in ((20.0, 10.0), (30.0, 15.0)):
+        transform = Affine(size, 0, x, 0, -size, y)
+        scene = write_scene(tmp_path / f'{size:g}.tif', patchwork(128, 128), crs='EPSG:3857', transform=transform)
+        plan = field_input(str(scene), ten, FieldOptions()).plan
+        kept = metres == 10.0
+        assert plan.pixel_m == pytest.approx(10.0, rel=0.01)
+        assert plan.crs == 'EPSG:3857' and (plan.width == 128) is kept
+        assert plan.transform[0] * plan.width == pytest.approx(128 * size, rel=0.01)
 
 
 def test_a_scene_of_other_pixels_is_resampled_and_a_very_different_one_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from pyproj import CRS, Transformer
 from pyproj.aoi import AreaOfInterest
 from pyproj.database import query_utm_crs_info
 
-from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
+from grafalign.geo import TileGrid, blocks_touched, project, unit_metres, unproject, utm_epsg
 
 LON = st.floats(-180, 179.999, allow_nan=False)
 LAT = st.floats(-79.5, 83.5, allow_nan=False)
@@ -107,3 +109,20 @@ def test_bounds_hold_all_corners() -> None:
         for dy in (0, grid.side_m):
             lon, lat = move.transform(left[0] + dx, top[0] - dy)
             assert west[0] <= lon <= east[0] + 1e-9 and south[0] - 1e-9 <= lat <= north[0] + 1e-9
+
+
+@pytest.mark.parametrize(
+    ('code', 'lon', 'lat', 'expected'),
+    [
+        (3857, 5.0, 52.0, math.cos(math.radians(52))),  # of a sphere; the ellipsoid's is within 0.4 %
+        (3857, 5.0, 0.0, 1.0),
+        (3857, -70.0, -60.0, 0.5),
+        (32631, 5.0, 52.0, 1.0),
+        (2263, -74.0, 40.7, 0.3048006),  # New York's feet
+        (4326, 5.0, 52.0, 111_320.0),
+    ],
+)
+def test_units_are_measured_on_the_ground(code: int, lon: float, lat: float, expected: float) -> None:
+    """Web Mercator's shrink towards the poles, feet are feet, a degree is one along a meridian."""
+    x, y = Transformer.from_crs('EPSG:4326', code, always_xy=True).transform(lon, lat)
+    assert unit_metres(CRS.from_epsg(code).to_wkt(), x, y) == pytest.approx(expected, rel=0.005)

@@ -7,14 +7,14 @@ import math
 import numpy as np
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from pyproj import CRS, Proj, Transformer
+from pyproj import CRS, Transformer
 from pyproj.aoi import AreaOfInterest
 from pyproj.database import query_utm_crs_info
-from rasterio.crs import CRS as RasterioCRS
 
 from grafalign import console
 from grafalign.errors import InputError
-from grafalign.scenes.raster import Grid, metres_per_unit
+from grafalign.geo import unit_metres
+from grafalign.scenes.raster import Grid
 
 _SAME = 0.01
 """Pixels that differ by less than this share are of one size."""
@@ -65,21 +65,8 @@ def _pixel_metres(grid: Grid, crs: CRS) -> float:
     area = abs(grid.transform.determinant)
     if crs.is_geographic:
         lat = (grid.transform * (grid.width / 2, grid.height / 2))[1]
-        return math.sqrt(area * max(math.cos(math.radians(lat)), 1e-6)) * metres_per_unit(
-            RasterioCRS.from_wkt(grid.crs_wkt)
-        )
-    return math.sqrt(area) * unit_metres(crs, *(grid.transform * (grid.width / 2, grid.height / 2)))
-
-
-def unit_metres(crs: CRS, x: float, y: float) -> float:
-    """Metres on the ground of one unit of a projected CRS at a place.
-
-    Web Mercator's units are metres at the equator alone: at 52 degrees north a pixel of 16.2 of them is one of 10 m.
-    """
-    lon, lat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
-    stretch = math.sqrt(Proj(crs).get_factors(lon, lat).areal_scale)
-    unit = float(crs.axis_info[0].unit_conversion_factor)
-    return unit if abs(stretch - 1) < _SAME else unit / stretch
+        area *= max(math.cos(math.radians(lat)), 1e-6)
+    return math.sqrt(area) * unit_metres(grid.crs_wkt, *(grid.transform * (grid.width / 2, grid.height / 2)))
 
 
 def _metric_zone(grid: Grid, crs: CRS) -> CRS:
@@ -101,7 +88,7 @@ def _covering(grid: Grid, crs: CRS, target: CRS, pixel_m: float) -> GeoBox:
     x, y = grid.transform * (edge[0] * grid.width, edge[1] * grid.height)
     if target != crs:
         x, y = Transformer.from_crs(crs, target, always_xy=True).transform(x, y)
-    size = pixel_m / unit_metres(target, float(x.mean()), float(y.mean()))
+    size = pixel_m / unit_metres(target.to_wkt(), float(x.mean()), float(y.mean()))
     left, top = math.floor(x.min() / size + 1e-6) * size, math.ceil(y.max() / size - 1e-6) * size
     shape = math.ceil((top - y.min()) / size - 1e-6), math.ceil((x.max() - left) / size - 1e-6)
     epsg = target.to_epsg()

@@ -64,7 +64,7 @@ class Endpoint:
         """
         messages = [
             {'role': 'system', 'content': _TASK + json.dumps(_EXAMPLE)},
-            {'role': 'user', 'content': f'The question: {json.dumps(question)}'},
+            {'role': 'user', 'content': f'The question: {json.dumps(question, ensure_ascii=False)}'},
         ]
         complaint = ''
         for _ in range(2):

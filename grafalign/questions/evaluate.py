@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 from pydantic import BaseModel
 from pyproj import Transformer
 
-from grafalign.questions.conventions import Conventions
+from grafalign.questions.conventions import Conventions, Shapes
 from grafalign.questions.language import (
     All,
     AnyOf,
@@ -35,12 +36,14 @@ from grafalign.questions.language import (
     Value,
     unit_of,
 )
-from grafalign.questions.objects import Ints, SceneObjects
+from grafalign.questions.objects import Floats, Ints, SceneObjects
 from grafalign.questions.spelling import spelled
 
 NOTHING = 'none of them'
 """Said where no word covers anything."""
 _MOST_PLACES = 5
+_LAST_BITS = 1e-9
+"""Lengths and coordinates that differ by a smaller share are equal."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class _Run:
                     return rows[:0]
                 if node.relation == 'next to':
                     near = self.conventions.near_m if node.within_m is None else node.within_m
-                    return rows[self._gaps(rows, others) < near]
+                    return rows[self._gaps(rows, others) < near * (1 - _LAST_BITS)]
                 return rows[_beside(seen.shapes[rows], node.relation, seen.shapes[others])]
             case Nearest():
                 rows, others = self.rows(node.of), self.rows(node.to)
@@ -164,7 +167,7 @@ class _Run:
                 gaps = self._gaps(rows, others)
                 return rows[gaps.argmin() : gaps.argmin() + 1]
 
-    def _gaps(self, rows: Ints, others: Ints) -> Any:
+    def _gaps(self, rows: Ints, others: Ints) -> Floats:
         """Metres from each object to the nearest of others that is not itself, [N]; infinite where there is none."""
         seen = self.objects
         gaps = np.full(len(rows), np.inf)
@@ -177,7 +180,8 @@ class _Run:
             if gaps[i] == np.inf and len(others) > 1:
                 rest = np.delete(others, np.searchsorted(others, rows[i]))
                 gaps[i] = shapely.distance(seen.shapes[rows[i]], seen.shapes[rest]).min()
-        return gaps * seen.metres
+        metres: Floats = gaps * seen.metres
+        return metres
 
     def number(self, node: Count | Area | Share | Density | Distance | Value) -> float:
         """A number; infinite for a distance where there is nothing."""
@@ -246,12 +250,14 @@ class _Run:
         return areas
 
 
-def _beside(shapes: Any, relation: str, others: Any) -> Any:
+def _beside(shapes: Shapes, relation: str, others: Shapes) -> npt.NDArray[np.bool_]:
     """Which shapes lie on a side of the middle of at least one of others, as a whole; bool [N]."""
     left, bottom, right, top = shapely.bounds(shapes).T
     boxes = shapely.bounds(others)
+    slack = _LAST_BITS * np.abs(boxes).max()  # edges of pixels that are equal differ by their last bits
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    return {
-        'at the top of': bottom > y.min(), 'on the right of': left > x.min(),
-        'at the bottom of': top < y.max(), 'on the left of': right < x.max(),
+    beside: npt.NDArray[np.bool_] = {
+        'at the top of': bottom > y.min() + slack, 'on the right of': left > x.min() + slack,
+        'at the bottom of': top < y.max() - slack, 'on the left of': right < x.max() - slack,
     }[relation]  # fmt: skip
+    return beside

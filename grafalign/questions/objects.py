@@ -12,7 +12,7 @@ from affine import Affine
 from pyproj import CRS, Transformer
 
 from grafalign.errors import InputError
-from grafalign.fields.grid import unit_metres
+from grafalign.geo import unit_metres
 from grafalign.maps.areas import areas_m2
 from grafalign.maps.regions import Codes, closed_regions
 from grafalign.maps.rings import polygons
@@ -85,11 +85,8 @@ def objects_of(
     Raises:
         InputError: there are too many objects.
     """
-    to, metres = (
-        (MERCATOR, 1.0)
-        if conventions.mercator
-        else (crs, unit_metres(crs, *(transform * (shape[1] / 2, shape[0] / 2))))
-    )
+    middle = transform * (shape[1] / 2, shape[0] / 2)
+    to, metres = (MERCATOR, 1.0) if conventions.mercator else (crs, unit_metres(crs.to_wkt(), *middle))
     shapes: list[Shapes] = []
     code: list[Ints] = []
     areas: list[Floats] = []
@@ -102,7 +99,7 @@ def objects_of(
         area = areas_m2(made, crs)
         if conventions.mercator:
             made = _moved(made, crs, MERCATOR)
-            area = shapely.area(made)
+            area = np.round(shapely.area(made), 6)  # what is one pixel too few or enough must not hang on last bits
         kept = area >= min_area_m2
         found += int(kept.sum())
         if found > MOST_OBJECTS:

@@ -18,13 +18,12 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
 from pyproj.exceptions import CRSError
-from rasterio.crs import CRS as RasterCRS
 from rasterio.enums import Resampling
 
 from grafalign.scenes.blocks import RUN_BYTES
 from grafalign.scenes.opening import HEADER_BYTES
 from grafalign.scenes.radiometry import BandSource
-from grafalign.scenes.raster import Grid, Raster, metres_per_unit
+from grafalign.scenes.raster import Grid, Raster, pixel_metres
 from grafalign.scenes.tiles import footprints
 from grafalign.web.ranges import RangeReader
 
@@ -116,7 +115,7 @@ def item_grid(item: dict[str, Any], href: str, layout: Layout, boxes: Sequence[G
             height, width = (int(v) for v in shape)
         except (CRSError, TypeError, ValueError):
             continue
-        metres = math.hypot(own.a, own.d) * metres_per_unit(RasterCRS.from_wkt(crs.to_wkt()))
+        metres = pixel_metres(own, width, height, crs.to_wkt())
         factor = 2 ** max(0, math.floor(math.log2(1.001 * gsd_m / metres))) if metres else 1
         name = f'EPSG:{crs.to_epsg()}' if crs.to_epsg() else crs.to_string()
         return Grid(name, crs.to_wkt(), own * Affine.scale(factor), width=width // factor, height=height // factor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import shapely
-from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
@@ -27,7 +25,7 @@ from grafalign.foreign import parse_json
 from grafalign.scenes.local import Rejected
 from grafalign.scenes.opening import SceneReadError, read_failure
 from grafalign.scenes.outline import edge_of, outline_of
-from grafalign.scenes.raster import Grid, Raster, metres_per_unit
+from grafalign.scenes.raster import Grid, Raster, pixel_metres
 from grafalign.scenes.scene import ItemError
 from grafalign.web.ranges import RangeReader
 
@@ -184,7 +182,7 @@ def _projection(grid: Grid) -> dict[str, Any]:
 
 
 def _gsd_m(grid: Grid) -> float:
-    return math.hypot(grid.transform.a, grid.transform.d) * metres_per_unit(CRS.from_wkt(grid.crs_wkt))
+    return pixel_metres(grid.transform, grid.width, grid.height, grid.crs_wkt)
 
 
 def _bands(dataset: DatasetReader) -> list[dict[str, Any]]:

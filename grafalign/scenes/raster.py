@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
-from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from grafalign.engine import default_workers
-from grafalign.geo import METRES_PER_DEGREE
+from grafalign.geo import unit_metres
 from grafalign.scenes.mask_file import MaskFile, mask_beside
 from grafalign.scenes.opening import HEADER_BYTES, Handle, SceneReadError, open_local, open_remote, read_failure
 from grafalign.web.ranges import RangeError, RangeReader
@@ -260,7 +259,7 @@ def _overview(dataset: DatasetReader, gsd_m: float) -> int | None:
     """Index of the coarsest overview whose pixels are no larger than `gsd_m`; None for the full resolution."""
     if dataset.crs is None:
         return None
-    own = math.hypot(dataset.transform.a, dataset.transform.d) * metres_per_unit(dataset.crs)
+    own = pixel_metres(dataset.transform, dataset.width, dataset.height, dataset.crs.to_wkt())
     best = None
     for index, factor in enumerate(dataset.overviews(1)):
         if own * factor <= gsd_m * 1.001:
@@ -268,11 +267,9 @@ def _overview(dataset: DatasetReader, gsd_m: float) -> int | None:
     return best
 
 
-def metres_per_unit(crs: CRS) -> float:
-    """Metres that one unit of a CRS is long: kilometres and feet as the CRS says, degrees along a meridian."""
-    if crs.is_geographic:
-        return METRES_PER_DEGREE
-    return float(crs.linear_units_factor[1])
+def pixel_metres(transform: Affine, width: int, height: int, wkt: str) -> float:
+    """Side of a raster's pixels on the ground, in its middle; of those in degrees along a meridian."""
+    return math.hypot(transform.a, transform.d) * unit_metres(wkt, *(transform * (width / 2, height / 2)))
 
 
 def _no_grid(dataset: DatasetReader) -> str:
