@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
+from pyproj import CRS
 
 from grafalign.fields import Field
 from grafalign.maps import MapFiles, load_classes, write_map
 from grafalign.models import Model
 from grafalign.questions import ask, conventions_of, program_of
+from grafalign.questions.conventions import PLAIN
 from grafalign.questions.endpoint import KEY, Endpoint
+from grafalign.questions.evaluate import answer
+from grafalign.questions.evidence import draw_objects
+from grafalign.questions.objects import objects_of
 from grafalign.questions.parse import parse_program
 from tests.chat_server import ChatServer, Reply
 from tests.commands import Command, refused
@@ -213,13 +218,53 @@ def test_a_busy_endpoint_is_asked_again(chat: ChatServer) -> None:
     assert [path for path, _, _ in chat.requests] == ['/v1/chat/completions'] * 3
 
 
-def test_keys_do_not_travel_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a public host only by https; an address that is none is a sentence."""
-    for url, words in (('http://api.example.org', 'unencrypted'), ('file:///etc/passwd', 'no address')):
-        monkeypatch.setenv(KEY, 'secret')
+def test_keys_travel_only_where_they_should(monkeypatch: pytest.MonkeyPatch, chat: ChatServer) -> None:
+    """To a public host only by https, never in the address, and not with characters that no header has."""
+    for url, key, words in (
+        ('http://api.example.org', 'secret', 'unencrypted'),
+        ('file:///etc/passwd', 'secret', 'no plain address'),
+        ('http://me:secret@127.0.0.1:9', '', 'no plain address'),
+        ('https://api.example.org/v1?key=secret', '', 'no plain address'),
+        (chat.url, 'sec\nret', 'characters'),
+        (chat.url, 'schlüssel', 'characters'),
+    ):
+        monkeypatch.setenv(KEY, key)
         with pytest.raises(Exception, match=words) as caught:
             Endpoint(url, 'm')
-        assert 'secret' not in str(caught.value)
+        assert type(caught.value).__name__ == 'InputError' and 'secret' not in str(caught.value)
+    monkeypatch.setenv(KEY, 'secret\n')  # as files end
+    chat.replies = [Reply(PROGRAM)]
+    Endpoint(chat.url, 'm').translate('Combien ?')
+    assert chat.requests[0][1]['Authorization'] == 'Bearer secret'
+
+
+def test_trouble_leaves_nothing_that_is_in_the_way(scene: Path, command: Command, tmp_path: Path) -> None:
+    """A wrong word is known before a scene is encoded; another scene with the same --out is another field."""
+    ask_scene = ('ask', scene, '--model', MODEL, '--words', 'forest,water', '--out', tmp_path / 'out')
+    refused(command(*ask_scene[:2], 'Is there a castle?', *ask_scene[2:]), 'castle')
+    assert not list(tmp_path.iterdir())
+    code, err = command('ask', scene, 'How many small forests are there?', *ask_scene[2:], '--min-area', 500)
+    assert code == 0 and 'nothing below 500 m² is seen' in err
+
+
+def test_islands_are_painted_over_what_is_around_them(field: Field) -> None:
+    """A ring with an object of the same word in its hole: both are in the picture."""
+    labels = np.zeros((40, 40), np.uint16)
+    labels[8:32, 8:32] = 1
+    labels[12:28, 12:28] = 0
+    labels[17:23, 17:23] = 1
+    grid = field.geobox
+    objects = objects_of(
+        [(labels, None)], {'x': 1}, labels.shape, grid.affine * grid.affine.scale(8), CRS(str(grid.crs)), PLAIN
+    )
+    step = answer(parse_program('{"op": "find", "word": "x"}'), objects, PLAIN).steps[0]
+    assert len(objects.shapes) == 2
+    bare, painted = (np.asarray(draw_objects(field, objects, steps), float) for steps in ([], [step]))
+    changed = abs(bare - painted).sum(-1) > 0
+    height, width = changed.shape
+    across, down = width / 320, height / 384  # pixels of the picture for one of the scene
+    for row, column, there in ((20, 20, True), (14, 14, False), (10, 10, True), (4, 4, False)):
+        assert changed[int((row * 8 + 4) * down), int((column * 8 + 4) * across)] == there
 
 
 # --- RSVQA

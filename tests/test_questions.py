@@ -137,8 +137,12 @@ TEMPLATES = {
     'What is the area covered by large forests?': 'area of (large forest)',
     'Is it a rural or an urban area': 'urban if number of (building) is more than 499 objects, otherwise rural',
     'Are there some water bodies?': 'there is a water bodies',
+    'Are there small buildings?': 'there is a small building',
+    'How many big, round oil tanks are there?': 'number of (large, circular oil tank)',
+    'Is it an urban or a rural area?': 'urban if number of (building) is more than 499 objects, otherwise rural',
+    'How many buses are there?': 'number of (bus)',
     'Are forests and permanent crops or arable land present in the image?': (
-        '((there is a forests) and (there is a permanent crops)) or (there is a arable land)'
+        '((there is a forest) and (there is a permanent crop)) or (there is a arable land)'
     ),
     'Are there land principally occupied by agriculture, with significant areas of natural vegetation or pastures?': (
         '(there is a land principally occupied by agriculture, with significant areas of natural vegetation) or '
@@ -182,6 +186,27 @@ def test_besides_lists_the_other_classes_of_corine() -> None:
         'Is there a <script>alert(1)</script>?',
         'Is there a very small old wooden empty brown house?',
         'What is the area covered by the largest of the forests?',
+        'How many hectares of forest are there?',
+        'How many pools per square kilometre are there?',
+        'What is the area of the scene?',
+        'How many buildings are on the left of the image?',
+        'Which house is nearest to the centre?',
+        'What is the area of the largest forest?',
+        'Is there a second lake?',
+        'Are there two lakes?',
+        'Are both lakes present?',
+        'Are there several lakes?',
+        'Are there neither lakes nor rivers?',
+        'Are there more trees than last year?',
+        'How many roads crossing rivers are there?',
+        'How many houses outside towns are there?',
+        'Is a house still present?',
+        'What is the amount of forest lost?',
+        'What is the density of population?',
+        'Is it a good or a bad image?',
+        'Is the number of houses equal to the number of 5?',
+        'How many tiny houses are there?',
+        'How many small large houses are there?',
         '?',
     ],
 )
@@ -349,6 +374,73 @@ def test_the_other_operators_by_hand() -> None:
         ({'op': 'any', 'of': [exists('road'), exists('forest')]}, 'no'),
     ):
         assert answer(check_program(program), empty, PLAIN).text == text
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(4, 60))
+def test_gaps_are_those_of_whole_polygons(seed: int, side: int) -> None:
+    """Cut into pieces or not: the gap to the nearest of others is the smallest distance to any of them."""
+    rng = np.random.default_rng(seed)
+    labels = np.where(rng.random((side, side)) < 0.4, rng.integers(1, 4, (side, side)), 0)
+    objects = scene(labels.repeat(3, 0).repeat(2, 1), 32631, 10.0)
+    nearest = {'op': 'distance', 'of': FIND, 'to': ROAD}
+    rows, others = objects.of('building'), objects.of('road')
+    given = answer(check_program(nearest), objects, PLAIN).value
+    if len(rows) and len(others):
+        expected = min(shapely.distance(objects.shapes[i], objects.shapes[others]).min() for i in rows)
+        assert given == pytest.approx(expected, abs=1e-6)
+    for metres in (15, 40):
+        near = {'op': 'relate', 'relation': 'next to', 'of': FIND, 'to': FIND, 'within_m': metres}
+        found = answer(check_program(near), objects, PLAIN).steps[-1].rows
+        for i in rows:
+            gaps = shapely.distance(objects.shapes[i], objects.shapes[rows[rows != i]])
+            assert (i in found) == bool((gaps <= metres + 1e-6).any())
+
+
+def test_nothing_is_at_no_distance() -> None:
+    """A distance to nothing is neither less nor more nor equal; the nearest of one to itself is none."""
+    labels = np.zeros((5, 5), int)
+    labels[2, 2] = 1
+    objects = scene(labels, 32631, 10.0)
+    far = {'op': 'distance', 'of': FIND, 'to': ROAD}
+    for than in ('less', 'equal', 'more'):
+        for right in ({'op': 'number', 'value': 100, 'unit': 'm'}, far):
+            program = {'op': 'compare', 'left': far, 'than': than, 'right': right}
+            assert answer(check_program(program), objects, PLAIN).text == 'no'
+    assert answer(check_program({'op': 'nearest', 'of': FIND, 'to': FIND}), objects, PLAIN).text == 'there is none'
+
+
+def test_within_a_distance_includes_it_and_next_to_does_not() -> None:
+    """Pixels of 10 m make gaps of exactly 30 m: within 30 m, but not nearer than 30 m; touching is within 0 m."""
+    labels = np.zeros((5, 12), int)
+    labels[2, 1], labels[2, 5] = 1, 2
+    objects = scene(labels, 32631, 10.0)
+    near = {'op': 'exists', 'of': {'op': 'relate', 'relation': 'next to', 'of': FIND, 'to': ROAD}}
+    assert answer(check_program(near), objects, PLAIN).text == 'no'
+    near['of'] |= {'within_m': 30}
+    assert answer(check_program(near), objects, PLAIN).text == 'yes'
+    labels[2, 2:5] = 1
+    near['of'] |= {'within_m': 0}
+    assert answer(check_program(near), scene(labels, 32631, 10.0), PLAIN).text == 'yes'
+
+
+def test_steps_that_differ_are_spelled_differently() -> None:
+    """Operands that could be misread stand in brackets."""
+
+    def next_to(of: dict[str, Any], to: dict[str, Any]) -> dict[str, Any]:
+        return {'op': 'relate', 'relation': 'next to', 'of': of, 'to': to}
+
+    park = {'op': 'find', 'word': 'park'}
+    one, other = next_to(next_to(FIND, ROAD), park), next_to(FIND, next_to(ROAD, park))
+    small = {'op': 'filter', 'size': 'small', 'of': next_to(FIND, ROAD)}
+    inner = next_to({'op': 'filter', 'size': 'small', 'of': FIND}, ROAD)
+    texts = [spelled(check_program(program)) for program in (one, other, small, inner)]
+    assert texts == [
+        '(building next to road) next to park',
+        'building next to (road next to park)',
+        'small (building next to road)',
+        'small building next to road',
+    ]
 
 
 def test_an_object_is_not_next_to_itself() -> None:

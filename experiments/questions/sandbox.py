@@ -12,8 +12,8 @@ class map. The same questions are parsed and run as programs
   encoder, length and tiles, but true labels of pixels): the 24 classes, the highest score.
 
 Beside them stand the commonest answer of each type in world 7 (blind), and the run's programs on other pictures of the
-same world (shuffled). The smallest object of predicted maps was chosen in world 7, out of 0, 2,000, 5,000, 10,000 and
-20,000 units². Counts and areas count by RSVQA's buckets. Intervals are 95 %, over pictures.
+same world (shuffled). The smallest object of predicted maps was chosen in world 7, out of 0, 1,000, 2,500, 5,000 and
+10,000 m². Counts and areas count by RSVQA's buckets. Intervals are 95 %, over pictures.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ RESULTS = Path(__file__).parent / 'results'
 RUN = 'grafalign_patch'
 SIDE, STEP, GROUND_M = 128, 64, 10.0
 QUESTIONS = 40
-MIN_AREAS = (0.0, 2000.0, 5000.0, 10_000.0, 20_000.0)
-MIN_AREA = 5000.0
+MIN_AREAS = (0.0, 1000.0, 2500.0, 5000.0, 10_000.0)
+MIN_AREA = 2500.0
 """Of objects of predicted maps; chosen in world 7."""
 Labels = npt.NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from grafalign.cli.app import Json, app, show
-from grafalign.cli.maps import AnyGsd, Bands, Clip, ValueRange, field_of, field_options, holds_field
+from grafalign.cli.maps import AnyGsd, Bands, Clip, ValueRange, field_of, field_options, holds_field, temporary_field
 from grafalign.errors import InputError
 
 
@@ -54,6 +54,7 @@ def ask(
     """
     import shutil
 
+    from grafalign import console
     from grafalign.errors import naming_full_disk
     from grafalign.fields import open_field
     from grafalign.maps import load_words
@@ -61,6 +62,8 @@ def ask(
     from grafalign.questions import ask as answer_question
     from grafalign.questions import conventions_of, program_of
     from grafalign.questions.endpoint import Endpoint
+    from grafalign.questions.language import find_words
+    from grafalign.questions.look import class_numbers
 
     meaning = conventions_of(conventions)
     if (endpoint is None) != (endpoint_model is None):
@@ -68,8 +71,10 @@ def ask(
     server = Endpoint(endpoint, endpoint_model) if endpoint is not None and endpoint_model is not None else None
     program = program_of(question, None if server is None else server.translate)
     content = None if words is None else load_words(words)
+    if content is not None:
+        class_numbers(find_words(program), content.names)  # before minutes of encoding
     options = field_options(None, None, None, bands, value_range, 'float16', 32, any_gsd)
-    folder = field_of(scene, keep_field or out.with_name(f'.{out.name}.field'), model, clip, options)
+    folder = field_of(scene, keep_field or temporary_field(out, scene, model, options), model, clip, options)
     field = open_field(folder)
     loaded = load_model(model or field.marker.model, clip)
     field.check_model(loaded.digest, loaded.name)
@@ -77,11 +82,12 @@ def ask(
         given = answer_question(field, loaded, question, program, out, meaning, content=content, min_area_m2=min_area)
     if not holds_field(scene) and keep_field is None:
         shutil.rmtree(folder)
-    steps = {step.text: meaning.spelled(step.value, step.unit) for step in given.steps}
+    steps = [(step.text, meaning.spelled(step.value, step.unit)) for step in given.steps]
     if as_json:
-        show({'answer': given.text, 'value': given.value, 'unit': given.unit, 'steps': steps}, str(out), as_json)
-    else:
-        show({**steps, 'answer': given.text}, str(out / 'answer.html'), as_json)
+        listed = [{'step': text, 'result': result} for text, result in steps]
+        show({'answer': given.text, 'value': given.value, 'unit': given.unit, 'steps': listed}, str(out), as_json)
+        return
+    console.table(str(out / 'answer.html'), ('step', 'result'), [*steps, ('answer', given.text)])
 
 
 @app.command('evaluate-questions')
@@ -92,7 +98,7 @@ def evaluate_questions(
     split: Annotated[str, typer.Option(help='train, val or test; of HR test_phili, too.')] = 'test',
     words: Annotated[list[str] | None, typer.Option(help='Classes that all words of the questions are among.')] = None,
     min_area: Annotated[float, typer.Option(help='Smallest object, in square metres.', min=0)] = 0.0,
-    sample: Annotated[int | None, typer.Option(help='Only so many questions, drawn by chance.', min=1)] = None,
+    sample: Annotated[int | None, typer.Option(help='Only so many questions, drawn by chance.', min=2)] = None,
     seed: Annotated[int, typer.Option(help='Of the sample, and of which picture stands for which.', min=0)] = 0,
     bands: Bands = None,
     value_range: ValueRange = None,
@@ -147,7 +153,8 @@ def evaluate_questions(
     ]
     total = f'{sum(found.questions.values()):,}'
     for name, key in (('AA', 'aa'), ('OA', 'oa'), ('OA without counts and areas', 'non_numeric')):
-        rows.append((name, total, *(f'{asdict(of)[key]:.3f}' for of in (found.programs, found.shuffled, found.blind))))
+        values = [asdict(of)[key] for of in (found.programs, found.shuffled, found.blind)]
+        rows.append((name, total, *('' if value is None else f'{value:.3f}' for value in values)))
     console.table(f'{folder} ({split})', ('type', 'questions', 'programs', 'shuffled', 'blind'), rows)
     if found.not_understood:
         console.log(f'{found.not_understood:,} questions fit no template, and count as wrong')

@@ -175,7 +175,7 @@ def map_(
             f'--refine {refine} needs the pixels of {scene}; give the scene that it was made of by --scene.'
         )
     options = field_options(of, overlap, stride, bands, value_range, 'float16', batch, any_gsd)
-    folder = field_of(scene, keep_field or out.with_name(f'.{out.name}.field'), model, clip, options)
+    folder = field_of(scene, keep_field or temporary_field(out, scene, model, options), model, clip, options)
     source = open_field(folder)
     loaded = load_model(model or source.marker.model, clip)
     source.check_model(loaded.digest, loaded.name)
@@ -305,6 +305,15 @@ def holds_field(scene: str) -> bool:
     from grafalign.fields import MARKER
 
     return '://' not in scene and (Path(scene) / MARKER).is_file()
+
+
+def temporary_field(out: Path, scene: str, model: str | None, options: Any) -> Path:
+    """Where the field of a scene is made that nobody keeps: the same for the same command, so that it goes on."""
+    import hashlib
+
+    digest = hashlib.blake2b(repr((scene, model, options)).encode(errors='replace'), digest_size=4).hexdigest()
+    where = out.resolve()
+    return where.with_name(f'.{where.name}.{digest}.field')
 
 
 def field_of(scene: str, folder: Path, model: str | None, clip: str | None, options: Any) -> Path:

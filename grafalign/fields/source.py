@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timezone
 from pathlib import Path
 
+import shapely
 import torch
 from odc.geo.geobox import GeoBox
 from torch import Tensor
@@ -203,6 +204,27 @@ def _one(scene: str) -> Scene:
 def _day_of(path: Path) -> date:
     """The day of a file, for scenes that do not say when they were taken: a field is the same whatever its date."""
     return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).date()
+
+
+def local_sources(field: Field, model: Model) -> list[list[BandSource]]:
+    """Bands of those scenes of a field that are one GeoTIFF on this machine, lying over it; the last one first.
+
+    Args:
+        field: the field.
+        model: its model.
+
+    Raises:
+        GrafalignError: a file cannot be used.
+    """
+    found = []
+    for scene in reversed(field.plan.scenes):
+        href = scene.hrefs[0]
+        if len(scene.hrefs) > 1 or '://' in href or not Path(href).is_file():
+            continue
+        opened = _one(href)
+        if shapely.geometry.shape(opened.item['geometry']).intersects(field.geobox.extent.to_crs('EPSG:4326').geom):
+            found.append(_bands(opened, list(field.plan.bands), model))
+    return found
 
 
 def _names(scene: Scene, bands: tuple[str, ...]) -> tuple[str, ...]:

@@ -63,6 +63,11 @@ class ClassesFile(Settings):
             raise ValueError(f'`classes` names {name!r} {count} times')
         return self
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes."""
+        return [c.name for c in self.classes]
+
 
 @dataclass(frozen=True)
 class MapClass:

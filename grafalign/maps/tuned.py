@@ -92,6 +92,11 @@ class TunedWords:
         return MapClasses(shown, self.vectors, np.arange(len(shown)), 'mean', self.offsets)
 
     @property
+    def names(self) -> list[str]:
+        """Names of the classes."""
+        return [c.name for c in self.about.classes]
+
+    @property
     def points(self) -> int:
         """Points that moved them."""
         return sum(c.points for c in self.about.classes)

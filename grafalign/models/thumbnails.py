@@ -1,4 +1,4 @@
-"""Pictures of satellite images for pages: small JPEGs as data URLs."""
+"""Pictures of satellite images for pages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from grafalign.models.pixels import as_unit
 from grafalign.pages import picture_url
 
 
-def thumbnail(
-    pixels: npt.NDArray[Any], bands: Sequence[str], value_range: tuple[float, float], longest_px: int = 192
-) -> str:
-    """A JPEG data URL of physical values [C, H, W], stretched by the same range as the model's input."""
+def picture_of(pixels: npt.NDArray[Any], bands: Sequence[str], value_range: tuple[float, float]) -> Image.Image:
+    """A picture of physical values [C, H, W], stretched by the same range as the model's input."""
     which = colours(bands) if len(bands) == len(pixels) else colours(len(pixels))
     shown = [which.index(c) if c in which else 0 for c in (0, 1, 2)]
     unit = as_unit(pixels[shown], value_range)
-    image = Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
-    return picture_url(image, longest_px)
+    return Image.fromarray((np.moveaxis(unit, 0, -1) * 255).astype(np.uint8))
+
+
+def thumbnail(
+    pixels: npt.NDArray[Any], bands: Sequence[str], value_range: tuple[float, float], longest_px: int = 192
+) -> str:
+    """`picture_of` as a small JPEG data URL."""
+    return picture_url(picture_of(pixels, bands, value_range), longest_px)

@@ -7,9 +7,9 @@ page sums them to the coarser levels itself. The outlines of the tiles go along 
 
 Numbers are packed as base64 of LEB128: seven bits a byte, the lowest first, and the high bit on all but the last byte.
 
-`land.json` is Natural Earth's 1:110m countries (public domain, naturalearthdata.com, as shipped among the test fixtures
-of pyogrio's wheel, `naturalearth_lowres`): snapped to 0.1 degrees with `shapely.set_precision`, `union_all` for the
-land, and the countries' boundaries less the land's own, joined with `line_merge`, for the borders.
+`pages/land.json` is Natural Earth's 1:110m countries (public domain, naturalearthdata.com, as shipped among the test
+fixtures of pyogrio's wheel, `naturalearth_lowres`): snapped to 0.1 degrees with `shapely.set_precision`, `union_all`
+for the land, and the countries' boundaries less the land's own, joined with `line_merge`, for the borders.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def page_data(grid: TileGrid, plan: Plan, lon: Floats, lat: Floats) -> dict[str,
         'view': _view(x, y),
         'photos': photos | {'counts': _counts(of_photo)},
         'tiles': tiles | {'counts': _counts(split)},
-        'land': json.loads((files('grafalign.pairing') / 'land.json').read_text(encoding='utf-8')),
+        'land': json.loads((files('grafalign.pages') / 'land.json').read_text(encoding='utf-8')),
     }
 
 

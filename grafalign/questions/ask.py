@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grafalign import console
 from grafalign.errors import InputError
 from grafalign.fields import Field
 from grafalign.foreign.files import ForeignFileError, open_plain
@@ -16,8 +17,10 @@ from grafalign.questions.conventions import Conventions
 from grafalign.questions.evaluate import Answer, answer
 from grafalign.questions.evidence import write_evidence
 from grafalign.questions.grammar import LONGEST_QUESTION, parse_question
+from grafalign.questions.language import Filter, walk
 from grafalign.questions.look import legend_of, look
 from grafalign.questions.parse import MOST_CHARACTERS, parse_program
+from grafalign.questions.spelling import spelled
 
 Translate = Callable[[str], Any]
 """A question to a `Program`, by a language model."""
@@ -34,6 +37,10 @@ def program_of(question: str, translate: Translate | None = None) -> Any:
         InputError: it is none of these.
     """
     text = question.strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError('The question is no text in UTF-8; type it anew.') from None
     if text.startswith('{'):
         return parse_program(text)
     if text.lower().endswith('.json'):
@@ -82,8 +89,21 @@ def ask(
     Raises:
         GrafalignError: a word is none of the classes, there are too many objects, or a file cannot be written.
     """
+    _warn_of_sizes(program, conventions, max(min_area_m2, field.plan.pixel_m**2))
     legend = legend_of(program, field, model.embed_texts, own_temperature(model), content)
     objects = look(field, legend, conventions, min_area_m2)
     given = answer(program, objects, conventions)
     write_evidence(out, question, program, given, objects, field, legend, conventions, min_area_m2)
     return given
+
+
+def _warn_of_sizes(program: Any, conventions: Conventions, smallest_m2: float) -> None:
+    """Say so where objects are asked for that are smaller than any that are kept."""
+    for node in walk(program):
+        if isinstance(node, Filter):
+            most = conventions.small_below_m2 if node.size == 'small' else node.at_most_m2
+            if most is not None and most <= smallest_m2:
+                console.log(
+                    f'{spelled(node)}: these are of at most {most:g} m², and nothing below {smallest_m2:g} m² is seen '
+                    '(the size of a pixel, or --min-area)'
+                )

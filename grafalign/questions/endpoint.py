@@ -47,14 +47,20 @@ class Endpoint:
     """Name of the model there."""
 
     def __post_init__(self) -> None:
-        if not re.match(r'https?://', self.url) or not host_of(self.url):
-            raise InputError(f'--endpoint {self.url!r} is no address; give http://HOST:PORT or https://HOST/v1.')
+        plain = re.fullmatch(r'https?://[^\s@?#]+', self.url)
+        if plain is None or not host_of(self.url):
+            raise InputError(
+                '--endpoint is no plain address; give http://HOST:PORT or https://HOST/v1, and a key in '
+                f'{KEY}, not in the address.'
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise InputError(f'{KEY} has characters that no key has; set it anew.')
         if self._key and self.url.startswith('http://') and not is_private_host(self.url):
             raise InputError(f'{KEY} would go to {host_of(self.url)} unencrypted; give an https:// address.')
 
     @property
     def _key(self) -> str:
-        return os.environ.get(KEY, '')
+        return os.environ.get(KEY, '').strip()
 
     def translate(self, question: str) -> Any:
         """The program of a question.

@@ -36,7 +36,7 @@ from grafalign.questions.language import (
     Value,
     unit_of,
 )
-from grafalign.questions.objects import Floats, Ints, SceneObjects
+from grafalign.questions.objects import Floats, Ints, SceneObjects, outline_pieces
 from grafalign.questions.spelling import spelled
 
 NOTHING = 'none of them'
@@ -157,29 +157,32 @@ class _Run:
                 if not len(rows) or not len(others):
                     return rows[:0]
                 if node.relation == 'next to':
-                    near = self.conventions.near_m if node.within_m is None else node.within_m
-                    return rows[self._gaps(rows, others) < near * (1 - _LAST_BITS)]
+                    gaps = self._gaps(rows, others)
+                    if node.within_m is None:
+                        return rows[gaps < self.conventions.near_m * (1 - _LAST_BITS)]
+                    return rows[gaps <= node.within_m * (1 + _LAST_BITS)]
                 return rows[_beside(seen.shapes[rows], node.relation, seen.shapes[others])]
             case Nearest():
                 rows, others = self.rows(node.of), self.rows(node.to)
                 if not len(rows) or not len(others):
                     return rows[:0]
                 gaps = self._gaps(rows, others)
-                return rows[gaps.argmin() : gaps.argmin() + 1]
+                return rows[gaps.argmin() : gaps.argmin() + 1] if np.isfinite(gaps.min()) else rows[:0]
 
     def _gaps(self, rows: Ints, others: Ints) -> Floats:
         """Metres from each object to the nearest of others that is not itself, [N]; infinite where there is none."""
         seen = self.objects
         gaps = np.full(len(rows), np.inf)
-        tree = shapely.STRtree(seen.shapes[others])
-        # an object may be one of the others; then the next one counts
-        pairs, distances = tree.query_nearest(seen.shapes[rows], return_distance=True, all_matches=True)
-        own = others[pairs[1]] == rows[pairs[0]]
-        np.minimum.at(gaps, pairs[0][~own], distances[~own])
-        for i in np.unique(pairs[0][own]):
-            if gaps[i] == np.inf and len(others) > 1:
-                rest = np.delete(others, np.searchsorted(others, rows[i]))
-                gaps[i] = shapely.distance(seen.shapes[rows[i]], seen.shapes[rest]).min()
+        if len(np.intersect1d(rows, others)):
+            tree = shapely.STRtree(seen.shapes[others])
+            pairs, distances = tree.query_nearest(seen.shapes[rows], exclusive=True, return_distance=True)
+            owners = pairs[0]
+        else:  # no two overlap, so pieces of their outlines have the same gaps, and most are far enough to be passed by
+            pieces, owner = outline_pieces(seen.shapes[rows])
+            tree = shapely.STRtree(outline_pieces(seen.shapes[others])[0])
+            pairs, distances = tree.query_nearest(pieces, return_distance=True, all_matches=False)
+            owners = owner[pairs[0]]
+        np.minimum.at(gaps, owners, distances)
         metres: Floats = gaps * seen.metres
         return metres
 
@@ -210,7 +213,8 @@ class _Run:
                 value = len(self.rows(node.of)) > 0
             case Compare():
                 left, right = self.number(node.left), self.number(node.right)
-                value = {'less': left < right, 'equal': left == right, 'more': left > right}[node.than]
+                holds = {'less': left < right, 'equal': left == right, 'more': left > right}[node.than]
+                value = holds and np.inf not in (left, right)  # a distance to nothing is neither less nor more
             case All():  # every part is evidence, so none is skipped
                 parts = [self.truth(part) for part in node.of]
                 value = all(parts)

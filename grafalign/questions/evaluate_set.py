@@ -26,7 +26,9 @@ from grafalign.models import Model
 from grafalign.questions.conventions import RSVQA
 from grafalign.questions.evaluate import answer
 from grafalign.questions.grammar import parse_question
+from grafalign.questions.language import find_words
 from grafalign.questions.look import legend_of, look
+from grafalign.questions.objects import SceneObjects
 from grafalign.questions.protocol import Accuracy, accuracy, blind_answers, other_pictures
 from grafalign.questions.rsvqa import Asked, QuestionSet
 
@@ -63,6 +65,7 @@ class _Pictures:
     ) -> None:
         self._questions, self._model, self._spec = questions, model, spec
         self._out, self._options, self._content, self._min_area_m2 = out, options, content, min_area_m2
+        self._fields: dict[str, Field] = {}
         self._vectors = functools.cache(lambda text: model.embed_texts([text])[0])
 
     def _encode(self, texts: Sequence[str]) -> Any:
@@ -70,20 +73,18 @@ class _Pictures:
 
     def field(self, image: str) -> Field:
         """The field of a picture."""
+        if image in self._fields:
+            return self._fields[image]
         folder = self._out / 'fields' / image
         source = field_input(str(self._questions.picture(image)), self._model, self._options)
         make_field(folder, source, window_encoder(self._model, source.plan), self._spec)
-        return open_field(folder)
+        self._fields[image] = open_field(folder)
+        return self._fields[image]
 
     def answers(self, image: str, asked: Sequence[Asked]) -> list[str]:
         """Answers to questions, as if they were about this picture."""
         field = self.field(image)
-
-        @functools.cache
-        def see(program: Any) -> Any:
-            legend = legend_of(program, field, self._encode, own_temperature(self._model), self._content)
-            return look(field, legend, RSVQA, self._min_area_m2)
-
+        seen: dict[tuple[str, ...], SceneObjects] = {}
         given = []
         for question in asked:
             try:
@@ -91,7 +92,11 @@ class _Pictures:
             except InputError:
                 given.append(NOT_UNDERSTOOD)
                 continue
-            given.append(answer(program, see(program), RSVQA).text)
+            words = tuple(sorted(find_words(program)))
+            if words not in seen:
+                legend = legend_of(program, field, self._encode, own_temperature(self._model), self._content)
+                seen[words] = look(field, legend, RSVQA, self._min_area_m2)
+            given.append(answer(program, seen[words], RSVQA).text)
         return given
 
 
@@ -136,7 +141,8 @@ def evaluate_questions(
         of_image[question.image].append(number)
     images = sorted(of_image)
     if len(images) < 2:
-        raise InputError(f'{questions.folder} asks about one picture only; shuffled answers need two. Get more.')
+        of = f'--sample {sample}' if sample is not None else str(questions.folder)
+        raise InputError(f'{of} asks about one picture only, and shuffled answers need two; ask more questions.')
     make_folder(out)
     pictures = _Pictures(questions, model, spec, out, options, content, min_area_m2)
     others = other_pictures(images, seed)
@@ -172,7 +178,7 @@ def evaluate_questions(
         'grafalign': __version__,
         **asdict(evaluation),
     }
-    write_atomically(out / 'results.json', (json.dumps(record, indent=2) + '\n').encode())
+    write_atomically(out / 'results.json', (json.dumps(record, indent=2, allow_nan=False) + '\n').encode())
     write_atomically(out / 'answers.csv', _table(asked, own, shuffled).encode())
     return evaluation
 

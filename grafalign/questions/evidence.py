@@ -24,7 +24,7 @@ from grafalign.questions.evaluate import Answer, Step
 from grafalign.questions.look import Legend
 from grafalign.questions.objects import SceneObjects
 
-COLUMNS = {'step': pa.string(), 'area_m2': pa.float64(), 'mean_confidence': pa.float64()}
+COLUMNS = {'number': pa.int32(), 'step': pa.string(), 'area_m2': pa.float64(), 'mean_confidence': pa.float64()}
 _LONGEST_PX = 900
 _COLOURS = ((230, 85, 13), (49, 130, 189), (227, 74, 160), (255, 217, 47), (49, 163, 84), (117, 107, 177))
 
@@ -55,9 +55,10 @@ def write_evidence(
     """
     make_folder(out)
     with replacing(out / 'evidence.parquet') as path, polygon_writer(path, COLUMNS, objects.crs) as writer:
-        for step in answer.steps:
+        for number, step in enumerate(answer.steps, start=1):
             if step.rows is not None and len(step.rows):
                 columns = {
+                    'number': [number] * len(step.rows),
                     'step': [step.text] * len(step.rows),
                     'area_m2': objects.areas_m2[step.rows],
                     'mean_confidence': objects.confidence[step.rows],
@@ -85,7 +86,7 @@ def write_evidence(
         title='Answer',
         question=question,
         answer=answer.text,
-        picture=picture_url(_picture(field, objects, sets), _LONGEST_PX),
+        picture=picture_url(draw_objects(field, objects, sets), _LONGEST_PX),
         sets=[
             {'text': s.text, 'count': int(s.value or 0), 'colour': '#{:02x}{:02x}{:02x}'.format(*c)}
             for s, c in zip(sets, _COLOURS, strict=False)
@@ -135,7 +136,7 @@ def _limits(
     }
 
 
-def _picture(field: Field, objects: SceneObjects, sets: list[Step]) -> Image.Image:
+def draw_objects(field: Field, objects: SceneObjects, sets: list[Step]) -> Image.Image:
     """The scene, a pixel a cell or smaller, with the objects of some steps filled in lightly and outlined."""
     image = Image.fromarray(field.preview())
     scale = min(8.0, _LONGEST_PX / max(image.size))
@@ -146,7 +147,8 @@ def _picture(field: Field, objects: SceneObjects, sets: list[Step]) -> Image.Ima
     for step, colour in zip(sets, _COLOURS, strict=False):
         layer = Image.new('RGBA', image.size)
         draw = ImageDraw.Draw(layer)
-        for shape in objects.shapes[step.rows] if step.rows is not None else ():
+        shapes = objects.shapes[step.rows if step.rows is not None else slice(0)]
+        for shape in sorted(shapes, key=lambda shape: -shape.envelope.area):  # an island after the one around it
             for number, ring in enumerate((shape.exterior, *shape.interiors)):
                 x, y = transformer.transform(*shapely.get_coordinates(ring).T)
                 column, row = inverse * (np.asarray(x), np.asarray(y))

@@ -1,6 +1,6 @@
 """Questions in English to programs, by templates: those of RSVQA and RSVQAxBEN, and a few of one's own kind.
 
-Objects are [size or shape] word [relation] other objects: "small residential buildings next to a road". What fits no
+Objects are [size] [shape] word [relation] other objects: "small residential buildings next to a road". What fits no
 template is refused, so that no answer is given to another question than was asked.
 
 Sources: S. Lobry et al., RSVQA: Visual Question Answering for Remote Sensing Data, TGRS 2020, and its published
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from typing import Any, get_args
 
 from grafalign.config import shown
@@ -28,13 +29,12 @@ Json = dict[str, Any]
 _SIZES, _SHAPES, _RELATIONS = get_args(Size), get_args(Shape), get_args(Relation)
 _MOST_WORDS = 5
 """Words of an object's name."""
-_GRAMMAR = """
-a an the and or not no than that which what who where when why how is are was were be there this these those it its they
-them with without by for from to in on at near between more less fewer most least very any all some each every only also
-but if then as do does did has have had can will would should could may might my your our ignore because so
-"""
-_NOT_NAMES = frozenset(_GRAMMAR.split())
-"""What no object's name has: such words mean that the question says more than the template."""
+_NOT_NAMES = frozenset((files('grafalign.questions') / 'not_names.txt').read_text(encoding='utf-8').split())
+"""What no object's name has: such words mean that the question says more than the template, or other."""
+_PLACES = ('centre', 'center')
+"""What is no object by itself, but may be a part of a name (sports centre)."""
+_WORD = re.compile(r"[^\W\d][^\W\d/'-]*([/'-][^\W\d]+)*")
+_NAMES_WITH_OF = ('place of worship', 'place of worships', 'places of worship')
 _CORINE_ABOVE = (
     'forest and semi natural areas',
     'forest and seminatural areas',
@@ -96,38 +96,54 @@ def _name(text: str, plural: bool) -> str:
         _NotUnderstood: it is none.
     """
     words = text.lower().split()
+    if ' '.join(words) in _NAMES_WITH_OF:
+        return _NAMES_WITH_OF[0]
     if not plural and ' '.join(words) in _corine():
         return ' '.join(words)
-    strange = next((w for w in words if w in _NOT_NAMES or not re.fullmatch(r"[\w/'-]+", w)), None)
-    if not words or strange is not None or len(words) > _MOST_WORDS or len(text) > LONGEST_WORD:
+    strange = [w for w in words if w in _NOT_NAMES or not _WORD.fullmatch(w)]
+    if not words or strange or words[0] in _PLACES or len(words) > _MOST_WORDS or len(text) > LONGEST_WORD:
         raise _NotUnderstood(f'{shown(text)} is not understood as the name of one kind of object')
     name = ' '.join(words)
     return singular(name) if plural else name
+
+
+_SINGULAR = {'prairies': 'prairie', 'leaves': 'leaf', 'oases': 'oasis', 'gases': 'gas', 'gas': 'gas', 'oasis': 'oasis'}
 
 
 def singular(name: str) -> str:
     """A name in the singular, by its last letters.
 
     Example:
-        >>> [singular(name) for name in ('residential areas', 'churches', 'cemeteries', 'grass', 'barrackss')]
-        ['residential area', 'church', 'cemetery', 'grass', 'barracks']
+        >>> [singular(name) for name in ('residential areas', 'churches', 'cemeteries', 'grass', 'barrackss', 'buses')]
+        ['residential area', 'church', 'cemetery', 'grass', 'barracks', 'bus']
     """
+    before, _, last = name.rpartition(' ')
+    if last in _SINGULAR:
+        return f'{before} {_SINGULAR[last]}'.strip()
     if name.endswith('ies') and len(name) > 4:
         return name[:-3] + 'y'
-    if re.search(r'(ch|sh|x|ss)es$', name):
+    if re.search(r'(ch|sh|x|ss|[bpt]us)es$', name):
         return name[:-2]
     return name[:-1] if re.search(r'[^su]s$|[^aeious]ss$', name) else name
 
 
+_ADJECTIVES = {word: ('size', word) for word in _SIZES} | {word: ('shape', word) for word in _SHAPES}
+_ADJECTIVES |= {'big': ('size', 'large'), 'round': ('shape', 'circular')}
+
+
 def _kind(text: str, plural: bool) -> Json:
-    """[size or shape] word."""
+    """[size] [shape] word, in any order."""
+    limits: Json = {}
     first, _, rest = text.strip().partition(' ')
-    first = first.lower()
-    if rest and first in _SIZES:
-        return {'op': 'filter', 'size': first, 'of': {'op': 'find', 'word': _name(rest, plural)}}
-    if rest and first in _SHAPES:
-        return {'op': 'filter', 'shape': first, 'of': {'op': 'find', 'word': _name(rest, plural)}}
-    return {'op': 'find', 'word': _name(text, plural)}
+    while rest and first.lower().rstrip(',') in _ADJECTIVES:
+        key, value = _ADJECTIVES[first.lower().rstrip(',')]
+        if key in limits:
+            raise _NotUnderstood(f'{shown(text)} has two words for its {key}')
+        limits[key] = value
+        text = rest
+        first, _, rest = text.strip().partition(' ')
+    found: Json = {'op': 'find', 'word': _name(text, plural)}
+    return {'op': 'filter', **limits, 'of': found} if limits else found
 
 
 _RELATED = re.compile(
@@ -138,7 +154,7 @@ _RELATED = re.compile(
 
 
 def _objects(text: str, plural: bool) -> Json:
-    """[size or shape] word [relation a other objects]."""
+    """[size] [shape] word [relation a other objects]."""
     match = _RELATED.fullmatch(text.strip())
     if match is None:
         return _kind(text, plural)
@@ -188,7 +204,7 @@ def _presence(text: str) -> Json:
     """Names with `and` and `or` between them: `and` binds closer, as it does in logic."""
     either = []
     for part in _split(text, 'or'):
-        both = [{'op': 'exists', 'of': {'op': 'find', 'word': _name(n, plural=False)}} for n in _split(part, 'and')]
+        both = [{'op': 'exists', 'of': _kind(n, plural=n not in _corine())} for n in _split(part, 'and')]
         either.append(both[0] if len(both) == 1 else {'op': 'all', 'of': both})
     return either[0] if len(either) == 1 else {'op': 'any', 'of': either}
 
@@ -213,7 +229,7 @@ def _between(op: str) -> Callable[[str, str], Json]:
 
 _A = r'(?:a|an|the) '
 _TEMPLATES: Sequence[tuple[re.Pattern[str], Callable[..., Json]]] = (
-    _template('is it a rural or an urban area', _rural_or_urban),
+    _template('is it (?:a rural or an urban|an urban or a rural) area', _rural_or_urban),
     _template('is there (?:a|an) (.+?)', _of('exists', plural=False)),
     _template('is (?:a|an) (.+?) present', _of('exists', plural=False)),
     _template('how many (.+?) (?:are|is) there per square (?:kilometre|kilometer)', _of('density')),
@@ -228,7 +244,7 @@ _TEMPLATES: Sequence[tuple[re.Pattern[str], Callable[..., Json]]] = (
     _template('what is the density of (.+?)', _of('density')),
     _template(f'how far is {_A}(.+?) from {_A}(.+?)', _between('distance')),
     _template(f'which (.+?) is (?:the )?nearest to {_A}(.+?)', _between('nearest')),
-    _template(f'is it (?!a rural or){_A}(.+?) or {_A}(.+?)', _classify),
+    _template(f'is it (?!a rural or|an urban or){_A}(.+?) or {_A}(.+?)', _classify),
     _template('are (?:there )?some (.+?)(?: present)?', _presence),
     _template('are there (?!less |fewer |more |some |any )(.+?)', _presence),
     _template('are there any (.+?)', _of('exists')),

@@ -74,25 +74,31 @@ def legend_of(
     if isinstance(content, TunedWords):
         content.check(field.plan, field.path)
         names = [c.name for c in content.about.classes]
-        return Legend(content.classes, uncalibrated(1.0, len(names)), _numbers(words, names))
+        return Legend(content.classes, uncalibrated(1.0, len(names)), class_numbers(words, names))
     if content is None:
         content = _with_contrast(words, field, encode)
-    numbers = _numbers(words, [c.name for c in content.classes])
+    numbers = class_numbers(words, [c.name for c in content.classes])
     classes = embed_classes(content, encode)
     return Legend(classes, uncalibrated(temperature, len(classes.classes)), numbers)
 
 
-def _numbers(words: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """Which class each word names, whatever its case and number.
+def class_numbers(words: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Which class each word names: exactly, else whatever its case and number.
 
     Raises:
-        InputError: none.
+        InputError: none, or more than one.
     """
-    known = {singular(name.casefold()): number for number, name in enumerate(names)}
-    strange = next((word for word in words if singular(word.casefold()) not in known), None)
-    if strange is not None:
-        raise InputError(f'--words has no {strange!r}; ask for {", ".join(names[:30])}, or add it.')
-    return {word: known[singular(word.casefold())] for word in words}
+    found = {}
+    for word in words:
+        same = [i for i, name in enumerate(names) if name.casefold() == word.casefold()]
+        alike = [i for i, name in enumerate(names) if singular(name.casefold()) == singular(word.casefold())]
+        chosen = same or alike
+        if not chosen:
+            raise InputError(f'--words has no {word!r}; ask for {", ".join(names[:30])}, or add it.')
+        if len(chosen) > 1:
+            raise InputError(f'{word!r} may be {" or ".join(names[i] for i in chosen)} of --words; name one exactly.')
+        found[word] = chosen[0]
+    return found
 
 
 def _with_contrast(words: Sequence[str], field: Field, encode: Encode) -> ClassesFile:

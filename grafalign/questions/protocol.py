@@ -62,8 +62,8 @@ class Accuracy:
     by_type: dict[str, float]
     aa: float
     oa: float
-    non_numeric: float
-    """Of all questions but counts and areas."""
+    non_numeric: float | None
+    """Of all questions but counts and areas; None where there are no others."""
 
 
 def accuracy(asked: Sequence[Asked], answers: Sequence[str], kind: Kind) -> Accuracy:
@@ -87,7 +87,7 @@ def accuracy(asked: Sequence[Asked], answers: Sequence[str], kind: Kind) -> Accu
         by_type,
         float(np.mean(list(by_type.values()))),
         float(right.mean()),
-        float(right[words].mean()) if words.any() else float('nan'),
+        float(right[words].mean()) if words.any() else None,
     )
 
 

@@ -39,13 +39,13 @@ def spelled(node: BaseModel) -> str:
             least = '' if node.at_least_m2 is None else f'at least {node.at_least_m2:g} m²'
             most = '' if node.at_most_m2 is None else f'at most {node.at_most_m2:g} m²'
             limits = [part for part in (node.size, node.shape, least, most) if part]
-            return f'{", ".join(limits)} {spelled(node.of)}'
+            return f'{", ".join(limits)} {_inner(node.of)}'
         case Relate(within_m=None):
-            return f'{spelled(node.of)} {node.relation} {spelled(node.to)}'
+            return f'{_inner(node.of, Filter)} {node.relation} {_inner(node.to, Filter)}'
         case Relate():
-            return f'{spelled(node.of)} within {node.within_m:g} m of {spelled(node.to)}'
+            return f'{_inner(node.of, Filter)} within {node.within_m:g} m of {_inner(node.to, Filter)}'
         case Nearest():
-            return f'the {spelled(node.of)} nearest to {spelled(node.to)}'
+            return f'the {_inner(node.of, Filter)} nearest to {_inner(node.to, Filter)}'
         case Distance():
             return f'distance from {spelled(node.of)} to {spelled(node.to)}'
         case Count() | Area() | Share() | Density():
@@ -68,3 +68,8 @@ def spelled(node: BaseModel) -> str:
         case Choose():
             return f'{node.then} if {spelled(node.when)}, otherwise {node.otherwise}'
     raise TypeError(f'{type(node).__name__} is no operator')
+
+
+def _inner(node: BaseModel, *plain: type[BaseModel]) -> str:
+    """An operand, in brackets but for a word and what else cannot be misread here."""
+    return spelled(node) if isinstance(node, (Find, *plain)) else f'({spelled(node)})'

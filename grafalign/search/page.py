@@ -10,6 +10,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import shapely
+from PIL import Image
 
 from grafalign.datasets.pictures import read_picture
 from grafalign.errors import GrafalignError, InputError, naming_full_disk
@@ -17,13 +18,14 @@ from grafalign.escapes import csv_cell
 from grafalign.fields import MARKER as FIELD_MARKER
 from grafalign.files import write_atomically
 from grafalign.foreign import below
-from grafalign.models.thumbnails import thumbnail
-from grafalign.pages import render
+from grafalign.models.thumbnails import picture_of
+from grafalign.pages import picture_url, render
 from grafalign.search.catalog import Catalog
 from grafalign.search.field_source import FieldTiles
 from grafalign.search.sources import state_of, tile_state
 from grafalign.store import MARKER, PairStore
 
+_THUMBNAIL_PX = 192
 FORMATS = ('.html', '.geojson', '.parquet', '.csv')
 
 
@@ -40,20 +42,29 @@ def write_answers(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> No
 
 
 def _write(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> None:
-    match path.suffix.lower():
-        case '.html':
-            write_atomically(path, _page(answers, catalog).encode())
-        case '.geojson':
-            write_atomically(path, (plain(answers).to_json(drop_id=True) + '\n').encode())
-        case '.parquet':
-            buffer = io.BytesIO()
-            answers.to_parquet(buffer, index=False)
-            write_atomically(path, buffer.getvalue())
-        case '.csv':
-            table = plain(answers)
-            centre = table.geometry.representative_point()
-            flat = table.drop(columns='geometry').assign(lon=centre.x, lat=centre.y)
-            write_atomically(path, flat.map(csv_cell).to_csv(index=False).encode())
+    write_atomically(path, content_of(answers, catalog, path.suffix.lower()))
+
+
+def content_of(answers: gpd.GeoDataFrame, catalog: Catalog, ending: str) -> bytes:
+    """Answers as a file of one of `FORMATS`.
+
+    Raises:
+        KeyError: the ending is none of them.
+    """
+    if ending == '.html':
+        return _page(answers, catalog).encode()
+    if ending == '.geojson':
+        return (plain(answers).to_json(drop_id=True) + '\n').encode()
+    if ending == '.parquet':
+        buffer = io.BytesIO()
+        answers.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    if ending == '.csv':
+        table = plain(answers)
+        centre = table.geometry.representative_point()
+        flat = table.drop(columns='geometry').assign(lon=centre.x, lat=centre.y)
+        return flat.map(csv_cell).to_csv(index=False).encode()
+    raise KeyError(ending)
 
 
 def check_format(path: Path) -> None:
@@ -79,8 +90,7 @@ def plain(answers: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    stores: dict[str, PairStore] = {}
-    fields: dict[str, FieldTiles] = {}
+    pictures = ItemPictures(catalog)
     for answer in answers.itertuples():
         place = answer.geometry
         known = place is not None and not place.is_empty
@@ -96,50 +106,58 @@ def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
                 f'/{spot.y:.5f}/{spot.x:.5f}'
                 if known
                 else '',
-                'picture': _thumbnail(answer.source, answer.item_id, int(answer.row), catalog, stores, fields),
+                'picture': ''
+                if (picture := pictures.picture(answer.source, answer.item_id, int(answer.row))) is None
+                else picture_url(picture, _THUMBNAIL_PX),
             }
         )
     made = catalog.marker.model.model_dump(include={'name', 'spec', 'kind'}) | {'items': len(catalog)}
     return render('grafalign.search', 'page.html', title='Search', groups=groups, made=json.dumps(made, indent=2))
 
 
-def _thumbnail(
-    source: str,
-    item_id: str,
-    row: int,
-    catalog: Catalog,
-    stores: dict[str, PairStore],
-    fields: dict[str, FieldTiles],
-) -> str:
-    """A JPEG data URL of an item, or nothing where its pixels cannot be read, or are not those that were indexed.
+class ItemPictures:
+    """Pictures of the items of an index; what they are read from is opened once.
 
-    An index says where its pictures lie, and may be a stranger's. Its pages are shared, so what goes into them must be
-    the very files that were indexed: their size and time, or the digest of their shard, tell.
+    Args:
+        catalog: the index.
     """
-    known = catalog.marker.sources.get(source)
-    stamp = str(catalog.items['stamp'].iloc[row])
-    if known is None:
-        return ''
-    try:
-        if '://' in source or (Path(source) / MARKER).exists():
-            store = stores.setdefault(source, PairStore(source)) if source not in stores else stores[source]
-            tile = int(np.flatnonzero(store.tiles['tile_id'].to_numpy() == item_id)[0])
-            if tile_state(store, tile) != stamp:
-                return ''
-            scale, offset = (v[tile][:, None, None] for v in store.radiometry)
-            pixels, bands = store.read_tile(tile) * scale + offset, store.sensor.bands
-        elif (Path(source) / FIELD_MARKER).exists():
-            if source not in fields:
-                fields[source] = FieldTiles(Path(source))
-            if fields[source].stamp != stamp:
-                return ''
-            return thumbnail(fields[source].picture(item_id), ('red', 'green', 'blue'), (0, 255))
-        else:
-            path = below(Path(source), item_id)
-            if state_of(path) != stamp:
-                return ''
-            pixels = read_picture(path, item_id)
-            bands = known.bands
-        return thumbnail(pixels, bands, known.value_range)
-    except (GrafalignError, IndexError, KeyError, OSError, ImportError, ValueError, TypeError):
-        return ''
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._stores: dict[str, PairStore] = {}
+        self._fields: dict[str, FieldTiles] = {}
+
+    def picture(self, source: str, item_id: str, row: int) -> Image.Image | None:
+        """The picture of an item; None where its pixels cannot be read, or are not those that were indexed.
+
+        An index says where its pictures lie, and may be a stranger's. Its pages are shared, so what goes into them must
+        be the very files that were indexed: their size and time, or the digest of their shard, tell.
+        """
+        known = self._catalog.marker.sources.get(source)
+        stamp = str(self._catalog.items['stamp'].iloc[row])
+        if known is None:
+            return None
+        try:
+            if '://' in source or (Path(source) / MARKER).exists():
+                if source not in self._stores:
+                    self._stores[source] = PairStore(source)
+                store = self._stores[source]
+                tile = int(np.flatnonzero(store.tiles['tile_id'].to_numpy() == item_id)[0])
+                if tile_state(store, tile) != stamp:
+                    return None
+                scale, offset = (v[tile][:, None, None] for v in store.radiometry)
+                pixels, bands = store.read_tile(tile) * scale + offset, store.sensor.bands
+            elif (Path(source) / FIELD_MARKER).exists():
+                if source not in self._fields:
+                    self._fields[source] = FieldTiles(Path(source))
+                if self._fields[source].stamp != stamp:
+                    return None
+                return picture_of(self._fields[source].picture(item_id), ('red', 'green', 'blue'), (0, 255))
+            else:
+                path = below(Path(source), item_id)
+                if state_of(path) != stamp:
+                    return None
+                pixels, bands = read_picture(path, item_id), known.bands
+            return picture_of(pixels, bands, known.value_range)
+        except (GrafalignError, IndexError, KeyError, OSError, ImportError, ValueError, TypeError):
+            return None

@@ -19,6 +19,7 @@ from grafalign.foreign.vectors import read_vector
 from grafalign.models import Model, to_input
 from grafalign.models.pixels import band_places
 from grafalign.search.catalog import Catalog
+from grafalign.search.signs import signed_vector
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Query:
     """One query: a text, an image, a place or a vector; a text beside a vector is its label."""
 
     text: str | None = None
+    """Words, perhaps with signs (`harbour -ships`)."""
     image: Path | None = None
     """A picture, embedded like the items: from above; of the ground too where the model is a CLIP that knows photos."""
     lonlat: tuple[float, float] | None = None
@@ -85,7 +87,7 @@ def search(
     if k < 1:
         raise InputError(f'-k {k} makes no sense; ask for at least one.')
     allowed = allowed_rows(catalog, region, begin, end)
-    vectors = _vectors(catalog, query_list, model)
+    vectors = query_vectors(catalog, query_list, model)
     scores, rows = catalog.search(vectors, min(k, max(len(catalog), 1)), allowed)
     shown = catalog.items
     frames = []
@@ -139,7 +141,8 @@ def _utc(when: datetime) -> datetime:
     return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when.astimezone(timezone.utc)
 
 
-def _vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | None) -> np.ndarray:
+def query_vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | None = None) -> np.ndarray:
+    """Unit vectors of queries [Q, D]; `model` as of `search`."""
     out = np.zeros((len(query_list), catalog.width), dtype=np.float32)
     texts = [i for i, q in enumerate(query_list) if q.text is not None and q.vector is None]
     images = [i for i, q in enumerate(query_list) if q.image is not None]
@@ -160,8 +163,9 @@ def _vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | None)
             out[i] = query.vector
         if query.lonlat is not None:
             out[i] = catalog.vectors[_row_at(catalog, *query.lonlat)]
-    if texts and model is not None:
-        out[texts] = model.embed_texts([query_list[i].text or '' for i in texts])
+    if model is not None:
+        for i in texts:
+            out[i] = signed_vector(query_list[i].text or '', model.embed_texts)
     for i in images:
         path = query_list[i].image
         if path is not None and model is not None:

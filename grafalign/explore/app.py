@@ -1,0 +1,276 @@
+"""The page's server: what a browser may ask for, and what it is refused.
+
+It speaks to the page alone: the host of a request must be one that it was started for (a site elsewhere whose name
+leads here is refused), nothing is allowed to other origins, and the page may load nothing but what lies here. A body,
+a region, a picture and a number of answers have limits, and so has the number of tiles that are drawn at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from importlib.resources import files
+from typing import Annotated, Any
+
+import shapely
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from grafalign import __version__
+from grafalign.errors import GrafalignError
+from grafalign.explore.land import borders_and_land
+from grafalign.explore.session import LONGEST_TEXT, MOST_ANSWERS, MOST_CORNERS, Asked, Session
+from grafalign.scenes.regions import across_antimeridian
+from grafalign.search.page import plain
+
+MOST_BODY = 12 << 20
+"""Bytes of a request: a picture of 8 MB in base64."""
+MOST_REGION = 100_000
+"""Characters of a region as GeoJSON."""
+COOKIE = 'grafalign_token'
+_KINDS = {
+    'geojson': 'application/geo+json',
+    'parquet': 'application/vnd.apache.parquet',
+    'csv': 'text/csv; charset=utf-8',
+}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    'Content-Security-Policy': _POLICY,
+    'X-Content-Type-Options': 'nosniff',
+    'Referrer-Policy': 'no-referrer',
+    'Cross-Origin-Resource-Policy': 'same-origin',
+    'Cross-Origin-Opener-Policy': 'same-origin',
+}
+_TILE = {'Cache-Control': 'private, max-age=3600'}
+Longitude = Annotated[float, Field(ge=-180, le=180)]
+Latitude = Annotated[float, Field(ge=-90, le=90)]
+Row = Annotated[int, PathParameter(ge=0)]
+
+
+class SearchRequest(BaseModel):
+    """A search, as the page sends it."""
+
+    model_config = ConfigDict(extra='forbid')
+
+    text: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)] | None = None
+    picture: str | None = None
+    """In base64."""
+    lonlat: tuple[Longitude, Latitude] | None = None
+    like: Annotated[int, Field(ge=0)] | None = None
+    k: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 50
+    region: dict[str, Any] | None = None
+    """GeoJSON geometry; across 180 degrees longitudes may go on beyond it."""
+    begin: datetime | None = None
+    end: datetime | None = None
+    least: Annotated[float, Field(ge=-1, le=1)] = -1.0
+
+
+def make_app(session: Session, hosts: list[str], token: str | None = None) -> FastAPI:
+    """The application.
+
+    Args:
+        session: what it shows.
+        hosts: names that requests may be addressed to, without ports.
+        token: what the first request must have in its address; None for none.
+    """
+    app = FastAPI(title='grafalign explore', version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount('/static', StaticFiles(packages=[('grafalign.explore', 'static')]), name='static')
+    _guard(app, hosts, token)
+    _pages(app, session)
+    _tiles(app, session)
+    return app
+
+
+def _guard(app: FastAPI, hosts: list[str], token: str | None) -> None:
+    """Who may ask, how much, and what the browser is told of the answers."""
+
+    @app.middleware('http')
+    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = _refused(request, hosts, token) or await go_on(request)
+        for name, value in _HEADERS.items():
+            response.headers[name] = value
+        given = request.query_params.get('token')
+        if token is not None and given is not None and hmac.compare_digest(given.encode(), token.encode()):
+            response.set_cookie(COOKIE, token, httponly=True, samesite='strict')
+        return response
+
+    @app.exception_handler(GrafalignError)
+    async def trouble(_request: Request, error: GrafalignError) -> Response:
+        return JSONResponse({'error': str(error)}, 400)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def unknown(_request: Request, error: StarletteHTTPException) -> Response:
+        return JSONResponse({'error': str(error.detail)}, error.status_code)
+
+
+def _refused(request: Request, hosts: list[str], token: str | None) -> Response | None:
+    host = request.headers.get('host', '').rsplit(':', 1)[0].strip('[]').lower()
+    if host not in hosts:
+        return JSONResponse({'error': f'This page is at {hosts[0]} only.'}, 400)
+    if request.headers.get('sec-fetch-site', 'same-origin') not in ('same-origin', 'none'):
+        return JSONResponse({'error': 'Other sites may not ask here.'}, 403)
+    length = request.headers.get('content-length', '')  # without one a body may be endless
+    if request.method != 'GET' and (not length.isdigit() or int(length) > MOST_BODY):
+        return JSONResponse({'error': f'A request has at most {MOST_BODY >> 20} MB.'}, 413)
+    given = request.query_params.get('token') or request.cookies.get(COOKIE) or ''
+    if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+        return JSONResponse({'error': 'Open the address that `grafalign explore` printed, with its token.'}, 403)
+    return None
+
+
+def _pages(app: FastAPI, session: Session) -> None:
+    """The page, searches, items and photos."""
+
+    @app.get('/')
+    def page() -> Response:
+        text = (files('grafalign.explore') / 'static' / 'index.html').read_text(encoding='utf-8')
+        return Response(text, media_type='text/html; charset=utf-8')
+
+    @app.get('/api/about')
+    def about() -> dict[str, Any]:
+        return session.about()
+
+    @app.get('/api/land')
+    def land() -> Response:
+        return Response(borders_and_land(), media_type='application/geo+json', headers=_TILE)
+
+    @app.post('/api/search')
+    async def find(request: Request) -> Response:
+        body = await request.body()  # its length was checked before
+        return await run_in_threadpool(_search, session, body)
+
+    @app.get('/api/export/{key}.{ending}')
+    def export(key: str, ending: str) -> Response:
+        if ending not in _KINDS:
+            raise HTTPException(404, f'There is no export as {ending[:20]}.')
+        name = {'Content-Disposition': f'attachment; filename="answers.{ending}"'}
+        return Response(session.export(_found(session, key), f'.{ending}'), media_type=_KINDS[ending], headers=name)
+
+    @app.get('/api/thumb/{row}.jpg')
+    def thumb(row: Row) -> Response:
+        return _picture(lambda: session.thumbnail(row), 'image/jpeg')
+
+    @app.get('/api/photos/{row}')
+    def photos(row: Row) -> list[dict[str, Any]]:
+        if row >= len(session.items):
+            raise HTTPException(404, f'There is no item {row}.')
+        return session.photos_at(row)
+
+    @app.get('/api/photo/{row}.jpg')
+    def photo(row: Row) -> Response:
+        ground = session.photos
+        if ground is None:
+            raise HTTPException(404, 'There are no photos.')
+        return _picture(lambda: ground.picture(row), 'image/jpeg')
+
+    @app.get('/api/doubts/{field}')
+    def doubts(field: int, words: Annotated[str, Field(max_length=5000)]) -> list[dict[str, Any]]:
+        _check_field(session, field)
+        return session.doubts(field, [word.strip() for word in words.split(',') if word.strip()])
+
+
+def _tiles(app: FastAPI, session: Session) -> None:
+    """Heat and scenes."""
+
+    @app.get('/heat/{key}/{field}/{z}/{x}/{y}.png')
+    def heat(key: str, field: int, z: int, x: int, y: int) -> Response:
+        _check_field(session, field)
+        found = _found(session, key)
+        with session.drawing:
+            return _tile(lambda: session.heats[field].tile(key, found.vector, z, x, y))
+
+    @app.get('/scene/{field}/{z}/{x}/{y}.png')
+    def scene(field: int, z: int, x: int, y: int) -> Response:
+        _check_field(session, field)
+        with session.drawing:
+            return _tile(lambda: session.backdrops[field].tile(z, x, y))
+
+
+def _search(session: Session, body: bytes) -> Response:
+    try:
+        asked = SearchRequest.model_validate_json(body)
+        picture = None if asked.picture is None else base64.b64decode(asked.picture, validate=True)
+        region = None if asked.region is None else _region(asked.region)
+    except (ValueError, binascii.Error) as error:  # pydantic's, too
+        reason = ' '.join(str(error).split())[:200]
+        return JSONResponse({'error': f'The search cannot be read ({reason}).'}, 400)
+    found = session.search(
+        Asked(
+            text=asked.text,
+            picture=picture,
+            lonlat=asked.lonlat,
+            like=asked.like,
+            k=asked.k,
+            region=region,
+            begin=asked.begin,
+            end=asked.end,
+            least=asked.least,
+        )
+    )
+    answers = json.loads(plain(found.answers).to_json(drop_id=True))
+    return JSONResponse({'query': found.id, 'answers': answers})
+
+
+def _region(given: dict[str, Any]) -> shapely.Geometry:
+    """A region as a valid geometry within the world; what goes on beyond 180 degrees comes back on the other side.
+
+    Raises:
+        ValueError: it is none, or has too many corners.
+    """
+    if len(json.dumps(given)) > MOST_REGION:
+        raise ValueError(f'a region has at most {MOST_REGION:,} characters')
+    try:
+        shape = shapely.geometry.shape(given)
+    except (shapely.errors.ShapelyError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f'the region is no GeoJSON geometry: {error}') from None
+    corners = shapely.get_num_coordinates(shape)
+    if corners > MOST_CORNERS:
+        raise ValueError(f'the region has {corners:,} corners; at most {MOST_CORNERS:,}')
+    if shape.is_empty or shape.geom_type not in ('Polygon', 'MultiPolygon'):
+        raise ValueError('the region is no polygon')
+    left, bottom, right, top = shape.bounds
+    if not (-540 <= left <= right <= 540 and -90 <= bottom <= top <= 90):
+        raise ValueError('the region is not on Earth')
+    return across_antimeridian(shapely.make_valid(shape))
+
+
+def _found(session: Session, key: str) -> Any:
+    try:
+        return session.found(key)
+    except KeyError:
+        raise HTTPException(404, 'That search is no longer kept; search again.') from None
+
+
+def _check_field(session: Session, field: int) -> None:
+    if not 0 <= field < len(session.heats):
+        raise HTTPException(404, f'There is no field {field}.')
+
+
+def _picture(read: Callable[[], bytes], kind: str) -> Response:
+    try:
+        content = read()
+    except IndexError:
+        content = b''
+    if not content:
+        raise HTTPException(404, 'There is no such picture.')
+    return Response(content, media_type=kind, headers=_TILE)
+
+
+def _tile(draw: Callable[[], bytes | None]) -> Response:
+    try:
+        content = draw()
+    except ValueError as error:
+        raise HTTPException(404, str(error)) from None
+    return Response(status_code=204) if content is None else Response(content, media_type='image/png', headers=_TILE)

@@ -1,0 +1,231 @@
+"""What the page asks for: answers of searches, and heat, scenes, photos and doubts beside them.
+
+Everything is known to the page by numbers and by the ids of searches; no path or address ever comes from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import shapely
+from pyproj import Transformer
+
+from grafalign.errors import InputError
+from grafalign.explore.backdrop import Backdrop
+from grafalign.explore.heat import Heat
+from grafalign.explore.photos import GroundPhotos
+from grafalign.fields import Field
+from grafalign.maps import embed_classes, load_classes
+from grafalign.models import Model
+from grafalign.pages import jpeg
+from grafalign.search import Catalog, Query, search
+from grafalign.search.page import ItemPictures, content_of
+from grafalign.search.query import query_vectors
+from grafalign.search.sources import box_of
+
+MOST_ANSWERS = 500
+MOST_CORNERS = 2000
+"""Of a region; what a person draws has a few."""
+_KEPT = 64
+"""Searches that are kept."""
+LONGEST_TEXT = 500
+THUMBNAIL_PX = 192
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One search of the page."""
+
+    text: str | None = None
+    picture: bytes | None = None
+    lonlat: tuple[float, float] | None = None
+    like: int | None = None
+    """Row of an item."""
+    k: int = 50
+    region: shapely.Geometry | None = None
+    bbox: tuple[float, float, float, float] | None = None
+    begin: datetime | None = None
+    end: datetime | None = None
+    least: float = -1.0
+    """Lowest score."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Its answers."""
+
+    id: str
+    vector: npt.NDArray[np.float32]
+    answers: gpd.GeoDataFrame
+
+
+class Session:
+    """An index with fields and a store, opened once; used by any number of threads.
+
+    Args:
+        catalog: the index.
+        model: its model.
+        fields: fields of the same model.
+        photos: ground photos beside the items, where there are any.
+    """
+
+    def __init__(self, catalog: Catalog, model: Model, fields: list[Field], photos: GroundPhotos | None = None) -> None:
+        self.catalog, self.model, self.photos = catalog, model, photos
+        self.heats = [Heat(field) for field in fields]
+        self.backdrops = [Backdrop(field, model) for field in fields]
+        self.items = catalog.items
+        self._found: OrderedDict[str, Found] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pictures, self._reading = ItemPictures(catalog), threading.Lock()
+        self._embedding = threading.Semaphore(1)
+        """torch spreads one text over all cores already."""
+        self.drawing = threading.Semaphore(os.cpu_count() or 1)
+        """Tiles that are drawn at a time: more of them only wait for each other."""
+
+    def search(self, asked: Asked) -> Found:
+        """Search the index; as `grafalign search` does.
+
+        Raises:
+            GrafalignError: the query, the region or the time cannot be used, or nothing is left.
+        """
+        vector = self._vector(asked)
+        region = asked.region
+        if asked.bbox is not None:
+            box = box_of(*asked.bbox)
+            region = box if region is None else shapely.intersection(region, box)
+        query = Query(text=self._label(asked), vector=vector)
+        answers = search(
+            self.catalog, [query], min(asked.k, MOST_ANSWERS), region=region, begin=asked.begin, end=asked.end
+        )
+        answers = answers[answers['score'] >= asked.least].reset_index(drop=True)
+        parts = [vector.tobytes(), repr((asked.k, asked.begin, asked.end, asked.least)).encode()]
+        parts += [shapely.to_wkb(region)] if region is not None else []
+        key = hashlib.blake2b(b'|'.join(parts), digest_size=12).hexdigest()
+        found = Found(key, vector, answers)
+        with self._lock:
+            self._found[key] = found
+            self._found.move_to_end(key)
+            while len(self._found) > _KEPT:
+                self._found.popitem(last=False)
+        return found
+
+    def found(self, key: str) -> Found:
+        """A search that was made before.
+
+        Raises:
+            KeyError: it is none, or was long ago.
+        """
+        with self._lock:
+            return self._found[key]
+
+    def _label(self, asked: Asked) -> str:
+        if asked.text is not None:
+            return asked.text
+        if asked.lonlat is not None:
+            return f'{asked.lonlat[0]:g}, {asked.lonlat[1]:g}'
+        return 'a picture' if asked.picture is not None else f'like {self.items["item_id"].iloc[asked.like or 0]}'
+
+    def _vector(self, asked: Asked) -> npt.NDArray[np.float32]:
+        given = [v is not None for v in (asked.text, asked.picture, asked.lonlat, asked.like)]
+        if sum(given) != 1:
+            raise InputError('Give words, a picture, a place or an item, and one of them only.')
+        if asked.like is not None:
+            if not (0 <= asked.like < len(self.items) and self.catalog.alive[asked.like]):
+                raise InputError(f'There is no item {asked.like}; search again.')
+            return np.asarray(self.catalog.vectors[asked.like], dtype=np.float32)
+        if asked.text is not None and len(asked.text) > LONGEST_TEXT:
+            raise InputError(f'The query has {len(asked.text):,} characters; give at most {LONGEST_TEXT}.')
+        with self._embedding:
+            if asked.picture is None:
+                query = Query(text=asked.text) if asked.text is not None else Query(lonlat=asked.lonlat)
+                return query_vectors(self.catalog, [query], self.model)[0]
+            return self._of_picture(asked.picture)
+
+    def _of_picture(self, content: bytes) -> npt.NDArray[np.float32]:
+        with tempfile.NamedTemporaryFile(suffix='.picture') as file:
+            file.write(content)
+            file.flush()
+            return query_vectors(self.catalog, [Query(image=Path(file.name))], self.model)[0]
+
+    def thumbnail(self, row: int) -> bytes:
+        """The picture of an item as JPEG; empty where it cannot be had.
+
+        Raises:
+            IndexError: there is no such item.
+        """
+        item = self.items.iloc[row]
+        with self._reading:
+            picture = self._pictures.picture(str(item['source']), str(item['item_id']), row)
+        return b'' if picture is None else jpeg(picture, THUMBNAIL_PX)
+
+    def photos_at(self, row: int) -> list[dict[str, Any]]:
+        """Ground photos inside an item."""
+        place = self.items.geometry.iloc[row]
+        if self.photos is None or place is None or place.is_empty:
+            return []
+        return self.photos.near(place)
+
+    def about(self) -> dict[str, Any]:
+        """What there is: items, their bounds and days, fields, and whether there are photos."""
+        bounds = self.items.total_bounds.tolist() if len(self.items) else []
+        days = self.items['datetime'].dropna()
+        return {
+            'items': len(self.catalog),
+            'model': self.model.name,
+            'bounds': bounds if all(np.isfinite(bounds)) and bounds else None,
+            'days': [f'{day:%Y-%m-%d}' for day in (days.min(), days.max())] if len(days) else None,
+            'photos': self.photos is not None,
+            'fields': [_about(heat.field) for heat in self.heats],
+        }
+
+    def export(self, found: Found, ending: str) -> bytes:
+        """Answers as a file, as `grafalign search --out` writes it."""
+        return content_of(found.answers, self.catalog, ending)
+
+    def doubts(self, field: int, words: list[str], count: int = 10) -> list[dict[str, float | str]]:
+        """Places of a field where the model doubts most which of some words is there, far from each other.
+
+        Args:
+            field: number of the field.
+            words: two or more.
+            count: of places.
+
+        Raises:
+            InputError: there are fewer than two words, or too many.
+        """
+        if not 2 <= len(words) <= 50:
+            raise InputError('Doubt is between words; give 2 to 50 of them, separated by commas.')
+        heat = self.heats[field]
+        with self._embedding:
+            vectors = embed_classes(load_classes([','.join(words)]), self.model.embed_texts).vectors
+        scores = np.stack([heat.scores(f'{words[i]}|doubt', v)[0] for i, v in enumerate(vectors)], axis=-1)
+        best = np.sort(scores, axis=-1)
+        margin = best[..., -1] - best[..., -2]
+        found: list[dict[str, float | str]] = []
+        reach = max(1, int(np.sqrt(margin.size / count / 4)))
+        to_degrees = Transformer.from_crs(str(heat.field.geobox.crs), 'EPSG:4326', always_xy=True)
+        while len(found) < count and np.isfinite(margin).any():
+            row, column = np.unravel_index(int(np.nanargmin(margin)), margin.shape)
+            two = np.argsort(scores[row, column])[-2:]
+            x, y = heat.field.cells.affine * ((column + 0.5) * heat.factor, (row + 0.5) * heat.factor)
+            lon, lat = to_degrees.transform(x, y)
+            found.append({'lon': lon, 'lat': lat, 'between': f'{words[two[1]]} and {words[two[0]]}'})
+            margin[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1] = np.nan
+        return found
+
+
+def _about(field: Field) -> dict[str, Any]:
+    outline = field.geobox.extent.to_crs('EPSG:4326').boundingbox
+    scene = field.plan.scenes[0]
+    return {'name': field.path.name, 'day': scene.datetime[:10], 'bounds': list(outline.bbox)}

@@ -1,0 +1,50 @@
+"""Words with signs: `harbour -ships` looks for harbours that do not look like ships, `meadow +trees` for both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from grafalign.errors import InputError
+
+_AWAY = 0.5
+"""How far a vector is drawn away from words with a minus. All words share a large part, which must not be lost."""
+Floats = npt.NDArray[np.float32]
+
+
+def split_signs(text: str) -> tuple[list[str], list[str]]:
+    """Words that are wanted, and words that are not.
+
+    A sign stands before a word, after a space; one inside a word is part of it.
+
+    Raises:
+        InputError: nothing is wanted.
+
+    Example:
+        >>> split_signs('semi-detached houses +trees -swimming pool')
+        (['semi-detached houses', 'trees'], ['swimming pool'])
+    """
+    parts = re.findall(r'(?:^|(?<=\s))([+-]?)(.+?)(?=\s[+-]\S|$)', text.strip())
+    found = [(sign, words.strip()) for sign, words in parts if words.strip()]
+    wanted = [words for sign, words in found if sign != '-']
+    if not wanted:
+        raise InputError(f'The query {text[:60]!r} only says what is not wanted; begin with words that are.')
+    return wanted, [words for sign, words in found if sign == '-']
+
+
+def signed_vector(text: str, embed: Callable[[Sequence[str]], Floats]) -> Floats:
+    """Unit vector of words with signs, [D].
+
+    Args:
+        text: the query.
+        embed: texts to unit vectors [T, D].
+    """
+    wanted, unwanted = split_signs(text)
+    vectors = embed([*wanted, *unwanted])
+    vector = vectors[: len(wanted)].mean(0)
+    if unwanted:
+        vector = vector - _AWAY * vectors[len(wanted) :].mean(0)
+    return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
