@@ -155,6 +155,27 @@ def test_pictures_places_and_items_are_looked_for_too(url: str, session: Session
     assert found.status_code == 200 and len(found.json()['answers']['features']) == 3
 
 
+def test_tuned_words_mean_what_points_made_of_them(index: Path, field: Field, command: Command, tmp_path: Path) -> None:
+    """A query that is a tuned class gives what `search --tuned` gives, and others go through the model."""
+    box, rng = field.geobox, np.random.default_rng(0)
+    x, y = box.affine * (rng.uniform(200, 500, 12), rng.uniform(200, 600, 12))
+    points = gpd.GeoDataFrame(
+        {'class': ['forest', 'water'] * 6}, geometry=gpd.points_from_xy(x, y), crs=str(box.crs)
+    ).to_crs('EPSG:4326')
+    points.to_file(tmp_path / 'points.geojson')
+    words = tmp_path / 'words.npz'
+    assert command('tune-words', field.path, tmp_path / 'points.geojson', '--out', words)[0] == 0
+    assert command('search', index, 'water', '--tuned', words, '-k', 5, '--out', tmp_path / 'a.geojson')[0] == 0
+    with served(open_session(index, [field.path], tuned=words)) as address:
+        assert requests.get(f'{address}/api/about', timeout=60).json()['tuned'] == ['forest', 'water']
+        tuned = search(address, text='water', k=5).json()['answers']
+        assert tuned == json.loads((tmp_path / 'a.geojson').read_text())
+        plain = search(address, text='sea', k=5).json()['answers']
+    with served(open_session(index, [field.path])) as address:
+        assert search(address, text='water', k=5).json()['answers'] != tuned
+        assert search(address, text='sea', k=5).json()['answers'] == plain
+
+
 def test_a_score_filters_answers(url: str) -> None:
     """Only answers of at least that score stay, in their order."""
     scores = [f['properties']['score'] for f in search(url, text='forest', k=20).json()['answers']['features']]
@@ -379,7 +400,7 @@ def test_a_field_that_vanishes_while_it_is_served_is_one_sentence(
     """What is in memory is still shown; what must be read says so, and the server goes on."""
     copied = Path(shutil.copytree(field.path, tmp_path / 'field'))
     monkeypatch.setattr('grafalign.explore.heat._KEPT_BYTES', 40_000)  # as of a larger field: cells are read from disk
-    session = open_session(index, [copied], None)
+    session = open_session(index, [copied])
     with served(session) as url:
         key = search(url, text='forest').json()['query']
         z, x, y = tile_of(field, 16)
@@ -495,8 +516,7 @@ def test_a_browser_searches_draws_and_exports(
         page.fill('#words', 'forest')
         page.click('#go')
     page.wait_for_selector('#answers li:nth-child(5)')
-    page.wait_for_load_state('networkidle')
-    assert page.evaluate("document.querySelector('#answers img').naturalWidth") > 0
+    assert page.locator('#answers img').first.evaluate('image => image.decode().then(() => image.naturalWidth)') > 0
     everything = page.locator('#answers li').count()
     page.click('#filters summary')
     page.click('#draw')

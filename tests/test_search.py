@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import geopandas as gpd
@@ -18,10 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from grafalign.cli import main
 from grafalign.encoders import FrozenClip
-from grafalign.errors import BusyError, GrafalignError
+from grafalign.errors import BusyError, GrafalignError, InputError
 from grafalign.locks import exclusive
 from grafalign.models import load_model
 from grafalign.search import Catalog, Query, build_index, search
+from grafalign.search.signs import signed_vector, split_signs
 from grafalign.search.sources import box_of, open_source
 from grafalign.store import PairStore
 from tests.commands import Command, interrupted, refused
@@ -386,3 +388,35 @@ def test_the_tiles_of_a_scene_are_places_in_it(clip: FrozenClip, tmp_path: Path,
     assert page.read_text().count('data:image/jpeg') == 3
     code, printed = command('index', tmp_path / 'index.field', tmp_path / 'index', '--model', name)
     assert code == 0 and 'nothing new' in printed
+
+
+@pytest.mark.parametrize(
+    ('text', 'wanted', 'unwanted'),
+    [
+        ('harbour', ['harbour'], []),
+        ('harbour -ships', ['harbour'], ['ships']),
+        ('  a harbour with boats  -swimming pool +trees ', ['a harbour with boats', 'trees'], ['swimming pool']),
+        ('semi-detached houses', ['semi-detached houses'], []),
+        ('+meadow', ['meadow'], []),
+        ('10 - 20 houses', ['10 - 20 houses'], []),
+        ('C++ and a-b', ['C++ and a-b'], []),
+    ],
+)
+def test_signs_stand_after_a_space_and_before_a_word(text: str, wanted: list[str], unwanted: list[str]) -> None:
+    """Others are part of a word; without anything that is wanted there is no query."""
+    assert split_signs(text) == (wanted, unwanted)
+    with pytest.raises(InputError, match='not wanted'):
+        split_signs('-ships')
+
+
+def test_signed_words_are_like_what_is_wanted_and_less_like_what_is_not() -> None:
+    """By their definition: the mean of what is wanted, less half of the mean of what is not, of unit length."""
+    known = {w: v / np.linalg.norm(v) for w, v in zip('abc', np.eye(3) + 0.3, strict=True)}
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        return np.stack([known[t] for t in texts]).astype(np.float32)
+
+    np.testing.assert_allclose(signed_vector('a', embed), known['a'], rtol=1e-6)
+    expected = (known['a'] + known['b']) / 2 - known['c'] / 2
+    np.testing.assert_allclose(signed_vector('a +b -c', embed), expected / np.linalg.norm(expected), rtol=1e-6)
+    assert signed_vector('a -c', embed) @ known['c'] < known['a'] @ known['c']

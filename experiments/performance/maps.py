@@ -74,20 +74,33 @@ def make_scene(folder: Path, size: int) -> Path:
     return path
 
 
-def make_model(folder: Path, layers: int, width: int) -> Path:
-    """A CLIP of random weights in a folder that open_clip loads."""
+def make_model(folder: Path, layers: int, width: int, text: tuple[int, int] = (1, 64)) -> Path:
+    """A CLIP of random weights in a folder that open_clip loads.
+
+    Args:
+        folder: where it goes.
+        layers: of the image tower.
+        width: of the image tower.
+        text: layers and width of the text tower.
+    """
     import open_clip
     from safetensors.torch import save_file
 
-    out = folder / f'model_{layers}_{width}'
+    out = folder / ('_'.join(map(str, ('model', layers, width, *(text if text != (1, 64) else ())))))
     if out.is_dir():
         return out
     config = {
         'embed_dim': 512,
         'vision_cfg': {'image_size': 224, 'layers': layers, 'width': width, 'patch_size': 16, 'head_width': 64},
-        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 64, 'heads': 1, 'layers': 1},
+        'text_cfg': {
+            'context_length': 77,
+            'vocab_size': 49408,
+            'width': text[1],
+            'heads': text[1] // 64,
+            'layers': text[0],
+        },
     }
-    name = f'measure-{layers}-{width}'
+    name = f'measure-{layers}-{width}-{text[0]}-{text[1]}'
     out.mkdir(parents=True)
     (out / f'{name}.json').write_text(json.dumps(config))
     open_clip.add_model_config(out / f'{name}.json')

@@ -18,6 +18,9 @@ def explore(
         list[Path] | None, typer.Option(help="Field whose scene and heat are shown; of the index's model; repeatable.")
     ] = None,
     store: Annotated[Path | None, typer.Option(help='Pair store whose ground photos are shown.')] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help='words.npz of `tune-words`: a query that is one of its classes means it.')
+    ] = None,
     host: Annotated[
         str, typer.Option(help='Address to listen at; the page of another one than this machine asks for a token.')
     ] = '127.0.0.1',
@@ -39,4 +42,4 @@ def explore(
         raise MachineError("`grafalign explore` needs FastAPI; `pip install 'grafalign[explore]'`.") from None
     if not host.strip():
         raise InputError('--host is empty; give an address, such as 127.0.0.1.')
-    serve(index, field or [], store, host, port, model, clip)
+    serve(index, field or [], store, tuned, host, port, model, clip)

@@ -106,7 +106,9 @@ def index(
 @app.command()
 def search(
     index: Annotated[Path, typer.Argument(help='Folder of an index.')],
-    words: Annotated[list[str] | None, typer.Argument(help='What to look for; each is a query.')] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(help='What to look for; each is a query. Signs: harbour -ships.')
+    ] = None,
     image: Annotated[list[Path] | None, typer.Option(help='Look for what looks like this picture.')] = None,
     lonlat: Annotated[
         tuple[float, float] | None, typer.Option(help='Look for what looks like this place: longitude latitude.')

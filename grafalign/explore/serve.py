@@ -15,13 +15,19 @@ from grafalign.explore.app import make_app
 from grafalign.explore.photos import GroundPhotos
 from grafalign.explore.session import Session
 from grafalign.fields import open_field
+from grafalign.maps import load_tuned
 from grafalign.models import load_model
 from grafalign.search import Catalog
 from grafalign.store import PairStore
 
 
 def open_session(
-    index: Path, fields: list[Path], store: Path | None, model: str | None = None, clip: str | None = None
+    index: Path,
+    fields: list[Path],
+    store: Path | None = None,
+    tuned: Path | None = None,
+    model: str | None = None,
+    clip: str | None = None,
 ) -> Session:
     """Open an index with fields and a store.
 
@@ -29,6 +35,7 @@ def open_session(
         index: the index.
         fields: fields of its model.
         store: where the ground photos are.
+        tuned: words that points have moved (`words.npz`).
         model: where the index's model is now; where the index says by default.
         clip: its CLIP, for models that need one.
 
@@ -48,18 +55,29 @@ def open_session(
     for field in opened:
         field.check_model(loaded.digest, f'{loaded.name}, which made {index}')
     photos = None if store is None else GroundPhotos(PairStore(store))
-    return Session(catalog, loaded, opened, photos)
+    words = None if tuned is None else load_tuned(tuned)
+    if words is not None:
+        catalog.check_model(words.about.model_digest, words.about.model)
+    return Session(catalog, loaded, opened, photos, words)
 
 
 def serve(
-    index: Path, fields: list[Path], store: Path | None, host: str, port: int, model: str | None, clip: str | None
+    index: Path,
+    fields: list[Path],
+    store: Path | None,
+    tuned: Path | None,
+    host: str,
+    port: int,
+    model: str | None,
+    clip: str | None,
 ) -> None:
     """Serve the page.
 
     Args:
-        index: as of `open_session`, as the next two and the last two.
+        index: as of `open_session`, as the next three and the last two.
         fields: fields.
         store: where the ground photos are.
+        tuned: words that points have moved.
         host: address to listen at.
         port: 0 for any.
         model: where the index's model is now.
@@ -70,7 +88,7 @@ def serve(
     """
     listening = _listen(host, port)
     with listening:
-        session = open_session(index, fields, store, model, clip)
+        session = open_session(index, fields, store, tuned, model, clip)
         loopback = _is_loopback(host)
         token = None if loopback else secrets.token_urlsafe(24)
         hosts = ['127.0.0.1', 'localhost', '::1'] if loopback else [host.lower(), socket.gethostname().lower()]

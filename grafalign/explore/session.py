@@ -26,7 +26,7 @@ from grafalign.explore.backdrop import Backdrop
 from grafalign.explore.heat import Heat
 from grafalign.explore.photos import GroundPhotos
 from grafalign.fields import Field
-from grafalign.maps import embed_classes, load_classes
+from grafalign.maps import TunedWords, embed_classes, load_classes
 from grafalign.models import Model
 from grafalign.pages import jpeg
 from grafalign.search import Catalog, Query, search
@@ -78,10 +78,18 @@ class Session:
         model: its model.
         fields: fields of the same model.
         photos: ground photos beside the items, where there are any.
+        tuned: words that points have moved; a query that is one of them means it.
     """
 
-    def __init__(self, catalog: Catalog, model: Model, fields: list[Field], photos: GroundPhotos | None = None) -> None:
-        self.catalog, self.model, self.photos = catalog, model, photos
+    def __init__(
+        self,
+        catalog: Catalog,
+        model: Model,
+        fields: list[Field],
+        photos: GroundPhotos | None = None,
+        tuned: TunedWords | None = None,
+    ) -> None:
+        self.catalog, self.model, self.photos, self.tuned = catalog, model, photos, tuned
         self.heats = [Heat(field) for field in fields]
         self.backdrops = [Backdrop(field, model) for field in fields]
         self.items = catalog.items
@@ -146,6 +154,8 @@ class Session:
             return np.asarray(self.catalog.vectors[asked.like], dtype=np.float32)
         if asked.text is not None and len(asked.text) > LONGEST_TEXT:
             raise InputError(f'The query has {len(asked.text):,} characters; give at most {LONGEST_TEXT}.')
+        if asked.text is not None and self.tuned is not None and asked.text in self.tuned.names:
+            return self.tuned.unit_vector(asked.text)
         with self._embedding:
             if asked.picture is None:
                 query = Query(text=asked.text) if asked.text is not None else Query(lonlat=asked.lonlat)
@@ -186,6 +196,7 @@ class Session:
             'bounds': bounds if all(np.isfinite(bounds)) and bounds else None,
             'days': [f'{day:%Y-%m-%d}' for day in (days.min(), days.max())] if len(days) else None,
             'photos': self.photos is not None,
+            'tuned': [] if self.tuned is None else self.tuned.names,
             'fields': [_about(heat.field) for heat in self.heats],
         }
 

@@ -167,6 +167,7 @@ try {
   const bounds = about.fields[0]?.bounds ?? about.bounds;
   if (bounds) chart.fit(bounds);
   $('heat-controls').hidden = !about.fields.length;
+  $('tuned').replaceChildren(...about.tuned.map(name => new Option(name, name)));
   say(`${about.items.toLocaleString('en')} items, by ${about.model}`);
   document.body.dataset.ready = 'yes';
 } catch (error) { say(error.message, true); }
