@@ -27,7 +27,7 @@ def split_signs(text: str) -> tuple[list[str], list[str]]:
         >>> split_signs('semi-detached houses +trees -swimming pool')
         (['semi-detached houses', 'trees'], ['swimming pool'])
     """
-    parts = re.findall(r'(?:^|(?<=\s))([+-]?)(.+?)(?=\s[+-]\S|$)', text.strip())
+    parts = re.findall(r'(?:^|(?<=\s))([+-]?)(.+?)(?=\s[+-]\S|$)', ' '.join(text.split()))
     found = [(sign, words.strip()) for sign, words in parts if words.strip()]
     wanted = [words for sign, words in found if sign != '-']
     if not wanted:
