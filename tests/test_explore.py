@@ -200,7 +200,7 @@ def test_heat_is_the_score_of_the_field(
         z, x, y = tile_of(field, z)
         content = heat.tile('k', vector, z, x, y)
         assert content is not None
-        alpha = np.asarray(Image.open(io.BytesIO(content)))[..., 3].astype(float)
+        alpha = np.asarray(Image.open(io.BytesIO(content)).convert('RGBA'))[..., 3].astype(float)
         box = tile_box(z, x, y)
         column, row = np.meshgrid(np.arange(256) + 0.5, np.arange(256) + 0.5)
         to_field = Transformer.from_crs('EPSG:3857', str(field.geobox.crs), always_xy=True)

@@ -219,8 +219,8 @@ def _search(session: Session, body: bytes) -> Response:
             least=asked.least,
         )
     )
-    answers = json.loads(plain(found.answers).to_json(drop_id=True))
-    return JSONResponse({'query': found.id, 'answers': answers})
+    answers = plain(found.answers).to_json(drop_id=True)
+    return Response(f'{{"query": "{found.id}", "answers": {answers}}}', media_type='application/json')
 
 
 def _region(given: dict[str, Any]) -> shapely.Geometry:

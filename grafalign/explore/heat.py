@@ -44,11 +44,12 @@ class Heat:
         self._scores: OrderedDict[str, tuple[Floats, float, float]] = OrderedDict()
         rows, columns = field.shape
         self.factor = 1
-        while rows * columns // self.factor**2 * field.plan.dimensions * 2 > _KEPT_BYTES:
+        while rows * columns // self.factor**2 * field.plan.dimensions * 4 > _KEPT_BYTES:
             self.factor *= 2
         self._coarse = self._means()
+        self._known = self._coarse.any(-1)
 
-    def _means(self) -> npt.NDArray[np.float16]:
+    def _means(self) -> Floats:
         """Mean embeddings of squares of cells, [r, c, D]; 0 where none is known."""
         factor, rows = self.factor, self.field.shape[0]
         step = max(factor, 64 // factor * factor)
@@ -59,7 +60,7 @@ class Heat:
                 known = (cells != 0).any(-1)
                 sums = _squares(cells, factor)
                 count = _squares(known[..., None].astype(np.float32), factor)
-                parts.append((sums / np.maximum(count, 1)).astype(np.float16))
+                parts.append(sums / np.maximum(count, 1))
                 bar.advance(len(cells))
         return np.concatenate(parts)
 
@@ -70,21 +71,17 @@ class Heat:
             key: of the vector.
             vector: [D]
         """
-        with self._lock:
+        with self._lock:  # several tiles of a new word are asked for at once, and need it computed once
             if key in self._scores:
                 self._scores.move_to_end(key)
                 return self._scores[key]
-        flat = self._coarse.reshape(-1, self._coarse.shape[-1])
-        step = 1 << 15
-        scores = np.concatenate([flat[i : i + step].astype(np.float32) @ vector for i in range(0, len(flat), step)])
-        scores[~self._coarse.any(-1).ravel()] = np.nan
-        low, high = np.nanquantile(scores, _FADE) if np.isfinite(scores).any() else (0.0, 1.0)
-        made = scores.reshape(self._coarse.shape[:2]), float(low), float(max(high, low + 1e-6))
-        with self._lock:
-            self._scores[key] = made
+            scores = self._coarse @ np.asarray(vector, np.float32)
+            scores[~self._known] = np.nan
+            low, high = np.nanquantile(scores, _FADE) if self._known.any() else (0.0, 1.0)
+            self._scores[key] = scores, float(low), float(max(high, low + 1e-6))
             while len(self._scores) > _KEPT_SCORES:
                 self._scores.popitem(last=False)
-        return made
+            return self._scores[key]
 
     def tile(self, key: str, vector: Floats, z: int, x: int, y: int) -> bytes | None:
         """A tile as PNG; None where the field is not.
@@ -140,13 +137,21 @@ def _squares(values: Floats, factor: int) -> Floats:
     return np.asarray(np.add.reduceat(down, range(0, values.shape[1], factor), axis=1))
 
 
-def _png(heat: npt.NDArray[np.float64], there: npt.NDArray[np.bool_]) -> bytes:
-    """Heat from 0 to 1 as a picture whose opacity grows with it."""
-    place = heat * (len(_RAMP) - 1)
-    below = np.minimum(place.astype(int), len(_RAMP) - 2)
-    share = (place - below)[..., None]
-    colour = _RAMP[below] * (1 - share) + _RAMP[below + 1] * share
-    alpha = np.where(there, 255 * np.sqrt(heat), 0)
+def _palette() -> bytes:
+    """Colours and opacity of heat, 0 for none and 1 to 255 for 0 to 1; opacity grows with it."""
+    heat = np.linspace(0, 1, 255)
+    stops = np.linspace(0, 1, len(_RAMP))
+    colours = np.stack([np.interp(heat, stops, band) for band in _RAMP.T] + [255 * np.sqrt(heat)], axis=1)
+    return np.concatenate([np.zeros((1, 4)), colours]).round().astype(np.uint8).tobytes()
+
+
+_PALETTE = _palette()
+
+
+def _png(heat: npt.NDArray[np.floating], there: npt.NDArray[np.bool_]) -> bytes:
+    """Heat from 0 to 1 as a picture with a palette."""
+    image = Image.fromarray(np.where(there, np.rint(1 + 254 * heat), 0).astype(np.uint8), mode='P')
+    image.putpalette(_PALETTE, 'RGBA')
     buffer = io.BytesIO()
-    Image.fromarray(np.dstack([colour, alpha]).astype(np.uint8)).save(buffer, 'PNG', compress_level=1)
+    image.save(buffer, 'PNG', compress_level=1)
     return buffer.getvalue()

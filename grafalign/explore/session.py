@@ -6,7 +6,6 @@ Everything is known to the page by numbers and by the ids of searches; no path o
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import threading
 from collections import OrderedDict
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import shapely
 from pyproj import Transformer
 
+from grafalign.engine import default_workers
 from grafalign.errors import InputError
 from grafalign.explore.backdrop import Backdrop
 from grafalign.explore.heat import Heat
@@ -96,10 +96,10 @@ class Session:
         self._found: OrderedDict[str, Found] = OrderedDict()
         self._lock = threading.Lock()
         self._pictures, self._reading = ItemPictures(catalog), threading.Lock()
-        self._embedding = threading.Semaphore(1)
-        """torch spreads one text over all cores already."""
-        self.drawing = threading.Semaphore(os.cpu_count() or 1)
-        """Tiles that are drawn at a time: more of them only wait for each other."""
+        self._searching = threading.Lock()
+        """A search takes all cores already; side by side, twenty of them take twice as long as one after the other."""
+        self.drawing = threading.Semaphore(max(1, default_workers() - 1))
+        """Tiles that are drawn at a time: a core is left for searches."""
 
     def search(self, asked: Asked) -> Found:
         """Search the index; as `grafalign search` does.
@@ -113,9 +113,9 @@ class Session:
             box = box_of(*asked.bbox)
             region = box if region is None else shapely.intersection(region, box)
         query = Query(text=self._label(asked), vector=vector)
-        answers = search(
-            self.catalog, [query], min(asked.k, MOST_ANSWERS), region=region, begin=asked.begin, end=asked.end
-        )
+        k = min(asked.k, MOST_ANSWERS)
+        with self._searching:
+            answers = search(self.catalog, [query], k, region=region, begin=asked.begin, end=asked.end)
         answers = answers[answers['score'] >= asked.least].reset_index(drop=True)
         parts = [vector.tobytes(), repr((asked.k, asked.begin, asked.end, asked.least)).encode()]
         parts += [shapely.to_wkb(region)] if region is not None else []
@@ -156,7 +156,7 @@ class Session:
             raise InputError(f'The query has {len(asked.text):,} characters; give at most {LONGEST_TEXT}.')
         if asked.text is not None and self.tuned is not None and asked.text in self.tuned.names:
             return self.tuned.unit_vector(asked.text)
-        with self._embedding:
+        with self._searching:
             if asked.picture is None:
                 query = Query(text=asked.text) if asked.text is not None else Query(lonlat=asked.lonlat)
                 return query_vectors(self.catalog, [query], self.model)[0]
@@ -218,7 +218,7 @@ class Session:
         if not 2 <= len(words) <= 50:
             raise InputError('Doubt is between words; give 2 to 50 of them, separated by commas.')
         heat = self.heats[field]
-        with self._embedding:
+        with self._searching:
             vectors = embed_classes(load_classes([','.join(words)]), self.model.embed_texts).vectors
         scores = np.stack([heat.scores(f'{words[i]}|doubt', v)[0] for i, v in enumerate(vectors)], axis=-1)
         best = np.sort(scores, axis=-1)
