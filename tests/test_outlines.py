@@ -158,7 +158,7 @@ def test_refining_that_cannot_be_done_is_one_sentence(field: Field, command: Com
     arguments = ('map', field.path, '--words', 'forest,water', '--out', tmp_path / 'm.tif', '--refine')
     refused(command(*arguments, 'guided'), 'needs the pixels', '--scene')
     refused(command(*arguments, 'none', '--scene', field.path), 'only for --refine')
-    refused(command(*arguments, 'sharp'), "no --refine 'sharp'; give none, guided or superpixels")
+    refused(command(*arguments, 'sharp'), "no --refine 'sharp'; give none, guided, superpixels or sam")
     other = write_scene(tmp_path / 'other.tif', patchwork(700, 420))
     refused(
         command(*arguments, 'guided', '--scene', other), 'was made of s', 'give the scene that the field was made of'

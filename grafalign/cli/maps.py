@@ -121,8 +121,14 @@ def map_(
         ),
     ] = None,
     refine: Annotated[
-        str, typer.Option(help='Outlines that follow the pixels of the scene: guided, or superpixels; none by default.')
+        str,
+        typer.Option(
+            help='Outlines that follow the pixels of the scene: guided, superpixels, or sam; none by default.'
+        ),
     ] = 'none',
+    sam: Annotated[
+        str | None, typer.Option(help='For --refine sam: folder or hub name of SAM, SAM 2 or SAM 3 (transformers).')
+    ] = None,
     pixels: Annotated[
         str | None, typer.Option('--scene', help='For --refine: the scene that a FIELD was made of.')
     ] = None,
@@ -151,19 +157,27 @@ def map_(
     from grafalign.errors import naming_full_disk
     from grafalign.fields import open_field
     from grafalign.fields.source import scene_rows
-    from grafalign.maps import MapFiles, load_words, write_map
+    from grafalign.maps import MapFiles, TunedWords, load_words, write_map
     from grafalign.maps.outlines import outlines_of
+    from grafalign.maps.sam import Sam
     from grafalign.models import load_model
+    from grafalign.models.thumbnails import shown_bands
 
     if out.suffix.lower() not in ('.tif', '.tiff'):
         raise InputError(f'--out {out} is no GeoTIFF; give a name that ends in .tif.')
     content = load_words(words)  # before hours of encoding
     if calibration is not None and temperature is not None:
         raise InputError('--calibration fits the temperature; leave out --temperature.')
-    if refine not in ('none', 'guided', 'superpixels'):
-        raise InputError(f'There is no --refine {refine!r}; give none, guided or superpixels.')
+    if refine not in ('none', 'guided', 'superpixels', 'sam'):
+        raise InputError(f'There is no --refine {refine!r}; give none, guided, superpixels or sam.')
     if refine == 'none' and pixels is not None:
-        raise InputError(f'--scene {pixels} is only for --refine; give --refine guided or superpixels.')
+        raise InputError(f'--scene {pixels} is only for --refine; give --refine guided, superpixels or sam.')
+    if (refine == 'sam') != (sam is not None):
+        raise InputError('--refine sam and --sam FOLDER go together; give both, or none of them.')
+    things = [] if isinstance(content, TunedWords) else [i for i, c in enumerate(content.classes) if c.thing]
+    if sam is not None and not things:
+        raise InputError('--refine sam outlines things, and no class is one; write `thing: true` into classes.yaml.')
+    segmenter = None if sam is None else Sam.load(sam)
     places = None if calibration is None else open_places(calibration)
     is_field = holds_field(scene)
     for_scenes = {'--of': of, '--overlap': overlap, '--stride': stride, '--bands': bands, '--value-range': value_range}
@@ -185,7 +199,14 @@ def map_(
         outlines = None
         if refine != 'none':
             rows = stack.enter_context(contextlib.closing(scene_rows(source, pixels or scene, loaded)))
-            outlines = outlines_of(refine, rows, source.plan.cell)  # type: ignore[arg-type]
+            outlines = outlines_of(
+                refine,  # type: ignore[arg-type]
+                rows,
+                source.plan.cell,
+                sam=segmenter,
+                things=things,
+                colours=shown_bands(source.plan.bands),
+            )
         summary = write_map(
             source,
             content,

@@ -6,6 +6,8 @@ classes:
   - name: forest
     prompts: [forest, trees]
     colour: '#1b7837'
+  - name: stadium
+    thing: true            # for --refine sam
   - name: bare ground
     background: true
 """
@@ -46,6 +48,8 @@ class ClassSettings(Settings):
     colour: Annotated[str, Field(pattern=r'^#[0-9a-fA-F]{6}$')] | None = None
     background: bool = False
     """Whether it is only there to compare with, and gets no polygons."""
+    thing: bool = False
+    """Whether it is made of single objects, which `--refine sam` outlines."""
 
 
 class ClassesFile(Settings):

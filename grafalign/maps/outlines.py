@@ -1,18 +1,18 @@
-"""Outlines that follow the scene's own pixels, without weights: a guided filter, or the mean over superpixels.
+"""Outlines that follow the scene's own pixels: by a guided filter, by superpixels, or by SAM (`sam.py`).
 
 A field's scores are as blurred as its cells are wide. `guided` (He, Sun and Tang, 2013) fits the scores of a class in
 every square around a pixel as a linear function of the scene's bands, and gives a pixel the mean of the fits of all
 squares that hold it. `superpixels` (Felzenszwalb and Huttenlocher, 2004) cuts the scene into pieces of one colour and
 gives all pixels of a piece its mean scores.
 
-Both work on blocks of the scene with a margin around them, so that memory does not grow with the scene, and the result
+All work on blocks of the scene with a margin around them, so that memory does not grow with the scene, and the result
 not with what is held. The guided filter's margin is all that a pixel depends on, so its blocks leave no trace; a
-superpixel ends at the margin.
+superpixel or a thing ends at the margin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -25,6 +25,7 @@ from grafalign.encoders.lattice import to_pixels
 from grafalign.errors import MachineError
 from grafalign.fields.strips import Strips
 from grafalign.maps.labels import UNKNOWN, CellScores, best_of
+from grafalign.maps.sam import MARGIN, Sam, refined
 
 EPSILON = 1e-3
 """Added to the variances of the bands, which go from 0 to 1: texture that is weaker makes no outline."""
@@ -37,11 +38,11 @@ _SMALLEST = 1 / 8
 _MARGIN = 64
 """Pixels around a block in which its superpixels may go on."""
 _BLOCK = 512
-"""Pixels along a side of a block, or as many whole cells as fit."""
-Refine = Literal['guided', 'superpixels']
+Refine = Literal['guided', 'superpixels', 'sam']
 Floats = npt.NDArray[np.float32]
-Filter: TypeAlias = Callable[[Floats, Floats, npt.NDArray[np.bool_]], Floats]
-"""Bands [C, H, W] in 0 to 1, scores [K, H, W] and where both are known [H, W] to scores [K, H, W]."""
+Filter: TypeAlias = Callable[[Floats, Floats, npt.NDArray[np.bool_], npt.NDArray[np.int64]], Floats]
+"""Bands [C, H, W] in 0 to 1, scores [K, H, W], where both are known [H, W], and numbers of the classes [K] to scores
+[K, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Outlines:
     filter: Filter
     margin: int
     """Pixels around a block that it depends on."""
+    block: int = _BLOCK
+    """Pixels along a side of a block, or as many whole cells as fit."""
 
     def beyond(self, cell: int) -> int:
         """Rows and columns of cells around a block that it depends on."""
@@ -60,7 +63,7 @@ class Outlines:
 
     def step(self, cell: int) -> int:
         """Rows and columns of cells of a block."""
-        return max(1, _BLOCK // cell)
+        return max(1, self.block // cell)
 
     def labels(self, cells: CellScores, cell: int, top: int) -> tuple[npt.NDArray[np.int32], Floats]:
         """Classes of the pixels of some rows of cells, and how probable they are, [rows, W].
@@ -107,7 +110,7 @@ class Outlines:
         there = present & ~np.isnan(enlarged).any(0)
         if not len(wins) or not there.any():
             return np.full(there.shape, UNKNOWN, np.int32), np.zeros(there.shape, np.float32)
-        scores = self.filter(bands, np.nan_to_num(enlarged[: len(wins)]), there)
+        scores = self.filter(bands, np.nan_to_num(enlarged[: len(wins)]), there, wins.numpy())
         which = scores.argmax(0)
         logs = scores / cells.temperature
         total = np.logaddexp.reduce([*logs, *enlarged[len(wins) :]])
@@ -116,26 +119,45 @@ class Outlines:
         return labels, np.where(there, chance, 0).astype(np.float32)
 
 
-def outlines_of(kind: Refine, pixels: Strips, cell: int) -> Outlines:
+def outlines_of(
+    kind: Refine,
+    pixels: Strips,
+    cell: int,
+    *,
+    sam: Sam | None = None,
+    things: Collection[int] = (),
+    colours: Sequence[int] = (0, 1, 2),
+) -> Outlines:
     """The outlines of a kind.
 
     Args:
         kind: which.
         pixels: the scene.
         cell: pixels along a side of the field's cells.
+        sam: the model, for `sam`.
+        things: numbers of the classes that it outlines.
+        colours: which bands of the scene are red, green and blue.
 
     Raises:
         MachineError: a library is lacking.
     """
     if kind == 'guided':
         radius = max(1, round(_RADIUS * cell))
-        return Outlines(pixels, lambda bands, planes, present: guided(bands, planes, present, radius), 2 * radius)
+        return Outlines(pixels, lambda bands, planes, present, _: guided(bands, planes, present, radius), 2 * radius)
+    if kind == 'sam' and sam is not None:
+        shown = list(colours)
+        return Outlines(
+            pixels,
+            lambda bands, planes, present, classes: refined(sam, bands[shown], planes, present, classes, things),
+            MARGIN,
+            sam.core,
+        )
     try:
         import skimage.segmentation  # noqa: F401
     except ImportError:
         raise MachineError("Superpixels need scikit-image; `pip install 'grafalign[refine]'`.") from None
     smallest = max(1, round(_SMALLEST * cell**2))
-    return Outlines(pixels, lambda bands, planes, present: superpixels(bands, planes, present, smallest), _MARGIN)
+    return Outlines(pixels, lambda bands, planes, present, _: superpixels(bands, planes, present, smallest), _MARGIN)
 
 
 def guided(bands: Floats, planes: Floats, present: npt.NDArray[np.bool_], radius: int) -> Floats:

@@ -14,6 +14,12 @@ from grafalign.models.pixels import as_unit
 from grafalign.pages import picture_url
 
 
+def shown_bands(bands: Sequence[str]) -> list[int]:
+    """Which bands are shown as red, green and blue; the first one for all where they have no colours."""
+    which = colours(bands)
+    return [which.index(c) if c in which else 0 for c in (0, 1, 2)]
+
+
 def picture_of(pixels: npt.NDArray[Any], bands: Sequence[str], value_range: tuple[float, float]) -> Image.Image:
     """A picture of physical values [C, H, W], stretched by the same range as the model's input."""
     which = colours(bands) if len(bands) == len(pixels) else colours(len(pixels))
