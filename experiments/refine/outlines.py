@@ -1,4 +1,4 @@
-"""What refined outlines are worth in sandbox worlds: `map --refine none | guided | superpixels`.
+"""What refined outlines are worth in sandbox worlds: `map --refine none | guided | superpixels | sam`.
 
     python -m experiments.refine.outlines --data runs/map_worlds --seeds 0 1 2   # after experiments.maps.worlds
     python -m experiments.refine.outlines --table                                # results/table.md from the records
@@ -7,7 +7,7 @@ Of each world the field of patches of the patch-level run, the whole scene. Thin
 objects, stuff the others. Boundary F1 (Csurka et al. 2013): the harmonic mean of the share of the map's borders that
 lie within two pixels (10 m) of a border of the truth, and of the share of the truth's that lie near one of the map;
 pixels without a true class have no border. Intervals are 95 %, over blocks of land of 2 km. Settings were
-chosen in world 7.
+chosen in world 7. SAM is the small one of `train_sam.py`, in the folder `sam` beside the worlds; it outlines things.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ from grafalign.fields.source import scene_rows
 from grafalign.labels import VOID
 from grafalign.maps import MapFiles, load_classes, write_map
 from grafalign.maps.outlines import outlines_of
+from grafalign.maps.sam import Sam
 from grafalign.models import load_model
+from grafalign.models.thumbnails import shown_bands
 from grafalign.sandbox.classes import CLASS_NAMES
 from grafalign.sandbox.land import OBJECT_KINDS
 from grafalign.store import PairStore
 
 RESULTS = Path(__file__).parent / 'results'
-KINDS = ('none', 'guided', 'superpixels')
+KINDS = ('none', 'guided', 'superpixels', 'sam')
 RUN = 'grafalign_patch'
 NEAR_PX = 2
 Masks = npt.NDArray[np.bool_]
@@ -117,7 +119,9 @@ def measure(world: Path, _seed: int) -> dict[str, Any]:
     model = load_model(str(world / RUN))
     scene = clear_item(world / 'sandbox', 'west')
     truth = truth_of(field, SandboxTruth(world / 'sandbox', PairStore(world / 'pairs')))
+    things = [i for i, name in enumerate(CLASS_NAMES) if name in OBJECT_KINDS]
     content = load_classes([','.join(CLASS_NAMES)])
+    segmenter = Sam.load(str(world.parent / 'sam'))
     height, width = field.geobox.shape
     km2 = height * width * field.plan.pixel_m**2 / 1e6
     out: dict[str, Any] = {'near_px': NEAR_PX, 'scene': scene.stem, 'km2': km2, 'kinds': {}}
@@ -126,7 +130,14 @@ def measure(world: Path, _seed: int) -> dict[str, Any]:
             outlines = None
             if kind != 'none':
                 rows = stack.enter_context(contextlib.closing(scene_rows(field, str(scene), model)))
-                outlines = outlines_of(kind, rows, field.plan.cell)  # type: ignore[arg-type]
+                outlines = outlines_of(
+                    kind,  # type: ignore[arg-type]
+                    rows,
+                    field.plan.cell,
+                    sam=segmenter,
+                    things=things,
+                    colours=shown_bands(field.plan.bands),
+                )
             files = MapFiles(Path(temporary) / 'map.tif')
             started = time.perf_counter()
             write_map(field, content, model, files, outlines=outlines)
@@ -163,7 +174,8 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Command line."""
-    measure_worlds('experiments.refine.outlines', __doc__, RESULTS, measure, table, ('scipy', 'scikit-image'))
+    packages = 'scipy', 'scikit-image', 'transformers'
+    measure_worlds('experiments.refine.outlines', __doc__, RESULTS, measure, table, packages)
 
 
 if __name__ == '__main__':
