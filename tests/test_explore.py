@@ -22,6 +22,8 @@ import pandas as pd
 import pytest
 import requests
 import shapely
+from affine import Affine
+from odc.geo.geobox import GeoBox
 from PIL import Image
 from pyproj import Transformer
 
@@ -29,7 +31,7 @@ pytest.importorskip('fastapi', reason="the page needs `pip install 'grafalign[ex
 import uvicorn
 
 from grafalign.explore.app import MOST_BODY, make_app
-from grafalign.explore.grid import tile_box
+from grafalign.explore.grid import FieldGrid, degrees_of, tile_box
 from grafalign.explore.heat import Heat
 from grafalign.explore.serve import open_session
 from grafalign.explore.session import MOST_CORNERS, Asked, Session
@@ -242,8 +244,32 @@ def test_doubts_are_apart_and_between_two_of_the_words(url: str, field: Field) -
     assert len(found) == 10 and len({(d['lon'], d['lat']) for d in found}) == 10
     assert all(outline.contains(shapely.Point(d['lon'], d['lat'])) for d in found)
     assert all(set(d['between'].split(' and ')) < {'forest', 'water', 'a town'} for d in found)
+    paths = requests.get(f'{url}/api/doubts/0', params={'words': '/etc/passwd,x.yaml'}, timeout=60)
+    assert paths.status_code == 200 and len(paths.json()) == 10  # words, and no path of a file
     refusal = requests.get(f'{url}/api/doubts/0', params={'words': 'forest'}, timeout=60)
     assert refusal.status_code == 400 and '2 to 50' in refusal.json()['error']
+
+
+@pytest.mark.parametrize(
+    ('crs', 'corner', 'expected', 'simple'),
+    [
+        ('EPSG:32633', (500_000, 5_500_000), (15.0, 16.4, 48.7, 49.7), True),
+        ('EPSG:32601', (450_000, 5_600_000), (-177.7, -176.3, 49.6, 50.6), True),
+        ('EPSG:32601', (200_000, 5_600_000), (178.8, 180.2, 49.6, 50.6), False),
+        ('EPSG:32660', (700_000, 5_600_000), (179.8, 181.3, 49.6, 50.6), False),
+        ('EPSG:3413', (-50_000, 50_000), (-180.0, 180.0, 89.3, 90.0), False),
+        ('EPSG:3031', (-50_000, 50_000), (-180.0, 180.0, -90.0, -89.3), False),
+    ],
+)
+def test_bounds_of_fields_hold_everywhere(
+    crs: str, corner: tuple[float, float], expected: tuple[float, float, float, float], simple: bool
+) -> None:
+    """West, east, south and north of 100 km, also over 180 degrees and the poles; tiles of the whole world find it."""
+    box = GeoBox((100, 100), Affine(1000, 0, corner[0], 0, -1000, corner[1]), crs)
+    (west, south, east, north), clipped = degrees_of(box)
+    assert (west, east, south, north) == pytest.approx(expected, abs=0.3) and clipped is simple
+    if abs(north) < 85:
+        assert FieldGrid(box).under(tile_box(0, 0, 0)) is not None
 
 
 # --- photos
@@ -296,6 +322,8 @@ def test_requests_for_other_hosts_and_from_other_sites_are_refused(url: str) -> 
         ({'Host': f'evil.example:{port}'}, 400),
         ({'Host': ''}, 400),
         ({'Sec-Fetch-Site': 'cross-site'}, 403),
+        ({'Sec-Fetch-Site': 'cross-site', 'Sec-Fetch-Mode': 'navigate'}, 403),
+        ({'Host': f'[::1:{port}'}, 400),
         ({'Host': f'localhost:{port}'}, 200),
     ):
         answer = requests.get(f'{url}/api/about', headers={**headers, 'Origin': 'http://evil.example'}, timeout=60)
@@ -303,6 +331,13 @@ def test_requests_for_other_hosts_and_from_other_sites_are_refused(url: str) -> 
         assert not any(name.lower().startswith('access-control') for name in answer.headers)
         assert "default-src 'none'" in answer.headers['content-security-policy']
         assert answer.headers['x-content-type-options'] == 'nosniff'
+
+
+def test_a_link_leads_to_the_page(url: str) -> None:
+    """From any site, as it shows nothing to that site; to the page alone."""
+    link = {'Sec-Fetch-Site': 'cross-site', 'Sec-Fetch-Mode': 'navigate'}
+    assert requests.get(f'{url}/', headers=link, timeout=60).status_code == 200
+    assert requests.get(f'{url}/', headers={'Sec-Fetch-Site': 'cross-site'}, timeout=60).status_code == 403
 
 
 def test_another_host_asks_for_the_token(session: Session) -> None:
@@ -313,7 +348,8 @@ def test_another_host_asks_for_the_token(session: Session) -> None:
         assert requests.get(f'{url}/?token=wrong', timeout=60).status_code == 403
         browser = requests.Session()
         first = browser.get(f'{url}/?token=a-token', timeout=60)
-        assert first.status_code == 200 and 'HttpOnly' in first.headers['set-cookie']
+        assert first.status_code == 200 and 'HttpOnly' in first.history[0].headers['set-cookie']
+        assert first.url == f'{url}/'  # the token is in no address bar
         assert browser.get(f'{url}/api/about', timeout=60).status_code == 200
 
 
@@ -349,6 +385,8 @@ MANY = {'type': 'MultiPolygon', 'coordinates': [polygon(4)['coordinates']] * 10_
             {'text': 'a', 'region': {'type': 'MultiPolygon', 'coordinates': [polygon(4)['coordinates']] * 10_000}},
             'region',
         ),
+        ({'text': 'a', 'begin': '0001-01-01T00:00:00+14:00'}, 'no time of UTC'),
+        ({'text': 'a', 'region': {'type': 'Polygon', 'coordinates': [[[0, 0], [10**400, 0], [0, 1]]]}}, 'read'),
         ({'text': 'a', 'region': {'type': 'Point', 'coordinates': [0, 0]}}, 'no polygon'),
         ({'text': 'a', 'region': {'type': 'Polygon'}}, 'region'),
         ({'text': 'a', 'region': {'type': 'Polygon', 'coordinates': 'x'}}, 'GeoJSON'),
@@ -365,8 +403,9 @@ def test_bad_searches_are_one_sentence(url: str, content: dict[str, Any], words:
 def test_a_region_across_the_date_line_is_understood(url: str, session: Session) -> None:
     """A map that was turned around the Earth gives longitudes beyond 180 degrees, which come back."""
     west, south, east, north = session.items.total_bounds
-    for turns in (-360, 0, 360):
-        around = json.loads(shapely.to_geojson(shapely.box(west + turns, south, east + turns, north)))
+    boxes = [shapely.box(west + turns, south, east + turns, north) for turns in (-360, 0, 360)]
+    for box in (*boxes, shapely.box(-100, -80, 100, 80), shapely.box(-228, -85, 168, 85), shapely.box(-200, 0, 20, 80)):
+        around = json.loads(shapely.to_geojson(box))
         assert len(search(url, text='forest', k=500, region=around).json()['answers']['features']) == len(session.items)
     across = json.loads(shapely.to_geojson(shapely.box(170, -20, 190, 20)))
     assert 'widen the filter' in search(url, text='forest', region=across).json()['error']
@@ -374,12 +413,13 @@ def test_a_region_across_the_date_line_is_understood(url: str, session: Session)
 
 def test_numbers_and_ids_lead_nowhere_else(url: str) -> None:
     """Rows, fields, tiles, searches, exports and files that are not there."""
-    key = search(url, text='forest').json()['query']
+    found = search(url, text='forest').json()
+    key, query = found['heat'], found['query']
     for path in (
         '/api/thumb/999999.jpg', '/api/thumb/-1.jpg', '/api/thumb/..%2f..%2fetc%2fpasswd.jpg', '/api/photo/999999.jpg',
         '/api/photos/999999', '/api/photos/-1', '/heat/none/0/1/0/0.png', f'/heat/{key}/7/1/0/0.png',
         f'/heat/{key}/0/99/0/0.png', f'/heat/{key}/0/3/9/0.png', '/scene/0/3/-1/0.png', '/scene/9/1/0/0.png',
-        f'/api/export/{key}.html', '/api/export/none.csv', '/static/../app.py', '/static/%2e%2e/app.py', '/docs',
+        f'/api/export/{query}.html', '/api/export/none.csv', '/static/../app.py', '/static/%2e%2e/app.py', '/docs',
         '/openapi.json', '/api/doubts/0?words=', '/api/doubts/5?words=a,b', '/.env',
     ):  # fmt: skip
         answer = requests.get(f'{url}{path}', timeout=60)
@@ -390,8 +430,12 @@ def test_numbers_and_ids_lead_nowhere_else(url: str) -> None:
 def test_endless_requests_are_refused_before_they_are_read(url: str) -> None:
     """A body that is too large, or that does not say how large it is."""
     assert requests.post(f'{url}/api/search', data=b' ' * (MOST_BODY + 1), timeout=60).status_code == 413
-    endless = requests.post(f'{url}/api/search', data=iter([b'{}']), timeout=60)
-    assert endless.status_code == 413
+    assert requests.post(f'{url}/api/search', data=iter([b'{}']), timeout=60).status_code == 413
+    host, port = url[7:].split(':')
+    with socket.create_connection((host, int(port))) as connection:  # both, of which chunks count
+        head = f'POST /api/search HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n'
+        connection.sendall(head.encode() + b'2\r\n{}\r\n')
+        assert connection.recv(100).split()[1] in (b'413', b'400')
 
 
 def test_a_field_that_vanishes_while_it_is_served_is_one_sentence(
@@ -402,7 +446,7 @@ def test_a_field_that_vanishes_while_it_is_served_is_one_sentence(
     monkeypatch.setattr('grafalign.explore.heat._KEPT_BYTES', 40_000)  # as of a larger field: cells are read from disk
     session = open_session(index, [copied])
     with served(session) as url:
-        key = search(url, text='forest').json()['query']
+        key = search(url, text='forest').json()['heat']
         z, x, y = tile_of(field, 16)
         assert requests.get(f'{url}/heat/{key}/0/{z}/{x}/{y}.png', timeout=60).status_code == 200
         shutil.rmtree(copied)
@@ -545,7 +589,37 @@ def test_a_browser_searches_draws_and_exports(
     page.wait_for_selector('#answers li:first-child span:text("1.000")')
 
 
-def test_the_page_works_with_the_keyboard_alone(opened: Callable[..., Any]) -> None:
+def test_the_last_search_is_the_one_that_is_shown(opened: Callable[..., Any]) -> None:
+    """An answer that comes late does not take the place of a later search's, nor photos those of another item."""
+    page = opened(viewport={'width': 1280, 'height': 800})
+    held = []
+
+    def hold(route: Any) -> None:
+        if 'slow' in (route.request.post_data or ''):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route('**/api/search', hold)
+    for words in ('slow one', 'fast one'):
+        page.fill('#words', words)
+        page.click('#go')
+    page.wait_for_selector('#answers li')
+    shown = page.get_attribute('#csv', 'href')
+    for route in held:
+        with contextlib.suppress(Exception):  # the page has given it up
+            route.continue_()
+    page.wait_for_timeout(500)
+    assert page.get_attribute('#csv', 'href') == shown and len(held) == 1
+
+
+def page_middle(session: Session) -> list[float]:
+    """Where the map begins: the middle of the field."""
+    west, south, east, north = session.about()['fields'][0]['bounds']
+    return [(west + east) / 2, (south + north) / 2]
+
+
+def test_the_page_works_with_the_keyboard_alone(opened: Callable[..., Any], session: Session) -> None:
     """Search, the map's view as region, an answer, points in the map's middle, doubts: without a mouse."""
     page = opened(viewport={'width': 1280, 'height': 800})
     page.keyboard.type('water')  # the field has the focus
@@ -562,6 +636,10 @@ def test_the_page_works_with_the_keyboard_alone(opened: Callable[..., Any]) -> N
     page.wait_for_selector('#status:has-text("answers")')
     press('#answers li:nth-child(1) button')
     page.wait_for_selector('#detail:not([hidden])')
+    with page.expect_request('**/api/search') as asked:
+        press('#place')
+        page.keyboard.press('Enter')
+    assert asked.value.post_data_json['lonlat'] == pytest.approx(page_middle(session), abs=0.2)
     press('#points summary')
     page.focus('#classes')
     page.keyboard.type('forest, water')

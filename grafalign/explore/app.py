@@ -15,11 +15,16 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from importlib.resources import files
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
+import anyio
+import numpy as np
+import numpy.typing as npt
 import shapely
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.responses import JSONResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
@@ -29,14 +34,12 @@ from grafalign import __version__
 from grafalign.errors import GrafalignError
 from grafalign.explore.land import borders_and_land
 from grafalign.explore.session import LONGEST_TEXT, MOST_ANSWERS, MOST_CORNERS, Asked, Session
-from grafalign.scenes.regions import across_antimeridian
 from grafalign.search.page import plain
 
 MOST_BODY = 12 << 20
 """Bytes of a request: a picture of 8 MB in base64."""
 MOST_REGION = 100_000
 """Characters of a region as GeoJSON."""
-COOKIE = 'grafalign_token'
 _KINDS = {
     'geojson': 'application/geo+json',
     'parquet': 'application/vnd.apache.parquet',
@@ -53,7 +56,8 @@ _HEADERS = {
     'Cross-Origin-Resource-Policy': 'same-origin',
     'Cross-Origin-Opener-Policy': 'same-origin',
 }
-_TILE = {'Cache-Control': 'private, max-age=3600'}
+_FRESH = {'Cache-Control': 'no-store'}
+"""Rows and fields are numbers, which mean others when another index is served."""
 Longitude = Annotated[float, Field(ge=-180, le=180)]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Row = Annotated[int, PathParameter(ge=0)]
@@ -98,17 +102,23 @@ def _guard(app: FastAPI, hosts: list[str], token: str | None) -> None:
 
     @app.middleware('http')
     async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = _refused(request, hosts, token) or await go_on(request)
+        response = _refused(request, hosts, token)
+        if response is None and token is not None and 'token' in request.query_params:
+            response = RedirectResponse('/', 303)  # so that the token stays in no address bar
+            response.set_cookie(_cookie(request), token, httponly=True, samesite='lax')
+        response = response or await go_on(request)
         for name, value in _HEADERS.items():
             response.headers[name] = value
-        given = request.query_params.get('token')
-        if token is not None and given is not None and hmac.compare_digest(given.encode(), token.encode()):
-            response.set_cookie(COOKIE, token, httponly=True, samesite='strict')
         return response
 
     @app.exception_handler(GrafalignError)
     async def trouble(_request: Request, error: GrafalignError) -> Response:
         return JSONResponse({'error': str(error)}, 400)
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return JSONResponse({'error': f'{".".join(map(str, first["loc"]))}: {first["msg"]}.'}, 422)
 
     @app.exception_handler(StarletteHTTPException)
     async def unknown(_request: Request, error: StarletteHTTPException) -> Response:
@@ -116,18 +126,34 @@ def _guard(app: FastAPI, hosts: list[str], token: str | None) -> None:
 
 
 def _refused(request: Request, hosts: list[str], token: str | None) -> Response | None:
-    host = request.headers.get('host', '').rsplit(':', 1)[0].strip('[]').lower()
-    if host not in hosts:
+    if _host(request) not in hosts:
         return JSONResponse({'error': f'This page is at {hosts[0]} only.'}, 400)
-    if request.headers.get('sec-fetch-site', 'same-origin') not in ('same-origin', 'none'):
+    site, mode = (request.headers.get(f'sec-fetch-{name}') for name in ('site', 'mode'))
+    followed = mode == 'navigate' and request.method == 'GET' and request.url.path == '/'  # a link to the page
+    if site not in (None, 'same-origin', 'none') and not followed:
         return JSONResponse({'error': 'Other sites may not ask here.'}, 403)
-    length = request.headers.get('content-length', '')  # without one a body may be endless
-    if request.method != 'GET' and (not length.isdigit() or int(length) > MOST_BODY):
-        return JSONResponse({'error': f'A request has at most {MOST_BODY >> 20} MB.'}, 413)
-    given = request.query_params.get('token') or request.cookies.get(COOKIE) or ''
+    # without a length, or with one beside chunks, which then count, a body may be endless
+    length = request.headers.get('content-length', '')
+    endless = 'transfer-encoding' in request.headers or not length.isdigit() or int(length) > MOST_BODY
+    if request.method not in ('GET', 'HEAD') and endless:
+        return JSONResponse({'error': f'A request has at most {MOST_BODY >> 20} MB, and says how many.'}, 413)
+    given = request.query_params.get('token') or request.cookies.get(_cookie(request)) or ''
     if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
         return JSONResponse({'error': 'Open the address that `grafalign explore` printed, with its token.'}, 403)
     return None
+
+
+def _host(request: Request) -> str:
+    """The host that a request is addressed to, in lower case, without its port."""
+    try:
+        return (urlsplit(f'//{request.headers.get("host", "")}').hostname or '').lower()
+    except ValueError:
+        return ''
+
+
+def _cookie(request: Request) -> str:
+    """Name of the token's cookie; cookies are the same for all ports of a host."""
+    return f'grafalign_token_{request.url.port or 80}'
 
 
 def _pages(app: FastAPI, session: Session) -> None:
@@ -144,7 +170,7 @@ def _pages(app: FastAPI, session: Session) -> None:
 
     @app.get('/api/land')
     def land() -> Response:
-        return Response(borders_and_land(), media_type='application/geo+json', headers=_TILE)
+        return Response(borders_and_land(), media_type='application/geo+json', headers=_FRESH)
 
     @app.post('/api/search')
     async def find(request: Request) -> Response:
@@ -183,19 +209,34 @@ def _pages(app: FastAPI, session: Session) -> None:
 
 def _tiles(app: FastAPI, session: Session) -> None:
     """Heat and scenes."""
+    limiter = anyio.CapacityLimiter(session.drawing)
+
+    async def drawn(request: Request, draw: Callable[[], bytes | None]) -> Response:
+        """A tile, unless the map has moved on before its turn came."""
+        async with limiter:
+            if await request.is_disconnected():
+                return Response(status_code=204)
+            try:
+                content = await run_in_threadpool(draw)
+            except ValueError as error:
+                raise HTTPException(404, str(error)) from None
+        return (
+            Response(status_code=204) if content is None else Response(content, media_type='image/png', headers=_FRESH)
+        )
 
     @app.get('/heat/{key}/{field}/{z}/{x}/{y}.png')
-    def heat(key: str, field: int, z: int, x: int, y: int) -> Response:
+    async def heat(request: Request, key: str, field: int, z: int, x: int, y: int) -> Response:
         _check_field(session, field)
-        found = _found(session, key)
-        with session.drawing:
-            return _tile(lambda: session.heats[field].tile(key, found.vector, z, x, y))
+        try:
+            vector = session.vector(key)
+        except KeyError:
+            raise HTTPException(404, 'That search is no longer kept; search again.') from None
+        return await drawn(request, lambda: session.heats[field].tile(key, vector, z, x, y))
 
     @app.get('/scene/{field}/{z}/{x}/{y}.png')
-    def scene(field: int, z: int, x: int, y: int) -> Response:
+    async def scene(request: Request, field: int, z: int, x: int, y: int) -> Response:
         _check_field(session, field)
-        with session.drawing:
-            return _tile(lambda: session.backdrops[field].tile(z, x, y))
+        return await drawn(request, lambda: session.backdrops[field].tile(z, x, y))
 
 
 def _search(session: Session, body: bytes) -> Response:
@@ -203,7 +244,7 @@ def _search(session: Session, body: bytes) -> Response:
         asked = SearchRequest.model_validate_json(body)
         picture = None if asked.picture is None else base64.b64decode(asked.picture, validate=True)
         region = None if asked.region is None else _region(asked.region)
-    except (ValueError, binascii.Error) as error:  # pydantic's, too
+    except (ValueError, OverflowError, binascii.Error) as error:  # pydantic's, too
         reason = ' '.join(str(error).split())[:200]
         return JSONResponse({'error': f'The search cannot be read ({reason}).'}, 400)
     found = session.search(
@@ -220,7 +261,8 @@ def _search(session: Session, body: bytes) -> Response:
         )
     )
     answers = plain(found.answers).to_json(drop_id=True)
-    return Response(f'{{"query": "{found.id}", "answers": {answers}}}', media_type='application/json')
+    content = f'{{"query": "{found.id}", "heat": "{found.heat}", "answers": {answers}}}'
+    return Response(content, media_type='application/json')
 
 
 def _region(given: dict[str, Any]) -> shapely.Geometry:
@@ -243,7 +285,19 @@ def _region(given: dict[str, Any]) -> shapely.Geometry:
     left, bottom, right, top = shape.bounds
     if not (-540 <= left <= right <= 540 and -90 <= bottom <= top <= 90):
         raise ValueError('the region is not on Earth')
-    return across_antimeridian(shapely.make_valid(shape))
+    if right - left >= 360:  # a map that shows the whole world
+        return shapely.box(-180, bottom, 180, top)
+    valid = shapely.make_valid(shape)
+    parts = [
+        shapely.transform(shapely.intersection(valid, shapely.box(turn - 180, -90, turn + 180, 90)), _turned(-turn))
+        for turn in (-360, 0, 360)
+    ]
+    return shapely.union_all(parts)
+
+
+def _turned(degrees: float) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """What turns corners around the Earth."""
+    return lambda corners: corners + np.array([degrees, 0.0])
 
 
 def _found(session: Session, key: str) -> Any:
@@ -265,12 +319,4 @@ def _picture(read: Callable[[], bytes], kind: str) -> Response:
         content = b''
     if not content:
         raise HTTPException(404, 'There is no such picture.')
-    return Response(content, media_type=kind, headers=_TILE)
-
-
-def _tile(draw: Callable[[], bytes | None]) -> Response:
-    try:
-        content = draw()
-    except ValueError as error:
-        raise HTTPException(404, str(error)) from None
-    return Response(status_code=204) if content is None else Response(content, media_type='image/png', headers=_TILE)
+    return Response(content, media_type=kind, headers=_FRESH)

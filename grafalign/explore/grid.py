@@ -64,12 +64,16 @@ class FieldGrid:
         """Where a tile's pixels lie; None where none lies on the field."""
         knots = np.linspace(0, PX, _KNOTS)
         x, y = box.affine * np.meshgrid(knots, knots)
-        column, row = self._inverse * self._to_crs.transform(x, y)
-        if not (np.isfinite(row).all() and np.isfinite(column).all()):
-            return None
+        with np.errstate(invalid='ignore'):
+            column, row = self._inverse * self._to_crs.transform(x, y)
+        known = np.isfinite(row) & np.isfinite(column)  # of a tile of half the world some corners are nowhere
         rows, columns = self.shape
-        if row.max() <= 0 or column.max() <= 0 or row.min() >= rows or column.min() >= columns:
+        inside = known & (row > 0) & (column > 0) & (row < rows) & (column < columns)
+        near = known.any() and row[known].max() > 0 and column[known].max() > 0
+        near = near and row[known].min() < rows and column[known].min() < columns
+        if not inside.any() and not near:
             return None
+        row, column = np.where(known, row, -1e6), np.where(known, column, -1e6)
         return Places(_between(row, knots) - 0.5, _between(column, knots) - 0.5)
 
 
@@ -78,3 +82,23 @@ def _between(values: Floats, knots: Floats) -> Floats:
     middles = np.arange(PX) + 0.5
     across = np.stack([np.interp(middles, knots, row) for row in values])
     return np.stack([np.interp(middles, knots, column) for column in across.T], axis=1)
+
+
+def degrees_of(box: GeoBox) -> tuple[list[float], bool]:
+    """West, south, east and north of a grid, and whether it lies over neither 180 degrees nor a pole.
+
+    East lies beyond 180 degrees where the grid does; around a pole all longitudes do.
+    """
+    height, width = box.shape
+    steps = np.linspace(0, 1, 33)
+    zero = np.zeros_like(steps)
+    edge = np.concatenate([[steps, zero], [zero + 1, steps], [steps[::-1], zero + 1], [zero, steps[::-1]]], axis=1)
+    to_degrees = Transformer.from_crs(str(box.crs), 'EPSG:4326', always_xy=True)
+    lon, lat = to_degrees.transform(*(box.affine * (edge[0] * width, edge[1] * height)))
+    around = np.rad2deg(np.unwrap(np.deg2rad(lon)))
+    if abs(around[-1] - around[0]) > 180:  # the outline goes once around the pole
+        north = lat.mean() > 0
+        return [-180.0, float(lat.min()) if north else -90.0, 180.0, 90.0 if north else float(lat.max())], False
+    west = (around.min() + 180) % 360 - 180
+    east = west + around.max() - around.min()
+    return [float(west), float(lat.min()), float(east), float(lat.max())], bool(east <= 180)

@@ -91,7 +91,11 @@ def serve(
         session = open_session(index, fields, store, tuned, model, clip)
         loopback = _is_loopback(host)
         token = None if loopback else secrets.token_urlsafe(24)
-        hosts = ['127.0.0.1', 'localhost', '::1'] if loopback else [host.lower(), socket.gethostname().lower()]
+        hosts = (
+            [host.lower(), '127.0.0.1', 'localhost', '::1']
+            if loopback
+            else [host.lower(), socket.gethostname().lower()]
+        )
         shown = f'[{host}]' if ':' in host else host
         if host in ('0.0.0.0', '::'):
             shown = socket.gethostname()

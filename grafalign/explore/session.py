@@ -5,7 +5,9 @@ Everything is known to the page by numbers and by the ids of searches; no path o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import tempfile
 import threading
 from collections import OrderedDict
@@ -21,18 +23,20 @@ import shapely
 from pyproj import Transformer
 
 from grafalign.engine import default_workers
-from grafalign.errors import InputError
+from grafalign.errors import GrafalignError, InputError
 from grafalign.explore.backdrop import Backdrop
+from grafalign.explore.grid import degrees_of
 from grafalign.explore.heat import Heat
 from grafalign.explore.photos import GroundPhotos
 from grafalign.fields import Field
-from grafalign.maps import TunedWords, embed_classes, load_classes
+from grafalign.foreign.files import ForeignFileError
+from grafalign.foreign.images import open_image
+from grafalign.maps import TunedWords
 from grafalign.models import Model
 from grafalign.pages import jpeg
 from grafalign.search import Catalog, Query, search
 from grafalign.search.page import ItemPictures, content_of
 from grafalign.search.query import query_vectors
-from grafalign.search.sources import box_of
 
 MOST_ANSWERS = 500
 MOST_CORNERS = 2000
@@ -41,6 +45,8 @@ _KEPT = 64
 """Searches that are kept."""
 LONGEST_TEXT = 500
 THUMBNAIL_PX = 192
+MOST_PIXELS = 30_000_000
+"""Of a picture to look for."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,6 @@ class Asked:
     """Row of an item."""
     k: int = 50
     region: shapely.Geometry | None = None
-    bbox: tuple[float, float, float, float] | None = None
     begin: datetime | None = None
     end: datetime | None = None
     least: float = -1.0
@@ -66,6 +71,8 @@ class Found:
     """Its answers."""
 
     id: str
+    heat: str
+    """Of its vector: searches that differ in filters alone have the same heat."""
     vector: npt.NDArray[np.float32]
     answers: gpd.GeoDataFrame
 
@@ -94,11 +101,13 @@ class Session:
         self.backdrops = [Backdrop(field, model) for field in fields]
         self.items = catalog.items
         self._found: OrderedDict[str, Found] = OrderedDict()
+        self._vectors: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
         self._pictures, self._reading = ItemPictures(catalog), threading.Lock()
+        self._decoding = threading.Lock()
         self._searching = threading.Lock()
         """A search takes all cores already; side by side, twenty of them take twice as long as one after the other."""
-        self.drawing = threading.Semaphore(max(1, default_workers() - 1))
+        self.drawing = max(1, default_workers() - 1)
         """Tiles that are drawn at a time: a core is left for searches."""
 
     def search(self, asked: Asked) -> Found:
@@ -109,9 +118,6 @@ class Session:
         """
         vector = self._vector(asked)
         region = asked.region
-        if asked.bbox is not None:
-            box = box_of(*asked.bbox)
-            region = box if region is None else shapely.intersection(region, box)
         query = Query(text=self._label(asked), vector=vector)
         k = min(asked.k, MOST_ANSWERS)
         with self._searching:
@@ -119,13 +125,11 @@ class Session:
         answers = answers[answers['score'] >= asked.least].reset_index(drop=True)
         parts = [vector.tobytes(), repr((asked.k, asked.begin, asked.end, asked.least)).encode()]
         parts += [shapely.to_wkb(region)] if region is not None else []
-        key = hashlib.blake2b(b'|'.join(parts), digest_size=12).hexdigest()
-        found = Found(key, vector, answers)
+        key, heat = (hashlib.blake2b(part, digest_size=12).hexdigest() for part in (b'|'.join(parts), parts[0]))
+        found = Found(key, heat, vector, answers)
         with self._lock:
-            self._found[key] = found
-            self._found.move_to_end(key)
-            while len(self._found) > _KEPT:
-                self._found.popitem(last=False)
+            _keep(self._found, key, found)
+            _keep(self._vectors, heat, vector)
         return found
 
     def found(self, key: str) -> Found:
@@ -136,6 +140,15 @@ class Session:
         """
         with self._lock:
             return self._found[key]
+
+    def vector(self, key: str) -> npt.NDArray[np.float32]:
+        """What heat is of, [D].
+
+        Raises:
+            KeyError: no search had it, or long ago.
+        """
+        with self._lock:
+            return self._vectors[key]
 
     def _label(self, asked: Asked) -> str:
         if asked.text is not None:
@@ -156,17 +169,27 @@ class Session:
             raise InputError(f'The query has {len(asked.text):,} characters; give at most {LONGEST_TEXT}.')
         if asked.text is not None and self.tuned is not None and asked.text in self.tuned.names:
             return self.tuned.unit_vector(asked.text)
-        with self._searching:
-            if asked.picture is None:
-                query = Query(text=asked.text) if asked.text is not None else Query(lonlat=asked.lonlat)
-                return query_vectors(self.catalog, [query], self.model)[0]
+        if asked.picture is not None:
             return self._of_picture(asked.picture)
+        query = Query(text=asked.text) if asked.text is not None else Query(lonlat=asked.lonlat)
+        with self._searching:
+            return query_vectors(self.catalog, [query], self.model)[0]
 
     def _of_picture(self, content: bytes) -> npt.NDArray[np.float32]:
-        with tempfile.NamedTemporaryFile(suffix='.picture') as file:
-            file.write(content)
-            file.flush()
-            return query_vectors(self.catalog, [Query(image=Path(file.name))], self.model)[0]
+        """The vector of a picture; one is decoded at a time, and others may search meanwhile."""
+        with self._decoding, tempfile.NamedTemporaryFile(suffix='.picture') as file:
+            try:
+                with contextlib.suppress(ForeignFileError):  # of no format that says its size: read_picture decides
+                    size = open_image(io.BytesIO(content), MOST_PIXELS * 1000).size
+                    if size[0] * size[1] > MOST_PIXELS:
+                        raise InputError(
+                            f'The picture has more than {MOST_PIXELS // 1_000_000} million pixels; give a smaller one.'
+                        )
+                file.write(content)
+                file.flush()
+                return query_vectors(self.catalog, [Query(image=Path(file.name))], self.model)[0]
+            except GrafalignError as error:
+                raise InputError(str(error).replace(file.name, 'The picture')) from None
 
     def thumbnail(self, row: int) -> bytes:
         """The picture of an item as JPEG; empty where it cannot be had.
@@ -218,9 +241,9 @@ class Session:
         if not 2 <= len(words) <= 50:
             raise InputError('Doubt is between words; give 2 to 50 of them, separated by commas.')
         heat = self.heats[field]
-        with self._searching:
-            vectors = embed_classes(load_classes([','.join(words)]), self.model.embed_texts).vectors
-        scores = np.stack([heat.scores(f'{words[i]}|doubt', v)[0] for i, v in enumerate(vectors)], axis=-1)
+        vectors = [self._vector(Asked(text=word)) for word in words]
+        keys = [hashlib.blake2b(vector.tobytes(), digest_size=12).hexdigest() for vector in vectors]
+        scores = np.stack([heat.scores(key, v)[0] for key, v in zip(keys, vectors, strict=True)], axis=-1)
         best = np.sort(scores, axis=-1)
         margin = best[..., -1] - best[..., -2]
         found: list[dict[str, float | str]] = []
@@ -237,6 +260,17 @@ class Session:
 
 
 def _about(field: Field) -> dict[str, Any]:
-    outline = field.geobox.extent.to_crs('EPSG:4326').boundingbox
-    scene = field.plan.scenes[0]
-    return {'name': field.path.name, 'day': scene.datetime[:10], 'bounds': list(outline.bbox)}
+    """A field for the page: its name, its day, and its bounds, whose east may lie beyond 180 degrees.
+
+    Where it lies over 180 degrees or a pole, tiles are asked for everywhere: `clip` is false.
+    """
+    bounds, simple = degrees_of(field.geobox)
+    return {'name': field.path.name, 'day': field.plan.scenes[0].datetime[:10], 'bounds': bounds, 'clip': simple}
+
+
+def _keep(kept: OrderedDict[str, Any], key: str, value: Any) -> None:
+    """Keep a value as the newest, and forget the oldest."""
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > _KEPT:
+        kept.popitem(last=False)

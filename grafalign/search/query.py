@@ -138,7 +138,10 @@ def allowed_rows(
 def _utc(when: datetime) -> datetime:
     if not isinstance(when, datetime):
         when = datetime(when.year, when.month, when.day)
-    return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when.astimezone(timezone.utc)
+    try:
+        return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when.astimezone(timezone.utc)
+    except OverflowError:
+        raise InputError(f'{when.isoformat()} is no time of UTC; give a later or an earlier one.') from None
 
 
 def query_vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | None = None) -> np.ndarray:

@@ -9,8 +9,8 @@ async function answered(response) {
 
 export const get = async path => answered(await fetch(path));
 
-export const post = async (path, content) => answered(await fetch(path, {
-  method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(content),
+export const post = async (path, content, signal) => answered(await fetch(path, {
+  method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(content), signal,
 }));
 
 export function base64(file) {

@@ -4,7 +4,7 @@ import { Chart, middle } from '/static/map.js';
 import { Points } from '/static/points.js';
 
 const $ = id => document.getElementById(id);
-const state = { query: null, last: null, answers: [], chosen: null, region: null, mode: null, corners: [] };
+const state = { heat: null, last: null, answers: [], chosen: null, region: null, mode: null, corners: [] };
 let chart;
 
 function say(sentence, wrong = false) {
@@ -14,11 +14,12 @@ function say(sentence, wrong = false) {
 
 // one of drawing a region, clicking a place and clicking points at a time
 function setMode(mode) {
+  if (state.mode === 'draw') { state.corners = []; chart.region(state.region ?? [], true); }
   state.mode = state.mode === mode ? null : mode;
   for (const [name, id] of [['draw', 'draw'], ['place', 'place'], ['mark', 'mark']]) $(id).setAttribute('aria-pressed', state.mode === name);
   $('map').classList.toggle('pointing', state.mode !== null);
   if (state.mode === 'draw') { state.corners = []; say('Click the corners of the region; Enter or a double click closes it, Escape gives up.'); }
-  if (state.mode === 'place') say('Click a place on the map.');
+  if (state.mode === 'place') say('Click a place on the map, or press Enter for its middle.');
 }
 
 function filters() {
@@ -27,22 +28,32 @@ function filters() {
   return { begin: day('begin'), end: day('end'), least: Number($('least').value), region };
 }
 
+let running = null;
+
 async function search(what) {
   state.last = what;
+  running?.abort();
+  const mine = running = new AbortController();
   say('Searching …');
   try {
-    const found = await post('/api/search', { ...what, ...filters() });
-    show(found.query, found.answers.features);
-  } catch (error) { say(error.message, true); }
+    const found = await post('/api/search', { ...what, ...filters() }, mine.signal);
+    if (mine === running) show(found.query, found.heat, found.answers.features);
+  } catch (error) { if (mine === running) say(error.message, true); }
 }
 
-const again = () => state.last && search(state.last);
+let waiting = null;
 
-function show(query, answers) {
-  state.query = query;
+// search anew when filters have changed, and have not changed again for a moment
+function again() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => state.last && search(state.last), 300);
+}
+
+function show(query, heat, answers) {
+  state.heat = heat;
   state.answers = answers;
   chart.items(answers);
-  chart.heat($('heat').checked ? query : null, Number($('fade').value));
+  chart.heat($('heat').checked ? heat : null, Number($('fade').value));
   for (const ending of ['geojson', 'parquet', 'csv']) $(ending).href = `/api/export/${query}.${ending}`;
   $('exports').hidden = false;
   $('detail').hidden = true;
@@ -76,11 +87,16 @@ async function choose(feature) {
   for (const button of $('answers').querySelectorAll('button')) button.setAttribute('aria-pressed', String(Number(button.dataset.row) === row));
   chart.choose(row, feature.geometry);
   $('detail-name').textContent = item_id;
-  const place = feature.geometry ? middle(feature.geometry).reverse().map(v => v.toFixed(5)).join(', ') : '';
+  const place = (middle(feature.geometry) ?? []).reverse().map(v => v.toFixed(5)).join(', ');
   $('detail-text').textContent = [`score ${score.toFixed(3)}`, datetime ?? '', place].filter(Boolean).join(' · ');
   $('photos').replaceChildren();
   $('detail').hidden = false;
-  try { $('photos').replaceChildren(...(await get(`/api/photos/${row}`)).map(figure)); } catch (error) { say(error.message, true); }
+  $('detail').scrollIntoView({ block: 'nearest' });
+  $('detail-name').focus({ preventScroll: true });
+  try {
+    const photos = await get(`/api/photos/${row}`);
+    if (state.chosen === row) $('photos').replaceChildren(...photos.map(figure));
+  } catch (error) { if (state.chosen === row) say(error.message, true); }
 }
 
 function figure(photo) {
@@ -100,9 +116,9 @@ function figure(photo) {
 }
 
 function closeRegion() {
-  if (state.corners.length >= 3) { setRegion(state.corners); say('The region is set.'); again(); } else { chart.region([], false); say('A region has at least three corners.', true); }
-  state.corners = [];
+  const corners = state.corners;
   setMode(null);
+  if (corners.length >= 3) { setRegion(corners); say('The region is set.'); again(); } else say('A region has at least three corners.', true);
 }
 
 function setRegion(corners) {
@@ -111,14 +127,19 @@ function setRegion(corners) {
   chart.region(corners ?? [], true);
 }
 
+function placed({ lng, lat }) {
+  setMode(null);
+  search({ lonlat: [((((lng + 180) % 360) + 360) % 360) - 180, lat] });
+}
+
 function clicked(event) {
   const at = [event.lngLat.lng, event.lngLat.lat];
   if (state.mode === 'draw') {
-    state.corners.push(at);
+    const last = state.corners.at(-1);
+    if (!last || last[0] !== at[0] || last[1] !== at[1]) state.corners.push(at);
     chart.region(state.corners, false);
   } else if (state.mode === 'place') {
-    setMode(null);
-    search({ lonlat: [((at[0] + 540) % 360) - 180, at[1]] });
+    placed(event.lngLat);
   } else if (state.mode === 'mark') {
     points.add(at);
   } else {
@@ -132,6 +153,7 @@ async function looksLike(file) {
   if (!file) return;
   if (file.size > 8 << 20) { say('A picture has at most 8 MB.', true); return; }
   try { search({ picture: await base64(file) }); } catch (error) { say(error.message, true); }
+  $('picture').value = '';
 }
 
 function listen() {
@@ -139,19 +161,21 @@ function listen() {
   $('picture').onchange = () => looksLike($('picture').files[0]);
   document.ondragover = event => event.preventDefault();
   document.ondrop = event => { event.preventDefault(); looksLike(event.dataTransfer.files[0]); };
-  $('place').onclick = () => setMode('place');
-  $('draw').onclick = () => setMode('draw');
+  $('place').onclick = () => { setMode('place'); $('place').blur(); };
+  $('draw').onclick = () => { setMode('draw'); $('draw').blur(); };
   $('mark').onclick = () => setMode('mark');
   $('view').onclick = () => { setRegion(chart.view()); again(); };
   $('everywhere').onclick = () => { setRegion(null); again(); };
   $('begin').onchange = $('end').onchange = $('least').onchange = again;
   $('least').oninput = () => { $('least-shown').textContent = Number($('least').value) > -1 ? $('least').value : 'any'; };
-  $('heat').onchange = () => chart.heat($('heat').checked ? state.query : null, Number($('fade').value));
+  $('heat').onchange = () => chart.heat($('heat').checked ? state.heat : null, Number($('fade').value));
   $('fade').oninput = () => chart.fade(Number($('fade').value));
   $('like').onclick = () => search({ like: state.chosen });
   document.onkeydown = event => {
-    if (state.mode === 'draw' && event.key === 'Enter') { event.preventDefault(); closeRegion(); }
-    if (event.key === 'Escape' && state.mode !== null) { state.corners = []; if (state.mode === 'draw') setRegion(state.region); setMode(null); say(''); }
+    if (event.key === 'Escape' && state.mode !== null) { setMode(null); say(''); }
+    if (event.key !== 'Enter' || event.target.matches('input, select, button, summary, a')) return;
+    if (state.mode === 'draw') { event.preventDefault(); closeRegion(); }
+    if (state.mode === 'place') { event.preventDefault(); placed(chart.map.getCenter()); }
   };
   chart.map.on('click', clicked);
   chart.map.on('dblclick', event => { if (state.mode === 'draw') { event.preventDefault(); closeRegion(); } });

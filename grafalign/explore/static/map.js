@@ -39,7 +39,7 @@ export class Chart {
   }
 
   raster(path, field) {
-    return { type: 'raster', tiles: tiles(path), tileSize: 256, maxzoom: 18, bounds: field.bounds };
+    return { type: 'raster', tiles: tiles(path), tileSize: 256, maxzoom: 18, ...(field.clip ? { bounds: field.bounds } : {}) };
   }
 
   fit(bounds) {
@@ -62,14 +62,14 @@ export class Chart {
   }
 
   items(answers) {
-    const placed = answers.filter(feature => feature.geometry);
+    const placed = answers.filter(feature => middle(feature.geometry));
     const spots = placed.map(feature => ({ type: 'Feature', properties: { row: feature.properties.row, spot: true }, geometry: { type: 'Point', coordinates: middle(feature.geometry) } }));
     this.map.getSource('items').setData({ type: 'FeatureCollection', features: [...placed, ...spots] });
   }
 
   choose(row, geometry) {
     this.map.setFilter('chosen', ['==', 'row', row]);
-    if (geometry) this.map.easeTo({ center: middle(geometry), zoom: Math.max(this.map.getZoom(), 12), duration: 300 });
+    if (middle(geometry)) this.map.easeTo({ center: middle(geometry), zoom: Math.max(this.map.getZoom(), 12), duration: 300 });
   }
 
   region(corners, closed) {
@@ -87,10 +87,11 @@ export class Chart {
   }
 }
 
-// the middle of a geometry's bounds
+// the middle of a geometry's bounds; null where it has no corner
 export function middle(geometry) {
   const flat = [], walk = part => typeof part[0] === 'number' ? flat.push(part) : part.forEach(walk);
-  walk(geometry.type === 'MultiPolygon' ? geometry.coordinates[0] : geometry.coordinates);
+  if (geometry) walk(geometry.type === 'MultiPolygon' ? geometry.coordinates[0] ?? [] : geometry.coordinates);
+  if (!flat.length) return null;
   const at = i => flat.map(p => p[i]);
   return [0, 1].map(i => (Math.min(...at(i)) + Math.max(...at(i))) / 2);
 }

@@ -26,7 +26,7 @@ export class Points {
   add([lon, lat]) {
     const name = $('class').value;
     if (!name) { this.say('Write the classes first, separated by commas.', true); return; }
-    lon = ((lon + 540) % 360) - 180;
+    lon = ((((lon + 180) % 360) + 360) % 360) - 180;
     this.features.push({ type: 'Feature', properties: { class: name }, geometry: { type: 'Point', coordinates: [lon, lat] } });
     this.draw();
   }
