@@ -359,6 +359,13 @@ def polygon(corners: int) -> dict[str, Any]:
     return {'type': 'Polygon', 'coordinates': [np.stack([np.cos(turn), np.sin(turn)], axis=1).round(3).tolist()]}
 
 
+def bomb() -> str:
+    """A picture of 100 million pixels in a few kilobytes."""
+    buffer = io.BytesIO()
+    Image.new('1', (10_000, 10_000)).save(buffer, 'PNG')
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 MANY = {'type': 'MultiPolygon', 'coordinates': [polygon(4)['coordinates']] * 10_000}
 
 
@@ -377,7 +384,9 @@ MANY = {'type': 'MultiPolygon', 'coordinates': [polygon(4)['coordinates']] * 10_
         ({'like': 10**9}, 'no item'),
         ({'like': -1}, 'like'),
         ({'picture': '!!!'}, 'cannot be read'),
-        ({'picture': base64.b64encode(b'%!PS').decode()}, 'cannot be'),
+        ({'picture': base64.b64encode(b'%!PS').decode()}, 'The picture'),
+        ({'picture': base64.b64encode(b'\x89PNG\r\n\x1a\n' + bytes(40)).decode()}, 'The picture'),
+        ({'picture': bomb()}, '30 million pixels'),
         ({'text': 'a', 'begin': 'yesterday'}, 'begin'),
         ({'text': 'a', 'begin': '2050-01-01T00:00:00Z'}, 'widen the filter'),
         ({'text': 'a', 'region': polygon(MOST_CORNERS + 1)}, 'corners'),

@@ -5,7 +5,6 @@ Everything is known to the page by numbers and by the ids of searches; no path o
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import tempfile
@@ -29,7 +28,6 @@ from grafalign.explore.grid import degrees_of
 from grafalign.explore.heat import Heat
 from grafalign.explore.photos import GroundPhotos
 from grafalign.fields import Field
-from grafalign.foreign.files import ForeignFileError
 from grafalign.foreign.images import open_image
 from grafalign.maps import TunedWords
 from grafalign.models import Model
@@ -179,12 +177,10 @@ class Session:
         """The vector of a picture; one is decoded at a time, and others may search meanwhile."""
         with self._decoding, tempfile.NamedTemporaryFile(suffix='.picture') as file:
             try:
-                with contextlib.suppress(ForeignFileError):  # of no format that says its size: read_picture decides
-                    size = open_image(io.BytesIO(content), MOST_PIXELS * 1000).size
-                    if size[0] * size[1] > MOST_PIXELS:
-                        raise InputError(
-                            f'The picture has more than {MOST_PIXELS // 1_000_000} million pixels; give a smaller one.'
-                        )
+                if _pixels_of(content) > MOST_PIXELS:
+                    raise InputError(
+                        f'The picture has more than {MOST_PIXELS // 1_000_000} million pixels; give a smaller one.'
+                    )
                 file.write(content)
                 file.flush()
                 return query_vectors(self.catalog, [Query(image=Path(file.name))], self.model)[0]
@@ -257,6 +253,15 @@ class Session:
             found.append({'lon': lon, 'lat': lat, 'between': f'{words[two[1]]} and {words[two[0]]}'})
             margin[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1] = np.nan
         return found
+
+
+def _pixels_of(content: bytes) -> int:
+    """How many pixels a picture says it has; 0 where Pillow does not know it, and others must."""
+    try:
+        width, height = open_image(io.BytesIO(content), MOST_PIXELS * 1000).size
+    except Exception:  # its codecs raise anything
+        return 0
+    return width * height
 
 
 def _about(field: Field) -> dict[str, Any]:
