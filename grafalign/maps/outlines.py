@@ -113,7 +113,8 @@ class Outlines:
         scores = self.filter(bands, np.nan_to_num(enlarged[: len(wins)]), there, wins.numpy())
         which = scores.argmax(0)
         logs = scores / cells.temperature
-        total = np.logaddexp.reduce([*logs, *enlarged[len(wins) :]])
+        with np.errstate(invalid='ignore'):  # where nothing is known
+            total = np.logaddexp.reduce([*logs, *enlarged[len(wins) :]])
         chance = np.exp(np.take_along_axis(logs, which[None], 0)[0] - total)
         labels = np.where(there, wins.numpy()[which], UNKNOWN).astype(np.int32)
         return labels, np.where(there, chance, 0).astype(np.float32)

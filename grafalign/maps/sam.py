@@ -26,8 +26,8 @@ MARGIN = 64
 """Pixels around the middle of a tile that only help to see its things whole."""
 _LARGEST_TILE = 512
 """Things of scenes are small: real SAM, whose input has 1,024 px, sees them enlarged."""
-_MOST_THINGS = 200
-"""Of a tile, the largest first; the others stay as they are."""
+_MOST_THINGS, _FEWEST = 200, 64
+"""Of a tile, the largest first, and the pixels of the smallest; the others stay as they are."""
 _AT_ONCE = 16
 _PEAKS, _RIVALS = 2, 2
 _BAND = 3
@@ -166,6 +166,7 @@ def refined(
     """
     labels = np.where(present, planes.argmax(0), -1)
     blobs = [blob for k in np.flatnonzero(np.isin(classes, list(things))) for blob in blobs_of(labels == k, int(k))]
+    blobs = [blob for blob in blobs if blob[1].sum() >= _FEWEST]
     blobs = sorted(blobs, key=lambda blob: -int(blob[1].sum()))[:_MOST_THINGS]
     if not blobs:
         return planes

@@ -23,8 +23,8 @@ from grafalign.questions.parse import check_program
 
 LONGEST_QUESTION = 500
 URBAN_FROM = 500
-"""Buildings from which an image of RSVQA counts as urban. The rule was never published: in its 49 images that are, all
-with up to 397 are rural, and all with 634 or more urban."""
+"""Buildings from which an image of RSVQA counts as urban. The rule was never published; of the images on the authors'
+site all with up to 397 buildings are rural, and all with 634 or more urban."""
 Json = dict[str, Any]
 _SIZES, _SHAPES, _RELATIONS = get_args(Size), get_args(Shape), get_args(Relation)
 _MOST_WORDS = 5
