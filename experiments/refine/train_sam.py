@@ -2,7 +2,7 @@ r"""A small SAM of transformers' own classes, trained on outlines of single obje
 
     for seed in 3 4 5; do grafalign sandbox runs/sam_worlds/world$seed --seed $seed --photos 480; done
     python -m experiments.refine.train_sam --worlds runs/sam_worlds/world* \
-        --model runs/map_worlds/world7/grafalign_patch --out runs/sam        # 20 minutes on one core
+        --model runs/map_worlds/world7/grafalign_patch --out runs/sam        # 40 minutes on one core
 
 No weights of SAM can be had without a network, so that what `--refine sam` is worth is measured with a model that is to
 SAM what the sandbox's tiny CLIP is to CLIP: it knows what things look like from above, and no classes. Of each tile of
