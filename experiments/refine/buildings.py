@@ -1,13 +1,14 @@
 """Refined outlines against real buildings, the refiner alone: the heat is the truth, blurred to patches.
 
-    python -m experiments.refine.buildings --realdata FOLDER
+    python -m experiments.refine.buildings --realdata FOLDER --sam runs/sam   # after experiments.refine.train_sam
 
 FOLDER holds `oam_buildings`, `spacenet_atlanta` and `buildings_torchsat`. Of each set the footprints are drawn on the
 image's pixels, averaged over patches of 16 px, and enlarged bilinearly, as the scores of a perfect model would be;
 `building` against `not` (one less the heat) is then refined by the image's own pixels. IoU of buildings, and boundary
 F1 within two pixels as in `outlines.py`. Numbers of 16 bits are brought to 0 to 1 by their 2nd and 98th percentile. No
 model takes part. After a first run the guided filter's radius was brought down from 3/4 to 1/2 of a cell: over
-`spacenet_atlanta` the larger one left an IoU of 0.29.
+`spacenet_atlanta` the larger one left an IoU of 0.29. SAM is the small one of `train_sam.py`, which has never seen a
+real picture nor a building from so near; it sees tiles of 256 px.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from scipy.ndimage import binary_dilation
 from experiments.refine.outlines import NEAR_PX, borders
 from grafalign.encoders.lattice import to_pixels
 from grafalign.maps.outlines import guided, superpixels
+from grafalign.maps.sam import Sam
+from grafalign.maps.sam import refined as outlined
 
 RESULTS = Path(__file__).parent / 'results'
 PATCH = 16
@@ -83,7 +86,21 @@ def oam(folder: Path) -> Iterator[Picture]:
 SETS = {'buildings_torchsat': torchsat, 'spacenet_atlanta': spacenet, 'oam_buildings': oam}
 
 
-def refined(picture: Picture) -> dict[str, npt.NDArray[np.bool_]]:
+def by_sam(
+    sam: Sam, bands: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], present: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float32]:
+    """Scores by SAM, tile by tile."""
+    out = scores.copy()
+    colours = bands[:3] if len(bands) >= 3 else np.repeat(bands[:1], 3, axis=0)
+    for top in range(0, present.shape[0], sam.size):
+        for left in range(0, present.shape[1], sam.size):
+            tile = np.s_[..., top : top + sam.size, left : left + sam.size]
+            if present[tile].any():
+                out[tile] = outlined(sam, colours[tile], scores[tile], present[tile], np.arange(2), {0})
+    return out
+
+
+def refined(picture: Picture, sam: Sam) -> dict[str, npt.NDArray[np.bool_]]:
     """Buildings by the blurred truth, and by each way of refining it."""
     bands, buildings, present = picture
     height, width = buildings.shape
@@ -97,6 +114,7 @@ def refined(picture: Picture) -> dict[str, npt.NDArray[np.bool_]]:
         'none': scores,
         'guided': guided(bands, scores, present, PATCH // 2),
         'superpixels': superpixels(bands, scores, present, PATCH**2 // 8),
+        'sam': by_sam(sam, bands, scores, present),
     }
     return {name: (s.argmax(0) == 0) & present for name, s in ways.items()}
 
@@ -105,14 +123,16 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--realdata', type=Path, required=True, help='folder of the sets')
+    parser.add_argument('--sam', required=True, help='folder of the small SAM')
     arguments = parser.parse_args()
+    sam = Sam.load(arguments.sam)
     disk = np.hypot(*np.ogrid[-NEAR_PX : NEAR_PX + 1, -NEAR_PX : NEAR_PX + 1]) <= NEAR_PX
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name, pictures in SETS.items():
         counts: dict[str, npt.NDArray[np.int64]] = {}
         for picture in pictures(arguments.realdata / name):
             _, buildings, present = picture
-            for way, guess in refined(picture).items():
+            for way, guess in refined(picture, sam).items():
                 true = buildings & present
                 mine, edges = borders(guess.astype(np.int64)), borders(true.astype(np.int64))
                 masks = (guess & true, guess | true, mine, mine & binary_dilation(edges, disk), edges,
@@ -124,9 +144,12 @@ def main() -> None:
             f1 = 2 * precision * recall / max(precision + recall, 1e-9)
             results[name][way] = {'iou': round(hit / max(union, 1), 4), 'boundary_f1': round(f1, 4)}
     record = {
-        'command': 'python -m experiments.refine.buildings --realdata FOLDER', 'patch': PATCH, 'near_px': NEAR_PX,
-        'versions': {n: version(n) for n in ('grafalign', 'numpy', 'scipy', 'scikit-image')}, 'sets': results,
-    }  # fmt: skip
+        'command': 'python -m experiments.refine.buildings --realdata FOLDER --sam FOLDER',
+        'patch': PATCH,
+        'near_px': NEAR_PX,
+        'versions': {n: version(n) for n in ('grafalign', 'numpy', 'scipy', 'scikit-image', 'transformers')},
+        'sets': results,
+    }
     (RESULTS / 'buildings.json').write_text(json.dumps(record, indent=1) + '\n')
     lines = [
         '# Refined outlines against real buildings', '',
