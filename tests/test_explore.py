@@ -541,6 +541,7 @@ def opened(browser: Any, url: str) -> Iterator[Callable[..., Any]]:
 
     def open_page(**options: Any) -> Any:
         context = browser.new_context(accept_downloads=True, **options)
+        context.set_default_timeout(1000 * DEADLINE_S)
         contexts.append(context)
         page = context.new_page()
         page.on('console', lambda m: m.type in ('error', 'warning') and trouble.append(m.text))
@@ -557,7 +558,7 @@ def opened(browser: Any, url: str) -> Iterator[Callable[..., Any]]:
     assert {address.split('/')[2] for address in asked if not address.startswith(('data:', 'blob:'))} == {url[7:]}
 
 
-@pytest.mark.parametrize('view', [(1280, 800, 'light'), (390, 844, 'dark')])
+@pytest.mark.parametrize('view', [(1280, 800, 'light'), pytest.param((390, 844, 'dark'), marks=pytest.mark.slow)])
 def test_a_browser_searches_draws_and_exports(
     opened: Callable[..., Any], session: Session, view: tuple[int, int, str], tmp_path: Path
 ) -> None:
@@ -670,6 +671,7 @@ def test_hostile_names_do_nothing(session: Session, browser: Any, monkeypatch: p
     monkeypatch.setattr(type(session.catalog), 'items', property(lambda _self: items))
     with served(session) as address:
         page = browser.new_page()
+        page.set_default_timeout(1000 * DEADLINE_S)
         page.goto(address)
         page.wait_for_selector('body[data-ready]')
         page.fill('#words', evil)
