@@ -82,12 +82,12 @@ class Asker:
         self.seconds: list[float] = []
 
     def search(self, **content: Any) -> str:
-        """A search; its id."""
+        """A search; the id of its heat."""
         began = time.perf_counter()
         answer = requests.post(f'{self.url}/api/search', json={'k': 50, **content}, timeout=300)
         answer.raise_for_status()
         self.seconds.append(time.perf_counter() - began)
-        return str(answer.json()['query'])
+        return str(answer.json()['heat'])
 
     def tile(self, key: str, z: int, x: int, y: int) -> float:
         """Seconds of a heat tile."""

@@ -103,8 +103,8 @@ class Session:
         self._lock = threading.Lock()
         self._pictures, self._reading = ItemPictures(catalog), threading.Lock()
         self._decoding = threading.Lock()
-        self._searching = threading.Lock()
-        """A search takes all cores already; side by side, twenty of them take twice as long as one after the other."""
+        self._embedding = threading.Lock()
+        """Embedding a text takes all cores already; side by side, twenty take longer than one after the other."""
         self.drawing = max(1, default_workers() - 1)
         """Tiles that are drawn at a time: a core is left for searches."""
 
@@ -118,8 +118,7 @@ class Session:
         region = asked.region
         query = Query(text=self._label(asked), vector=vector)
         k = min(asked.k, MOST_ANSWERS)
-        with self._searching:
-            answers = search(self.catalog, [query], k, region=region, begin=asked.begin, end=asked.end)
+        answers = search(self.catalog, [query], k, region=region, begin=asked.begin, end=asked.end)
         answers = answers[answers['score'] >= asked.least].reset_index(drop=True)
         parts = [vector.tobytes(), repr((asked.k, asked.begin, asked.end, asked.least)).encode()]
         parts += [shapely.to_wkb(region)] if region is not None else []
@@ -170,7 +169,7 @@ class Session:
         if asked.picture is not None:
             return self._of_picture(asked.picture)
         query = Query(text=asked.text) if asked.text is not None else Query(lonlat=asked.lonlat)
-        with self._searching:
+        with self._embedding:
             return query_vectors(self.catalog, [query], self.model)[0]
 
     def _of_picture(self, content: bytes) -> npt.NDArray[np.float32]:
