@@ -34,7 +34,7 @@ from grafalign.explore.app import MOST_BODY, make_app
 from grafalign.explore.grid import FieldGrid, degrees_of, tile_box
 from grafalign.explore.heat import Heat
 from grafalign.explore.serve import open_session
-from grafalign.explore.session import MOST_CORNERS, Asked, Session
+from grafalign.explore.session import MOST_CORNERS, SearchQuery, Session
 from grafalign.fields import Field
 from grafalign.models import Model
 from grafalign.search import build_index
@@ -197,7 +197,7 @@ def test_heat_is_the_score_of_the_field(
     monkeypatch.setattr('grafalign.explore.heat._KEPT_BYTES', kept)
     heat = Heat(field)
     assert (heat.factor == 1) is (kept > 40_000)
-    vector = session.search(Asked(text='forest')).vector
+    vector = session.search(SearchQuery(text='forest')).vector
     for z in (12, 15):
         z, x, y = tile_of(field, z)
         content = heat.tile('k', vector, z, x, y)

@@ -10,7 +10,7 @@ import pytest
 
 from grafalign.errors import InputError
 from grafalign.questions.protocol import accuracy, blind_answers, counted_as, other_pictures
-from grafalign.questions.rsvqa import Asked, load_questions
+from grafalign.questions.rsvqa import QuestionAnswer, load_questions
 
 LR = {
     '0': '0', '1': 'between 0 and 10', '10': 'between 0 and 10', '11': 'between 10 and 100',
@@ -26,9 +26,9 @@ HR = {
 }  # fmt: skip
 
 
-def asked(kind: str, answer: str, number: int = 0, image: str = '1') -> Asked:
+def asked(kind: str, answer: str, number: int = 0, image: str = '1') -> QuestionAnswer:
     """A question of a type."""
-    return Asked(number, image, kind, '', answer)
+    return QuestionAnswer(number, image, kind, '', answer)
 
 
 def test_counts_and_areas_fall_into_the_published_buckets_in_either_spelling() -> None:
@@ -103,5 +103,5 @@ def test_files_of_hr_and_of_xben_on_zenodo_are_known_by_their_names(tmp_path: Pa
         (tmp_path / folder / '5.tif').touch()
     for split, kind in (('test_phili', 'hr'), ('val', 'xben')):
         found = load_questions(tmp_path, split)
-        assert found.kind == kind and found.questions == (Asked(8, '5', 'area', 'q', '17m2'),)
+        assert found.kind == kind and found.questions == (QuestionAnswer(8, '5', 'area', 'q', '17m2'),)
         assert found.picture('5').is_file()

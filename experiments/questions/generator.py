@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from grafalign.questions.rsvqa import Asked
+from grafalign.questions.rsvqa import QuestionAnswer
 
 ATTRIBUTE, RELATION, ABSENT = 0.3, 0.15, 0.25
 TYPES = {'presence': 0.5, 'count': 0.5, 'comp': 0.1, 'area': 0.2}
@@ -98,7 +98,7 @@ class Picture:
             places = [np.nonzero(numbered == i) for i in range(1, count + 1)]
             self._blobs.append([Blob(rows, columns, pixel) for rows, columns in places])
 
-    def questions(self, image: str, first: int, count: int, rng: np.random.Generator) -> Iterator[Asked]:
+    def questions(self, image: str, first: int, count: int, rng: np.random.Generator) -> Iterator[QuestionAnswer]:
         """Draw questions with their answers, none twice.
 
         Args:
@@ -115,7 +115,7 @@ class Picture:
             question += ' in the image?' if rng.random() < 0.1 else '?'
             if question not in said:
                 said.add(question)
-                yield Asked(first + len(said) - 1, image, kind, question, answer)
+                yield QuestionAnswer(first + len(said) - 1, image, kind, question, answer)
 
     def _ask(self, kind: str, rng: np.random.Generator) -> tuple[str, str]:
         one = self._group(rng)

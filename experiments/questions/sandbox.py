@@ -54,7 +54,7 @@ from grafalign.questions.evaluate import answer
 from grafalign.questions.grammar import parse_question, singular
 from grafalign.questions.objects import MERCATOR, SceneObjects, objects_of
 from grafalign.questions.protocol import blind_answers, counted_as, other_pictures
-from grafalign.questions.rsvqa import Asked
+from grafalign.questions.rsvqa import QuestionAnswer
 from grafalign.sandbox.classes import CLASS_NAMES
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings
@@ -123,7 +123,7 @@ def objects_in(labels: Labels, transform: Affine, min_area: float) -> SceneObjec
     return objects_of([(strip, None)], codes, strip.shape, transform, MERCATOR, RSVQA, min_area_m2=min_area)
 
 
-def right(asked: list[Asked], answers: list[str]) -> npt.NDArray[np.bool_]:
+def right(asked: list[QuestionAnswer], answers: list[str]) -> npt.NDArray[np.bool_]:
     """Which answers count as right: counts in LR's buckets, areas in HR's."""
 
     def counted(text: str, kind: str) -> str:
@@ -191,7 +191,7 @@ def measure(world: Path, seed: int) -> dict[str, Any]:
         if held_out[top : top + SIDE, left : left + SIDE].mean() > 0.9
     ]
     windows = {f'{top}-{left}': (slice(top, top + SIDE), slice(left, left + SIDE)) for top, left in corners}
-    asked: list[Asked] = []
+    asked: list[QuestionAnswer] = []
     with progress('asking', len(windows)) as bar:
         for name, window in windows.items():
             picture = Picture(maps['truth'][window], CLASS_NAMES, pixel)
@@ -230,7 +230,7 @@ def measure(world: Path, seed: int) -> dict[str, Any]:
     return out
 
 
-def _common(world: Path, seed: int, asked: list[Asked]) -> dict[str, str]:
+def _common(world: Path, seed: int, asked: list[QuestionAnswer]) -> dict[str, str]:
     """The commonest answers of world 7, which is measured first."""
     import json
 
@@ -243,7 +243,7 @@ def _common(world: Path, seed: int, asked: list[Asked]) -> dict[str, str]:
     return found
 
 
-def _scores(asked: list[Asked], hits: npt.NDArray[np.bool_], images: list[str]) -> dict[str, Any]:
+def _scores(asked: list[QuestionAnswer], hits: npt.NDArray[np.bool_], images: list[str]) -> dict[str, Any]:
     """Accuracy by type and of all, with intervals over pictures."""
     number = np.array([images.index(q.image) for q in asked])
     types = np.array([q.type for q in asked])

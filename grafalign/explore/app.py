@@ -33,7 +33,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from grafalign import __version__
 from grafalign.errors import GrafalignError
 from grafalign.explore.land import borders_and_land
-from grafalign.explore.session import LONGEST_TEXT, MOST_ANSWERS, MOST_CORNERS, Asked, Session
+from grafalign.explore.session import LONGEST_TEXT, MOST_ANSWERS, MOST_CORNERS, SearchQuery, Session
 from grafalign.search.page import plain
 
 MOST_BODY = 12 << 20
@@ -182,7 +182,7 @@ def _pages(app: FastAPI, session: Session) -> None:
         if ending not in _KINDS:
             raise HTTPException(404, f'There is no export as {ending[:20]}.')
         name = {'Content-Disposition': f'attachment; filename="answers.{ending}"'}
-        return Response(session.export(_found(session, key), f'.{ending}'), media_type=_KINDS[ending], headers=name)
+        return Response(session.export(_result(session, key), f'.{ending}'), media_type=_KINDS[ending], headers=name)
 
     @app.get('/api/thumb/{row}.jpg')
     def thumb(row: Row) -> Response:
@@ -241,27 +241,27 @@ def _tiles(app: FastAPI, session: Session) -> None:
 
 def _search(session: Session, body: bytes) -> Response:
     try:
-        asked = SearchRequest.model_validate_json(body)
-        picture = None if asked.picture is None else base64.b64decode(asked.picture, validate=True)
-        region = None if asked.region is None else _region(asked.region)
+        query = SearchRequest.model_validate_json(body)
+        picture = None if query.picture is None else base64.b64decode(query.picture, validate=True)
+        region = None if query.region is None else _region(query.region)
     except (ValueError, OverflowError, binascii.Error) as error:  # pydantic's, too
         reason = ' '.join(str(error).split())[:200]
         return JSONResponse({'error': f'The search cannot be read ({reason}).'}, 400)
-    found = session.search(
-        Asked(
-            text=asked.text,
+    result = session.search(
+        SearchQuery(
+            text=query.text,
             picture=picture,
-            lonlat=asked.lonlat,
-            like=asked.like,
-            k=asked.k,
+            lonlat=query.lonlat,
+            like=query.like,
+            k=query.k,
             region=region,
-            begin=asked.begin,
-            end=asked.end,
-            least=asked.least,
+            begin=query.begin,
+            end=query.end,
+            least=query.least,
         )
     )
-    answers = plain(found.answers).to_json(drop_id=True)
-    content = f'{{"query": "{found.id}", "heat": "{found.heat}", "answers": {answers}}}'
+    answers = plain(result.answers).to_json(drop_id=True)
+    content = f'{{"query": "{result.id}", "heat": "{result.heat}", "answers": {answers}}}'
     return Response(content, media_type='application/json')
 
 
@@ -300,7 +300,7 @@ def _turned(degrees: float) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[n
     return lambda corners: corners + np.array([degrees, 0.0])
 
 
-def _found(session: Session, key: str) -> Any:
+def _result(session: Session, key: str) -> Any:
     try:
         return session.found(key)
     except KeyError:

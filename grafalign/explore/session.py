@@ -48,7 +48,7 @@ MOST_PIXELS = 30_000_000
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchQuery:
     """One search of the page."""
 
     text: str | None = None
@@ -65,7 +65,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Its answers."""
 
     id: str
@@ -98,7 +98,7 @@ class Session:
         self.heats = [Heat(field) for field in fields]
         self.backdrops = [Backdrop(field, model) for field in fields]
         self.items = catalog.items
-        self._found: OrderedDict[str, Found] = OrderedDict()
+        self._found: OrderedDict[str, SearchResult] = OrderedDict()
         self._vectors: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
         self._pictures, self._reading = ItemPictures(catalog), threading.Lock()
@@ -108,28 +108,28 @@ class Session:
         self.drawing = max(1, default_workers() - 1)
         """Tiles that are drawn at a time: a core is left for searches."""
 
-    def search(self, asked: Asked) -> Found:
+    def search(self, request: SearchQuery) -> SearchResult:
         """Search the index; as `grafalign search` does.
 
         Raises:
             GrafalignError: the query, the region or the time cannot be used, or nothing is left.
         """
-        vector = self._vector(asked)
-        region = asked.region
-        query = Query(text=self._label(asked), vector=vector)
-        k = min(asked.k, MOST_ANSWERS)
-        answers = search(self.catalog, [query], k, region=region, begin=asked.begin, end=asked.end)
-        answers = answers[answers['score'] >= asked.least].reset_index(drop=True)
-        parts = [vector.tobytes(), repr((asked.k, asked.begin, asked.end, asked.least)).encode()]
+        vector = self._vector(request)
+        region = request.region
+        query = Query(text=self._label(request), vector=vector)
+        k = min(request.k, MOST_ANSWERS)
+        answers = search(self.catalog, [query], k, region=region, begin=request.begin, end=request.end)
+        answers = answers[answers['score'] >= request.least].reset_index(drop=True)
+        parts = [vector.tobytes(), repr((request.k, request.begin, request.end, request.least)).encode()]
         parts += [shapely.to_wkb(region)] if region is not None else []
         key, heat = (hashlib.blake2b(part, digest_size=12).hexdigest() for part in (b'|'.join(parts), parts[0]))
-        found = Found(key, heat, vector, answers)
+        found = SearchResult(key, heat, vector, answers)
         with self._lock:
             _keep(self._found, key, found)
             _keep(self._vectors, heat, vector)
         return found
 
-    def found(self, key: str) -> Found:
+    def found(self, key: str) -> SearchResult:
         """A search that was made before.
 
         Raises:
@@ -147,28 +147,28 @@ class Session:
         with self._lock:
             return self._vectors[key]
 
-    def _label(self, asked: Asked) -> str:
-        if asked.text is not None:
-            return asked.text
-        if asked.lonlat is not None:
-            return f'{asked.lonlat[0]:g}, {asked.lonlat[1]:g}'
-        return 'a picture' if asked.picture is not None else f'like {self.items["item_id"].iloc[asked.like or 0]}'
+    def _label(self, request: SearchQuery) -> str:
+        if request.text is not None:
+            return request.text
+        if request.lonlat is not None:
+            return f'{request.lonlat[0]:g}, {request.lonlat[1]:g}'
+        return 'a picture' if request.picture is not None else f'like {self.items["item_id"].iloc[request.like or 0]}'
 
-    def _vector(self, asked: Asked) -> npt.NDArray[np.float32]:
-        given = [v is not None for v in (asked.text, asked.picture, asked.lonlat, asked.like)]
+    def _vector(self, request: SearchQuery) -> npt.NDArray[np.float32]:
+        given = [v is not None for v in (request.text, request.picture, request.lonlat, request.like)]
         if sum(given) != 1:
             raise InputError('Give words, a picture, a place or an item, and one of them only.')
-        if asked.like is not None:
-            if not (0 <= asked.like < len(self.items) and self.catalog.alive[asked.like]):
-                raise InputError(f'There is no item {asked.like}; search again.')
-            return np.asarray(self.catalog.vectors[asked.like], dtype=np.float32)
-        if asked.text is not None and len(asked.text) > LONGEST_TEXT:
-            raise InputError(f'The query has {len(asked.text):,} characters; give at most {LONGEST_TEXT}.')
-        if asked.text is not None and self.tuned is not None and asked.text in self.tuned.names:
-            return self.tuned.unit_vector(asked.text)
-        if asked.picture is not None:
-            return self._of_picture(asked.picture)
-        query = Query(text=asked.text) if asked.text is not None else Query(lonlat=asked.lonlat)
+        if request.like is not None:
+            if not (0 <= request.like < len(self.items) and self.catalog.alive[request.like]):
+                raise InputError(f'There is no item {request.like}; search again.')
+            return np.asarray(self.catalog.vectors[request.like], dtype=np.float32)
+        if request.text is not None and len(request.text) > LONGEST_TEXT:
+            raise InputError(f'The query has {len(request.text):,} characters; give at most {LONGEST_TEXT}.')
+        if request.text is not None and self.tuned is not None and request.text in self.tuned.names:
+            return self.tuned.unit_vector(request.text)
+        if request.picture is not None:
+            return self._of_picture(request.picture)
+        query = Query(text=request.text) if request.text is not None else Query(lonlat=request.lonlat)
         with self._embedding:
             return query_vectors(self.catalog, [query], self.model)[0]
 
@@ -218,7 +218,7 @@ class Session:
             'fields': [_about(heat.field) for heat in self.heats],
         }
 
-    def export(self, found: Found, ending: str) -> bytes:
+    def export(self, found: SearchResult, ending: str) -> bytes:
         """Answers as a file, as `grafalign search --out` writes it."""
         return content_of(found.answers, self.catalog, ending)
 
@@ -236,7 +236,7 @@ class Session:
         if not 2 <= len(words) <= 50:
             raise InputError('Doubt is between words; give 2 to 50 of them, separated by commas.')
         heat = self.heats[field]
-        vectors = [self._vector(Asked(text=word)) for word in words]
+        vectors = [self._vector(SearchQuery(text=word)) for word in words]
         keys = [hashlib.blake2b(vector.tobytes(), digest_size=12).hexdigest() for vector in vectors]
         scores = np.stack([heat.scores(key, v)[0] for key, v in zip(keys, vectors, strict=True)], axis=-1)
         best = np.sort(scores, axis=-1)

@@ -135,18 +135,18 @@ class _Run:
         return self._rows[node]
 
     def _found(self, node: Find | Filter | Relate | Nearest) -> Ints:
-        seen = self.objects
+        objects = self.objects
         match node:
             case Find(word=word):
-                return seen.of(word)
+                return objects.of(word)
             case Filter():
                 rows = self.rows(node.of)
-                areas = seen.areas_m2[rows]
+                areas = objects.areas_m2[rows]
                 kept = np.ones(len(rows), bool)
                 if node.size is not None:
                     kept &= self.conventions.has_size(areas, node.size)
                 if node.shape is not None:
-                    kept &= self.conventions.has_shape(seen.shapes[rows], node.shape)
+                    kept &= self.conventions.has_shape(objects.shapes[rows], node.shape)
                 if node.at_least_m2 is not None:
                     kept &= areas >= node.at_least_m2
                 if node.at_most_m2 is not None:
@@ -161,7 +161,7 @@ class _Run:
                     if node.within_m is None:
                         return rows[gaps < self.conventions.near_m * (1 - _LAST_BITS)]
                     return rows[gaps <= node.within_m * (1 + _LAST_BITS)]
-                return rows[_beside(seen.shapes[rows], node.relation, seen.shapes[others])]
+                return rows[_beside(objects.shapes[rows], node.relation, objects.shapes[others])]
             case Nearest():
                 rows, others = self.rows(node.of), self.rows(node.to)
                 if not len(rows) or not len(others):
@@ -171,24 +171,24 @@ class _Run:
 
     def _gaps(self, rows: Ints, others: Ints) -> Floats:
         """Metres from each object to the nearest of others that is not itself, [N]; infinite where there is none."""
-        seen = self.objects
+        objects = self.objects
         gaps = np.full(len(rows), np.inf)
         if len(np.intersect1d(rows, others)):
-            tree = shapely.STRtree(seen.shapes[others])
-            pairs, distances = tree.query_nearest(seen.shapes[rows], exclusive=True, return_distance=True)
+            tree = shapely.STRtree(objects.shapes[others])
+            pairs, distances = tree.query_nearest(objects.shapes[rows], exclusive=True, return_distance=True)
             owners = pairs[0]
         else:  # no two overlap, so pieces of their outlines have the same gaps, and most are far enough to be passed by
-            pieces, owner = outline_pieces(seen.shapes[rows])
-            tree = shapely.STRtree(outline_pieces(seen.shapes[others])[0])
+            pieces, owner = outline_pieces(objects.shapes[rows])
+            tree = shapely.STRtree(outline_pieces(objects.shapes[others])[0])
             pairs, distances = tree.query_nearest(pieces, return_distance=True, all_matches=False)
             owners = owner[pairs[0]]
         np.minimum.at(gaps, owners, distances)
-        metres: Floats = gaps * seen.metres
+        metres: Floats = gaps * objects.metres
         return metres
 
     def number(self, node: Count | Area | Share | Density | Distance | Value) -> float:
         """A number; infinite for a distance where there is nothing."""
-        seen = self.objects
+        objects = self.objects
         match node:
             case Value():
                 return node.value
@@ -198,11 +198,11 @@ class _Run:
             case Count():
                 value = float(len(self.rows(node.of)))
             case Area():
-                value = float(seen.areas_m2[self.rows(node.of)].sum())
+                value = float(objects.areas_m2[self.rows(node.of)].sum())
             case Share():
-                value = float(seen.areas_m2[self.rows(node.of)].sum() / max(seen.extent_m2, 1e-9))
+                value = float(objects.areas_m2[self.rows(node.of)].sum() / max(objects.extent_m2, 1e-9))
             case Density():
-                value = float(len(self.rows(node.of)) / max(seen.extent_m2 / 1e6, 1e-9))
+                value = float(len(self.rows(node.of)) / max(objects.extent_m2 / 1e6, 1e-9))
         self.steps.append(Step(spelled(node), None if value == np.inf else value, unit_of(node)))
         return value
 
@@ -241,15 +241,17 @@ class _Run:
 
     def _areas(self, words: Sequence[str], within: Find | Filter | Relate | Nearest | None) -> list[float]:
         """Square metres that each word covers, of the scene or of some objects."""
-        seen = self.objects
-        land = None if within is None else shapely.union_all(seen.shapes[self.rows(within)])
+        objects = self.objects
+        land = None if within is None else shapely.union_all(objects.shapes[self.rows(within)])
         areas = []
         for word in words:
             rows = self.rows(Find(op='find', word=word))
             share = np.ones(len(rows))
             if land is not None:
-                share = shapely.area(shapely.intersection(seen.shapes[rows], land)) / shapely.area(seen.shapes[rows])
-            areas.append(float((seen.areas_m2[rows] * share).sum()))
+                share = shapely.area(shapely.intersection(objects.shapes[rows], land)) / shapely.area(
+                    objects.shapes[rows]
+                )
+            areas.append(float((objects.areas_m2[rows] * share).sum()))
             self.steps.append(Step(f'area of ({word})', areas[-1], 'm2'))
         return areas
 

@@ -30,7 +30,7 @@ from grafalign.questions.language import find_words
 from grafalign.questions.look import legend_of, look
 from grafalign.questions.objects import SceneObjects
 from grafalign.questions.protocol import Accuracy, accuracy, blind_answers, other_pictures
-from grafalign.questions.rsvqa import Asked, QuestionSet
+from grafalign.questions.rsvqa import QuestionAnswer, QuestionSet
 
 NOT_UNDERSTOOD = 'not understood'
 """The answer to a question that fits no template; it is wrong."""
@@ -81,7 +81,7 @@ class _Pictures:
         self._fields[image] = open_field(folder)
         return self._fields[image]
 
-    def answers(self, image: str, asked: Sequence[Asked]) -> list[str]:
+    def answers(self, image: str, asked: Sequence[QuestionAnswer]) -> list[str]:
         """Answers to questions, as if they were about this picture."""
         field = self.field(image)
         seen: dict[tuple[str, ...], SceneObjects] = {}
@@ -183,7 +183,7 @@ def evaluate_questions(
     return evaluation
 
 
-def _table(asked: Sequence[Asked], own: Sequence[str], shuffled: Sequence[str]) -> str:
+def _table(asked: Sequence[QuestionAnswer], own: Sequence[str], shuffled: Sequence[str]) -> str:
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator='\n')
     table.writerow(['id', 'image', 'type', 'question', 'answer', 'programs', 'shuffled'])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grafalign.questions.rsvqa import Asked, Kind
+from grafalign.questions.rsvqa import Kind, QuestionAnswer
 
 NUMERIC = ('count', 'area')
 _EDGES: dict[tuple[Kind, str], tuple[int, ...]] = {
@@ -66,21 +66,21 @@ class Accuracy:
     """Of all questions but counts and areas; None where there are no others."""
 
 
-def accuracy(asked: Sequence[Asked], answers: Sequence[str], kind: Kind) -> Accuracy:
+def accuracy(questions: Sequence[QuestionAnswer], answers: Sequence[str], kind: Kind) -> Accuracy:
     """Count right answers.
 
     Args:
-        asked: N questions, at least one.
+        questions: N questions, at least one.
         answers: one each.
         kind: of the data set, whose buckets count.
     """
     right = np.array(
         [
             counted_as(given, question.type, kind) == counted_as(question.answer, question.type, kind)
-            for question, given in zip(asked, answers, strict=True)
+            for question, given in zip(questions, answers, strict=True)
         ]
     )
-    types = np.array([question.type for question in asked])
+    types = np.array([question.type for question in questions])
     by_type = {name: float(right[types == name].mean()) for name in sorted(set(types.tolist()))}
     words = ~np.isin(types, NUMERIC)
     return Accuracy(
@@ -91,7 +91,7 @@ def accuracy(asked: Sequence[Asked], answers: Sequence[str], kind: Kind) -> Accu
     )
 
 
-def blind_answers(train: Sequence[Asked], kind: Kind) -> dict[str, str]:
+def blind_answers(train: Sequence[QuestionAnswer], kind: Kind) -> dict[str, str]:
     """The commonest answer of each type, as it counts."""
     common: dict[str, Counter[str]] = {}
     for question in train:

@@ -36,7 +36,7 @@ _MOST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionAnswer:
     """One question of a data set."""
 
     id: int
@@ -54,7 +54,7 @@ class QuestionSet:
     folder: Path
     kind: Kind
     split: str
-    questions: tuple[Asked, ...]
+    questions: tuple[QuestionAnswer, ...]
 
     @property
     def whole(self) -> bool | None:
@@ -84,35 +84,35 @@ def load_questions(folder: Path, split: str) -> QuestionSet:
     Raises:
         InputError: a file is not there or not as published.
     """
-    found = next((k for k, (p, _) in _PREFIX.items() if (folder / f'{p}_split_{split}_questions.json').is_file()), None)
+    kind = next((k for k, (p, _) in _PREFIX.items() if (folder / f'{p}_split_{split}_questions.json').is_file()), None)
     as_configilm = folder / f'RSVQAxBEN_QA_{split}.json'
-    if found is not None:
-        asked = tuple(_from_lists(folder, f'{_PREFIX[found][0]}_split_{split}'))
+    if kind is not None:
+        questions = tuple(_from_lists(folder, f'{_PREFIX[kind][0]}_split_{split}'))
     elif as_configilm.is_file():
-        found, asked = 'xben', tuple(_from_object(as_configilm))
+        kind, questions = 'xben', tuple(_from_object(as_configilm))
     else:
         raise InputError(
             f'{folder} has no questions of the split {split!r} of RSVQA; give the folder that has '
             f'LR_split_{split}_questions.json, USGS_split_{split}_questions.json or RSVQAxBEN_QA_{split}.json.'
         )
-    if not asked:
+    if not questions:
         raise InputError(f'{folder} has no active question of the split {split!r}; get the data set again.')
-    made = QuestionSet(folder, found, split, asked)
+    made = QuestionSet(folder, kind, split, questions)
     if made.whole is False:
         console.log(
-            f'{folder}: {len(asked):,} of the {_COUNTS[found, split]:,} questions of the published split are here'
+            f'{folder}: {len(questions):,} of the {_COUNTS[kind, split]:,} questions of the published split are here'
         )
     return made
 
 
-def _from_lists(folder: Path, stem: str) -> Iterator[Asked]:
+def _from_lists(folder: Path, stem: str) -> Iterator[QuestionAnswer]:
     answers_path = folder / f'{stem}_answers.json'
     answers = {a['id']: a for a in _active(answers_path, 'answers')}
     questions_path = folder / f'{stem}_questions.json'
     for entry in _active(questions_path, 'questions'):
         try:
             answer = answers[entry['answers_ids'][0]]['answer']
-            yield Asked(
+            yield QuestionAnswer(
                 int(entry['id']),
                 str(int(entry['img_id'])),
                 str(entry['type']),
@@ -138,11 +138,11 @@ def _active(path: Path, name: str) -> list[dict[str, Any]]:
     return kept
 
 
-def _from_object(path: Path) -> Iterator[Asked]:
+def _from_object(path: Path) -> Iterator[QuestionAnswer]:
     for key, entry in _read(path).items():
         try:
             name, answer = str(entry['S2_name']), str(entry['answer']).strip().lower()
-            yield Asked(int(key), name, str(entry['type']), str(entry['question']), answer)
+            yield QuestionAnswer(int(key), name, str(entry['type']), str(entry['question']), answer)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f'{path}: the question {key!r} lacks a key ({error!r}); get the data set again.') from None
 
