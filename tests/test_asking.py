@@ -313,6 +313,8 @@ def test_a_set_is_evaluated_beside_blind_and_shuffled_answers(scene: Path, comma
     assert result['programs']['by_type']['presence'] == sum(r[5] == 'yes' for r in yes) / 2
     assert {(r[1], r[5]) for r in yes} == {({'72': '9', '9': '72'}[r[1]], r[6]) for r in yes}  # each on the other one
     assert set(result['shuffled']) == {'by_type', 'aa', 'oa', 'non_numeric'}
+    assert result['words'] == ['forest', 'water', 'town'] and {'grafalign', 'torch'} <= set(result['versions'])
+    assert result['command'].startswith('grafalign evaluate-questions') and result['seed'] == 0
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grafalign import __version__, console
+from grafalign import console
 from grafalign.errors import InputError
 from grafalign.escapes import csv_cell
 from grafalign.fields import Field, FieldOptions, make_field, open_field
@@ -65,7 +66,6 @@ class _Pictures:
     ) -> None:
         self._questions, self._model, self._spec = questions, model, spec
         self._out, self._options, self._content, self._min_area_m2 = out, options, content, min_area_m2
-        self._fields: dict[str, Field] = {}
         self._vectors = functools.cache(lambda text: model.embed_texts([text])[0])
 
     def _encode(self, texts: Sequence[str]) -> Any:
@@ -73,18 +73,15 @@ class _Pictures:
 
     def field(self, image: str) -> Field:
         """The field of a picture."""
-        if image in self._fields:
-            return self._fields[image]
         folder = self._out / 'fields' / image
         source = field_input(str(self._questions.picture(image)), self._model, self._options)
         make_field(folder, source, window_encoder(self._model, source.plan), self._spec)
-        self._fields[image] = open_field(folder)
-        return self._fields[image]
+        return open_field(folder)
 
     def answers(self, image: str, asked: Sequence[QuestionAnswer]) -> list[str]:
         """Answers to questions, as if they were about this picture."""
         field = self.field(image)
-        seen: dict[tuple[str, ...], SceneObjects] = {}
+        objects_of: dict[tuple[str, ...], SceneObjects] = {}
         given = []
         for question in asked:
             try:
@@ -93,10 +90,10 @@ class _Pictures:
                 given.append(NOT_UNDERSTOOD)
                 continue
             words = tuple(sorted(find_words(program)))
-            if words not in seen:
+            if words not in objects_of:
                 legend = legend_of(program, field, self._encode, own_temperature(self._model), self._content)
-                seen[words] = look(field, legend, RSVQA, self._min_area_m2)
-            given.append(answer(program, seen[words], RSVQA).text)
+                objects_of[words] = look(field, legend, RSVQA, self._min_area_m2)
+            given.append(answer(program, objects_of[words], RSVQA).text)
         return given
 
 
@@ -149,10 +146,11 @@ def evaluate_questions(
     own, shuffled = [''] * len(asked), [''] * len(asked)
     with console.progress('answering questions', 2 * len(asked)) as bar:
         for image in images:
-            for given, numbers in ((own, of_image[image]), (shuffled, of_image[others[image]])):
-                for number, text in zip(numbers, pictures.answers(image, [asked[i] for i in numbers]), strict=True):
-                    given[number] = text
-                bar.advance(len(numbers))
+            numbers = [*of_image[image], *of_image[others[image]]]
+            texts = pictures.answers(image, [asked[i] for i in numbers])
+            for place, (number, text) in enumerate(zip(numbers, texts, strict=True)):
+                (own if place < len(of_image[image]) else shuffled)[number] = text
+            bar.advance(len(numbers))
     common = blind_answers(train.questions, questions.kind)
     types = sorted({q.type for q in asked})
     kind = questions.kind
@@ -175,7 +173,11 @@ def evaluate_questions(
         'min_area_m2': min_area_m2,
         'sample': sample,
         'seed': seed,
-        'grafalign': __version__,
+        'bands': options.bands,
+        'value_range': options.value_range,
+        'any_gsd': options.any_gsd,
+        'words': None if content is None else content.names,
+        'versions': {name: version(name) for name in ('grafalign', 'torch', 'numpy', 'shapely')},
         **asdict(evaluation),
     }
     write_atomically(out / 'results.json', (json.dumps(record, indent=2, allow_nan=False) + '\n').encode())
