@@ -9,20 +9,25 @@ from pathlib import Path
 from grafalign.artefacts import Marker
 from grafalign.benchmarks.results import Result
 from grafalign.calibration.places import CalibrationMarker
+from grafalign.captions import CaptionSetMarker
 from grafalign.encoders.bank import BankMarker
+from grafalign.encoders.text_bank import TextBankMarker
 from grafalign.exchange.marker import ExportMarker
 from grafalign.fields.marker import FieldMarker
 from grafalign.report import Report
 from grafalign.search.marker import IndexMarker
 from grafalign.store_marker import StoreMarker
-from grafalign.training.provenance import DataMarker
+from grafalign.training.provenance import CaptionsMarker, DataMarker
 from grafalign.training.run_marker import RunMarker
 
 MARKERS: dict[str, type[Marker]] = {
     'dataset.json': StoreMarker,
     'bank.json': BankMarker,
+    'caption_set.dataset.json': CaptionSetMarker,
+    'text_bank.bank.json': TextBankMarker,
     'model.json': RunMarker,
     'data.json': DataMarker,
+    'captions.json': CaptionsMarker,
     'index.json': IndexMarker,
     'result.json': Result,
     'field.json': FieldMarker,

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from grafalign.errors import DamagedError, MachineError
+from grafalign.errors import DamagedError, InputError, MachineError, StaleError
 from grafalign.files import ME, Place, make_folder, place, read_range, stream_digest
 from grafalign.foreign.files import PASSING, below, open_plain, parse_object
 from grafalign.store_marker import StoreMarker
@@ -170,6 +170,10 @@ class PairStore:
                 'it is unfinished: run the same `grafalign pair` again' if started else 'make one with `grafalign pair`'
             )
             raise DamagedError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
+        if (self.path / 'captions.parquet').exists():
+            raise InputError(
+                f'{self.path} is a caption set, not a pair store; give a store that `grafalign pair` made.'
+            )
         self.marker = StoreMarker.read(marker)
         self.sensor = self.marker.sensor
         self._shards: OrderedDict[str, BinaryIO] = OrderedDict()

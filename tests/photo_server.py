@@ -42,6 +42,10 @@ class PhotoServer(ThreadingHTTPServer):
         self.agents: set[str] = set()
         self.broken: set[str] = set()
         """Photos that are answered with 503 for now."""
+        self.robots: bytes | None = None
+        """The robots.txt; 404 without."""
+        self.tags: dict[str, str] = {}
+        """X-Robots-Tag by photo."""
         self.slowness_s = 0.0
         """How long a photo takes."""
         self.scheme = 'http'
@@ -112,8 +116,12 @@ class Handler(BaseHTTPRequestHandler):
                     self._send(416)
                 else:
                     self._send(206, content[start:end], Content_Range=f'bytes {start}-{end - 1}/{len(content)}')
+            elif found[1] in self.server.tags:
+                self._send(200, content, X_Robots_Tag=self.server.tags[found[1]])
             else:
                 self._send(200, content)
+        elif path == '/robots.txt' and self.server.robots is not None:
+            self._send(200, self.server.robots, Content_Type='text/plain')
         elif found := re.fullmatch(r'/status/(\d+)', path):
             self._send(int(found[1]), b'an error page' * 10)
         elif found := re.fullmatch(r'/busy/(\d+)/(\d+)/(\d+)', path):  # /busy/STATUS/TIMES/RETRY-AFTER

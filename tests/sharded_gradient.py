@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     loss, whole = gradient(start(store, bank, clip, wanted), store, bank, wanted)
     task = start(store, bank, clip, wanted)
     fully_shard(task, mesh=init_device_mesh('cpu', (2,)))
-    part = task(PairSteps(store, bank, wanted, Share(distributed.get_rank(), 2))[0])
+    part = task(PairSteps.of_store(store, bank, wanted, Share(distributed.get_rank(), 2))[0])
     part.backward()
     mean = part.detach()
     distributed.all_reduce(mean)

@@ -148,14 +148,14 @@ def test_training_sees_no_photo_that_was_left_out(store: PairStore, bank: PhotoB
     valid[::3] = False
     filtered = dataclasses.replace(bank, valid=valid)
     wanted = settings(store, clip, batch_tiles=8)
-    steps = PairSteps(store, filtered, wanted)
+    steps = PairSteps.of_store(store, filtered, wanted)
     assert tile not in steps.tiles
     for number in range(steps.steps_per_epoch):
         batch = steps[number]
         assert valid[batch['candidates'].numpy()].all()
         assert len(batch['pixels']) == len(np.unique(batch['tile'].numpy()))
     with pytest.raises(GrafalignError, match='no train tile with a usable photo'):
-        PairSteps(store, dataclasses.replace(bank, valid=np.zeros_like(valid)), wanted)
+        PairSteps.of_store(store, dataclasses.replace(bank, valid=np.zeros_like(valid)), wanted)
 
 
 @pytest.fixture

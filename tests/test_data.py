@@ -25,7 +25,7 @@ WILD = {
 def steps(store: PairStore, bank: PhotoBank, clip: FrozenClip, *args: object, **changes: object) -> PairSteps:
     """Steps of ten tiles with up to four photos."""
     wanted = settings(store, clip, batch_tiles=10, seed=3, **changes)
-    return PairSteps(store, bank, wanted, *args, side=4)  # type: ignore[arg-type]
+    return PairSteps.of_store(store, bank, wanted, *args, side=4)  # type: ignore[arg-type]
 
 
 def equal(one: Batch, two: Batch) -> bool:
@@ -94,7 +94,7 @@ def test_places_stay_inside_the_view(store: PairStore, bank: PhotoBank, clip: Fr
 
 def test_negatives_are_other_training_photos(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """K rows of the bank besides the batch's own, each once, valid, of training tiles; `all` are all of them."""
-    mine = set(steps(store, bank, clip)._photos.tolist())
+    mine = set(steps(store, bank, clip)._candidates['photos'].tolist())
     for wanted in (7, 10**6, 'all'):
         batch = steps(store, bank, clip, negatives={'bank': wanted})[4]
         rows = batch['candidates'].tolist()
@@ -135,12 +135,13 @@ def test_a_tile_that_cannot_be_read_is_left_out_and_named(own_store: Path, bank:
     held = PairStore(own_store)
     data = steps(held, bank, clip)
     before = data[0]
-    row = int(data.tiles[data._plan(0).tiles[3]])
+    number = int(data._plan(0).tiles[3])
+    row = int(data.tiles[number])
     with (own_store / held.tiles['shard'].iloc[row]).open('r+b') as file:
         file.seek(int(held.tiles['byte_offset'].iloc[row]))
         file.write(b'nonsense')
     after = data[0]
-    assert after['bad'].tolist() == [row] and data.name_tiles([row]) == [held.tiles['tile_id'].iloc[row]]
+    assert after['bad'].tolist() == [number] and data.name_tiles([number]) == [held.tiles['tile_id'].iloc[row]]
     assert 3 in before['tile'] and 3 not in after['tile'] and not after['pixels'][3].any()
     for batch, missing in ((before, []), (after, [3])):
         each = torch.zeros(10).index_add_(0, batch['tile'], batch['weight'])
@@ -152,4 +153,4 @@ def test_a_tile_that_cannot_be_read_is_left_out_and_named(own_store: Path, bank:
 def test_a_split_without_tiles_is_named(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:
     """A store whose split is empty ends in one sentence."""
     with pytest.raises(GrafalignError, match=r'no holdout tile with a usable photo; check `split.shares`'):
-        PairSteps(store, bank, settings(store, clip), split='holdout')
+        PairSteps.of_store(store, bank, settings(store, clip), split='holdout')

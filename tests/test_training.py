@@ -47,7 +47,7 @@ def test_micro_batches_and_processes_give_the_gradient_of_the_whole_batch(
     for module in task.modules():
         if hasattr(module, 'positional_embedding') and module.training:
             module.eval()
-    last = PairSteps(store, bank, wanted).steps_per_epoch - 1
+    last = PairSteps.of_store(store, bank, wanted).steps_per_epoch - 1
     for step in (0, last):
         loss, whole = gradient(task, store, bank, wanted, step)
         scale = max(float(g.abs().max()) for g in whole.values())
@@ -72,7 +72,7 @@ def test_the_patch_share_weighs_the_losses_of_both_levels(store: PairStore, bank
     for level in ('image', 'patch', 'both'):
         wanted = settings(store, clip, level=level, patch_share=0.2)
         task = start(store, bank, clip, wanted).eval()
-        losses[level] = float(task(PairSteps(store, bank, wanted, side=task.encoder.side)[0]))
+        losses[level] = float(task(PairSteps.of_store(store, bank, wanted, side=task.encoder.side)[0]))
     assert losses['image'] != pytest.approx(losses['patch'], rel=0.01)
     assert losses['both'] == pytest.approx(0.8 * losses['image'] + 0.2 * losses['patch'], rel=1e-5)
 

@@ -180,7 +180,7 @@ def test_the_largest_micro_batch_is_found_by_counting(
     task = start(store, bank, clip, wanted)
 
     def forward(tiles: int) -> torch.Tensor:
-        return task(PairSteps(store, bank, wanted, micro_batch=tiles)[0])
+        return task(PairSteps.of_store(store, bank, wanted, micro_batch=tiles)[0])
 
     one, two, ten = (kept_bytes(forward, n) for n in (1, 2, 10))
     assert ten == pytest.approx(one + 9 * (two - one), rel=0.1)

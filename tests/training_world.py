@@ -15,8 +15,9 @@ from grafalign.encoders import FrozenClip, PhotoBank
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings
 from grafalign.training.data import PairSteps, Share
+from grafalign.training.gather_data import bank_rows
 from grafalign.training.task import AlignmentTask
-from grafalign.training.trainer import bank_rows, earth_centred
+from grafalign.training.trainer import earth_centred
 
 
 def settings(store: PairStore, clip: FrozenClip, out: Path = Path('no/run'), **changes: object) -> TrainSettings:
@@ -57,7 +58,7 @@ def gradient(
     task.zero_grad()
     loss = torch.zeros(())
     for rank in range(world):
-        steps = PairSteps(store, bank, wanted, Share(rank, world), micro_batch, side=task.encoder.side)
+        steps = PairSteps.of_store(store, bank, wanted, Share(rank, world), micro_batch, side=task.encoder.side)
         for number in range(steps.micro_batches):
             part = task(steps[step * steps.micro_batches + number]) / world
             part.backward()

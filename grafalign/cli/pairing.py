@@ -145,23 +145,35 @@ def _finding_row(finding: Any) -> tuple[str, str, str]:
 
 @app.command()
 def embed(
-    store: Annotated[str, typer.Argument(help='Pair store.')],
+    store: Annotated[str, typer.Argument(help='Pair store, or caption set.')],
     model: Annotated[str, typer.Option(help='open_clip name or folder, e.g. ViT-B-16.')],
     pretrained: Pretrained = None,
-    out: Annotated[Path | None, typer.Option(help="The bank's folder; STORE/bank by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The bank's folder; STORE/bank by default. A set's is always SET/bank.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help='Try only photos that failed for now.')] = False,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Embed all photos of a store once with the frozen CLIP; photos on URLs are fetched and not kept.
+    """Embed all photos of a store, or all texts of a caption set, once with the frozen CLIP.
+
+    Photos on URLs are fetched and not kept.
 
     Example: grafalign embed runs/pairs --model ViT-B-16 --pretrained openai
+
+    Example: grafalign embed sets/web --model ViT-B-16 --pretrained openai
     """
-    from grafalign.encoders import ClipSettings, best_device, load_clip
+    from grafalign.captions.caption_set import CaptionSet, is_caption_set
+    from grafalign.encoders import ClipSettings, best_device, embed_texts, load_clip
     from grafalign.encoders import embed as run
     from grafalign.store import PairStore
 
     clip = load_clip(ClipSettings(model=model, pretrained=pretrained), best_device())
+    if is_caption_set(store):
+        texts = embed_texts(CaptionSet(store), clip)
+        summary = {'captions': len(texts.numbers), 'texts': texts.marker.texts, 'cut': texts.marker.cut}
+        show(summary | {'dimensions': texts.embeddings.shape[1]}, str(texts.path), as_json)
+        return
     bank = run(PairStore(store), clip, out, workers, retry_failed=retry_failed)
     rows, width = bank.embeddings.shape
     failed = int(bank.photos['reason'].notna().sum())

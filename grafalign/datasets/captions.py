@@ -24,7 +24,7 @@ from grafalign.errors import InputError
 
 
 @dataclass(frozen=True)
-class CaptionSet:
+class PublishedCaptions:
     """What a published caption set looks like."""
 
     file: str
@@ -33,11 +33,11 @@ class CaptionSet:
 
 
 PUBLISHED = {
-    'rsicd': CaptionSet('dataset_rsicd.json', {'train': 8734, 'val': 1094, 'test': 1093}),
-    'rsitmd': CaptionSet('dataset_RSITMD.json', {'train': 4291, 'test': 452}),
-    'ucm_captions': CaptionSet('dataset.json', {'train': 1680, 'val': 210, 'test': 210}),
-    'sydney_captions': CaptionSet('dataset.json', {'train': 497, 'val': 58, 'test': 58}),
-    'nwpu_captions': CaptionSet('dataset_nwpu.json', {'train': 25_200, 'val': 3150, 'test': 3150}),
+    'rsicd': PublishedCaptions('dataset_rsicd.json', {'train': 8734, 'val': 1094, 'test': 1093}),
+    'rsitmd': PublishedCaptions('dataset_RSITMD.json', {'train': 4291, 'test': 452}),
+    'ucm_captions': PublishedCaptions('dataset.json', {'train': 1680, 'val': 210, 'test': 210}),
+    'sydney_captions': PublishedCaptions('dataset.json', {'train': 497, 'val': 58, 'test': 58}),
+    'nwpu_captions': PublishedCaptions('dataset_nwpu.json', {'train': 25_200, 'val': 3150, 'test': 3150}),
 }
 MISSING = {'nwpu_captions': ('airplane_111.jpg',)}
 """Pictures that the JSON of a set names and its archive has not."""
@@ -45,7 +45,9 @@ _RAW = ('raw', 'raw_1', 'raw_2', 'raw_3', 'raw_4')
 
 
 @dataclass(frozen=True)
-class _Entry:
+class CaptionEntry:
+    """An image of a caption file."""
+
     file: str
     split: str
     captions: tuple[str, ...]
@@ -69,13 +71,13 @@ def load_captions(
     """
     published = PUBLISHED.get(name)
     where = _description(tree, file or (published.file if published else None))
-    entries = _entries(where, tree.text(where))
+    entries = caption_entries(where, tree.text(where))
     splits = sorted({e.split for e in entries})
     if split != 'all':
         entries = [e for e in entries if e.split == split]
         if not entries:
             raise InputError(f'{where} has no split {split!r}; it has {", ".join(splits)}, or take all.')
-    find = _finder([n for n in tree.names if is_picture(n)], where)
+    find = picture_finder([n for n in tree.names if is_picture(n)], where)
     known_missing = MISSING.get(name, ())
     found = [(e, find(e.file)) for e in entries]
     absent = [e.file for e, at in found if at is None and PurePosixPath(e.file).name in known_missing]
@@ -130,7 +132,7 @@ def load_captions(
     )
 
 
-def _finder(pictures: list[str], where: str) -> Callable[[str], str | None]:
+def picture_finder(pictures: list[str], where: str) -> Callable[[str], str | None]:
     """Where a picture of a description is: by as much of its path as is needed to tell it from others.
 
     Raises:
@@ -173,14 +175,23 @@ def _description(tree: Tree, file: str | None) -> str:
     raise InputError(f'{tree.path} has no {" or ".join(wanted)}; give the folder that holds it and the images.')
 
 
-def _entries(where: str, text: str) -> list[_Entry]:
+def caption_entries(where: str, text: str) -> list[CaptionEntry]:
+    """The images of a caption file, in its order.
+
+    Args:
+        where: its name, for errors and for its form: `.jsonl` has an image a line.
+        text: its content.
+
+    Raises:
+        GrafalignError: it is of no known form.
+    """
     try:
         if where.lower().endswith('.jsonl'):
             return [_line(where, n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
         content = json.loads(text)
         if 'images' in content:
             return [
-                _Entry(
+                CaptionEntry(
                     str(i['filename']),
                     str(i.get('split', 'all')),
                     tuple(s['raw'].strip() for s in i['sentences'] if s['raw'].strip()),
@@ -188,7 +199,7 @@ def _entries(where: str, text: str) -> list[_Entry]:
                 for i in content['images']
             ]
         return [
-            _Entry(
+            CaptionEntry(
                 f'{label}/{i["filename"]}',
                 str(i['split']),
                 tuple(i[k].strip() for k in _RAW if (i.get(k) or '').strip()),
@@ -203,11 +214,13 @@ def _entries(where: str, text: str) -> list[_Entry]:
         ) from None
 
 
-def _line(where: str, number: int, line: str) -> _Entry:
+def _line(where: str, number: int, line: str) -> CaptionEntry:
     entry = json.loads(line)
     captions = entry.get('captions')
     if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
         raise InputError(f'{where}, line {number}: {entry.get("image")} has a missing caption; write one, or drop it.')
     label = entry.get('class')
     split = str(entry.get('split', 'all'))
-    return _Entry(str(entry['image']), split, tuple(c.strip() for c in captions), None if label is None else str(label))
+    return CaptionEntry(
+        str(entry['image']), split, tuple(c.strip() for c in captions), None if label is None else str(label)
+    )

@@ -7,6 +7,7 @@ from grafalign.encoders.content import ContentFilters, filter_bank
 from grafalign.encoders.embedding import embed
 from grafalign.encoders.preprocessing import TilePreprocessing
 from grafalign.encoders.satellite import Embeddings, SatelliteEncoder
+from grafalign.encoders.text_bank import TextBank, embed_texts, load_text_bank
 from grafalign.encoders.tuning import LoraSettings, TuneSettings, merge, trainable, tune
 
 __all__ = [
@@ -17,13 +18,16 @@ __all__ = [
     'LoraSettings',
     'PhotoBank',
     'SatelliteEncoder',
+    'TextBank',
     'TilePreprocessing',
     'TuneSettings',
     'best_device',
     'embed',
+    'embed_texts',
     'filter_bank',
     'load_bank',
     'load_clip',
+    'load_text_bank',
     'merge',
     'select_bands',
     'trainable',

@@ -17,7 +17,7 @@ from grafalign.escapes import fenced, markdown
 from grafalign.estimate import Estimate
 from grafalign.exchange.exportable import Exportable
 from grafalign.report import LabelledSets, Report
-from grafalign.training.provenance import DataMarker
+from grafalign.training.provenance import CaptionsMarker, DataMarker
 from grafalign.training.run_marker import RunMarker
 
 
@@ -44,6 +44,7 @@ class CardContent:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Training settings, without paths."""
     data: DataMarker | None = None
+    captions: CaptionsMarker | None = None
     results: tuple[Result, ...] = ()
     sets: LabelledSets | None = None
     """What the results were measured on."""
@@ -154,12 +155,18 @@ def _what(exportable: Exportable, card: CardContent) -> str:
         'both': 'Both the **image embedding** and the **patch embeddings** were trained.',
         'patch': 'The **patch embeddings** were trained; the image embedding comes along untrained: do not rely on it.',
     }.get(str(level), 'Whether its image embedding or its patch embeddings were trained, its files do not say.')
+    how = (
+        'Photos taken on the ground were matched to the satellite tiles that contain them, and the encoder learned to '
+        'land where CLIP puts the photos (GRAFT: Mall et al., ICLR 2024).'
+    )
+    if card.captions is not None:
+        captions = 'It learned to land where CLIP puts the captions of an image.'
+        how = captions if card.data is None else f'{how} From images with captions i{captions[1:]}'
     return (
-        f'A satellite encoder in the space of the CLIP {_clip_name(exportable)}, trained without a single caption: '
-        'photos taken on the ground were matched to the satellite tiles that contain them, and the encoder learned to '
-        'land where CLIP puts the photos (GRAFT: Mall et al., ICLR 2024). It takes the place of the image tower; the '
-        f'text tower is unchanged CLIP, so any words can be asked for. {trained}'
-        + (f'\n\n{card.origin}' if card.origin else '')
+        f'A satellite encoder in the space of the CLIP {_clip_name(exportable)}, '
+        f'trained {"on captions" if card.captions is not None else "without a single caption"}. {how} '
+        'It takes the place of the image tower; the text tower is unchanged CLIP, so any words can be asked for. '
+        f'{trained}' + (f'\n\n{card.origin}' if card.origin else '')
     )
 
 
@@ -197,14 +204,27 @@ def _pixels(exportable: Exportable) -> str:
 
 
 def _data(card: CardContent) -> str:
-    data = card.data
-    if not data:
-        return '## Data\n\nThese files do not say what the model was trained on.'
+    parts = [*([_photos(card.data)] if card.data else []), *([_captions(card.captions)] if card.captions else [])]
+    return '\n\n'.join(['## Data', *(parts or ['These files do not say what the model was trained on.'])])
+
+
+def _captions(captions: CaptionsMarker) -> str:
+    """What is told of caption sets."""
+    head = '| set | images | captions | distinct | kinds | writers | licences |\n|---|---|---|---|---|---|---|'
+    rows = [
+        f'| {markdown(s.name)} | {s.images:,} | {s.captions:,} | {s.distinct_captions:,} | {_counts(s.kinds)} | '
+        f'{_counts(s.writers)} | {_counts(s.licences)} |'
+        for s in captions.sets
+    ]
+    return 'Captioned images, of which `train` was learned from:\n\n' + '\n'.join([head, *rows])
+
+
+def _photos(data: DataMarker) -> str:
+    """What is told of a pair store."""
     rows = [f'| {n} | {c.tiles:,} | {c.photos:,} | {c.pairs:,} |' for n, c in data.splits.items()]
     splits = '\n'.join(rows)
     west, south, east, north = data.bounds
     lines = [
-        '## Data',
         'Trained on `train`; splits are blocks of land.',
         f'| split | tiles | photos | pairs |\n|---|---|---|---|\n{splits}',
         f'- Sensor: {markdown(data.sensor.name)}, {data.sensor.gsd_m} m a pixel, bands '
@@ -215,7 +235,7 @@ def _data(card: CardContent) -> str:
         f'- Licences of the photos: {_counts(data.licences)}. No photo is in these files.',
         f'Pair store {data.store_digest}, made by this recipe:\n\n{fenced(_yaml(data.recipe), "yaml")}',
     ]
-    return '\n\n'.join(lines[:3]) + '\n\n' + '\n'.join(lines[3:8]) + '\n\n' + lines[8]
+    return '\n\n'.join(lines[:2]) + '\n\n' + '\n'.join(lines[2:7]) + '\n\n' + lines[7]
 
 
 def _period(period: tuple[str, str] | None) -> str:
@@ -269,6 +289,16 @@ def _results(card: CardContent) -> str:
     )
 
 
+def _knows(card: CardContent) -> str:
+    """Where what it learned from ends."""
+    if card.captions is not None and card.data is None:
+        return '- It knows what its captions say, gaps and errors and all: what nobody wrote it was not told.'
+    return (
+        '- It knows what photos show: not what nobody photographs on the ground, nor what cannot be seen from above.\n'
+        '- Photos come from where people take them: cities, sights and rich countries; elsewhere it is less reliable.'
+    )
+
+
 def _limits(exportable: Exportable, card: CardContent) -> str:
     sensor = markdown(card.data.sensor.name) if card.data else 'the sensor it was trained on'
     return f"""\
@@ -277,8 +307,7 @@ def _limits(exportable: Exportable, card: CardContent) -> str:
 For zero-shot classification, retrieval and, with the patch head, coarse segmentation of tiles of {sensor}: research and
 mapping where a person looks at what comes out.
 
-- It knows what photos show: not what nobody photographs on the ground, nor what cannot be seen from above.
-- Photos come from where people take them: cities, sights and rich countries; elsewhere it is less reliable.
+{_knows(card)}
 - Another sensor, another size of pixel, another season or another value range is outside what it was trained for.
 - A patch is {exportable.encoder.patch_px} px wide, and geotags are off by metres to tens of metres: do not trust edges.
 - It inherits the biases of CLIP, and scores are no probabilities. It is not made for decisions about people, for

@@ -16,7 +16,7 @@ from grafalign.exchange.hub import check_hub, push
 from grafalign.exchange.model_card import CardContent, results_of
 from grafalign.report import Report
 from grafalign.training import load_satellite
-from grafalign.training.provenance import DataMarker, without_paths
+from grafalign.training.provenance import CaptionsMarker, DataMarker, without_paths
 
 
 def publish(
@@ -79,6 +79,7 @@ def _run(run: Path, clip: ClipSettings | None, results: Path | None) -> tuple[Ex
         run=marker,
         settings=without_paths(_settings(run / 'config.yaml')),
         data=DataMarker.read(run / 'data.json') if (run / 'data.json').is_file() else None,
+        captions=CaptionsMarker.read(run / 'captions.json') if (run / 'captions.json').is_file() else None,
         results=() if report is None else results_of(report, marker.digest, str(results)),
         sets=None if report is None else report.sets,
     )

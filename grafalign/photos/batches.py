@@ -229,7 +229,7 @@ def _jsonl(path: str, choose: Choose, compression: str | None) -> Iterator[Batch
     wanted: list[str] | None = None
     number = 0
     with open_stream(path, compression) as stream:
-        for lines in _line_blocks(stream, path):
+        for lines in line_blocks(stream, path):
             rows, malformed = [], []
             for line in lines:
                 number += 1
@@ -250,7 +250,7 @@ def _jsonl(path: str, choose: Choose, compression: str | None) -> Iterator[Batch
         raise InputError(f'{path} holds no photos; give a folder of images or a table with one photo a row.')
 
 
-def _line_blocks(stream: Any, path: str) -> Iterator[list[bytes]]:
+def line_blocks(stream: Any, path: str) -> Iterator[list[bytes]]:
     """Lines in lists of a few megabytes."""
     rest, count = b'', 0
     while block := stream.read(BLOCK_BYTES // 4):

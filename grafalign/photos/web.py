@@ -22,6 +22,7 @@ from urllib3 import exceptions
 
 from grafalign.config import Settings
 from grafalign.photos.exif import PhotoError
+from grafalign.photos.robots import MAX_ROBOTS_BYTES, ROBOTS_PATH, Robots, opt_out
 from grafalign.web.addresses import AddressError, PrivateAddressError, WebError, joined
 from grafalign.web.connections import LIMITS, Connections, seconds_left
 from grafalign.web.follow import MOST_REDIRECTS, REDIRECTS
@@ -56,6 +57,8 @@ class RemoteSettings(Settings):
     """A remote photo with more bytes, packed or unpacked, is refused."""
     max_pixels: int = Field(default=100_000_000, ge=1)
     """A remote photo that claims more pixels is not decoded."""
+    robots: bool = False
+    """Leave out what a host's robots.txt or an X-Robots-Tag (noai, noindex ...) forbids; caption sets always do."""
     private_addresses: bool = False
     """Also fetch from loopback, private, link-local and reserved addresses: only for tables whose rows you trust."""
     user_agent: str = Field(default=f'grafalign/{version("grafalign")}', min_length=1, pattern=r'^[\x20-\x7e]+$')
@@ -126,6 +129,7 @@ class Web:
         self._connections = Connections(settings.per_host)
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
         self._lock = threading.Lock()
+        self._robots = Robots(lambda url: self._patiently(url, {}, MAX_ROBOTS_BYTES)) if settings.robots else None
 
     def fetch(self, url: str) -> bytes:
         """The content at a URL.
@@ -162,6 +166,8 @@ class Web:
 
     def _follow(self, url: str, headers: dict[str, str], most: int) -> bytes:
         for _ in range(MOST_REDIRECTS + 1):
+            if self._robots is not None and urlsplit(url).path != ROBOTS_PATH:
+                self._robots.check(url)  # of every host on the way
             answer = self._once(url, headers, most)
             if isinstance(answer, bytes):
                 return answer
@@ -217,6 +223,10 @@ class Web:
         if status != (206 if part else 200):
             _drain(response)
             raise PhotoError(f'HTTP {status}')
+        directive = opt_out(response.headers.get('X-Robots-Tag')) if self._robots is not None else None
+        if directive is not None:
+            response.close()
+            raise PhotoError(f'the host does not want it taken (X-Robots-Tag: {directive})')
         wanted = headers.get('Range', '').partition('-')[0].replace('=', ' ')  # `bytes 100` of `bytes=100-199`
         if part and not response.headers.get('Content-Range', '').startswith(f'{wanted}-'):
             raise PhotoError('the server sends another part of the file than asked for')

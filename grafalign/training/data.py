@@ -1,9 +1,11 @@
-"""Batches: which tiles and photos each step sees, decided by the step's number alone.
+"""Batches: which images and candidates (photos, texts) each step sees, decided by the step's number alone.
 
-The order of an epoch is a keyed shuffle (`training.order`), everything else that is random is drawn from (seed, step),
+The order of an epoch is a keyed shuffle (`training.order`), that of several sources a deal (`training.mixture`),
+everything else that is random is drawn from (seed, step),
 so the place in a training is two integers, epoch and step in it: resuming is exact and immediate. Every process of a
-distributed run knows the whole batch, reads the pixels of its own tiles only, and gets the photos of the *whole* batch
-(and whatever else of the bank the step draws) as row numbers: all see the same negatives without talking to each other.
+distributed run knows the whole batch, reads the pixels of its own tiles only, and gets the candidates of the *whole*
+batch (and whatever else of the bank the step draws) as row numbers: all see the same negatives without talking to each
+other. A tile here is any image, of a pair store or of a caption set, and a photo any candidate, photo or text.
 
 An item of `PairSteps` is a micro-batch: the part of a process's share of a step that goes through the encoder at a
 time.
@@ -21,11 +23,12 @@ import torch
 from torch import Tensor
 
 from grafalign.encoders import PhotoBank, select_bands
-from grafalign.errors import DamagedError, GrafalignError, InputError
+from grafalign.errors import GrafalignError
 from grafalign.store import PairStore
+from grafalign.training.mixture import Mixture
 from grafalign.training.order import shuffled
-from grafalign.training.placement import RADIUS_PER_SIGMA
 from grafalign.training.settings import TrainSettings
+from grafalign.training.sources import Source, store_source
 from grafalign.training.steps import Steps
 from grafalign.training.views import Views, draw_views, move, turn_headings, zoom_of
 
@@ -56,7 +59,9 @@ class Batch(TypedDict):
     keep: Tensor
     """Patches that the encoder sees, int64 [b, m]; none where it sees all."""
     candidates: Tensor
-    """Rows of the bank: the photos of the whole batch, then the negatives from the bank, int64 [K]."""
+    """Rows of the bank: the photos of the whole batch, then the negatives from the bank; then texts likewise, [K]."""
+    photos: Tensor
+    """How many of the candidates are photos, int64 [1]; the others are texts."""
     tile: Tensor
     """Tile (0 to b - 1) of each pair, int64 [n]."""
     photo: Tensor
@@ -79,7 +84,7 @@ class Batch(TypedDict):
     sizes: Tensor
     """Tiles of the batch in every process, int64 [W]."""
     bad: Tensor
-    """Rows in the store of tiles that could not be read; they have no pairs, int64 [x]."""
+    """Numbers of the images that could not be read; they have no pairs, int64 [x]."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ class _Plan(NamedTuple):
     views: Views
     keep: Integers
     candidates: Integers
+    photos: int
+    """How many of them are photos."""
     position: Integers
     """Of each pair's photo among the candidates, [N]."""
 
@@ -113,20 +120,52 @@ class PairSteps(Steps):
     """The steps of a training; see `Steps` for how its micro-batches are numbered.
 
     Args:
-        store: the pair store.
-        bank: its photo bank.
-        settings: bands, batch, negatives, masks, augmentation, seed.
+        sources: what is trained on, with its rows of the joined bank; all of one sensor.
+        settings: batch, negatives, masks, augmentation, seed.
         share: this process's share.
         micro_batch: tiles that go through the encoder at a time; the whole share by default.
-        split: tiles of this split.
         side: patches along each side of the encoder's grid, for patch dropout.
-
-    Raises:
-        GrafalignError: the split has no tile with a usable photo, or a wanted band is missing.
+        size_px: pixels along each side of all images.
+        mixture: deals the places of every batch among several sources; one source goes from epoch to epoch.
     """
 
     def __init__(
         self,
+        sources: list[Source],
+        settings: TrainSettings,
+        share: Share | None = None,
+        micro_batch: int | None = None,
+        side: int = 0,
+        *,
+        size_px: int,
+        mixture: Mixture | None = None,
+    ) -> None:
+        self.settings, self.share, self.side, self.size_px = settings, share or Share(), side, size_px
+        self._sources, self._mixture = sources, mixture
+        self._divide(micro_batch)
+        pairs = np.cumsum([0, *(len(s.candidate) for s in sources)])
+        self._begin = np.cumsum([0, *(len(s.rows) for s in sources)])
+        """The first image of each source, and the number of all."""
+        self._first, self._last = (
+            np.concatenate([getattr(s, name) + n for s, n in zip(sources, pairs[:-1], strict=True)])
+            for name in ('first', 'last')
+        )
+        self._photo, self._position, self._sigma_px, self._heading = (
+            np.concatenate([getattr(s, name) for s in sources])
+            for name in ('candidate', 'position', 'sigma_px', 'heading')
+        )
+        self._candidates = {k: _distinct([s for s in sources if s.kind == k]) for k in ('photos', 'captions')}
+        self.tiles = np.concatenate([s.rows for s in sources])
+        """Rows of all images in their own stores and sets."""
+        count = len(self.tiles)
+        self.steps_per_epoch: int | None = -(-count // settings.batch_tiles) if mixture is None else None
+        """Batches in one pass over the tiles, the last one perhaps smaller."""
+        self._bands = sources[0].pixels.radiometry(np.zeros(1, np.int64))[0].shape[1]
+        self._planned: tuple[int, _Plan] | None = None
+
+    @classmethod
+    def of_store(
+        cls,
         store: PairStore,
         bank: PhotoBank,
         settings: TrainSettings,
@@ -134,27 +173,15 @@ class PairSteps(Steps):
         micro_batch: int | None = None,
         split: str = 'train',
         side: int = 0,
-    ) -> None:
-        self.store, self.settings, self.share, self.side = store, settings, share or Share(), side
-        self._divide(micro_batch)
-        self.bands = select_bands(store.sensor.bands, settings.bands or store.sensor.bands, store.sensor.name)
-        pairs = store.pairs
-        usable = bank.valid[pairs['photo'].to_numpy()] & np.isin(pairs['tile'].to_numpy(), store.tiles_of(split))
-        pairs = pairs[usable].sort_values('tile', kind='stable')
-        self._photo = pairs['photo'].to_numpy()
-        self._position = pairs[['row', 'col']].to_numpy(dtype=np.float32)
-        self.tiles, self._first = np.unique(pairs['tile'].to_numpy(), return_index=True)
-        self._last = np.append(self._first[1:], len(pairs))
-        self._photos = np.unique(self._photo)
-        self.steps_per_epoch: int = -(-len(self.tiles) // settings.batch_tiles)
-        """Batches in one pass over the tiles, the last one perhaps smaller."""
-        if not len(self.tiles):
-            raise InputError(
-                f'{store.path} has no {split} tile with a usable photo; check `split.shares` of its recipe.'
-            )
-        self._sigma_px = _sigma_px(store, settings.placement.unknown_accuracy_m)
-        self._heading = _headings(store)
-        self._planned: tuple[int, _Plan] | None = None
+    ) -> PairSteps:
+        """Steps over one pair store; arguments as above.
+
+        Raises:
+            GrafalignError: the split has no tile with a usable photo, or a wanted band is missing.
+        """
+        bands = select_bands(store.sensor.bands, settings.bands or store.sensor.bands, store.sensor.name)
+        source = store_source(store, bank, bands, settings.placement.unknown_accuracy_m, split)
+        return cls([source], settings, share, micro_batch, side, size_px=store.sensor.size_px)
 
     def _divide(self, micro_batch: int | None) -> None:
         most = -(-self.settings.batch_tiles // self.share.world)
@@ -168,8 +195,14 @@ class PairSteps(Steps):
         return other
 
     def name_tiles(self, rows: list[int]) -> list[str]:
-        """Tile ids of rows of the store."""
-        return [str(i) for i in self.store.tiles['tile_id'].iloc[rows]]
+        """Ids of images, by their numbers over all sources."""
+        found = []
+        for row in rows:
+            which = int(np.searchsorted(self._begin, row, side='right')) - 1
+            source = self._sources[which]
+            name = str(source.image_ids[source.rows[row - self._begin[which]]])
+            found.append(name if len(self._sources) == 1 else f'{source.name}: {name}')
+        return found
 
     def __len__(self) -> int:
         return 2**62  # steps never run out: epochs follow each other
@@ -189,8 +222,7 @@ class PairSteps(Steps):
         weight = self.share.world / (len(plan.tiles) * np.bincount(plan.owner, minlength=1)[plan.owner])
         owner, pair = plan.owner[own], plan.pair[own]
         matrix, zoom = plan.views.matrix[owner], zoom_of(plan.views.matrix[owner])
-        numbers = self.tiles[plan.tiles[shown]]
-        scale, offset = (v[numbers][:, self.bands] for v in self.store.radiometry)
+        scale, offset = self._radiometry(plan.tiles[shown])
         listed = self._same_tile(plan, mine) if self.settings.masks.same_tile else np.zeros((2, 0), dtype=np.int64)
         whole = np.stack([plan.owner, plan.position]) if self.settings.photo_to_tile else np.zeros((2, 0), np.int64)
         arrays = {
@@ -204,18 +236,19 @@ class PairSteps(Steps):
             'band': plan.views.band[shown],
             'keep': plan.keep[shown],
             'candidates': plan.candidates,
+            'photos': np.array([plan.photos]),
             'tile': owner - mine.start,
             'photo': plan.position[own],
             'weight': weight[own].astype(np.float32),
             'row': plan.row[own],
             'col': plan.col[own],
-            'sigma_px': self._sigma_px[self._photo[pair]] * zoom,
-            'heading': turn_headings(self._heading[self._photo[pair]], matrix),
+            'sigma_px': self._sigma_px[pair] * zoom,
+            'heading': turn_headings(self._heading[pair], matrix),
             'zoom': zoom,
             'listed': listed,
             'whole': whole,
             'sizes': np.array(sizes),
-            'bad': self.tiles[bad],
+            'bad': bad,
         }
         tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
         return Batch(pixels=torch.from_numpy(pixels), **tensors)  # type: ignore[typeddict-item]
@@ -224,13 +257,10 @@ class PairSteps(Steps):
         """Everything that is random about a step; remembered, as a step's micro-batches come one after another."""
         if self._planned is not None and self._planned[0] == step:
             return self._planned[1]
-        settings, count = self.settings, len(self.tiles)
-        epoch, place = divmod(step, self.steps_per_epoch)
-        start = place * settings.batch_tiles
-        tiles = shuffled(np.arange(start, min(start + settings.batch_tiles, count)), count, (settings.seed, 0, epoch))
+        settings, size = self.settings, self.size_px
+        tiles = self._tiles(step)
         rng = np.random.default_rng((settings.seed, 1, step))
-        size = self.store.sensor.size_px
-        views = draw_views(rng, len(tiles), len(self.bands), size, settings.augment)
+        views = draw_views(rng, len(tiles), self._bands, size, settings.augment)
         pair, owner = self._draw_photos(rng, tiles)
         keep = np.zeros((len(tiles), 0), dtype=np.int64)
         if settings.patch_dropout:
@@ -239,11 +269,36 @@ class PairSteps(Steps):
         views, row, col = self._views_with_photos(views, pair, owner)
         seen = (row >= 0) & (row < size) & (col >= 0) & (col < size)
         pair, owner, row, col = pair[seen], owner[seen], row[seen], col[seen]
-        photos, position = np.unique(self._photo[pair], return_inverse=True)
-        candidates = np.concatenate([photos, self._draw_negatives(step, photos)])
-        plan = _Plan(tiles, pair, owner, row, col, views, keep, candidates, position)
+        candidates, photos, position = self._draw_candidates(step, self._photo[pair])
+        plan = _Plan(tiles, pair, owner, row, col, views, keep, candidates, photos, position)
         self._planned = step, plan
         return plan
+
+    def _tiles(self, step: int) -> Integers:
+        """Numbers of a step's images over all sources."""
+        if self._mixture is not None:
+            source, image = self._mixture.items(step)
+            return self._begin[source] + image
+        count, size, seed = len(self.tiles), self.settings.batch_tiles, self.settings.seed
+        epoch, place = divmod(step, self.steps_per_epoch or 1)
+        return shuffled(np.arange(place * size, min((place + 1) * size, count)), count, (seed, 0, epoch))
+
+    def _draw_candidates(self, step: int, own: Integers) -> tuple[Integers, int, Integers]:
+        """Rows of the bank for the pairs' own candidates and negatives, photos before texts.
+
+        Returns:
+            The rows [K], how many of them are photos, and the position of each pair's own among them [N].
+        """
+        mine, position = np.unique(own, return_inverse=True)
+        texts = self._candidates['captions']
+        if not len(texts) or not len(self._candidates['photos']):
+            rows = np.concatenate([mine, self._draw_negatives(step, mine, 'captions' if len(texts) else 'photos')])
+            return rows, 0 if len(texts) else len(rows), position
+        photos = int(np.searchsorted(mine, texts[0]))  # texts come behind all photos in the joined bank
+        parts = [mine[:photos], self._draw_negatives(step, mine[:photos], 'photos')]
+        drawn = len(parts[1])
+        parts += [mine[photos:], self._draw_negatives(step, mine[photos:], 'captions')]
+        return np.concatenate(parts), photos + drawn, np.where(position < photos, position, position + drawn)
 
     def _draw_photos(self, rng: np.random.Generator, tiles: Integers) -> tuple[Integers, Integers]:
         """At most `photos_per_tile` of each tile's pairs at random: rows of pairs and their tiles."""
@@ -260,7 +315,7 @@ class PairSteps(Steps):
         self, views: Views, pair: Integers, owner: Integers
     ) -> tuple[Views, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Places of the photos in the views. A view that would show none of its tile's photos is not taken."""
-        size = self.store.sensor.size_px
+        size = self.size_px
         row, col = self._moved(views, pair, owner)
         seen = (row >= 0) & (row < size) & (col >= 0) & (col < size)
         empty = np.bincount(owner, seen, minlength=len(views.code)) == 0
@@ -276,16 +331,16 @@ class PairSteps(Steps):
         self, views: Views, pair: Integers, owner: Integers
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         at = self._position[pair]
-        return move(at[:, 0], at[:, 1], views.matrix[owner], views.shift[owner], self.store.sensor.size_px)
+        return move(at[:, 0], at[:, 1], views.matrix[owner], views.shift[owner], self.size_px)
 
-    def _draw_negatives(self, step: int, own: Integers) -> Integers:
-        """Photos of training tiles that the batch does not hold, as many as the settings say or as there are."""
+    def _draw_negatives(self, step: int, own: Integers, kind: str) -> Integers:
+        """Candidates of training images that the batch does not hold, as many as the settings say or as there are."""
         wanted = self.settings.negatives
         if wanted == 'batch':
             return np.zeros(0, dtype=np.int64)
-        there = len(self._photos)
+        drawn = self._candidates[kind]
+        there = len(drawn)
         count = there if wanted.bank == 'all' else min(there, wanted.bank + len(own))
-        drawn = self._photos
         if count < there:
             drawn = drawn[shuffled(np.arange(count), there, (self.settings.seed, 2, step))]
         drawn = drawn[~np.isin(drawn, own)]
@@ -304,41 +359,36 @@ class PairSteps(Steps):
         return np.stack([owner[there], order[at][there]])
 
     def _read(self, tiles: Integers) -> tuple[npt.NDArray[np.generic], Integers]:
-        """Pixels [b, C, H, W] of training tiles, and those that could not be read or hold NaN, whose pixels are 0."""
+        """Pixels [b, C, H, W] of images, and those that could not be read or hold NaN, whose pixels are 0."""
         pixels: list[npt.NDArray[np.generic] | None] = []
         bad = []
-        size = self.store.sensor.size_px
-        for tile in tiles:
+        for tile, which in zip(tiles.tolist(), self._source_of(tiles).tolist(), strict=True):
+            source = self._sources[which]
             try:
-                part = self.store.read_tile(int(self.tiles[tile]))[self.bands]
-                if np.issubdtype(part.dtype, np.inexact) and not np.isfinite(part).all():
-                    raise DamagedError('it holds numbers that are not finite')
-                pixels.append(part)
+                pixels.append(source.pixels.read(int(source.rows[tile - self._begin[which]])))
             except GrafalignError:
-                bad.append(int(tile))
+                bad.append(tile)
                 pixels.append(None)
-        fine = next((p for p in pixels if p is not None), np.zeros((len(self.bands), size, size), dtype=np.uint8))
-        stacked = np.zeros((len(tiles), *fine.shape), dtype=fine.dtype)
+        kinds = [p.dtype for p in pixels if p is not None] or [np.dtype(np.uint8)]
+        stacked = np.zeros((len(tiles), self._bands, self.size_px, self.size_px), dtype=np.result_type(*kinds))
         for place, read in zip(stacked, pixels, strict=True):
             if read is not None:
                 place[:] = read
         return stacked, np.array(bad, dtype=np.int64)
 
+    def _radiometry(self, tiles: Integers) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Scale and offset of images, [b, C] each."""
+        scale, offset = (np.empty((len(tiles), self._bands), np.float32) for _ in range(2))
+        of = self._source_of(tiles)
+        for which in np.unique(of).tolist():
+            mine, source = of == which, self._sources[which]
+            scale[mine], offset[mine] = source.pixels.radiometry(source.rows[tiles[mine] - self._begin[which]])
+        return scale, offset
 
-def _sigma_px(store: PairStore, unknown_m: float) -> npt.NDArray[np.float32]:
-    """Standard deviation of every photo's place along each axis, in pixels of a tile, [P]."""
-    photos = store.photos
-    accuracy = photos['accuracy_m'].to_numpy(dtype=float, na_value=np.nan) if 'accuracy_m' in photos else np.nan
-    accuracy = np.where(accuracy > 0, accuracy, unknown_m) * np.ones(len(photos))
-    return np.asarray(accuracy / RADIUS_PER_SIGMA / store.sensor.gsd_m, dtype=np.float32)
+    def _source_of(self, tiles: Integers) -> Integers:
+        return np.searchsorted(self._begin, tiles, side='right') - 1
 
 
-def _headings(store: PairStore) -> npt.NDArray[np.float32]:
-    """Heading of every photo in radians clockwise from true north, NaN where unknown, [P].
-
-    Tiles are up along their zone's grid north, which is off by up to 3 degrees: less than a phone's compass.
-    """
-    photos = store.photos
-    if 'heading_deg' not in photos:
-        return np.full(len(photos), np.nan, dtype=np.float32)
-    return np.deg2rad(photos['heading_deg'].to_numpy(dtype=np.float32, na_value=np.nan))
+def _distinct(sources: list[Source]) -> Integers:
+    """Candidates of some sources, each once."""
+    return np.unique(np.concatenate([s.candidate for s in sources])) if sources else np.zeros(0, np.int64)

@@ -20,7 +20,7 @@ The sigmoid form (SigLIP: Zhai et al. 2023) and the photo -> tile direction are 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -67,15 +67,26 @@ class Masks:
 NO_MASKS = Masks()
 
 
+class Bank(Protocol):
+    """Embeddings that are looked up by row: a tensor [P, D], or several behind one face."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are looked up."""
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Embeddings [n, D], of any float type."""
+
+
 class Candidates:
     """All photos that the rows of a batch are held against, looked up in the bank block by block.
 
     Args:
-        bank: photo embeddings [P, D], of any float type, on any device.
+        bank: embeddings of photos, or of texts, which the loss does not tell apart.
         rows: rows of the bank, int64 [K].
     """
 
-    def __init__(self, bank: Tensor, rows: Tensor) -> None:
+    def __init__(self, bank: Bank, rows: Tensor) -> None:
         self.bank, self.rows = bank, rows
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""`data.json`, where a run's data came from: what the run keeps of its pair store, and its model card tells.
+"""`data.json` and `captions.json`, where a run's data came from: what it keeps of its pair store and its caption sets.
 
 It is what somebody needs who has the model but neither the store nor this machine: counts, sources, licences, places
 and times, and the recipe; no photo, no author, no path of this machine and no key of a signed address.
@@ -7,16 +7,19 @@ and times, and the recipe; no photo, no author, no path of this machine and no k
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pandas as pd
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from grafalign.artefacts import Marker
+from grafalign.captions.caption_set import CaptionSet
 from grafalign.store import PairStore
 from grafalign.store_marker import Sensor
+from grafalign.training.gather_data import TrainingData
 
 NOT_STATED = 'not stated'
 
@@ -59,6 +62,60 @@ class DataMarker(Marker):
     """The pairing recipe, as the release that made the store wrote it, without paths of its machine."""
     recipe_digest: str | None
     store_digest: str
+
+
+class CaptionData(BaseModel):
+    """What a run and its model card tell of a caption set."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    digest: str
+    images: int
+    captions: int
+    distinct_captions: int
+    splits: dict[str, int]
+    kinds: dict[str, int]
+    """Captions of each kind: alt, template, model, human."""
+    writers: dict[str, int]
+    """Captions of each writer, where it is known."""
+    licences: dict[str, int]
+    """Images of each licence, the most frequent first."""
+
+
+class CaptionsMarker(Marker):
+    """`captions.json`: where a run's captions came from."""
+
+    REMEDY: ClassVar[str] = 'train again'
+
+    format: int
+    sets: tuple[CaptionData, ...]
+
+
+def describe_captions(captions: CaptionSet) -> CaptionData:
+    """What a run and its model card tell of a caption set."""
+    marker = captions.marker
+    writers = captions.captions['writer'].cast(pa.string()).to_pandas().dropna().value_counts()
+    return CaptionData(
+        name=captions.path.resolve().name,
+        digest=captions.digest,
+        images=marker.images,
+        captions=marker.captions,
+        distinct_captions=marker.distinct_captions,
+        splits=marker.splits,
+        kinds=marker.kinds,
+        writers={str(name): int(count) for name, count in writers.items()},
+        licences=_counts(captions.images.select(['licence']).to_pandas(), 'licence'),
+    )
+
+
+def describe(data: TrainingData, run: Path) -> None:
+    """Write what a run keeps of its data into its folder."""
+    if data.store is not None:
+        describe_data(data.store).write(run / 'data.json')
+    if data.sets:
+        sets = tuple(describe_captions(captions) for captions, _ in data.sets)
+        CaptionsMarker(format=CaptionsMarker.NEWEST, sets=sets).write(run / 'captions.json')
 
 
 def describe_data(store: PairStore) -> DataMarker:

@@ -10,9 +10,12 @@ import hashlib
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
+from grafalign.captions.caption_set import CaptionSet
 from grafalign.encoders import PhotoBank
 from grafalign.store import PairStore
+from grafalign.store_marker import Sensor
 
 SPLITS = ('train', 'val')
 
@@ -43,6 +46,25 @@ def training_rows_digest(store: PairStore, bank: PhotoBank) -> str:
         of_photos[name] = photos[name].astype('float64') if name in photos else np.nan
     of_photos['content'] = bank.photos['digest'].astype('string').fillna('').to_numpy(dtype=object)[rows]
     state.update(_hashed(of_photos))
+    return state.hexdigest()
+
+
+def caption_rows_digest(captions: CaptionSet, sensor: Sensor) -> str:
+    """Digest of the images of `SPLITS` of a caption set, their texts, and what images are brought to.
+
+    Args:
+        captions: the set.
+        sensor: bands and size.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    state.update(repr((sensor.bands, sensor.size_px, sensor.value_range)).encode())
+    images = captions.images.select(['image_id', 'digest', 'file', 'split']).to_pandas()
+    used = images['split'].isin(SPLITS).to_numpy()
+    images['digest'] = images['digest'].astype('string').fillna(images['file'].astype('string'))
+    state.update(_hashed(images.loc[used, ['image_id', 'digest', 'split']].astype(str)))
+    image = captions.image_of_caption
+    texts = pq.read_table(captions.path / 'captions.parquet', columns=['text']).to_pandas()
+    state.update(_hashed(texts.assign(image=np.cumsum(used)[image])[used[image]]))
     return state.hexdigest()
 
 

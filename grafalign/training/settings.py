@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from grafalign.config import Settings, settings_digest
 from grafalign.encoders import ClipSettings, TuneSettings
@@ -20,6 +21,7 @@ _FREE = dict.fromkeys(
     (
         'out',
         'store',
+        'val_set',
         'bank',
         'clip',
         'workers',
@@ -106,11 +108,42 @@ class MaskSettings(Settings):
     """Photos whose cosine with any of the anchor's is larger. Costs a product [positives, D] x [D, candidates]."""
 
 
+class SourceSettings(Settings):
+    """One of the sources of `data`."""
+
+    set: Path | None = None
+    """Caption set, with the text bank that `grafalign embed` makes; or"""
+    store: PlaceSetting | None = None
+    """Pair store, with its photo bank. One source at most is a store."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of every batch, relative to the other sources of the time."""
+    after: float = Field(default=0.0, ge=0, lt=1)
+    """It is used from this share of the steps on."""
+    until: float = Field(default=1.0, gt=0, le=1)
+    """It is used to this share of the steps."""
+
+    @model_validator(mode='after')
+    def _is_one(self) -> Self:
+        if (self.set is None) == (self.store is None):
+            raise ValueError('a source is either a `set` or a `store`; give one of them')
+        if self.after >= self.until:
+            raise ValueError('`after` must be less than `until`')
+        return self
+
+
 class TrainSettings(LoopSettings):
     """The file of `grafalign train`."""
 
-    store: PlaceSetting
-    """Pair store, a folder or a URL."""
+    store: PlaceSetting | None = None
+    """Pair store, a folder or a URL; or give `data`."""
+    data: tuple[SourceSettings, ...] = ()
+    """A caption set; or several sources (`[{set: web, until: 0.4}, {set: landmarks}, {store: pairs, weight: 0.3}]`)."""
+    val_set: Path | None = None
+    """Caption set whose `val` images are validated on, besides those of the sources."""
+    size_px: int | None = Field(default=None, ge=8, le=1 << 14)
+    """Pixels that pictures are brought to where no source has tiles; CLIP's own by default."""
+    gsd_m: float | None = Field(default=None, gt=0)
+    """Metres a pixel of pictures whose set knows none; needed where no source tells it."""
     bank: Path | None = None
     """Folder of its photo bank; STORE/bank by default, needed where the store is on a URL."""
     out: Path
@@ -152,10 +185,36 @@ class TrainSettings(LoopSettings):
     validate_every: int = Field(default=200, ge=1)
     """Steps between measurements on the val split."""
 
+    @property
+    def sources(self) -> tuple[SourceSettings, ...]:
+        """What is trained on, however it was given."""
+        return self.data if self.store is None else (SourceSettings(store=self.store),)
+
+    @field_validator('data', mode='before')
+    @classmethod
+    def _one_set_is_a_list(cls, value: Any) -> Any:
+        return ({'set': value},) if isinstance(value, str | Path) else value
+
+    @model_validator(mode='after')
+    def _has_data(self) -> Self:
+        if (self.store is None) == (not self.data):
+            raise ValueError('give either `store` or `data`')
+        if sum(s.store is not None for s in self.sources) > 1:
+            raise ValueError('of the sources of `data` one at most is a `store`')
+        if len(self.sources) > 1 and self.steps is None:
+            raise ValueError('several sources have no common epoch; give `steps`')
+        edges = sorted({0.0, 1.0, *(e for s in self.sources for e in (s.after, s.until))})
+        for first, last in itertools.pairwise(edges):
+            if not any(s.after <= first and last <= s.until for s in self.sources):
+                raise ValueError(f'from {first:g} to {last:g} of the steps no source of `data` is used')
+        if self.level != 'image' and any(s.set is not None for s in self.sources):
+            raise ValueError('a caption speaks of its whole image; use `level: image` with caption sets')
+        return self
+
     @model_validator(mode='after')
     def _fits_together(self) -> Self:
-        if self.store == self.out:
-            raise ValueError('`store` and `out` must be different folders')
+        if any(self.out in (s.store, s.set) for s in self.sources):
+            raise ValueError('`out` must be another folder than those of the data')
         if self.patch_dropout and self.level != 'image':
             raise ValueError('`patch_dropout` leaves patches without an embedding; use it with `level: image` only')
         if self.photo_to_tile and self.level == 'patch':
@@ -174,5 +233,9 @@ class TrainSettings(LoopSettings):
     @property
     def digest(self) -> str:
         """Digest of every setting that changes the result."""
-        free = _FREE if self.learn_tau or self.form == 'sigmoid' else {**_FREE, 'lr_scalars': True}
+        free: dict[str, Any] = dict(_FREE)
+        if not self.learn_tau and self.form != 'sigmoid':
+            free['lr_scalars'] = True
+        if self.data:
+            free['data'] = {'__all__': {'set', 'store'}}
         return settings_digest(self, MEANING, free)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from grafalign.encoders import Embeddings, FrozenClip, SatelliteEncoder, TilePreprocessing, tune
 from grafalign.store_marker import Sensor
+from grafalign.training.banks import JoinedBank
 from grafalign.training.data import Batch
 from grafalign.training.objective import (
     Candidates,
@@ -39,7 +40,7 @@ class AlignmentTask(nn.Module):
         encoder: the satellite encoder.
         preprocessing: how stored pixels become its input.
         settings: level, form, temperature, masks, placement.
-        bank: photo embeddings [P, D], of any float type, on any device: no part of the module's state.
+        bank: embeddings of photos and texts [P, D], of any float type, on any device: no part of the module's state.
         places: where the photos are, metres in space [P, 3]; needed for `masks.within_m` only.
         gsd_m: ground size of a pixel.
     """
@@ -49,7 +50,7 @@ class AlignmentTask(nn.Module):
         encoder: SatelliteEncoder,
         preprocess: TilePreprocessing,
         settings: TrainSettings,
-        bank: Tensor,
+        bank: Tensor | JoinedBank,
         gsd_m: float,
         places: Tensor | None = None,
     ) -> None:
@@ -64,7 +65,12 @@ class AlignmentTask(nn.Module):
 
     @classmethod
     def start(
-        cls, clip: FrozenClip, sensor: Sensor, settings: TrainSettings, bank: Tensor, places: Tensor | None = None
+        cls,
+        clip: FrozenClip,
+        sensor: Sensor,
+        settings: TrainSettings,
+        bank: Tensor | JoinedBank,
+        places: Tensor | None = None,
     ) -> AlignmentTask:
         """A task whose encoder starts from CLIP's weights; `sensor` names the bands that are used.
 
@@ -111,8 +117,7 @@ class AlignmentTask(nn.Module):
         candidates = Candidates(self._bank[0], batch['candidates'])
         losses = []
         if settings.level != 'patch':
-            pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
-            loss = self._contrast(found.image * scale, candidates, pairs, batch['listed'])
+            loss = self._whole(found.image * scale, batch)
             if settings.photo_to_tile:
                 loss = loss + settings.photo_to_tile * self._reverse(found.image * scale, candidates, batch)
             losses.append(loss)
@@ -126,6 +131,31 @@ class AlignmentTask(nn.Module):
         if len(losses) == 1:
             return losses[0]
         return (1 - settings.patch_share) * losses[0] + settings.patch_share * losses[1]
+
+    def _whole(self, scaled: Tensor, batch: Batch) -> Tensor:
+        """The loss of whole images: photos are held against photos, and texts against texts.
+
+        CLIP's photos and texts lie in two cones: to tell one from the other would teach nothing of their content, and
+        a photo that shows what a text says is none of its negatives.
+        """
+        count, photos = len(batch['candidates']), int(batch['photos'])
+        if photos in (0, count):
+            pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
+            return self._contrast(scaled, Candidates(self._bank[0], batch['candidates']), pairs, batch['listed'])
+        losses = []
+        for first, last in ((0, photos), (photos, count)):
+            mine = (batch['photo'] >= first) & (batch['photo'] < last)
+            tiles, row = torch.unique(batch['tile'][mine], return_inverse=True)
+            pairs = Pairs(row, batch['photo'][mine] - first, batch['weight'][mine])
+            tile, candidate = batch['listed']
+            at = torch.full((len(scaled),), -1, dtype=torch.int64, device=scaled.device)
+            at[tiles] = torch.arange(len(tiles), device=scaled.device)
+            listed = torch.stack([at[tile], candidate - first])[
+                :, (at[tile] >= 0) & (candidate >= first) & (candidate < last)
+            ]
+            candidates = Candidates(self._bank[0], batch['candidates'][first:last])
+            losses.append(self._contrast(scaled[tiles], candidates, pairs, listed))
+        return losses[0] + losses[1]
 
     def _contrast(self, scaled: Tensor, candidates: Candidates, pairs: Pairs, listed: Tensor | None) -> Tensor:
         wanted = self.settings.masks

@@ -1,7 +1,8 @@
-"""Train a satellite encoder on a pair store: settings in, run folder out.
+"""Train a satellite encoder on pair stores and caption sets: settings in, run folder out.
 
 RUN/config.yaml            the settings
-RUN/data.json              where the data came from
+RUN/data.json              where the tiles and photos came from, if it was trained on any
+RUN/captions.json          where the captions came from, if it was trained on any
 RUN/model.safetensors      the encoder's weights
 RUN/model.json             what is needed to use them: CLIP, sensor, level; written last
 RUN/log.jsonl, RUN/grafalign/   loss and recall by step; TensorBoard events
@@ -16,9 +17,8 @@ import hashlib
 import os
 import sys
 import time
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,10 @@ from torch import nn
 from grafalign import console
 from grafalign.encoders import (
     FrozenClip,
-    PhotoBank,
     SatelliteEncoder,
     TilePreprocessing,
-    load_bank,
     load_clip,
     merge,
-    select_bands,
     tune,
 )
 from grafalign.encoders.weights_file import save_tensors
@@ -58,16 +55,16 @@ from grafalign.training.checkpoint import (
     latest_checkpoint,
 )
 from grafalign.training.data import PairSteps, Share
+from grafalign.training.gather_data import gather_data, mixture_of
 from grafalign.training.loop import Run, Validation, fit
 from grafalign.training.memory import largest_micro_batch, naming_full_memory
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
-from grafalign.training.provenance import describe_data
-from grafalign.training.rows import training_rows_digest
+from grafalign.training.provenance import describe
 from grafalign.training.run_marker import RunMarker
 from grafalign.training.settings import TrainSettings
 from grafalign.training.task import AlignmentTask
 from grafalign.training.trackers import end_trackers, start_trackers
-from grafalign.training.validation import photo_tile_recall
+from grafalign.training.validation import recall, sets_to_validate
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class SatelliteModel:
 
 
 def train(settings: TrainSettings) -> RunMarker:
-    """Train a satellite encoder on a pair store, or go on where an earlier run of the same settings stopped.
+    """Train a satellite encoder, or go on where an earlier run of the same settings stopped.
 
     Works alike in one process and under `accelerate launch`.
 
@@ -101,7 +98,7 @@ def train(settings: TrainSettings) -> RunMarker:
         What `RUN/model.json` says.
 
     Raises:
-        GrafalignError: store, bank or CLIP are missing or do not belong together, the run folder is another's or
+        GrafalignError: store, set, bank or CLIP are missing or do not belong together, the run folder is another's or
             another process is writing to it, or the disk or the memory is full.
     """
     first = int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) == 0  # which holds the lock for all
@@ -112,11 +109,9 @@ def train(settings: TrainSettings) -> RunMarker:
 
 def _train(settings: TrainSettings) -> RunMarker:
     out = settings.out
-    store = PairStore(settings.store)
     clip = load_clip(settings.clip)
-    bank = load_bank(store, settings.bank, clip)
-    rows_digest = training_rows_digest(store, bank)
-    digest = _digest(settings, clip, rows_digest)
+    data = gather_data(settings, clip)
+    digest = _digest(settings, clip, data.rows_digest)
     if (out / 'model.json').is_file():
         done = RunMarker.read(out / 'model.json')
         if done.digest != digest:
@@ -135,15 +130,18 @@ def _train(settings: TrainSettings) -> RunMarker:
         write_atomically(
             out / 'config.yaml', yaml.safe_dump(settings.model_dump(mode='json'), sort_keys=False).encode()
         )
-        describe_data(store).write(out / 'data.json')
+        describe(data, out)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, settings.trackers, out, settings.model_dump(mode='json'))
-    bands = store.sensor.bands
-    chosen = select_bands(bands, settings.bands or bands, store.sensor.name)
-    sensor = replace(store.sensor, bands=tuple(bands[i] for i in chosen))
-    places = None if settings.masks.within_m is None else earth_centred(store)
-    task = AlignmentTask.start(clip, sensor, settings, bank_rows(bank, accelerator.device), places)
-    steps = PairSteps(store, bank, settings, share, side=task.encoder.side)
+    sensor, places = data.sensor, None
+    if settings.masks.within_m is not None and data.store is not None:
+        places = earth_centred(data.store)
+    bank = data.bank(accelerator.device)
+    if places is not None and len(places) < len(bank):  # texts are nowhere: no distance to them is small
+        places = torch.cat([places, torch.full((len(bank) - len(places), 3), float('inf'))])
+    task = AlignmentTask.start(clip, sensor, settings, bank, places)
+    mixture = None if settings.steps is None else mixture_of(data, settings, settings.steps)
+    steps = PairSteps(data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture)
     micro = _micro_batch(settings, steps, task, accelerator, begun)
     steps = steps.with_micro_batch(micro)
     if settings.photo_to_tile and steps.micro_batches > 1:
@@ -153,10 +151,12 @@ def _train(settings: TrainSettings) -> RunMarker:
         )
     if settings.compile:
         task.encoder.compile()
-    total = settings.steps or max(1, round(settings.epochs * steps.steps_per_epoch))
+    total = settings.steps or max(1, round(settings.epochs * (steps.steps_per_epoch or 1)))
+
+    val_sets = sets_to_validate(data, settings, clip)
 
     def validate(model: nn.Module) -> Mapping[str, float]:
-        return photo_tile_recall(model, store, bank, settings, batch=micro)
+        return recall(model, data, val_sets, settings, batch=micro)
 
     started = time.perf_counter()
     run = Run(out, digest, micro, accelerator.mixed_precision, settings.max_bad_tiles)
@@ -171,8 +171,8 @@ def _train(settings: TrainSettings) -> RunMarker:
         steps=total,
         clip=settings.clip,
         clip_digest=clip.digest,
-        store_digest=store.digest,
-        rows_digest=rows_digest,
+        store_digest=data.digest,
+        rows_digest=data.rows_digest,
         sensor=sensor,
         fit=settings.fit,
         seed=settings.seed,
@@ -186,7 +186,7 @@ def _train(settings: TrainSettings) -> RunMarker:
         precision=accelerator.mixed_precision,
         trained_parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
         wire_bytes_per_step=bytes_per_step(
-            task, settings.batch_tiles, share.world, bank.embeddings.shape[1], settings.photo_to_tile > 0
+            task, settings.batch_tiles, share.world, data.width, settings.photo_to_tile > 0
         ),
     )
     if main:
@@ -201,20 +201,6 @@ def _train(settings: TrainSettings) -> RunMarker:
 def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
     """Digest of all that a run follows from: settings, CLIP, and of the store and its bank what is trained on."""
     return hashlib.blake2b(f'{settings.digest} {clip.digest} {rows_digest}'.encode(), digest_size=16).hexdigest()
-
-
-def bank_rows(bank: PhotoBank, device: torch.device) -> torch.Tensor:
-    """The bank's embeddings [P, D] as a tensor.
-
-    On a GPU if they take at most a quarter of its free memory. Otherwise nothing is copied: rows are read from the
-    mapped file when they are looked up.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # the array is read-only, and so is what is done with it
-        rows = torch.from_numpy(bank.embeddings)
-    if device.type == 'cuda' and rows.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
-        return rows.to(device)
-    return rows
 
 
 def earth_centred(store: PairStore) -> torch.Tensor:

@@ -1,18 +1,115 @@
-"""Validation without a label: do tiles and photos of a held-out split find each other?"""
+"""Validation while a training goes on: do held-out images and their photos, or their texts, find each other?"""
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from grafalign.encoders import PhotoBank, select_bands
-from grafalign.errors import GrafalignError
+from grafalign.captions.caption_set import CaptionSet
+from grafalign.encoders import FrozenClip, PhotoBank, TextBank, load_text_bank, select_bands
+from grafalign.errors import GrafalignError, InputError
 from grafalign.store import PairStore
+from grafalign.training.gather_data import TrainingData
 from grafalign.training.order import shuffled
+from grafalign.training.pixels import Pixels, TilePixels
 from grafalign.training.settings import TrainSettings
+from grafalign.training.sources import Source, caption_source
+
+_MOST = 2048
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Held-out images of a caption set."""
+
+    name: str
+    images: Source
+    bank: TextBank
+
+
+def sets_to_validate(data: TrainingData, settings: TrainSettings, clip: FrozenClip) -> list[ValidationSet]:
+    """The caption sets of a training that have `val` images, and the one that was named for it.
+
+    Raises:
+        GrafalignError: the named set has no `val` images or no bank of this CLIP.
+    """
+    sets = [(captions, bank) for captions, bank in data.sets if captions.marker.splits.get('val')]
+    if settings.val_set is not None:
+        named = CaptionSet(settings.val_set)
+        if not named.marker.splits.get('val'):
+            raise InputError(
+                f'{named.path} has no image of split val, so it cannot be validated on; import it with --split val.'
+            )
+        sets.append((named, load_text_bank(named, clip)))
+    found = []
+    for captions, bank in sets:
+        rows = np.arange(bank.marker.texts)
+        name = captions.path.resolve().name
+        found.append(ValidationSet(name, caption_source(captions, bank, rows, data.sensor, 'val'), bank))
+    return found
+
+
+def recall(
+    model: nn.Module, data: TrainingData, sets: list[ValidationSet], settings: TrainSettings, batch: int = 256
+) -> dict[str, float]:
+    """Recall at 1, 5, 10 on the `val` split of everything that has one.
+
+    Args:
+        model: the task, prepared or not.
+        data: what is trained on.
+        sets: caption sets to validate on.
+        settings: level and bands.
+        batch: images at a time.
+
+    Returns:
+        `tile_photo@k` and `photo_tile@k` of the pair store, `image_text@k` and `text_image@k` of the caption sets, with
+        the set's name before them where there are several.
+    """
+    found: dict[str, float] = {}
+    if data.store is not None and data.photo_bank is not None:
+        found |= photo_tile_recall(model, data.store, data.photo_bank, settings, batch=batch)
+    for which in sets:
+        prefix = f'{which.name}: ' if len(sets) > 1 else ''
+        found |= {prefix + k: v for k, v in image_text_recall(model, which, settings, batch).items()}
+    return found
+
+
+def image_text_recall(
+    model: nn.Module, which: ValidationSet, settings: TrainSettings, batch: int = 256
+) -> dict[str, float]:
+    """Recall at 1, 5, 10 between images and distinct texts of a caption set.
+
+    Args:
+        model: the task, prepared or not.
+        which: the set.
+        settings: level.
+        batch: images at a time.
+
+    Returns:
+        `image_text@k` and `text_image@k`; and the number of `unreadable_val_images`, if there are any.
+    """
+    from grafalign.retrieval.metrics import recall_at  # loads FAISS, which no command needs that only loads a model
+
+    source = which.images
+    chosen = np.sort(shuffled(np.arange(min(_MOST, len(source.rows))), len(source.rows), (0,)))
+    rows, vectors = embed_pixels(model, source.pixels, source.rows[chosen], settings.level, batch)
+    lost = len(chosen) - len(rows)
+    chosen = chosen[np.isin(source.rows[chosen], rows)]
+    count = source.last[chosen] - source.first[chosen]
+    image = np.repeat(np.arange(len(chosen)), count)
+    pair = np.repeat(source.first[chosen], count) + np.arange(len(image)) - np.repeat(np.cumsum(count) - count, count)
+    texts, text = np.unique(source.candidate[pair], return_inverse=True)
+    found = {'unreadable_val_images': float(lost)} if lost else {}
+    if not len(image):
+        return found
+    of_texts = which.bank.embeddings[texts].astype(np.float32)
+    forth, back = recall_at(vectors, of_texts, image, text), recall_at(of_texts, vectors, text, image)
+    return found | {f'image_text@{k}': v for k, v in forth.items()} | {f'text_image@{k}': v for k, v in back.items()}
 
 
 def photo_tile_recall(
@@ -21,7 +118,7 @@ def photo_tile_recall(
     bank: PhotoBank,
     settings: TrainSettings,
     split: str = 'val',
-    most: int = 2048,
+    most: int = _MOST,
     batch: int = 256,
 ) -> dict[str, float]:
     """Recall at 1, 5, 10 between tiles and photos of a held-out split: validation without a label.
@@ -48,51 +145,50 @@ def photo_tile_recall(
     tile, photo = (store.pairs[name].to_numpy() for name in ('tile', 'photo'))
     mine = np.isin(tile, tiles) & bank.valid[photo]
     wanted = np.unique(tile[mine])
-    tiles, vectors = embed_store_tiles(model, store, wanted, settings, batch)
+    bands = select_bands(store.sensor.bands, settings.bands or store.sensor.bands, store.sensor.name)
+    tiles, vectors = embed_pixels(model, TilePixels(store, bands), wanted, settings.level, batch)
     found = {'unreadable_val_tiles': float(len(wanted) - len(tiles))} if len(tiles) < len(wanted) else {}
     mine &= np.isin(tile, tiles)
     if not mine.any():
         return found
     t = np.searchsorted(tiles, tile[mine])
     photos, p = np.unique(photo[mine], return_inverse=True)
-    bank_rows = bank.embeddings[photos].astype(np.float32)
-    forth, back = recall_at(vectors, bank_rows, t, p), recall_at(bank_rows, vectors, p, t)
+    of_photos = bank.embeddings[photos].astype(np.float32)
+    forth, back = recall_at(vectors, of_photos, t, p), recall_at(of_photos, vectors, p, t)
     return found | {f'tile_photo@{k}': v for k, v in forth.items()} | {f'photo_tile@{k}': v for k, v in back.items()}
 
 
-def embed_store_tiles(
-    model: nn.Module, store: PairStore, tiles: np.ndarray, settings: TrainSettings, batch: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embed stored tiles, at patch level by the mean of their patches.
+def embed_pixels(
+    model: nn.Module, pixels: Pixels, rows: npt.NDArray[np.int64], level: str, batch: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Embed stored images, at patch level by the mean of their patches.
 
     Args:
         model: the task, prepared or not.
-        store: the pair store.
-        tiles: row numbers.
-        settings: level and bands.
-        batch: tiles at a time.
+        pixels: where they come from.
+        rows: their rows there.
+        level: `image`, `patch` or `both`.
+        batch: images at a time.
 
     Returns:
-        The row numbers of those that could be read, [T], and their unit embeddings, [T, D].
+        The rows of those that could be read, [T], and their unit embeddings, [T, D].
     """
     device = next(model.parameters()).device
-    bands = select_bands(store.sensor.bands, settings.bands or store.sensor.bands, store.sensor.name)
-    scale, offset = (v[:, bands] for v in store.radiometry)
-    rows, vectors = [], []
-    for part in np.array_split(tiles, -(-len(tiles) // batch)) if len(tiles) else []:
-        pixels = {}
+    kept, vectors = [], []
+    for part in np.array_split(rows, -(-len(rows) // batch)) if len(rows) else []:
+        read = {}
         for row in part:
             with contextlib.suppress(GrafalignError):
-                pixels[int(row)] = store.read_tile(int(row))[bands]
-        if not pixels:
+                read[int(row)] = pixels.read(int(row))
+        if not read:
             continue
-        there = np.array(list(pixels))
-        inputs = (np.stack(list(pixels.values())), scale[there], offset[there])
+        there = np.array(list(read))
+        inputs = (np.stack(list(read.values())), *pixels.radiometry(there))
         with torch.no_grad():
             found = model(tuple(torch.from_numpy(v).to(device) for v in inputs))
-        mean = found.patches.mean((1, 2)) if settings.level == 'patch' else found.image
-        rows.append(there)
+        mean = found.patches.mean((1, 2)) if level == 'patch' else found.image
+        kept.append(there)
         vectors.append(nn.functional.normalize(mean.float(), dim=-1).cpu().numpy())
-    if not rows:
+    if not kept:
         return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32)
-    return np.concatenate(rows), np.concatenate(vectors)
+    return np.concatenate(kept), np.concatenate(vectors)

@@ -20,10 +20,10 @@ from grafalign.encoders import load_bank, load_clip
 from grafalign.store import PairStore
 from grafalign.training.accelerator import make_accelerator
 from grafalign.training.data import PairSteps
+from grafalign.training.gather_data import bank_rows
 from grafalign.training.loop import Run, Validation, fit
 from grafalign.training.optimizer import make_optimizer
 from grafalign.training.task import AlignmentTask, viewed
-from grafalign.training.trainer import bank_rows
 
 
 class BareLoop:
@@ -59,7 +59,7 @@ def overhead_case(data: Path, workers: int) -> dict[str, Any]:
     warm_files(settings.store)
     torch.manual_seed(SEED)
     task = AlignmentTask.start(clip, store.sensor, settings, bank_rows(bank, device))
-    steps = PairSteps(store, bank, settings, side=task.encoder.side)
+    steps = PairSteps.of_store(store, bank, settings, side=task.encoder.side)
     batches = []
     for batch in (steps[n] for n in range(4)):
         photos = torch.from_numpy(bank.embeddings[batch['candidates'][batch['photo']].numpy()]).float()

@@ -1,0 +1,167 @@
+"""Copy a caption set into WebDataset shards with a table beside each: what open_clip, img2dataset and others read.
+
+OUT/00000.tar       KEY.jpg (or png, webp: the image's own bytes), KEY.txt (its first caption), KEY.json (all of them,
+                    with the image's metadata)
+OUT/00000.parquet   the same metadata, with key and status as img2dataset writes them
+
+    python -m open_clip_train.main --train-data 'OUT/{00000..00041}.tar' --dataset-type webdataset ...
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from grafalign import console
+from grafalign.captions.caption_set import CaptionSet
+from grafalign.captions.pictures import Pictures
+from grafalign.errors import InputError, naming_full_disk
+from grafalign.files import remove_parts, replacing, write_atomically
+from grafalign.locks import LOCK, exclusive
+from grafalign.photos.exif import PhotoError
+from grafalign.photos.fetch import RemoteSettings
+
+_SUFFIX = (
+    (b'\xff\xd8\xff', 'jpg'),
+    (b'\x89PNG', 'png'),
+    (b'RIFF', 'webp'),
+    (b'GIF8', 'gif'),
+    (b'II*\0', 'tif'),
+    (b'MM\0*', 'tif'),
+    (b'BM', 'bmp'),
+)
+_DONE = 'pack.json'
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed."""
+
+    shards: int
+    images: int
+    captions: int
+    failed: int
+
+
+def pack(
+    captions: CaptionSet,
+    out: Path,
+    per_shard: int = 10_000,
+    split: str | None = None,
+    remote: RemoteSettings | None = None,
+) -> Packed:
+    """Write shards; those that are there already are not written again, so that a killed run goes on.
+
+    Args:
+        captions: the set; one of files or addresses.
+        out: folder of the shards.
+        per_shard: images in a shard.
+        split: images of this split only.
+        remote: how addresses are fetched.
+
+    Raises:
+        GrafalignError: the set has no such images, or `out` holds other files or shards of another set.
+    """
+    rows = np.arange(len(captions)) if split is None else captions.rows_of(split)
+    if not len(rows):
+        raise InputError(f'{captions.path} has no image of split {split}; its splits are {captions.marker.splits}.')
+    asked = {'set': captions.digest, 'per_shard': per_shard, 'split': split}
+    with naming_full_disk(out), exclusive(out):
+        remove_parts(out)
+        _check(out, asked)
+        pictures = Pictures(captions, remote)
+        texts = _texts(captions)
+        parts = [rows[i : i + per_shard] for i in range(0, len(rows), per_shard)]
+        failed = written = said = 0
+        with console.progress('packing images', len(rows)) as bar:
+            for number, part in enumerate(parts):
+                table = out / f'{number:05d}.parquet'
+                if not table.is_file():
+                    with replacing(out / f'{number:05d}.tar') as tar:
+                        found = list(_write(tar, part, captions, pictures, texts, number, bar))
+                    with replacing(table) as path:
+                        pq.write_table(pa.Table.from_pylist(found), path)
+                else:
+                    bar.advance(len(part))
+                status = pq.read_table(table, columns=['status', 'captions'])
+                good = [r for r in status.to_pylist() if r['status'] == 'success']
+                failed, written = failed + len(status) - len(good), written + len(good)
+                said += sum(len(r['captions']) for r in good)
+        pictures.close()
+        return Packed(len(parts), written, said, failed)
+
+
+def _check(out: Path, asked: dict[str, Any]) -> None:
+    """Keep what is being packed beside the shards."""
+    path = out / _DONE
+    if path.is_file():
+        if json.loads(path.read_text()) != asked:
+            raise InputError(f'{out} holds shards of another set or size; give a new folder.')
+        return
+    if any(p.name != LOCK for p in out.iterdir()):
+        raise InputError(f'{out} holds other files; give a new folder for the shards.')
+    write_atomically(path, (json.dumps(asked) + '\n').encode())
+
+
+def _texts(captions: CaptionSet) -> tuple[Any, np.ndarray]:
+    """The texts of all captions, and where those of each image begin, [N + 1]."""
+    image = captions.captions['image'].to_numpy()
+    return captions.captions['text'], np.searchsorted(image, np.arange(len(captions) + 1))
+
+
+def _write(
+    path: Path,
+    rows: np.ndarray,
+    captions: CaptionSet,
+    pictures: Pictures,
+    texts: tuple[Any, np.ndarray],
+    shard: int,
+    bar: console.Bar,
+) -> Iterator[dict[str, Any]]:
+    """Write a shard and yield the rows of its table."""
+    table = captions.images.take(pa.array(rows)).to_pylist()
+    with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
+        for place, (row, known) in enumerate(zip(rows.tolist(), table, strict=True)):
+            key = f'{shard:05d}{place:05d}'
+            said = texts[0].slice(texts[1][row], texts[1][row + 1] - texts[1][row]).to_pylist()
+            kept = {k: v for k, v in known.items() if v is not None and k not in ('file', 'byte_offset', 'nbytes')}
+            try:
+                content = pictures.content(row)
+            except PhotoError as error:
+                bar.advance(1, failed=1)
+                yield _row(key, known, said, 'failed_to_download', str(error))
+                continue
+            suffix = next((name for head, name in _SUFFIX if content.startswith(head)), 'img')
+            _member(tar, f'{key}.{suffix}', content)
+            if said:
+                _member(tar, f'{key}.txt', said[0].encode())
+            _member(tar, f'{key}.json', json.dumps({'key': key, 'captions': said, **kept}).encode())
+            bar.advance(1)
+            yield _row(key, known, said, 'success', None)
+
+
+def _row(key: str, known: dict[str, Any], said: list[str], status: str, error: str | None) -> dict[str, Any]:
+    names = ('image_id', 'url', 'width', 'height', 'split', 'label', 'licence', 'author', 'lon', 'lat', 'gsd_m')
+    return {
+        'key': key,
+        'status': status,
+        'error_message': error,
+        'caption': said[0] if said else None,
+        'captions': said,
+        **{name: known[name] for name in names},
+    }
+
+
+def _member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)  # every other field keeps its fixed default: equal input gives equal bytes
+    tar.addfile(info, io.BytesIO(content))

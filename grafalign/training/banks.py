@@ -1,0 +1,81 @@
+"""Several banks as one: photos first, then texts, each distinct text once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from grafalign.captions.seen import Seen
+from grafalign.encoders import TextBank
+
+
+class JoinedBank:
+    """Rows of several banks, looked up where they lie; nothing is copied.
+
+    Args:
+        parts: embeddings [P_i, D] each.
+        part: which of them a row of the joined bank is in, [K].
+        row: its row there, [K].
+    """
+
+    def __init__(self, parts: Sequence[Tensor], part: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> None:
+        self.parts, self._part, self._row = list(parts), torch.from_numpy(part), torch.from_numpy(row)
+        self.device, self.shape = parts[0].device, (len(part), parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Embeddings [n, D] of some rows."""
+        rows = rows.cpu()
+        part, row = self._part[rows], self._row[rows]
+        found = self.parts[0].new_empty(len(rows), self.shape[1])
+        for number, bank in enumerate(self.parts):
+            mine = part == number
+            if mine.any():
+                found[mine.to(found.device)] = bank[row[mine].to(bank.device)].to(found.device)
+        return found
+
+
+def joined_rows(photos: int, banks: Sequence[TextBank]) -> list[npt.NDArray[np.int64]]:
+    """For the texts of each bank their row in the joined bank: equal texts of several banks are one row.
+
+    Args:
+        photos: rows of the photo bank, which come first.
+        banks: text banks.
+
+    Returns:
+        An array [T_i] for each bank.
+    """
+    seen = Seen()
+    return [
+        np.array([photos + seen.number(text) for chunk in bank.texts().chunks for text in chunk.to_pylist()], np.int64)
+        for bank in banks
+    ]
+
+
+def join_banks(
+    photos: Tensor | None, texts: Sequence[Tensor], rows: Sequence[npt.NDArray[np.int64]]
+) -> Tensor | JoinedBank:
+    """One bank of a photo bank and text banks.
+
+    Args:
+        photos: embeddings of the photo bank, if there is one.
+        texts: embeddings of the text banks.
+        rows: what `joined_rows` says of them.
+    """
+    if not texts and photos is not None:
+        return photos
+    if photos is None and len(texts) == 1:
+        return texts[0]
+    count = 0 if photos is None else len(photos)
+    total = max([count, *(int(r.max(initial=-1)) + 1 for r in rows)])
+    part, row = np.zeros(total, np.int64), np.arange(total)
+    first = 0 if photos is None else 1
+    for number in reversed(range(len(texts))):  # of equal texts the first bank's is taken
+        part[rows[number]], row[rows[number]] = first + number, np.arange(len(rows[number]))
+    return JoinedBank([*([] if photos is None else [photos]), *texts], part, row)

@@ -1,0 +1,160 @@
+"""What a training learns from: images, and for each the rows of the joined bank that say what it shows.
+
+A pair store gives tiles with photos, a caption set pictures or tiles with texts. Behind this file they differ in two
+things only: photos have a place in their tile, and photos and texts are no candidates for each other's images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from grafalign.captions.caption_set import CaptionSet
+from grafalign.captions.pictures import Pictures
+from grafalign.encoders import PhotoBank, TextBank, select_bands
+from grafalign.errors import InputError
+from grafalign.store import PairStore
+from grafalign.store_marker import Sensor
+from grafalign.training.pixels import PicturePixels, Pixels, TilePixels
+from grafalign.training.placement import RADIUS_PER_SIGMA
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """n images of a split with their N pairs, sorted by image."""
+
+    name: str
+    kind: Literal['photos', 'captions']
+    pixels: Pixels
+    rows: Integers
+    """Row of each image in its store or set, [n]."""
+    first: Integers
+    """Pairs of image i are first[i] to last[i], [n]."""
+    last: Integers
+    candidate: Integers
+    """Row of the joined bank, [N]."""
+    position: Floats
+    """Row and column of the photo in its tile, in pixels; the middle for captions, [N, 2]."""
+    sigma_px: Floats
+    """Standard deviation of that position along each axis, [N]."""
+    heading: Floats
+    """Radians clockwise from true north, NaN where unknown, [N]."""
+    image_ids: npt.NDArray[np.object_]
+    """What people call all images of the store or set."""
+
+
+def store_source(
+    store: PairStore, bank: PhotoBank, bands: list[int], unknown_accuracy_m: float, split: str = 'train'
+) -> Source:
+    """The tiles of a split of a pair store with their photos; the bank's rows come first in the joined bank.
+
+    Args:
+        store: the store.
+        bank: its photo bank.
+        bands: positions of the wanted bands.
+        unknown_accuracy_m: accuracy of photos that tell none.
+        split: tiles of this split.
+
+    Raises:
+        GrafalignError: the split has no tile with a usable photo.
+    """
+    pairs = store.pairs
+    usable = bank.valid[pairs['photo'].to_numpy()] & np.isin(pairs['tile'].to_numpy(), store.tiles_of(split))
+    pairs = pairs[usable].sort_values('tile', kind='stable')
+    photo = pairs['photo'].to_numpy()
+    rows, first = np.unique(pairs['tile'].to_numpy(), return_index=True)
+    if not len(rows):
+        raise InputError(f'{store.path} has no {split} tile with a usable photo; check `split.shares` of its recipe.')
+    return Source(
+        name=str(store.path),
+        kind='photos',
+        pixels=TilePixels(store, bands),
+        rows=rows,
+        first=first,
+        last=np.append(first[1:], len(pairs)),
+        candidate=photo,
+        position=pairs[['row', 'col']].to_numpy(dtype=np.float32),
+        sigma_px=_sigma_px(store, unknown_accuracy_m)[photo],
+        heading=_headings(store)[photo],
+        image_ids=store.tiles['tile_id'].to_numpy(dtype=object),
+    )
+
+
+def caption_source(
+    captions: CaptionSet, bank: TextBank, bank_rows: Integers, sensor: Sensor, split: str = 'train'
+) -> Source:
+    """The images of a split of a caption set with their distinct texts.
+
+    Args:
+        captions: the set.
+        bank: its text bank.
+        bank_rows: row of the joined bank for each of the bank's texts, [T].
+        sensor: bands and size that its images are brought to.
+        split: images of this split.
+
+    Raises:
+        GrafalignError: the split has no captioned image, or its images do not fit the sensor.
+    """
+    image = captions.image_of_caption
+    wanted = np.zeros(len(captions), dtype=bool)
+    wanted[captions.rows_of(split)] = True
+    mine = wanted[image]
+    pairs = np.unique(
+        np.stack([image[mine], bank_rows[bank.numbers[mine]]], axis=1), axis=0
+    )  # an equal text counts once
+    rows, first = np.unique(pairs[:, 0], return_index=True)
+    if not len(rows):
+        raise InputError(
+            f'{captions.path} has no captioned image of split {split}; its splits are {captions.marker.splits}.'
+        )
+    middle = np.float32(sensor.size_px / 2)
+    return Source(
+        name=str(captions.path),
+        kind='captions',
+        pixels=_pixels_of(captions, sensor),
+        rows=rows,
+        first=first,
+        last=np.append(first[1:], len(pairs)),
+        candidate=pairs[:, 1],
+        position=np.full((len(pairs), 2), middle, dtype=np.float32),
+        sigma_px=np.ones(len(pairs), dtype=np.float32),
+        heading=np.full(len(pairs), np.nan, dtype=np.float32),
+        image_ids=captions.images['image_id'].to_numpy(),
+    )
+
+
+def _pixels_of(captions: CaptionSet, sensor: Sensor) -> Pixels:
+    if captions.marker.store is None:
+        return PicturePixels(Pictures(captions), sensor)
+    store = PairStore(captions.marker.store)
+    if store.sensor.size_px != sensor.size_px:
+        raise InputError(
+            f'The tiles of {captions.path} are {store.sensor.size_px} px wide, the others {sensor.size_px} px; pair '
+            'again at one size.'
+        )
+    return TilePixels(store, select_bands(store.sensor.bands, sensor.bands, store.sensor.name))
+
+
+def _sigma_px(store: PairStore, unknown_m: float) -> Floats:
+    """Standard deviation of every photo's place along each axis, in pixels of a tile, [P]."""
+    photos = store.photos
+    accuracy = photos['accuracy_m'].to_numpy(dtype=float, na_value=np.nan) if 'accuracy_m' in photos else np.nan
+    accuracy = np.where(accuracy > 0, accuracy, unknown_m) * np.ones(len(photos))
+    return np.asarray(accuracy / RADIUS_PER_SIGMA / store.sensor.gsd_m, dtype=np.float32)
+
+
+def _headings(store: PairStore) -> Floats:
+    """Heading of every photo in radians clockwise from true north, NaN where unknown, [P].
+
+    Tiles are up along their zone's grid north, which is off by up to 3 degrees: less than a phone's compass.
+    """
+    photos = store.photos
+    if 'heading_deg' not in photos:
+        return np.full(len(photos), np.nan, dtype=np.float32)
+    return np.deg2rad(photos['heading_deg'].to_numpy(dtype=np.float32, na_value=np.nan))
