@@ -7,6 +7,7 @@ error is not a terminal.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 import warnings
@@ -126,6 +127,7 @@ def _duration(seconds: float) -> str:
 def quiet_libraries() -> None:
     """Keep warnings of libraries out of what people see; for processes that are ours, not for those that import us."""
     warnings.filterwarnings('ignore', module=r'PIL\.')  # of every crooked EXIF directory
+    logging.getLogger('PIL').setLevel(logging.CRITICAL)  # a file that cannot be read is a row with its reason
     warnings.filterwarnings('ignore', message='Dataset has no geotransform')  # arrays carry none when they are warped
 
 

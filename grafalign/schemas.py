@@ -10,6 +10,10 @@ from grafalign.artefacts import Marker
 from grafalign.benchmarks.results import Result
 from grafalign.calibration.places import CalibrationMarker
 from grafalign.captions import CaptionSetMarker
+from grafalign.captions.leaks import LeaksMarker
+from grafalign.captions.set_hashes import HashesMarker
+from grafalign.curation.features import FeaturesMarker
+from grafalign.curation.stored import FilterMarker
 from grafalign.encoders.bank import BankMarker
 from grafalign.encoders.text_bank import TextBankMarker
 from grafalign.exchange.marker import ExportMarker
@@ -25,6 +29,10 @@ MARKERS: dict[str, type[Marker]] = {
     'bank.json': BankMarker,
     'caption_set.dataset.json': CaptionSetMarker,
     'text_bank.bank.json': TextBankMarker,
+    'hashes.json': HashesMarker,
+    'features.json': FeaturesMarker,
+    'leaks.json': LeaksMarker,
+    'filter.json': FilterMarker,
     'model.json': RunMarker,
     'data.json': DataMarker,
     'captions.json': CaptionsMarker,

@@ -170,11 +170,12 @@ class PairStore:
                 'it is unfinished: run the same `grafalign pair` again' if started else 'make one with `grafalign pair`'
             )
             raise DamagedError(f'{self.path} is not a finished pair store (no {MARKER}); {remedy}.')
-        if (self.path / 'captions.parquet').exists():
-            raise InputError(
-                f'{self.path} is a caption set, not a pair store; give a store that `grafalign pair` made.'
-            )
-        self.marker = StoreMarker.read(marker)
+        try:
+            self.marker = StoreMarker.read(marker)
+        except StaleError:
+            if (self.path / 'captions.parquet').exists():
+                raise InputError(f'{self.path} is a caption set, not a pair store; give a pair store.') from None
+            raise
         self.sensor = self.marker.sensor
         self._shards: OrderedDict[str, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()

@@ -44,6 +44,7 @@ IMAGES = pa.schema(
         ('lon', pa.float64()),
         ('lat', pa.float64()),
         ('gsd_m', pa.float64()),
+        ('scores', pa.map_(pa.string(), pa.float64())),  # what filters said of it
     ]
 )
 """Columns of `images.parquet`."""
@@ -62,6 +63,8 @@ CAPTIONS = pa.schema(
 """Columns of `captions.parquet`."""
 REJECTED = pa.schema([('kind', pa.string()), ('id', pa.string()), ('reason', pa.string()), ('detail', pa.string())])
 """Columns of `rejected.parquet`."""
+_NEEDED = ('image_id', 'file', 'split', 'image', 'text', 'kind', 'id', 'reason')
+"""Columns without which a table is damaged; others may be missing where another tool wrote it."""
 KINDS = ('alt', 'template', 'model', 'human')
 SPLITS = ('train', 'val', 'test')
 
@@ -172,9 +175,12 @@ class CaptionSet:
         except (OSError, pa.ArrowException) as error:
             reason = ' '.join(str(error).split())[:200]
             raise DamagedError(f'{path} cannot be read ({reason}); {CaptionSetMarker.REMEDY}.') from None
-        lacking = [n for n in schema.names if n not in table.column_names]
-        if lacking:
-            raise DamagedError(f'{path} has no column {lacking[0]}; {CaptionSetMarker.REMEDY}.')
+        for field in schema:
+            if field.name in table.column_names:
+                continue
+            if field.name in _NEEDED:
+                raise DamagedError(f'{path} has no column {field.name}; {CaptionSetMarker.REMEDY}.')
+            table = table.append_column(field, pa.nulls(len(table), field.type))
         expected = {'images': self.marker.images, 'captions': self.marker.captions}.get(name, len(table))
         if len(table) != expected:
             raise DamagedError(f'{path} has {len(table):,} rows instead of {expected:,}; {CaptionSetMarker.REMEDY}.')

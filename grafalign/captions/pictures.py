@@ -63,6 +63,10 @@ class Pictures:
     def _fetcher(self) -> Fetcher:
         return Fetcher(self._remote)
 
+    def is_remote(self, row: int) -> bool:
+        """Whether an image is an address."""
+        return '://' in self._names[self._name[row]]
+
     def content(self, row: int) -> bytes:
         """The bytes of an image's file.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ captions_app = typer.Typer(
 )
 app.add_typer(captions_app, name='captions')
 
+ModelSpec = Annotated[
+    str, typer.Option('--model', help='Run, export, open_clip NAME:TAG or NAME:FILE, transformers folder.')
+]
 SetFolder = Annotated[Path, typer.Argument(help='Folder of a caption set.')]
 
 
@@ -88,6 +91,102 @@ def import_(
         str(out),
         as_json,
     )
+
+
+@captions_app.command('fit-filter')
+def fit_filter_(
+    labels: Annotated[Path, typer.Argument(help='Labelled kinds of images (YAML); see docs/captions.md.')],
+    out: Annotated[Path, typer.Argument(help='Folder of the filter.')],
+    model: ModelSpec,
+    rate: Annotated[float, typer.Option(help='Largest share of any kind of negatives that may be accepted.')] = 0.01,
+    prior: Annotated[float, typer.Option(help='Share of remote sensing among what will come.')] = 0.001,
+    words: Annotated[bool, typer.Option('--words', help='Judge by prompts; labels only calibrate them.')] = False,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a filter that tells remote sensing from other images, and say per kind what it lets through.
+
+    Example: grafalign captions fit-filter kinds.yaml filter --model ViT-B-16:openai --rate 0.005
+    """
+    from grafalign import console
+    from grafalign.config import load_settings
+    from grafalign.curation import FilterLabels, fit_filter
+    from grafalign.curation.page import rates_table
+    from grafalign.models import load_model
+
+    settings = load_settings(labels, FilterLabels)
+    found = fit_filter(settings, load_model(model), out, rate, prior, by_words=words, workers=workers)
+    if as_json:
+        print(found.marker.model_dump_json())
+        return
+    for name, question in found.marker.questions.items():
+        head, rows = rates_table(question)
+        console.table(f'{name}: recall {question.recall:.3f}, precision {question.precision:.3f}', head, rows)
+    console.log(f'{out / "page.html"} shows curves and mistakes')
+
+
+@captions_app.command('filter')
+def filter_(
+    captions: SetFolder,
+    out: Annotated[Path, typer.Argument(help='Folder of the filtered set.')],
+    web_filter: Annotated[Path, typer.Option('--filter', help='Filter of `captions fit-filter`.')],
+    model: ModelSpec,
+    keywords: Annotated[
+        str | None, typer.Option(help='Look only at images with a keyword: shipped, or a YAML list. For recall only.')
+    ] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the images of a set that are remote sensing; images stay where they are.
+
+    Example: grafalign captions filter sets/web sets/rs --filter filter --model ViT-B-16:openai
+    """
+    from grafalign.captions import CaptionSet
+    from grafalign.config import read_yaml
+    from grafalign.curation import filter_set, load_filter
+    from grafalign.curation.apply import shipped_keywords
+    from grafalign.models import load_model
+
+    listed = None
+    if keywords is not None:
+        listed = shipped_keywords() if keywords == 'shipped' else read_yaml(Path(keywords))
+        if not isinstance(listed, list) or not all(isinstance(word, str) for word in listed):
+            raise InputError(f'{keywords} holds no list of words; write one a line: - aerial.')
+    loaded = load_model(model)
+    done = filter_set(
+        CaptionSet(captions), out, loaded, load_filter(web_filter, loaded), keywords=listed, workers=workers
+    )
+    show({name.replace('_', ' '): value for name, value in asdict(done).items()}, str(out), as_json)
+
+
+@captions_app.command('leaks')
+def leaks_(
+    captions: SetFolder,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='NAME=SPEC of a set that tests are made on: a caption set, or as `evaluate --data` takes it.'
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help='Write the set without copies and leaks here.')] = None,
+    model: Annotated[str | None, typer.Option(help='Also compare embeddings of this model.')] = None,
+    closer_than: Annotated[float, typer.Option(help='Cosine of near copies.', min=0, max=1)] = 0.97,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Find copies inside a caption set and in sets that tests are made on, turned and mirrored ones too.
+
+    Example: grafalign captions leaks sets/web --against rsicd=rsicd:data/RSICD@test --out sets/clean
+    """
+    from grafalign.captions import CaptionSet
+    from grafalign.curation import find_copies
+    from grafalign.models import load_model
+
+    loaded = None if model is None else load_model(model)
+    done = find_copies(CaptionSet(captions), against or (), out, loaded, closer_than, workers)
+    summary: dict[str, Any] = {'images': done.images, 'copies inside': done.inside}
+    summary |= {'also in': done.leaks} if done.leaks else {}
+    show(summary if done.kept is None else summary | {'kept': done.kept}, str(out or captions), as_json)
 
 
 @captions_app.command('pack')

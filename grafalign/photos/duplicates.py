@@ -75,7 +75,7 @@ def _near(hashes: Hashes, max_distance: int) -> Ints:
     label = np.arange(len(hashes), dtype=np.int64)
     batches: list[tuple[Ints, Ints]] = []
     edges = 0
-    for first, second in _candidates(hashes, max_distance):
+    for first, second in close_pairs(hashes, max_distance):
         batches.append((first, second))
         edges += len(first)
         if edges > _MAX_EDGES:
@@ -86,7 +86,7 @@ def _near(hashes: Hashes, max_distance: int) -> Ints:
     return label
 
 
-def _candidates(hashes: Hashes, max_distance: int) -> Any:
+def close_pairs(hashes: Hashes, max_distance: int) -> Any:
     """Yield pairs within `max_distance`; a pair may come more than once."""
     for mask in _masks(*_bands(hashes, max_distance)):
         keys = hashes & mask

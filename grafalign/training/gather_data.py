@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grafalign.captions.caption_set import CaptionSet
+from grafalign.captions.leaks import leaking_rows
 from grafalign.encoders import FrozenClip, PhotoBank, TextBank, load_bank, load_text_bank, select_bands
 from grafalign.errors import InputError
 from grafalign.store import PairStore
@@ -84,8 +85,9 @@ def gather_data(settings: TrainSettings, clip: FrozenClip) -> TrainingData:
             digests.append(training_rows_digest(store, photo_bank))
         else:
             (captions, bank), of_bank = next(left)
-            sources.append(caption_source(captions, bank, of_bank, sensor))
-            digests.append(caption_rows_digest(captions, sensor))
+            left_out = _leaks(captions, settings)
+            sources.append(caption_source(captions, bank, of_bank, sensor, without=left_out))
+            digests.append(caption_rows_digest(captions, sensor, left_out))
     digest = (
         digests[0] if len(digests) == 1 else hashlib.blake2b(' '.join(digests).encode(), digest_size=16).hexdigest()
     )
@@ -98,6 +100,23 @@ def mixture_of(data: TrainingData, settings: TrainSettings, steps: int) -> Mixtu
         return None
     turns = tuple(Turn(s.weight, s.after, s.until) for s in settings.sources)
     return Mixture(turns, tuple(len(s.rows) for s in data.sources), settings.batch_tiles, steps, settings.seed)
+
+
+def _leaks(captions: CaptionSet, settings: TrainSettings) -> np.ndarray:
+    """Rows of a set that the training may not see, as it will be tested on them.
+
+    Raises:
+        GrafalignError: there are some, and nobody said to drop them; or nobody looked.
+    """
+    found = [leaking_rows(captions, name) for name in settings.tested_on]
+    rows = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+    if len(rows) and settings.leaks == 'refuse':
+        counts = ', '.join(f'{len(r):,} in {n}' for n, r in zip(settings.tested_on, found, strict=True) if len(r))
+        raise InputError(
+            f'{len(rows):,} images of {captions.path} are also in sets that the model will be tested on ({counts}); '
+            'set `leaks: drop` to train without them.'
+        )
+    return rows
 
 
 def bank_rows(bank: PhotoBank | TextBank, device: torch.device) -> Tensor:

@@ -49,17 +49,20 @@ def training_rows_digest(store: PairStore, bank: PhotoBank) -> str:
     return state.hexdigest()
 
 
-def caption_rows_digest(captions: CaptionSet, sensor: Sensor) -> str:
+def caption_rows_digest(captions: CaptionSet, sensor: Sensor, without: np.ndarray | None = None) -> str:
     """Digest of the images of `SPLITS` of a caption set, their texts, and what images are brought to.
 
     Args:
         captions: the set.
         sensor: bands and size.
+        without: rows of images that are left out.
     """
     state = hashlib.blake2b(digest_size=16)
     state.update(repr((sensor.bands, sensor.size_px, sensor.value_range)).encode())
     images = captions.images.select(['image_id', 'digest', 'file', 'split']).to_pandas()
-    used = images['split'].isin(SPLITS).to_numpy()
+    used = images['split'].isin(SPLITS).to_numpy(copy=True)
+    if without is not None:
+        used[without] = False
     images['digest'] = images['digest'].astype('string').fillna(images['file'].astype('string'))
     state.update(_hashed(images.loc[used, ['image_id', 'digest', 'split']].astype(str)))
     image = captions.image_of_caption

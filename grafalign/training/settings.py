@@ -140,6 +140,10 @@ class TrainSettings(LoopSettings):
     """A caption set; or several sources (`[{set: web, until: 0.4}, {set: landmarks}, {store: pairs, weight: 0.3}]`)."""
     val_set: Path | None = None
     """Caption set whose `val` images are validated on, besides those of the sources."""
+    tested_on: tuple[str, ...] = ()
+    """Names of the sets that the model will be tested on, as `grafalign captions leaks --against` was told them."""
+    leaks: Literal['refuse', 'drop'] = 'refuse'
+    """What to do about images of a caption set that are also in a set of `tested_on`."""
     size_px: int | None = Field(default=None, ge=8, le=1 << 14)
     """Pixels that pictures are brought to where no source has tiles; CLIP's own by default."""
     gsd_m: float | None = Field(default=None, gt=0)

@@ -87,7 +87,12 @@ def store_source(
 
 
 def caption_source(
-    captions: CaptionSet, bank: TextBank, bank_rows: Integers, sensor: Sensor, split: str = 'train'
+    captions: CaptionSet,
+    bank: TextBank,
+    bank_rows: Integers,
+    sensor: Sensor,
+    split: str = 'train',
+    without: Integers | None = None,
 ) -> Source:
     """The images of a split of a caption set with their distinct texts.
 
@@ -97,6 +102,7 @@ def caption_source(
         bank_rows: row of the joined bank for each of the bank's texts, [T].
         sensor: bands and size that its images are brought to.
         split: images of this split.
+        without: rows of images to leave out.
 
     Raises:
         GrafalignError: the split has no captioned image, or its images do not fit the sensor.
@@ -104,6 +110,8 @@ def caption_source(
     image = captions.image_of_caption
     wanted = np.zeros(len(captions), dtype=bool)
     wanted[captions.rows_of(split)] = True
+    if without is not None:
+        wanted[without] = False
     mine = wanted[image]
     pairs = np.unique(
         np.stack([image[mine], bank_rows[bank.numbers[mine]]], axis=1), axis=0
