@@ -27,6 +27,13 @@ from grafalign.files import changed_files
 from grafalign.store_marker import InputStamp
 
 MARKER = 'dataset.json'
+OWN_NAMES = (
+    MARKER,
+    *(f'{name}.parquet' for name in ('images', 'captions', 'rejected')),
+    'page.html',
+    *('bank', 'features', 'hashes', 'leaks'),
+)
+"""What may lie in a set's folder: its tables, a page, and what is made of it."""
 IMAGES = pa.schema(
     [
         ('image_id', pa.string()),

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from grafalign import console, engine
-from grafalign.captions.caption_set import MARKER, SPLITS, CaptionSet, CaptionSetMarker
+from grafalign.captions.caption_set import MARKER, OWN_NAMES, SPLITS, CaptionSet, CaptionSetMarker
 from grafalign.captions.items import Item
 from grafalign.captions.seen import Seen
 from grafalign.captions.sources.shards import read_shards
@@ -39,7 +39,6 @@ from grafalign.store import PairStore
 
 Form = Literal['auto', 'shards', 'table', 'captions', 'tiles']
 _CHUNK = 2048
-_OWN = (LOCK, MARKER, 'images.parquet', 'captions.parquet', 'rejected.parquet', 'bank')
 _DEFAULT_KIND = {'shards': 'alt', 'table': 'alt', 'captions': 'human', 'tiles': 'template'}
 
 
@@ -84,7 +83,9 @@ def import_captions(
     if not source.exists():
         raise InputError(f'There is no {source}; give shards, a table, a caption file or a pair store.')
     form = options.form if options.form != 'auto' else _form_of(source)
-    others = [p for p in out.iterdir() if p.name not in _OWN and p.suffix != '.part'] if out.is_dir() else []
+    others = (
+        [p for p in out.iterdir() if p.name not in (LOCK, *OWN_NAMES) and p.suffix != '.part'] if out.is_dir() else []
+    )
     if others:
         raise InputError(f'{out} holds {others[0].name}; give a new folder for the caption set.')
     settings = _settings(source, form, options)

@@ -23,7 +23,6 @@ from grafalign.curation.select import select
 from grafalign.curation.stored import WebFilter
 from grafalign.errors import InputError
 from grafalign.files import write_atomically
-from grafalign.locks import LOCK
 from grafalign.models import Model
 from grafalign.photos.fetch import RemoteSettings
 
@@ -31,7 +30,6 @@ KEYWORDS = Path(__file__).with_name('keywords.yaml')
 _BLOCK = 1 << 16
 Logits = dict[str, npt.NDArray[np.float32]]
 _SHOWN = 24
-_OWN = (LOCK, 'dataset.json', 'images.parquet', 'captions.parquet', 'rejected.parquet', 'page.html', 'bank', 'features')
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grafalign.captions import CaptionSet, CaptionSetMarker
+from grafalign.captions.caption_set import OWN_NAMES
 from grafalign.captions.write_set import SetWriter
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
 from grafalign.locks import LOCK, exclusive
 
 _BLOCK = 1 << 16
-_OWN = (LOCK, 'dataset.json', 'images.parquet', 'captions.parquet', 'rejected.parquet', 'page.html')
-_OWN_FOLDERS = ('bank', 'features', 'hashes', 'leaks')
 Scores = Mapping[str, npt.NDArray[np.float32]]
 
 
@@ -42,7 +41,7 @@ def select(
     Raises:
         GrafalignError: nothing is left, or `out` holds other files.
     """
-    others = [p.name for p in out.iterdir() if p.name not in (*_OWN, *_OWN_FOLDERS)] if out.is_dir() else []
+    others = [p.name for p in out.iterdir() if p.name not in (LOCK, *OWN_NAMES)] if out.is_dir() else []
     others = [name for name in others if not name.endswith('.part')]
     if others or out.resolve() == captions.path.resolve():
         raise InputError(f'{out} holds {others[0] if others else "the set itself"}; give a new folder.')
