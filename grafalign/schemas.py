@@ -10,6 +10,7 @@ from grafalign.artefacts import Marker
 from grafalign.benchmarks.results import Result
 from grafalign.calibration.places import CalibrationMarker
 from grafalign.captions import CaptionSetMarker
+from grafalign.captions.landmarks.find import LandmarksMarker
 from grafalign.captions.leaks import LeaksMarker
 from grafalign.captions.set_hashes import HashesMarker
 from grafalign.curation.features import FeaturesMarker
@@ -30,6 +31,7 @@ MARKERS: dict[str, type[Marker]] = {
     'caption_set.dataset.json': CaptionSetMarker,
     'text_bank.bank.json': TextBankMarker,
     'hashes.json': HashesMarker,
+    'landmarks.json': LandmarksMarker,
     'features.json': FeaturesMarker,
     'leaks.json': LeaksMarker,
     'filter.json': FilterMarker,

@@ -61,6 +61,8 @@ class ImportOptions:
     """Of images whose source names none."""
     val: float = 0.0
     """Share of the images without a split that go to `val`, by a keyed hash of their id."""
+    uncaptioned: bool = False
+    """Keep images without a caption, to write some for them; those of a pair store always are."""
     min_px: int = 16
     """Images with a shorter side are refused."""
 
@@ -116,6 +118,7 @@ def _settings(source: Path, form: str, options: ImportOptions) -> dict[str, Any]
         'licence': options.licence,
         'split': options.split,
         'val': options.val,
+        'uncaptioned': options.uncaptioned,
         'min_px': options.min_px,
         'state': _state(source),
     }
@@ -159,9 +162,13 @@ def _read(source: Path, form: str, options: ImportOptions, writer: SetWriter, wo
         root = options.images or source.parent
         if not root.is_dir():
             raise InputError(f'There is no folder {root}; --images names the folder that the files lie below.')
-        items = read_table(source, options.columns) if form == 'table' else read_caption_file(source, root)
+        items = (
+            read_table(source, options.columns, options.uncaptioned)
+            if form == 'table'
+            else read_caption_file(source, root)
+        )
     root = root.resolve()
-    rows = _Rows(writer, options, options.kind or _DEFAULT_KIND[form], form == 'tiles')
+    rows = _Rows(writer, options, options.kind or _DEFAULT_KIND[form], form == 'tiles' or options.uncaptioned)
     with (
         ThreadPoolExecutor(workers or engine.default_workers(), thread_name_prefix='images') as pool,
         console.progress('reading images') as bar,

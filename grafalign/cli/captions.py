@@ -57,6 +57,7 @@ def import_(
     val: Annotated[
         float, typer.Option(help='Share of the images without a split that go to val.', min=0, max=0.5)
     ] = 0.0,
+    uncaptioned: Annotated[bool, typer.Option('--uncaptioned', help='Keep images that have no caption yet.')] = False,
     min_px: Annotated[int, typer.Option(help='Images with a shorter side are refused.', min=1)] = 16,
     workers: Workers = None,
     as_json: Json = False,
@@ -77,7 +78,7 @@ def import_(
         raise InputError(f'--kind {kind} is not known; give one of {", ".join(KINDS)}.')
     if split not in SPLITS:
         raise InputError(f'--split {split} is not known; give one of {", ".join(SPLITS)}.')
-    options = ImportOptions(form, images, named_columns(column), kind, licence, split, val, min_px)  # type: ignore[arg-type]
+    options = ImportOptions(form, images, named_columns(column), kind, licence, split, val, uncaptioned, min_px)  # type: ignore[arg-type]
     done = import_captions(source, out, options, workers)
     show(
         {
@@ -187,6 +188,55 @@ def leaks_(
     summary: dict[str, Any] = {'images': done.images, 'copies inside': done.inside}
     summary |= {'also in': done.leaks} if done.leaks else {}
     show(summary if done.kept is None else summary | {'kept': done.kept}, str(out or captions), as_json)
+
+
+@captions_app.command('landmarks')
+def landmarks_(
+    captions: SetFolder,
+    out: Annotated[Path, typer.Argument(help='Folder of the landmarks.')],
+    osm: Annotated[list[Path] | None, typer.Option(help='OpenStreetMap extract (.osm.pbf).')] = None,
+    overture: Annotated[list[Path] | None, typer.Option(help='Parquet of Overture Maps, or a folder of it.')] = None,
+    own: Annotated[list[Path] | None, typer.Option(help='Own objects: GeoParquet, GeoJSON or GeoPackage.')] = None,
+    keep_younger: Annotated[
+        bool, typer.Option('--keep-younger', help='Keep what was put on the map after the scene was taken.')
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find what a map knows on the images of a set: kind, size, position, and whether it can be seen.
+
+    Example: grafalign captions landmarks sets/tiles landmarks --osm region.osm.pbf
+    """
+    from grafalign.captions import CaptionSet
+    from grafalign.captions.landmarks.find import Maps, find_landmarks
+
+    maps = Maps(tuple(osm or ()), tuple(overture or ()), tuple(own or ()))
+    done = find_landmarks(CaptionSet(captions), maps, out, keep_younger=keep_younger)
+    summary = {'images with landmarks': done.with_landmarks, 'landmarks': done.landmarks, 'visible': done.visible}
+    show(summary | {'not visible': done.reasons, 'licences': done.licences}, str(out), as_json)
+
+
+@captions_app.command('write')
+def write_(
+    captions: SetFolder,
+    landmarks: Annotated[Path, typer.Argument(help='Folder of `captions landmarks`.')],
+    out: Annotated[Path, typer.Argument(help='Folder of the captioned set.')],
+    per_image: Annotated[int, typer.Option(help='Captions of an image.', min=1, max=20)] = 1,
+    names: Annotated[bool, typer.Option('--names', help='Say names, which nobody can see from above.')] = False,
+    positions: Annotated[
+        bool, typer.Option('--positions', help='Say where things lie; train without augment.symmetry then.')
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write captions for the images of a set from their landmarks, by templates.
+
+    Example: grafalign captions write sets/tiles landmarks sets/captioned --per-image 3
+    """
+    from grafalign.captions import CaptionSet
+    from grafalign.captions.writing.write import TemplateOptions, write_captions
+
+    done = write_captions(CaptionSet(captions), landmarks, out, TemplateOptions(per_image, names, positions))
+    summary = {'images': done.images, 'captions': done.captions, 'distinct captions': done.distinct_captions}
+    show(summary | {'rejected': done.reasons}, str(out), as_json)
 
 
 @captions_app.command('pack')

@@ -28,18 +28,19 @@ Row = tuple[int, dict[str, Any] | None]
 """Its number, and its values by column; None for a row that is none."""
 
 
-def read_table(path: Path, columns: Mapping[str, str]) -> Iterator[Item]:
+def read_table(path: Path, columns: Mapping[str, str], uncaptioned: bool = False) -> Iterator[Item]:
     """Stream the rows of a table.
 
     Args:
         path: .parquet, .jsonl, .csv or .tsv, perhaps compressed.
         columns: our names to the table's, where `columns.GUESSES` does not find them.
+        uncaptioned: a table without texts will do.
 
     Raises:
         GrafalignError: the table cannot be read, or has no column for images or texts.
     """
     kind, compression = kind_of(str(path))
-    rows = {'parquet': _parquet, 'jsonl': _jsonl}.get(kind or '', _text_table)(path, columns, compression)
+    rows = {'parquet': _parquet, 'jsonl': _jsonl}.get(kind or '', _text_table)(path, columns, compression, uncaptioned)
     for number, row in rows:
         if row is None:
             yield Item(f'{path.name} row {number}', reason='row cannot be read')
@@ -85,9 +86,9 @@ def _first(row: Mapping[str, Any], lower: Mapping[str, Any], columns: Mapping[st
     return str(value) if isinstance(value, str | int) and str(value).strip() else None
 
 
-def _check(names: list[str], columns: Mapping[str, str], path: Path) -> dict[str, str]:
+def _check(names: list[str], columns: Mapping[str, str], path: Path, bare: bool) -> dict[str, str]:
     chosen = chosen_columns(names, columns, str(path))
-    for needed in (('file', 'url'), ('text',)):
+    for needed in (('file', 'url'), *(() if bare else (('text',),))):
         if not any(n in chosen for n in needed):
             raise InputError(
                 f'{path} has no column for {" or ".join(needed)}; name it, for example --column {needed[0]}=COLUMN. '
@@ -96,12 +97,12 @@ def _check(names: list[str], columns: Mapping[str, str], path: Path) -> dict[str
     return chosen
 
 
-def _parquet(path: Path, columns: Mapping[str, str], compression: str | None) -> Iterator[Row]:
+def _parquet(path: Path, columns: Mapping[str, str], compression: str | None, bare: bool) -> Iterator[Row]:
     number = 0
     try:
         with open_seekable(str(path), compression) as opened:
             file = pq.ParquetFile(opened)
-            chosen = _check(file.schema_arrow.names, columns, path)
+            chosen = _check(file.schema_arrow.names, columns, path, bare)
             for batch in file.iter_batches(_ROWS, columns=list(dict.fromkeys(chosen.values()))):
                 for row in batch.to_pylist():
                     number += 1
@@ -111,7 +112,7 @@ def _parquet(path: Path, columns: Mapping[str, str], compression: str | None) ->
         raise InputError(f'{path} cannot be read behind row {number} ({reason}); get it whole.') from None
 
 
-def _jsonl(path: Path, columns: Mapping[str, str], compression: str | None) -> Iterator[Row]:
+def _jsonl(path: Path, columns: Mapping[str, str], compression: str | None, bare: bool) -> Iterator[Row]:
     number, checked = 0, False
     with open_stream(str(path), compression) as stream:
         for lines in line_blocks(stream, str(path)):
@@ -127,16 +128,16 @@ def _jsonl(path: Path, columns: Mapping[str, str], compression: str | None) -> I
                     yield number, None
                     continue
                 if not checked:
-                    _check(list(row), columns, path)
+                    _check(list(row), columns, path, bare)
                     checked = True
                 yield number, row
 
 
-def _text_table(path: Path, columns: Mapping[str, str], _compression: str | None) -> Iterator[Row]:
+def _text_table(path: Path, columns: Mapping[str, str], _compression: str | None, bare: bool) -> Iterator[Row]:
     chosen: dict[str, str] = {}
 
     def choose(names: list[str]) -> list[str]:
-        chosen.update(_check(names, columns, path))
+        chosen.update(_check(names, columns, path, bare))
         return list(dict.fromkeys(chosen.values()))
 
     number = 0

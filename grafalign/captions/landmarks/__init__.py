@@ -1,0 +1,1 @@
+"""Landmarks of tiles: what a map knows of the ground that an image shows."""

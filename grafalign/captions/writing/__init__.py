@@ -1,0 +1,1 @@
+"""Writing captions from landmarks."""
