@@ -19,11 +19,12 @@ from grafalign.maps import MapFiles, load_classes, write_map
 from grafalign.models import Model
 from grafalign.questions import ask, conventions_of, program_of
 from grafalign.questions.conventions import PLAIN
-from grafalign.questions.endpoint import KEY, Endpoint
+from grafalign.questions.endpoint import Endpoint
 from grafalign.questions.evaluate import answer
 from grafalign.questions.evidence import draw_objects
 from grafalign.questions.objects import objects_of
 from grafalign.questions.parse import parse_program
+from grafalign.web.chat import KEY
 from tests.chat_server import ChatServer, Reply
 from tests.commands import Command, refused
 from tests.scenes import patchwork, write_scene

@@ -401,7 +401,8 @@ def test_captions_are_written_with_their_evidence(tmp_path: Path) -> None:
     find_landmarks(captions, Maps(osm=(extract(tmp_path / 'x.osm.pbf'),)), tmp_path / 'landmarks')
     done = write_captions(captions, tmp_path / 'landmarks', tmp_path / 'out', TemplateOptions(per_image=8, names=True))
     written = CaptionSet(tmp_path / 'out')
-    assert done.images == 3 and done.kinds == {'template': done.captions}
+    marker = done.marker
+    assert marker.images == 3 and marker.kinds == {'template': marker.captions}
     ids = {row['landmark_id'] for row in found_in(tmp_path / 'landmarks') if row['visible']}
     rows = written.captions.to_pylist()
     assert all(set(row['evidence']) <= ids and row['evidence'] and row['writer'] == 'template' for row in rows)
@@ -411,7 +412,7 @@ def test_captions_are_written_with_their_evidence(tmp_path: Path) -> None:
     again = write_captions(
         captions, tmp_path / 'landmarks', tmp_path / 'again', TemplateOptions(per_image=8, names=True)
     )
-    assert again.files == done.files
+    assert again.marker.files == marker.files
 
 
 @pytest.mark.parametrize(

@@ -220,23 +220,67 @@ def write_(
     captions: SetFolder,
     landmarks: Annotated[Path, typer.Argument(help='Folder of `captions landmarks`.')],
     out: Annotated[Path, typer.Argument(help='Folder of the captioned set.')],
-    per_image: Annotated[int, typer.Option(help='Captions of an image.', min=1, max=20)] = 1,
+    per_image: Annotated[int, typer.Option(help='Captions of an image, by templates.', min=1, max=20)] = 1,
     names: Annotated[bool, typer.Option('--names', help='Say names, which nobody can see from above.')] = False,
     positions: Annotated[
         bool, typer.Option('--positions', help='Say where things lie; train without augment.symmetry then.')
     ] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help='OpenAI-compatible endpoint of a vision-language model that writes instead of templates. Pictures and '
+            'landmarks go there. Its key is read from GRAFALIGN_ENDPOINT_KEY.'
+        ),
+    ] = None,
+    endpoint_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
+    most_records: Annotated[int, typer.Option(help='Landmarks that go with a picture.', min=1, max=100)] = 12,
+    abreast: Annotated[int, typer.Option(help='Requests at a time.', min=1, max=256)] = 4,
+    explained: Annotated[
+        bool, typer.Option('--explain', help='Ask for twenty captions, and tell what all will cost.')
+    ] = False,
+    prices: Annotated[
+        tuple[float, float] | None, typer.Option(help='Prices of a million tokens sent and of a million written.')
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write captions for the images of a set from their landmarks, by templates.
+    """Write captions for the images of a set from their landmarks, by templates or by a model.
 
     Example: grafalign captions write sets/tiles landmarks sets/captioned --per-image 3
+
+    Example: grafalign captions write sets/tiles landmarks out --endpoint http://localhost:8000 --endpoint-model qwen
     """
     from grafalign.captions import CaptionSet
+    from grafalign.captions.writing.ask import explain
+    from grafalign.captions.writing.endpoint import EndpointOptions
     from grafalign.captions.writing.write import TemplateOptions, write_captions
+    from grafalign.web.chat import Chat
 
-    done = write_captions(CaptionSet(captions), landmarks, out, TemplateOptions(per_image, names, positions))
-    summary = {'images': done.images, 'captions': done.captions, 'distinct captions': done.distinct_captions}
-    show(summary | {'rejected': done.reasons}, str(out), as_json)
+    if (endpoint is None) != (endpoint_model is None):
+        raise InputError('--endpoint and --endpoint-model go together; give both, or neither for templates.')
+    if endpoint is None and explained:
+        raise InputError('--explain tells what an endpoint will cost; templates cost nothing.')
+    chat = None if endpoint is None or endpoint_model is None else Chat(endpoint, endpoint_model)
+    asking = EndpointOptions(most_records, names, abreast)
+    images = CaptionSet(captions)
+    if explained and chat is not None:
+        cost = asdict(explain(images, landmarks, out, chat, asking, prices))
+        show({name.replace('_', ' '): value for name, value in cost.items() if value is not None}, str(out), as_json)
+        return
+    done = write_captions(images, landmarks, out, TemplateOptions(per_image, names, positions), chat, asking)
+    summary: dict[str, Any] = {
+        'images': done.marker.images,
+        'captions': done.marker.captions,
+        'distinct captions': done.marker.distinct_captions,
+        'kinds of captions': done.marker.kinds,
+        'rejected': done.marker.reasons,
+    }
+    if chat is not None:
+        summary |= {'retried': done.retried, 'by template after two tries': done.fell_back}
+        summary |= {'tokens sent': done.prompt_tokens, 'tokens written': done.answer_tokens}
+    for name, found in (('first answers', done.first), ('kept', done.faithful), ('shuffled', done.shuffled)):
+        if found is not None:
+            summary |= {name: asdict(found)}
+    show(summary, str(out), as_json)
 
 
 @captions_app.command('pack')

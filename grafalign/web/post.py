@@ -11,7 +11,7 @@ from grafalign.foreign.files import parse_object
 from grafalign.web.addresses import origin_of
 from grafalign.web.connections import LIMITS, USER_AGENT, Connections
 from grafalign.web.follow import patiently, read_body
-from grafalign.web.retries import Lasting
+from grafalign.web.retries import LONGEST_WAIT_S, Again, Lasting, Patience
 
 _SHARED = Connections(1)
 
@@ -40,7 +40,14 @@ def post_json(
         LIMITS.start(timeout_s, private=True)
         return _SHARED.post(url, headers, body)
 
-    answer = read_body(patiently(request, retries), timeout_s, most_bytes)
+    patience = Patience(retries, LONGEST_WAIT_S)
+    while True:
+        try:
+            answer = read_body(patiently(request, retries), timeout_s, most_bytes)
+            break
+        except Again as again:  # a body that broke off
+            if not patience.wait(again):
+                raise
     try:
         return parse_object(answer.content)
     except ValueError as error:

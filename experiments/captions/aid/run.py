@@ -191,8 +191,7 @@ def main() -> None:
     mixed = np.random.default_rng(SEED).permutation(len(train))[image]
     arms: dict[str, Vectors] = {}
     for name, owner in (('ImageNet features, linear head', image), ('the same, captions shuffled', mixed)):
-        with torch.no_grad():
-            head = train_head(features, owner, text, vectors)
+        head = train_head(features, owner, text, vectors)
         arms[name] = head.embed(torch.from_numpy(val)).detach().numpy()
     arms['ridge regression'] = ridge(features, image, text, bank.embeddings.astype(np.float32), val)
     if (args.runs / 'scratch' / 'model.json').is_file():

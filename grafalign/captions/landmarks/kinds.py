@@ -13,7 +13,7 @@ from typing import Any
 from grafalign.config import read_yaml
 
 TABLE = Path(__file__).with_name('kinds.yaml')
-_REFINED = {
+REFINED = {
     ('power', 'generator', 'generator:source', 'solar'): 'solar panels',
     ('power', 'generator', 'generator:source', 'wind'): 'wind turbine',
     ('power', 'plant', 'plant:source', 'solar'): 'solar farm',
@@ -95,7 +95,7 @@ def kind_of(tags: Mapping[str, str]) -> Kind | None:
         if kind is None:
             continue
         finer = next(
-            (n for (k, v, k2, v2), n in _REFINED.items() if (k, v) == (key, value) and tags.get(k2) == v2), None
+            (n for (k, v, k2, v2), n in REFINED.items() if (k, v) == (key, value) and tags.get(k2) == v2), None
         )
         return kind if finer is None else Kind(finer, f'{kind.key}', kind.point_m, kind.line_m)
     return None

@@ -1,9 +1,12 @@
-"""Write captions for the images of a set from their landmarks, as a set of its own over the same images."""
+"""Write captions for the images of a set from their landmarks, as a set of its own over the same images.
+
+Templates need no model. With an endpoint each image goes to a vision-language model, and a template stands in where its
+caption does not hold up (`check.py`).
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +19,14 @@ from grafalign.captions.caption_set import OWN_NAMES, CaptionSet, CaptionSetMark
 from grafalign.captions.landmarks.find import read_landmarks
 from grafalign.captions.usable_text import TextError, cleaned
 from grafalign.captions.write_set import SetWriter
+from grafalign.captions.writing.ask import ask_all, visible
+from grafalign.captions.writing.endpoint import JOURNAL, Attempt, EndpointOptions, EndpointWriter
+from grafalign.captions.writing.faithful import Faithfulness, Tally, first_attempts
 from grafalign.captions.writing.template import VERSION, Seen, write_template
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
 from grafalign.locks import LOCK, exclusive
+from grafalign.web.chat import Chat
 
 _BLOCK = 1 << 13
 
@@ -34,70 +41,106 @@ class TemplateOptions:
     positions: bool = False
 
 
+@dataclass(frozen=True)
+class WrittenSet:
+    """What was written."""
+
+    marker: CaptionSetMarker
+    faithful: Faithfulness
+    """Of the captions that were kept."""
+    first: Faithfulness | None
+    """Of what the model wrote at first, where one was asked."""
+    shuffled: Faithfulness
+    """Of the same captions held against the landmarks of another image: what knowing nothing gives."""
+    retried: int
+    fell_back: int
+    """Images whose model gave nothing usable in two tries; a template stands in."""
+    prompt_tokens: int
+    answer_tokens: int
+
+
 def write_captions(
-    captions: CaptionSet, landmarks: Path, out: Path, options: TemplateOptions | None = None
-) -> CaptionSetMarker:
+    captions: CaptionSet,
+    landmarks: Path,
+    out: Path,
+    options: TemplateOptions | None = None,
+    chat: Chat | None = None,
+    asking: EndpointOptions | None = None,
+) -> WrittenSet:
     """Write a set whose captions come from landmarks; images without a visible one are rejected rows.
 
     Args:
         captions: the set of images.
         landmarks: their landmarks, of `captions landmarks`.
         out: folder of the new set.
-        options: phrasings.
+        options: phrasings of templates.
+        chat: a model that writes instead of templates; one caption an image.
+        asking: how it is asked.
 
     Raises:
-        GrafalignError: the landmarks are of another set, or no image has a visible one.
+        GrafalignError: the landmarks are of another set, no image has a visible one, or the endpoint does not answer.
     """
-    options = options or TemplateOptions()
-    table = read_landmarks(landmarks, captions)
-    others = (
-        [p.name for p in out.iterdir() if p.name not in (LOCK, *OWN_NAMES) and p.suffix != '.part']
-        if out.is_dir()
-        else []
-    )
+    options, asking = options or TemplateOptions(), asking or EndpointOptions()
+    seen = visible(read_landmarks(landmarks, captions))
+    own = (LOCK, JOURNAL, *OWN_NAMES)
+    others = [p.name for p in out.iterdir() if p.name not in own and p.suffix != '.part'] if out.is_dir() else []
     if others or out.resolve() == captions.path.resolve():
         raise InputError(f'{out} holds {others[0] if others else "the set itself"}; give a new folder.')
-    seen = _visible(table)
     told = f'template {VERSION} {options}'
     digest = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
     with naming_full_disk(out), exclusive(out):
         remove_parts(out)
+        model = None if chat is None else EndpointWriter(chat, asking, out)
+        attempts = {} if model is None else ask_all(captions, seen, model, asking.abreast)
+        tally = Tally(seen)
         with SetWriter(out) as writer:
             for row, columns in enumerate(console.track(_images(captions), 'writing captions', len(captions))):
-                texts = list(_texts(columns['image_id'], seen.get(row, []), options))
-                if not texts:
+                rows = list(_texts(columns['image_id'], seen.get(row, []), options, digest, attempts.get(row), model))
+                if not rows:
                     writer.reject('image', columns['image_id'], 'no visible landmark')
                     continue
                 new = writer.add_image(**columns)
-                for text, evidence in texts:
-                    writer.add_caption(
-                        image=new,
-                        image_id=columns['image_id'],
-                        text=text,
-                        kind='template',
-                        writer='template',
-                        writer_digest=digest,
-                        evidence=list(evidence),
-                        checks=[],
-                    )
+                for made in rows:
+                    tally.add(row, made['text'], made['evidence'])
+                    writer.add_caption(image=new, image_id=columns['image_id'], **made)
             if not len(writer):
-                raise InputError(
-                    f'No image of {captions.path} has a visible landmark in {landmarks}; look at its reasons.'
-                )
+                raise InputError(f'No image of {captions.path} has a visible landmark in {landmarks}; see its reasons.')
             marker = captions.marker
             store = None if marker.store is None or marker.store_digest is None else (marker.store, marker.store_digest)
             settings: dict[str, Any] = {
                 'from': {'set': str(captions.path.resolve()), 'digest': captions.digest},
                 'landmarks': str(landmarks.resolve()),
-                'writer': told,
+                'writer': told if chat is None or model is None else f'{chat.model} {model.digest}',
             }
-            return writer.finish(settings, marker.root, store)
+            done = writer.finish(settings, marker.root, store)
+    return WrittenSet(
+        marker=done,
+        faithful=tally.faithful(),
+        first=None if model is None else first_attempts(attempts),
+        shuffled=tally.shuffled(),
+        retried=sum(a.tries > 1 for a in attempts.values()),
+        fell_back=sum(a.text is None for a in attempts.values()),
+        prompt_tokens=sum(a.prompt_tokens for a in attempts.values()),
+        answer_tokens=sum(a.answer_tokens for a in attempts.values()),
+    )
 
 
-def _texts(image_id: str, seen: list[Seen], options: TemplateOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Distinct captions of an image."""
+def _texts(
+    image_id: str,
+    seen: list[Seen],
+    options: TemplateOptions,
+    digest: str,
+    attempt: Attempt | None,
+    model: EndpointWriter | None,
+) -> Iterator[dict[str, Any]]:
+    """Columns of an image's captions: the model's, if it holds up, else a template's."""
+    checks = [] if attempt is None else list(attempt.checks)
+    if attempt is not None and attempt.text is not None and model is not None:
+        who = {'kind': 'model', 'writer': model.name, 'writer_digest': model.digest}
+        yield {'text': attempt.text, 'evidence': list(attempt.used), 'checks': checks, **who}
+        return
     done = set()
-    for number in range(options.per_image):
+    for number in range(options.per_image if model is None else 1):
         written = write_template(image_id, seen, number, options.names, options.positions)
         if written is None:
             return
@@ -107,17 +150,8 @@ def _texts(image_id: str, seen: list[Seen], options: TemplateOptions) -> Iterato
             continue
         if text not in done:
             done.add(text)
-            yield text, written.evidence
-
-
-def _visible(table: Any) -> dict[int, list[Seen]]:
-    """Visible landmarks by image, the largest first."""
-    names = ('image', 'landmark_id', 'kind', 'name', 'share', 'position', 'relation', 'related_to')
-    rows = table.filter(table['visible']).select(list(names)).to_pylist()
-    return {
-        image: [Seen(**{k: v for k, v in row.items() if k != 'image'}) for row in group]
-        for image, group in itertools.groupby(rows, key=lambda r: r['image'])
-    }
+            who = {'kind': 'template', 'writer': 'template', 'writer_digest': digest}
+            yield {'text': text, 'evidence': list(written.evidence), 'checks': checks, **who}
 
 
 def _images(captions: CaptionSet) -> Iterator[dict[str, Any]]:
