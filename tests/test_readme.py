@@ -44,9 +44,14 @@ def test_the_first_table_is_that_of_the_results() -> None:
 
 
 def test_every_command_in_the_readme_exists() -> None:
-    """Each `grafalign COMMAND` of the README is a command."""
+    """Each `grafalign COMMAND` of the README and of the page on captions is a command, or one of a group."""
     from grafalign.cli import app
 
     known = {(c.name or c.callback.__name__) for c in app.registered_commands if c.callback}
-    used = set(re.findall(r'^grafalign ([\w-]+)', (REPOSITORY / 'README.md').read_text(), re.MULTILINE))
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        known |= {f'{group.name} {c.name}' for c in group.typer_instance.registered_commands}
+    groups = '|'.join(str(group.name) for group in app.registered_groups)
+    text = ''.join((REPOSITORY / name).read_text() for name in ('README.md', 'docs/captions.md'))
+    used = set(re.findall(rf'^grafalign ((?:{groups}) [\w-]+|(?!(?:{groups}) )[\w-]+)', text, re.MULTILINE))
     assert used and used <= known

@@ -29,6 +29,7 @@ from grafalign.captions.landmarks.osm import read_osm
 from grafalign.captions.landmarks.overture import read_overture
 from grafalign.captions.landmarks.own import read_own
 from grafalign.captions.landmarks.relate import Landmark, landmarks_of
+from grafalign.captions.landmarks.spill import Spill
 from grafalign.errors import DamagedError, InputError, naming_full_disk
 from grafalign.files import file_digest, remove_parts, replacing
 from grafalign.locks import LOCK, exclusive
@@ -148,15 +149,20 @@ def find_landmarks(captions: CaptionSet, maps: Maps, out: Path, *, keep_younger:
                 return done
         (out / MARKER).unlink(missing_ok=True)
         places = footprints(captions)
-        near_images = _assign(places, maps)
         counts: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         licences: Counter[str] = Counter()
         thanks: dict[str, None] = {}
-        with replacing(out / 'landmarks.parquet') as path, pq.ParquetWriter(path, SCHEMA) as writer:
+        with (
+            Spill(out / 'objects.arrow.part') as spill,
+            replacing(out / 'landmarks.parquet') as path,
+            pq.ParquetWriter(path, SCHEMA) as writer,
+        ):
+            _assign(places, maps, spill)
             rows: list[Landmark] = []
-            for number, place in enumerate(console.track(places, 'measuring landmarks')):
-                found = landmarks_of(place, near_images.get(number, ()), keep_younger)
+            pieces = spill.by_image(len(places))
+            for place in console.track(places, 'measuring landmarks'):
+                found = landmarks_of(place, next(pieces), keep_younger)
                 rows += found
                 counts['with'] += any(f.visible for f in found)
                 for one in found:
@@ -170,6 +176,7 @@ def find_landmarks(captions: CaptionSet, maps: Maps, out: Path, *, keep_younger:
                     _write(writer, rows)
                     rows = []
             _write(writer, rows)
+            pieces.close()
         marker = LandmarksMarker(
             format=LandmarksMarker.NEWEST,
             images=captions.marker.files['images.parquet'],
@@ -205,8 +212,8 @@ def read_landmarks(folder: Path, captions: CaptionSet) -> pa.Table:
         raise DamagedError(f'{folder}/landmarks.parquet cannot be read ({error}); {LandmarksMarker.REMEDY}.') from None
 
 
-def _assign(places: Sequence[Any], maps: Maps) -> dict[int, list[MapObject]]:
-    """Objects by the image that their box touches."""
+def _assign(places: Sequence[Any], maps: Maps, spill: Spill) -> None:
+    """Give every object to the images that its box touches."""
     boxes = np.array([place.bounds() for place in places])
     tree = shapely.STRtree(shapely.box(*boxes.T))
     around = (*(float(v) for v in boxes[:, :2].min(0)), *(float(v) for v in boxes[:, 2:].max(0)))
@@ -216,11 +223,10 @@ def _assign(places: Sequence[Any], maps: Maps) -> dict[int, list[MapObject]]:
             return False
         return len(tree.query(shapely.box(*bounds))) > 0
 
-    found: dict[int, list[MapObject]] = {}
     for one in maps.read(near, (around[0], around[1], around[2], around[3])):
-        for number in tree.query(one.geometry).tolist():
-            found.setdefault(number, []).append(one)
-    return found
+        images = tree.query(one.geometry).tolist()
+        if images:
+            spill.add(one, images)
 
 
 def _write(writer: pq.ParquetWriter, rows: Sequence[Landmark]) -> None:
