@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.benchmarks.sandbox.sandbox_set import VOID, LabelledTiles, SandboxTruth
+from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
+from grafalign.labels import VOID
 from grafalign.store import PairStore
 
 MOST = 10_000
