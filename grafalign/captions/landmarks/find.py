@@ -195,8 +195,8 @@ def find_landmarks(captions: CaptionSet, maps: Maps, out: Path, *, keep_younger:
         return marker
 
 
-def read_landmarks(folder: Path, captions: CaptionSet) -> pa.Table:
-    """The landmarks of a set.
+def open_landmarks(folder: Path, captions: CaptionSet) -> pq.ParquetFile:
+    """The table of the landmarks of a set.
 
     Raises:
         GrafalignError: there are none, or they are of another set.
@@ -207,7 +207,7 @@ def read_landmarks(folder: Path, captions: CaptionSet) -> pa.Table:
     if marker.images != captions.marker.files['images.parquet']:
         raise InputError(f'{folder} holds the landmarks of another set than {captions.path}; find them again.')
     try:
-        return pq.read_table(folder / 'landmarks.parquet')
+        return pq.ParquetFile(folder / 'landmarks.parquet')
     except (OSError, pa.ArrowException) as error:
         raise DamagedError(f'{folder}/landmarks.parquet cannot be read ({error}); {LandmarksMarker.REMEDY}.') from None
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from grafalign import console
 from grafalign.captions.caption_set import CaptionSet
-from grafalign.captions.landmarks.find import read_landmarks
+from grafalign.captions.landmarks.find import open_landmarks
 from grafalign.captions.pictures import Pictures
 from grafalign.captions.writing.endpoint import Attempt, EndpointOptions, EndpointWriter, endpoint_error
 from grafalign.captions.writing.template import Seen
-from grafalign.errors import RemoteError, naming_full_disk
+from grafalign.errors import DamagedError, RemoteError, naming_full_disk
 from grafalign.locks import exclusive
 from grafalign.photos.exif import PhotoError
 from grafalign.store import PairStore
@@ -27,6 +24,7 @@ from grafalign.web.chat import Chat
 
 SAMPLE = 20
 """Images that are asked for before a run, to tell what it will cost."""
+_BLOCK = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -63,59 +61,79 @@ def explain(
         prices: of a million tokens that are sent, and of a million that are written.
     """
     asking = asking or EndpointOptions()
-    seen = visible(read_landmarks(landmarks, captions))
-    rows = np.random.default_rng(0).permutation(sorted(seen))[:SAMPLE].tolist()
+    rows = np.array([row for row, _ in visible_by_image(landmarks, captions)], dtype=np.int64)
+    chosen = set(np.random.default_rng(0).permutation(rows)[:SAMPLE].tolist())
+    sample = [(row, seen) for row, seen in visible_by_image(landmarks, captions) if row in chosen]
     with naming_full_disk(out), exclusive(out):
-        model = EndpointWriter(chat, asking, out)
+        asker = Asker(captions, EndpointWriter(chat, asking, out), asking.abreast)
         started = time.perf_counter()
-        found = ask_all(captions, {row: seen[row] for row in rows}, model, asking.abreast)
+        found = asker.ask(sample)
         seconds = time.perf_counter() - started
-    factor = len(seen) / max(1, len(found))
+    factor = len(rows) / max(1, len(found))
     sent, written = (sum(getattr(a, n) for a in found.values()) * factor for n in ('prompt_tokens', 'answer_tokens'))
     money = None if prices is None else (sent * prices[0] + written * prices[1]) / 1e6
-    return Cost(len(seen), len(found), round(sent), round(written), money, seconds * factor / 3600)
+    return Cost(len(rows), len(found), round(sent), round(written), money, seconds * factor / 3600)
 
 
-def visible(table: Any) -> dict[int, list[Seen]]:
-    """Visible landmarks by image, the largest first."""
-    names = ('image', 'landmark_id', 'kind', 'name', 'share', 'position', 'relation', 'related_to')
-    rows = table.filter(table['visible']).select(list(names)).to_pylist()
-    return {
-        image: [Seen(**{k: v for k, v in row.items() if k != 'image'}) for row in group]
-        for image, group in itertools.groupby(rows, key=lambda r: r['image'])
-    }
+def visible_by_image(folder: Path, captions: CaptionSet) -> Iterator[tuple[int, list[Seen]]]:
+    """Rows of images and their visible landmarks, the largest first, in the order of the images; read as it goes.
+
+    Raises:
+        GrafalignError: there are none, or they are of another set.
+    """
+    names = ['image', 'visible', 'landmark_id', 'kind', 'name', 'share', 'position', 'relation', 'related_to']
+    image, seen = -1, list[Seen]()
+    for batch in open_landmarks(folder, captions).iter_batches(_BLOCK, columns=names):
+        for row in batch.filter(batch['visible']).to_pylist():
+            if row['image'] != image:
+                if seen:
+                    yield image, seen
+                image, seen = row['image'], []
+            seen.append(Seen(**{k: v for k, v in row.items() if k not in ('image', 'visible')}))
+    if seen:
+        yield image, seen
 
 
-def ask_all(
-    captions: CaptionSet, seen: dict[int, list[Seen]], model: EndpointWriter, abreast: int
-) -> dict[int, Attempt]:
-    """What the model writes of every image with a landmark."""
-    read = _reader(captions)
-    told = captions.images.select(['image_id', 'gsd_m']).to_pylist()
-    found: dict[int, Attempt] = {}
+class Asker:
+    """Asks a model for the captions of a set, some images at a time.
 
-    def ask(row: int) -> tuple[int, Attempt] | None:
+    Args:
+        captions: the set.
+        model: writes captions.
+        abreast: requests at a time.
+    """
+
+    def __init__(self, captions: CaptionSet, model: EndpointWriter, abreast: int) -> None:
+        self.model, self._abreast = model, abreast
+        self._read = _reader(captions)
+        self._ids = captions.images['image_id']
+        self._gsd_m = captions.images['gsd_m']
+        self._done = 0
+
+    def ask(self, rows: Sequence[tuple[int, list[Seen]]]) -> dict[int, Attempt]:
+        """What the model writes of images with landmarks; nothing of one that cannot be read.
+
+        Raises:
+            RemoteError: the endpoint does not answer as one does.
+        """
+        found: dict[int, Attempt] = {}
+        with ThreadPoolExecutor(self._abreast, thread_name_prefix='captions') as pool:
+            try:
+                for (row, _), attempt in zip(rows, pool.map(lambda r: self._one(*r), rows), strict=True):
+                    self._done += 1
+                    if attempt is not None:
+                        found[row] = attempt
+            except RemoteError as error:
+                pool.shutdown(cancel_futures=True)
+                raise endpoint_error(error, self._done) from None
+        return found
+
+    def _one(self, row: int, seen: list[Seen]) -> Attempt | None:
         try:
-            picture = read(row)
-        except PhotoError:
+            picture = self._read(row)
+        except (PhotoError, DamagedError):
             return None  # training will name it; a template can still speak of it
-        return row, model.write(told[row]['image_id'], picture, told[row]['gsd_m'] or 1.0, seen[row])
-
-    rows = sorted(seen)
-    with (
-        ThreadPoolExecutor(abreast, thread_name_prefix='captions') as pool,
-        console.progress('asking', len(rows)) as bar,
-    ):
-        try:
-            for first in range(0, len(rows), 8 * abreast):
-                for answer in pool.map(ask, rows[first : first + 8 * abreast]):
-                    bar.advance(1, rejected=int(answer is not None and answer[1].text is None))
-                    if answer is not None:
-                        found[answer[0]] = answer[1]
-        except RemoteError as error:
-            pool.shutdown(cancel_futures=True)
-            raise endpoint_error(error, len(found)) from None
-    return found
+        return self.model.write(self._ids[row].as_py(), picture, self._gsd_m[row].as_py() or 1.0, seen)
 
 
 def _reader(captions: CaptionSet) -> Callable[[int], Image.Image]:

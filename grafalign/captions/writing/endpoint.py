@@ -105,14 +105,19 @@ class EndpointWriter:
         told = self._records(records)
         asked = f'{self.digest} {gsd_m} {told} '.encode() + buffer.getvalue()
         key = hashlib.blake2b(asked, digest_size=16).hexdigest()
-        kept = self._known.get(key)
-        if kept is not None:
-            return kept
+        if key in self._known:
+            return self._kept(self._known[key])
         found = self._ask(base64.b64encode(buffer.getvalue()).decode(), gsd_m, told, records)
         line = json.dumps({'key': key, 'image_id': image_id, **asdict(found)}) + '\n'
         with self._lock, self._journal.open('a') as file:
             file.write(line)
         return found
+
+    def _kept(self, offset: int) -> Attempt:
+        """An answer of an earlier run."""
+        with self._journal.open('rb') as file:
+            file.seek(offset)
+            return _attempt(json.loads(file.readline()))
 
     def _ask(self, picture: str, gsd_m: float, told: str, records: Sequence[Seen]) -> Attempt:
         text = self._prompt['user'].format(gsd_m=f'{gsd_m:g}', records=told or 'none')
@@ -180,21 +185,27 @@ def _judge(text: str, records: Sequence[Seen]) -> tuple[str | None, tuple[str, .
     return caption, tuple(r.landmark_id for r in mine), list(finding.complaints), finding
 
 
-def _read(path: Path) -> dict[str, Attempt]:
-    """Answers of earlier runs; a line that a kill cut off is none."""
-    found: dict[str, Attempt] = {}
+def _read(path: Path) -> dict[str, int]:
+    """Where the answers of earlier runs lie, by their key; a line that a kill cut off is none."""
+    found: dict[str, int] = {}
     if not path.is_file():
         return found
-    for line in path.read_text('utf-8').splitlines():
-        try:
-            row = json.loads(line)
-            key = row.pop('key')
-            row.pop('image_id')
-            row |= {name: tuple(row[name]) for name in ('used', 'checks', 'first')}
-            found[key] = Attempt(**row)
-        except (ValueError, KeyError, TypeError):
-            continue
+    offset = 0
+    with path.open('rb') as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                _attempt(row)
+                found[str(row['key'])] = offset
+            except (ValueError, KeyError, TypeError):
+                pass
+            offset += len(line)
     return found
+
+
+def _attempt(row: dict[str, Any]) -> Attempt:
+    told = {name: value for name, value in row.items() if name not in ('key', 'image_id')}
+    return Attempt(**told | {name: tuple(told[name]) for name in ('used', 'checks', 'first')})
 
 
 def endpoint_error(error: RemoteError, done: int) -> RemoteError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,28 +28,59 @@ class Faithfulness:
     """Captions with such a kind: over `captions` CHAIR_s."""
 
 
+_OTHERS = 256
+"""Images whose landmarks stand for those of others."""
+
+
 class Tally:
-    """Counts what captions say against their own image's landmarks, and against another's."""
+    """Counts what captions say against their own image's landmarks, and against another's.
 
-    def __init__(self, seen: Mapping[int, Sequence[Seen]]) -> None:
-        rows = sorted(seen)
-        shift = np.random.default_rng(0).permutation(rows).tolist()
-        others = dict(zip(shift, [*shift[1:], *shift[:1]], strict=True))  # everybody gets somebody else's
-        self._seen = {row: (seen[row], seen[others[row]]) for row in rows}
+    Args:
+        images: rows of images and their visible landmarks.
+    """
+
+    def __init__(self, images: Iterable[tuple[int, list[Seen]]]) -> None:
+        rng = np.random.default_rng(0)
+        self._others: list[tuple[int, list[Seen]]] = []
+        for number, one in enumerate(images):  # a sample of all, in one pass (Vitter's algorithm R, 1985)
+            if number < _OTHERS:
+                self._others.append(one)
+            elif (place := int(rng.integers(number + 1))) < _OTHERS:
+                self._others[place] = one
         self._counts: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+        self._first: Counter[str] = Counter()
+        self.attempts: Counter[str] = Counter()
+        """How often the model was asked, and what it took."""
 
-    def add(self, row: int, text: str, evidence: Sequence[str]) -> None:
-        """Take in a caption."""
-        mine, other = self._seen[row]
-        used = [s for s in mine if s.landmark_id in set(evidence)]
-        for counts, records in zip(self._counts, (used, other), strict=True):
-            found = check_caption(text, records)
-            counts['captions'] += 1
-            counts['names'] += found.names
-            counts['false_names'] += found.foreign_names
-            counts['kinds'] += found.kinds
-            counts['false_kinds'] += found.foreign_kinds
-            counts['with_false_kinds'] += found.foreign_kinds > 0
+    def add(self, row: int, seen: Sequence[Seen], text: str, evidence: Sequence[str]) -> None:
+        """Take in a caption of an image with these landmarks."""
+        used = [s for s in seen if s.landmark_id in set(evidence)]
+        others = [found for other, found in self._others if other != row]
+        self._count(self._counts[0], text, used)
+        if others:
+            self._count(self._counts[1], text, others[row % len(others)])
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Take in what a model wrote of an image."""
+        names, false_names, kinds, false_kinds = attempt.first
+        self._first.update(captions=1, names=names, false_names=false_names, kinds=kinds, false_kinds=false_kinds)
+        self._first['with_false_kinds'] += false_kinds > 0
+        self.attempts.update(
+            retried=int(attempt.tries > 1),
+            fell_back=int(attempt.text is None),
+            prompt_tokens=attempt.prompt_tokens,
+            answer_tokens=attempt.answer_tokens,
+        )
+
+    @staticmethod
+    def _count(counts: Counter[str], text: str, records: Sequence[Seen]) -> None:
+        found = check_caption(text, records)
+        counts['captions'] += 1
+        counts['names'] += found.names
+        counts['false_names'] += found.foreign_names
+        counts['kinds'] += found.kinds
+        counts['false_kinds'] += found.foreign_kinds
+        counts['with_false_kinds'] += found.foreign_kinds > 0
 
     def faithful(self) -> Faithfulness:
         """Against the captions' own evidence."""
@@ -59,15 +90,9 @@ class Tally:
         """Against the landmarks of another image."""
         return _faithfulness(self._counts[1])
 
-
-def first_attempts(attempts: Mapping[int, Attempt]) -> Faithfulness:
-    """Of what a model wrote of each image before anything was complained about."""
-    counts: Counter[str] = Counter()
-    for attempt in attempts.values():
-        names, false_names, kinds, false_kinds = attempt.first
-        counts.update(captions=1, names=names, false_names=false_names, kinds=kinds, false_kinds=false_kinds)
-        counts['with_false_kinds'] += false_kinds > 0
-    return _faithfulness(counts)
+    def first(self) -> Faithfulness:
+        """Of what a model wrote of each image before anything was complained about."""
+        return _faithfulness(self._first)
 
 
 def _faithfulness(counts: Counter[str]) -> Faithfulness:

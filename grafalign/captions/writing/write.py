@@ -16,19 +16,18 @@ import pyarrow.parquet as pq
 
 from grafalign import console
 from grafalign.captions.caption_set import OWN_NAMES, CaptionSet, CaptionSetMarker
-from grafalign.captions.landmarks.find import read_landmarks
 from grafalign.captions.usable_text import TextError, cleaned
 from grafalign.captions.write_set import SetWriter
-from grafalign.captions.writing.ask import ask_all, visible
+from grafalign.captions.writing.ask import Asker, visible_by_image
 from grafalign.captions.writing.endpoint import JOURNAL, Attempt, EndpointOptions, EndpointWriter
-from grafalign.captions.writing.faithful import Faithfulness, Tally, first_attempts
+from grafalign.captions.writing.faithful import Faithfulness, Tally
 from grafalign.captions.writing.template import VERSION, Seen, write_template
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
 from grafalign.locks import LOCK, exclusive
 from grafalign.web.chat import Chat
 
-_BLOCK = 1 << 13
+_BLOCK = 1 << 9
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,6 @@ def write_captions(
         GrafalignError: the landmarks are of another set, no image has a visible one, or the endpoint does not answer.
     """
     options, asking = options or TemplateOptions(), asking or EndpointOptions()
-    seen = visible(read_landmarks(landmarks, captions))
     own = (LOCK, JOURNAL, *OWN_NAMES)
     others = [p.name for p in out.iterdir() if p.name not in own and p.suffix != '.part'] if out.is_dir() else []
     if others or out.resolve() == captions.path.resolve():
@@ -90,19 +88,25 @@ def write_captions(
     digest = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
     with naming_full_disk(out), exclusive(out):
         remove_parts(out)
-        model = None if chat is None else EndpointWriter(chat, asking, out)
-        attempts = {} if model is None else ask_all(captions, seen, model, asking.abreast)
-        tally = Tally(seen)
-        with SetWriter(out) as writer:
-            for row, columns in enumerate(console.track(_images(captions), 'writing captions', len(captions))):
-                rows = list(_texts(columns['image_id'], seen.get(row, []), options, digest, attempts.get(row), model))
-                if not rows:
-                    writer.reject('image', columns['image_id'], 'no visible landmark')
-                    continue
-                new = writer.add_image(**columns)
-                for made in rows:
-                    tally.add(row, made['text'], made['evidence'])
-                    writer.add_caption(image=new, image_id=columns['image_id'], **made)
+        asker = None if chat is None else Asker(captions, EndpointWriter(chat, asking, out), asking.abreast)
+        tally = Tally(visible_by_image(landmarks, captions))
+        with SetWriter(out) as writer, console.progress('writing captions', len(captions)) as bar:
+            for block in _blocks(captions, landmarks, 8 * asking.abreast if asker else _BLOCK):
+                asked = [(row, seen) for row, _, seen in block if seen]
+                attempts = {} if asker is None else asker.ask(asked)
+                for row, columns, seen in block:
+                    attempt = attempts.get(row)
+                    if attempt is not None:
+                        tally.add_attempt(attempt)
+                    rows = list(_texts(columns['image_id'], seen, options, digest, attempt, asker))
+                    if not rows:
+                        writer.reject('image', columns['image_id'], 'no visible landmark')
+                        continue
+                    new = writer.add_image(**columns)
+                    for made in rows:
+                        tally.add(row, seen, made['text'], made['evidence'])
+                        writer.add_caption(image=new, image_id=columns['image_id'], **made)
+                bar.advance(len(block))
             if not len(writer):
                 raise InputError(f'No image of {captions.path} has a visible landmark in {landmarks}; see its reasons.')
             marker = captions.marker
@@ -110,18 +114,18 @@ def write_captions(
             settings: dict[str, Any] = {
                 'from': {'set': str(captions.path.resolve()), 'digest': captions.digest},
                 'landmarks': str(landmarks.resolve()),
-                'writer': told if chat is None or model is None else f'{chat.model} {model.digest}',
+                'writer': told if asker is None else f'{asker.model.name} {asker.model.digest}',
             }
             done = writer.finish(settings, marker.root, store)
     return WrittenSet(
         marker=done,
         faithful=tally.faithful(),
-        first=None if model is None else first_attempts(attempts),
+        first=None if asker is None else tally.first(),
         shuffled=tally.shuffled(),
-        retried=sum(a.tries > 1 for a in attempts.values()),
-        fell_back=sum(a.text is None for a in attempts.values()),
-        prompt_tokens=sum(a.prompt_tokens for a in attempts.values()),
-        answer_tokens=sum(a.answer_tokens for a in attempts.values()),
+        retried=tally.attempts['retried'],
+        fell_back=tally.attempts['fell_back'],
+        prompt_tokens=tally.attempts['prompt_tokens'],
+        answer_tokens=tally.attempts['answer_tokens'],
     )
 
 
@@ -131,16 +135,16 @@ def _texts(
     options: TemplateOptions,
     digest: str,
     attempt: Attempt | None,
-    model: EndpointWriter | None,
+    asker: Asker | None,
 ) -> Iterator[dict[str, Any]]:
     """Columns of an image's captions: the model's, if it holds up, else a template's."""
     checks = [] if attempt is None else list(attempt.checks)
-    if attempt is not None and attempt.text is not None and model is not None:
-        who = {'kind': 'model', 'writer': model.name, 'writer_digest': model.digest}
+    if attempt is not None and attempt.text is not None and asker is not None:
+        who = {'kind': 'model', 'writer': asker.model.name, 'writer_digest': asker.model.digest}
         yield {'text': attempt.text, 'evidence': list(attempt.used), 'checks': checks, **who}
         return
     done = set()
-    for number in range(options.per_image if model is None else 1):
+    for number in range(options.per_image if asker is None else 1):
         written = write_template(image_id, seen, number, options.names, options.positions)
         if written is None:
             return
@@ -154,6 +158,17 @@ def _texts(
             yield {'text': text, 'evidence': list(written.evidence), 'checks': checks, **who}
 
 
-def _images(captions: CaptionSet) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(captions.path / 'images.parquet').iter_batches(_BLOCK):
-        yield from batch.to_pylist()
+def _blocks(captions: CaptionSet, landmarks: Path, size: int) -> Iterator[list[tuple[int, dict[str, Any], list[Seen]]]]:
+    """Row, columns and visible landmarks of all images, some at a time."""
+    found = visible_by_image(landmarks, captions)
+    waiting = next(found, None)
+    row = 0
+    for batch in pq.ParquetFile(captions.path / 'images.parquet').iter_batches(size):
+        block = []
+        for columns in batch.to_pylist():
+            seen: list[Seen] = []
+            if waiting is not None and waiting[0] == row:
+                seen, waiting = waiting[1], next(found, None)
+            block.append((row, columns, seen))
+            row += 1
+        yield block
