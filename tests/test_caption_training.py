@@ -25,6 +25,7 @@ from grafalign.captions.import_set import ImportOptions, import_captions
 from grafalign.captions.pictures import Pictures
 from grafalign.captions.sources.tiles import read_tiles
 from grafalign.captions.write_set import SetWriter
+from grafalign.curation.select import select
 from grafalign.encoders import FrozenClip, PhotoBank, TilePreprocessing, embed_texts, load_text_bank
 from grafalign.errors import GrafalignError
 from grafalign.exchange import publish
@@ -320,3 +321,21 @@ def test_settings_that_cannot_be_met_are_one_sentence(
     (tmp_path / 'run.yaml').write_text(yaml.safe_dump(values | json.loads(text)))
     code, said = command('train', tmp_path / 'run.yaml')
     assert code in (1, 3, 4) and sentence in said and 'Traceback' not in said, said
+
+
+def test_a_set_that_lost_tiles_still_trains_on_its_own(
+    tiles: Path, store: PairStore, clip: FrozenClip, tmp_path: Path
+) -> None:
+    """Rows of a set are not those of its store: pixels and radiometry go by the tile's id."""
+    captions = CaptionSet(tiles)
+    select(captions, tmp_path / 'fewer', {0: 'gone', 3: 'gone'}, {})
+    embed_texts(CaptionSet(tmp_path / 'fewer'), clip)
+    data = gather_data(settings(clip, data=tmp_path / 'fewer'), clip)
+    source = data.sources[0]
+    for number in range(0, len(source.rows), 7):
+        row = int(np.flatnonzero(store.tiles['tile_id'] == source.image_id(number))[0])
+        assert np.array_equal(source.pixels.read(int(source.rows[number])), store.read_tile(row))
+        scale, offset = source.pixels.radiometry(source.rows[[number]])
+        assert np.array_equal(scale[0], store.radiometry[0][row]) and np.array_equal(
+            offset[0], store.radiometry[1][row]
+        )

@@ -234,18 +234,22 @@ class _Rows:
     def __init__(self, writer: SetWriter, options: ImportOptions, kind: str, bare: bool) -> None:
         self._writer, self._options, self._kind, self._bare = writer, options, kind, bare
         self._ids = Seen()
-        self._row = _Numbers()
+        self._row, self._where = _Numbers(), _Numbers()
 
     def add(self, item: Item, look: _Look) -> None:
         """Write an item's rows, or the reason why there are none."""
         writer = self._writer
         count = len(self._ids)
         number = self._ids.number(item.image_id)
-        if number < count and look.reason is None and self._row[number] >= 0:
-            self._captions(item, self._row[number], self._clean(item))
+        if number < count and self._row[number] >= 0:
+            if look.reason is not None or self._where[number] != _place(item):
+                writer.reject('image', item.image_id, look.reason or 'another file has this id', item.file)
+            else:
+                self._captions(item, self._row[number], self._clean(item))
             return
         if number == count:
             self._row.append(-1)
+            self._where.append(_place(item))
         if look.reason is not None:
             writer.reject('image', item.image_id, look.reason, item.metadata.get('detail'))
             return
@@ -258,17 +262,19 @@ class _Rows:
         columns |= {'licence': self._options.licence, **item.metadata, **look.columns}
         columns.pop('detail', None)
         columns['split'] = self._split(item)
+        if columns['split'] is None:
+            writer.reject('image', item.image_id, 'unknown split', str(item.metadata['split']))
+            return
         row = writer.add_image(image_id=item.image_id, file=item.file, byte_offset=item.byte_offset, **columns)
-        self._row[number] = row
+        self._row[number], self._where[number] = row, _place(item)
         self._captions(item, row, captions)
 
-    def _split(self, item: Item) -> str:
+    def _split(self, item: Item) -> str | None:
+        """The split of an image; None where it names one that is none."""
         split = str(item.metadata.get('split') or '').strip().lower()
-        split = {'training': 'train', 'validation': 'val', 'valid': 'val', 'dev': 'val', 'testing': 'test'}.get(
-            split, split
-        )
-        if split in SPLITS:
-            return split
+        if split:
+            split = _SPLITS.get(split, split)
+            return split if split in SPLITS else None
         if self._options.val and keyed_hashes([item.image_id], 0)[0] < np.uint64(self._options.val * 2**64 - 1):
             return 'val'
         return self._options.split
@@ -289,6 +295,15 @@ class _Rows:
             self._writer.add_caption(
                 image=row, image_id=item.image_id, text=text, kind=self._kind, evidence=[], checks=list(checks)
             )
+
+
+_SPLITS = {'training': 'train', 'validation': 'val', 'valid': 'val', 'dev': 'val', 'testing': 'test'}
+
+
+def _place(item: Item) -> int:
+    """A number that tells the file of an image, or its stretch of a tar, from others."""
+    told = f'{item.file}\0{item.byte_offset}'.encode('utf-8', 'surrogatepass')
+    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), 'little', signed=True)
 
 
 class _Numbers:

@@ -87,7 +87,8 @@ def image_features(
             reason = next(iter(found.unreadable.values()))
             raise InputError(f'No image of {captions.path} can be read ({reason}); look at where they lie.')
         marker.write(folder / _MARKER)
-        (folder / _PROGRESS).unlink(missing_ok=True)
+        for name in (_PROGRESS, 'hashes.npy'):
+            (folder / name).unlink(missing_ok=True)
         return found
 
 
@@ -114,7 +115,8 @@ def _compute(
     noted: dict[str, Any] = {}
     if (folder / _PROGRESS).is_file():
         noted = json.loads((folder / _PROGRESS).read_text())
-    if noted.get('of') != marker.model_dump():
+    whole = all((folder / name).is_file() for name in ('vectors.npy', 'hashes.npy'))
+    if noted.get('of') != marker.model_dump() or not whole:
         noted = {'of': marker.model_dump(), 'done': 0, 'unreadable': {}}
     vectors: Any = np.load(folder / 'vectors.npy', mmap_mode='r+') if noted['done'] else None
     mode = 'r+' if noted['done'] else 'w+'
@@ -158,4 +160,3 @@ def _compute(
         np.lib.format.open_memmap(folder / 'vectors.npy', mode='w+', dtype=np.float16, shape=(count, 1))
     write_atomically(folder / 'unreadable.json', json.dumps(unreadable).encode())
     save_hashes(captions, hashes, {int(row): reason for row, reason in unreadable.items()})
-    (folder / 'hashes.npy').unlink()

@@ -6,10 +6,10 @@ users asked for it most, reads the same ones.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
-from urllib.robotparser import RobotFileParser
 
 from grafalign.photos.exif import PhotoError
 
@@ -29,7 +29,7 @@ class Robots:
 
     def __init__(self, fetch: Callable[[str], bytes]) -> None:
         self._fetch = fetch
-        self._hosts: dict[str, RobotFileParser] = {}
+        self._hosts: dict[str, _Rules] = {}
         self._asking: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -46,11 +46,11 @@ class Robots:
         with asking:
             if host not in self._hosts:
                 self._hosts[host] = self._read(f'{host}{ROBOTS_PATH}')
-        if not self._hosts[host].can_fetch(AGENT, url):
+        path = parts.path or '/'
+        if not self._hosts[host].allow(f'{path}?{parts.query}' if parts.query else path):
             raise PhotoError("the host's robots.txt forbids it")
 
-    def _read(self, url: str) -> RobotFileParser:
-        rules = RobotFileParser()
+    def _read(self, url: str) -> _Rules:
         try:
             content = self._fetch(url)
         except PhotoError as error:
@@ -58,8 +58,11 @@ class Robots:
             if not str(error).startswith(('HTTP 4', 'a web page')):
                 raise PhotoError(f'robots.txt: {error}', transient=True) from None
             content = b''
-        rules.parse(content.decode('utf-8', 'replace').splitlines())
-        return rules
+        return _Rules(content.decode('utf-8-sig', 'replace'))
+
+
+_DIRECTIVES = ('unavailable_after', 'max-snippet', 'max-image-preview', 'max-video-preview')
+"""Directives that have a colon themselves."""
 
 
 def opt_out(header: str | None) -> str | None:
@@ -71,12 +74,50 @@ def opt_out(header: str | None) -> str | None:
     Example:
         >>> opt_out('noai, noimageai'), opt_out('googlebot: noindex'), opt_out('grafalign: noai')
         ('noai', None, 'noai')
+        >>> opt_out('max-snippet:-1, noai'), opt_out('unavailable_after: 25 Jun 2030 15:00:00 PST, noai')
+        ('noai', 'noai')
     """
     agent = '*'
     for part in (header or '').lower().split(','):
-        name, colon, directive = part.strip().rpartition(':')
-        if colon and name.strip() not in ('unavailable_after',):
-            agent = name.strip()
-        if agent in ('*', AGENT) and directive.strip() in OPT_OUTS:
-            return directive.strip()
+        name, colon, directive = part.strip().partition(':')
+        if colon and name.strip() not in _DIRECTIVES:
+            agent, part = name.strip(), directive
+        if agent in ('*', AGENT) and part.strip() in OPT_OUTS:
+            return part.strip()
     return None
+
+
+class _Rules:
+    """A robots.txt for this agent: the longest match decides, and allowing wins a tie (RFC 9309, 2.2.2)."""
+
+    def __init__(self, text: str) -> None:
+        groups: dict[str, list[tuple[bool, str]]] = {}
+        agents: list[str] = []
+        rules = False
+        for line in text.splitlines():
+            key, colon, value = line.partition('#')[0].partition(':')
+            key, value = key.strip().lower(), value.strip()
+            if not colon:
+                continue
+            if key == 'user-agent':
+                if rules:
+                    agents, rules = [], False
+                agents.append(value.lower())
+                groups.setdefault(value.lower(), [])
+            elif key in ('allow', 'disallow'):
+                rules = True
+                for agent in agents if value else ():
+                    groups[agent].append((key == 'allow', value))
+        mine = groups.get(AGENT, groups.get('*', []))
+        self._rules = [(len(path), allowed, _pattern(path)) for allowed, path in mine]
+
+    def allow(self, path: str) -> bool:
+        """Whether a path with its query may be fetched."""
+        matching = [(length, allowed) for length, allowed, pattern in self._rules if pattern.match(path)]
+        return max(matching)[1] if matching else True
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    ended = path.endswith('$')
+    parts = [re.escape(part) for part in path.removesuffix('$').split('*')]
+    return re.compile('.*'.join(parts) + ('$' if ended else ''))

@@ -51,6 +51,8 @@ def joined_rows(photos: int, banks: Sequence[TextBank]) -> list[npt.NDArray[np.i
     Returns:
         An array [T_i] for each bank.
     """
+    if len(banks) == 1:
+        return [photos + np.arange(banks[0].marker.texts)]
     seen = Seen()
     return [
         np.array([photos + seen.number(text) for chunk in bank.texts().chunks for text in chunk.to_pylist()], np.int64)

@@ -200,7 +200,7 @@ class PairSteps(Steps):
         for row in rows:
             which = int(np.searchsorted(self._begin, row, side='right')) - 1
             source = self._sources[which]
-            name = str(source.image_ids[source.rows[row - self._begin[which]]])
+            name = source.image_id(int(row - self._begin[which]))
             found.append(name if len(self._sources) == 1 else f'{source.name}: {name}')
         return found
 

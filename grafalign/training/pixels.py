@@ -39,14 +39,15 @@ class TilePixels:
     Args:
         store: the store.
         bands: positions of the wanted bands.
+        rows: the tiles that row 0, 1, ... stand for; all of the store's by default.
     """
 
-    def __init__(self, store: PairStore, bands: list[int]) -> None:
-        self._store, self._bands = store, bands
+    def __init__(self, store: PairStore, bands: list[int], rows: npt.NDArray[np.int64] | None = None) -> None:
+        self._store, self._bands, self._rows = store, bands, rows
 
     def read(self, row: int) -> npt.NDArray[np.generic]:
         """See `Pixels`."""
-        pixels = self._store.read_tile(row)[self._bands]
+        pixels = self._store.read_tile(row if self._rows is None else int(self._rows[row]))[self._bands]
         if np.issubdtype(pixels.dtype, np.inexact) and not np.isfinite(pixels).all():
             raise DamagedError('it holds numbers that are not finite')
         return pixels
@@ -54,6 +55,7 @@ class TilePixels:
     def radiometry(self, rows: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
         """See `Pixels`."""
         scale, offset = self._store.radiometry
+        rows = rows if self._rows is None else self._rows[rows]
         return scale[rows][:, self._bands], offset[rows][:, self._bands]
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
 
 from grafalign.captions.caption_set import CaptionSet
 from grafalign.captions.pictures import Pictures
@@ -45,8 +47,13 @@ class Source:
     """Standard deviation of that position along each axis, [N]."""
     heading: Floats
     """Radians clockwise from true north, NaN where unknown, [N]."""
-    image_ids: npt.NDArray[np.object_]
+    image_ids: npt.NDArray[np.object_] | pa.ChunkedArray
     """What people call all images of the store or set."""
+
+    def image_id(self, number: int) -> str:
+        """What people call image `number` of the source."""
+        name = self.image_ids[int(self.rows[number])]
+        return str(name.as_py() if isinstance(name, pa.Scalar) else name)
 
 
 def store_source(
@@ -113,10 +120,10 @@ def caption_source(
     if without is not None:
         wanted[without] = False
     mine = wanted[image]
-    pairs = np.unique(
-        np.stack([image[mine], bank_rows[bank.numbers[mine]]], axis=1), axis=0
-    )  # an equal text counts once
-    rows, first = np.unique(pairs[:, 0], return_index=True)
+    # an equal text counts once; pairs as single numbers sort far faster than as rows
+    most = int(bank_rows.max(initial=0)) + 1
+    of_image, candidate = np.divmod(np.unique(image[mine] * most + bank_rows[bank.numbers[mine]]), most)
+    rows, first = np.unique(of_image, return_index=True)
     if not len(rows):
         raise InputError(
             f'{captions.path} has no captioned image of split {split}; its splits are {captions.marker.splits}.'
@@ -128,13 +135,29 @@ def caption_source(
         pixels=_pixels_of(captions, sensor),
         rows=rows,
         first=first,
-        last=np.append(first[1:], len(pairs)),
-        candidate=pairs[:, 1],
-        position=np.full((len(pairs), 2), middle, dtype=np.float32),
-        sigma_px=np.ones(len(pairs), dtype=np.float32),
-        heading=np.full(len(pairs), np.nan, dtype=np.float32),
-        image_ids=captions.images['image_id'].to_numpy(),
+        last=np.append(first[1:], len(candidate)),
+        candidate=candidate,
+        position=np.full((len(candidate), 2), middle, dtype=np.float32),
+        sigma_px=np.ones(len(candidate), dtype=np.float32),
+        heading=np.full(len(candidate), np.nan, dtype=np.float32),
+        image_ids=captions.images['image_id'],
     )
+
+
+def tile_rows(captions: CaptionSet, store: PairStore) -> Integers:
+    """Row in its store of each tile of a set, which may have fewer, [N].
+
+    Raises:
+        GrafalignError: the store lacks one.
+    """
+    ids = captions.images['image_id'].to_pandas()
+    rows = pd.Index(store.tiles['tile_id']).get_indexer(ids)
+    if (rows < 0).any():
+        raise InputError(
+            f'{store.path} has no tile {ids[int(np.argmin(rows))]} (any more), which {captions.path} is of; import the '
+            'store again.'
+        )
+    return rows.astype(np.int64)
 
 
 def _pixels_of(captions: CaptionSet, sensor: Sensor) -> Pixels:
@@ -146,7 +169,9 @@ def _pixels_of(captions: CaptionSet, sensor: Sensor) -> Pixels:
             f'The tiles of {captions.path} are {store.sensor.size_px} px wide, the others {sensor.size_px} px; pair '
             'again at one size.'
         )
-    return TilePixels(store, select_bands(store.sensor.bands, sensor.bands, store.sensor.name))
+    return TilePixels(
+        store, select_bands(store.sensor.bands, sensor.bands, store.sensor.name), tile_rows(captions, store)
+    )
 
 
 def _sigma_px(store: PairStore, unknown_m: float) -> Floats:
