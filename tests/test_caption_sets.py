@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from grafalign.captions.usable_text import TextError, cleaned, decoded
 from grafalign.errors import GrafalignError, InputError
 from grafalign.photos.exif import PhotoError
 from grafalign.photos.fetch import RemoteSettings
+from grafalign.photos.robots import Robots
 from grafalign.store import PairStore
 from tests.caption_world import folder, picture, shard
 from tests.photo_server import serving
@@ -280,6 +282,80 @@ def test_a_changed_source_is_read_again_and_an_unchanged_one_is_not(tmp_path: Pa
     with table.open('a') as file:
         file.write('{"image": "000.png", "captions": ["a third caption"]}\n')
     assert import_captions(table, tmp_path / 'set').captions == 13
+
+
+def test_one_id_is_one_image_and_a_split_is_one_of_three(tmp_path: Path) -> None:
+    """Another file of the same id, and a split nobody knows, are rows of what was rejected."""
+    for number in range(3):
+        (tmp_path / f'{number}.png').write_bytes(picture(number))
+    (tmp_path / 't.csv').write_text(
+        'image_id,file,caption,split\nx,0.png,one,training\nx,1.png,two,\nx,0.png,three,\ny,2.png,four,holdout\n'
+    )
+    import_captions(tmp_path / 't.csv', tmp_path / 'set')
+    captions = CaptionSet(tmp_path / 'set')
+    assert texts_of(captions) == {'x': ['one', 'three']} and captions.images['split'].to_pylist() == ['train']
+    assert sorted((r['id'], r['reason'], r['detail']) for r in captions.rejected.to_pylist()) == [
+        ('x', 'another file has this id', '1.png'),
+        ('y', 'unknown split', 'holdout'),
+    ]
+
+
+def test_what_json_can_say_and_utf_8_cannot_is_written_all_the_same(tmp_path: Path) -> None:
+    """Half a surrogate pair in an id, a caption or a label costs that character."""
+    (tmp_path / 'a.png').write_bytes(picture(0))
+    (tmp_path / 't.jsonl').write_bytes(
+        b'{"image_id": "x\\ud800", "file": "a.png", "text": "a lake \\ud83d here", "label": "\\udfff"}\n'
+    )
+    import_captions(tmp_path / 't.jsonl', tmp_path / 'set')
+    ((text,),) = texts_of(CaptionSet(tmp_path / 'set')).values()
+    assert text.startswith('a lake') and text.endswith('here')
+
+
+def test_a_set_is_not_written_over_one_of_another_source(tmp_path: Path) -> None:
+    """Nobody loses a set to a slip of the folder."""
+    import_captions(folder(tmp_path / 'one', 3), tmp_path / 'set')
+    with pytest.raises(InputError, match=r'one/captions\.jsonl; give another folder, or delete that one'):
+        import_captions(folder(tmp_path / 'two', 3), tmp_path / 'set')
+
+
+@pytest.mark.parametrize('change', ['another', 'new'])
+def test_other_image_files_are_looked_at_again(change: str, tmp_path: Path) -> None:
+    """The table is the same, and a file is another one, or is there now."""
+    table = folder(tmp_path / 'pictures', 3)
+    changed = tmp_path / 'pictures' / '001.png'
+    if change == 'new':
+        changed.unlink()
+    before = import_captions(table, tmp_path / 'set')
+    time.sleep(0.05)
+    changed.write_bytes(picture(77))
+    after = import_captions(table, tmp_path / 'set')
+    assert after.images == 3 and after.digest != before.digest
+    digests = CaptionSet(tmp_path / 'set').images['digest'].to_pylist()
+    assert digests[1] == hashlib.blake2b(picture(77), digest_size=16).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ('robots', 'path', 'allowed'),
+    [
+        ('User-agent: *\nDisallow: /a\nAllow: /a/b', '/a/b/c.png', True),
+        ('User-agent: *\nAllow: /\nDisallow: /a', '/a/b.png', False),
+        ('User-agent: *\nDisallow: /*.png$', '/x.png', False),
+        ('User-agent: *\nDisallow: /*.png$', '/x.png?size=2', True),
+        ('User-agent: *\nDisallow: /a\nAllow: /a', '/a', True),
+        ('\ufeffUser-agent: *\nDisallow: /', '/x.png', False),
+        ('User-agent: *\nDisallow: /\n\nUser-agent: grafalign\nDisallow: /private', '/x.png', True),
+        ('User-agent: *\nDisallow:', '/x.png', True),
+        ('User-agent: other\nDisallow: /', '/x.png', True),
+    ],
+)
+def test_robots_txt_is_read_as_rfc_9309_says(robots: str, path: str, allowed: bool) -> None:
+    """The longest rule decides, and allowing wins a tie."""
+    rules = Robots(lambda url: robots.encode())
+    if allowed:
+        rules.check(f'https://x.test{path}')
+    else:
+        with pytest.raises(PhotoError, match='forbids it'):
+            rules.check(f'https://x.test{path}')
 
 
 def test_a_killed_import_or_pack_leaves_nothing_that_counts(tmp_path: Path) -> None:

@@ -178,6 +178,34 @@ def test_both_directions_see_all_images_of_the_batch(web: Path, clip: FrozenClip
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+def test_an_unreadable_image_is_in_neither_direction(clip: FrozenClip, tmp_path: Path) -> None:
+    """No text looks for it, and none can take it for its own."""
+    import_captions(folder(tmp_path / 'pictures', 12), tmp_path / 'set')
+    embed_texts(CaptionSet(tmp_path / 'set'), clip)
+    wanted = settings(clip, data=tmp_path / 'set', photo_to_tile=1.0, batch_tiles=12)
+    data = gather_data(wanted, clip)
+    for broken in ('003.png', '007.png'):
+        (tmp_path / 'pictures' / broken).write_bytes(picture(3)[:200])
+    task, batch = start(data, clip, wanted), steps_of(data, wanted)[0]
+    assert len(batch['bad']) == 2
+    loss = task(batch)
+    images = task.encoder(viewed(task.preprocess, batch, wanted.augment)).image
+    texts = data.bank(torch.device('cpu'))[batch['candidates']].float()
+    read = batch['tile'].unique()
+    assert len(read) == 10
+    forward = torch.zeros(())
+    for image in read.tolist():
+        own = batch['photo'][batch['tile'] == image]
+        forward = forward - (images[image] @ texts.T / wanted.tau).log_softmax(0)[own].mean() / 12
+    logits = (texts @ images[read].T / wanted.tau).log_softmax(1)
+    sought = batch['photo'].unique()
+    reverse = torch.zeros(())
+    for text in sought.tolist():
+        own = torch.searchsorted(read, batch['tile'][batch['photo'] == text])
+        reverse = reverse - logits[text, own].mean() / len(sought)
+    assert float(loss.detach()) == pytest.approx(float((forward + reverse).detach()), rel=1e-5)
+
+
 def test_pictures_come_as_clips_own_preprocessing_gives_them(tmp_path: Path, clip: FrozenClip) -> None:
     """Decoding, size, crop and normalisation are those of the CLIP."""
     import_captions(folder(tmp_path / 'pictures', 3), tmp_path / 'set')

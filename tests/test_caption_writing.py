@@ -104,6 +104,11 @@ def test_a_complaint_is_sent_back_once_and_then_a_template_stands_in(server: Cha
         said('A beach.', '99'),
         said('', '1'),
         said('x ' * 900, '1'),
+        Reply(body=b'{"choices": [{"message": {"role": "assistant", "content": null}}]}'),
+        Reply(status=400),
+        Reply(status=413),
+        said('A lovely view.', '2'),
+        said('A beach at 51.5, -0.1.', '2'),
     ],
 )
 def test_answers_that_are_no_caption_end_in_a_template(reply: Reply, server: ChatServer, tmp_path: Path) -> None:

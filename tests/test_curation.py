@@ -116,6 +116,23 @@ def test_keywords_never_accept(kinds: Path, model: Model, tmp_path: Path) -> Non
         filter_set(captions, tmp_path / 'dishes', model, web_filter, keywords=['satellite'])
 
 
+def test_images_without_a_keyword_are_not_opened(kinds: Path, model: Model, tmp_path: Path) -> None:
+    """Their files may be gone, and what is said of the others is what it was."""
+    web_filter = fit_filter(labels_of(kinds), model, tmp_path / 'filter', rate=0.05)
+    captions = web_set(kinds, tmp_path / 'web')
+    filter_set(captions, tmp_path / 'all', model, web_filter)
+    word = captions.captions['text'].to_pylist()[0].split()[-1]
+    has = {c['image_id'] for c in captions.captions.to_pylist() if word in c['text'].lower().split()}
+    for name, file in zip(*(captions.images[n].to_pylist() for n in ('image_id', 'file')), strict=True):
+        if name not in has:
+            (Path(captions.marker.root or '') / file).unlink()
+    again = CaptionSet(tmp_path / 'web')
+    filter_set(again, tmp_path / 'some', model, web_filter, keywords=[word])
+    kept, before = (set(CaptionSet(tmp_path / n).images['image_id'].to_pylist()) for n in ('some', 'all'))
+    assert kept == before & has and has != set(again.images['image_id'].to_pylist())
+    assert not [r for r in CaptionSet(tmp_path / 'some').rejected.to_pylist() if 'cannot be read' in r['reason']]
+
+
 def test_words_judge_without_labels_but_their_threshold_needs_them(kinds: Path, model: Model, tmp_path: Path) -> None:
     """Prompts give scores; labels calibrate them and say what they are worth."""
     found = fit_filter(labels_of(kinds), model, tmp_path / 'filter', rate=0.1, by_words=True)
@@ -356,7 +373,10 @@ def test_training_refuses_a_set_that_leaks_or_drops_what_does(clip: FrozenClip, 
         train(wanted)
     data = gather_data(wanted.model_copy(update={'leaks': 'drop'}), clip)
     assert sorted(set(range(24)) - set(data.sources[0].rows.tolist())) == [3, 7]
-    import_captions(folder(tmp_path / 'other', 25), tmp_path / 'set')
+    (tmp_path / 'web' / '024.png').write_bytes(picture(24))
+    with (tmp_path / 'web' / 'captions.jsonl').open('a') as table:
+        table.write('{"image": "024.png", "captions": ["a test"]}\n')
+    import_captions(tmp_path / 'web' / 'captions.jsonl', tmp_path / 'set')
     embed_texts(CaptionSet(tmp_path / 'set'), clip)
     with pytest.raises(StaleError, match='has changed since'):
         train(wanted)

@@ -154,7 +154,6 @@ def test_settings_that_cannot_be_met_are_one_sentence(
     [
         ({'level': 'patch', 'patch_dropout': 0.5}, 'patch_dropout'),
         ({'level': 'patch', 'photo_to_tile': 1, 'max_bad_tiles': 0}, 'photo_to_tile'),
-        ({'photo_to_tile': 1}, 'max_bad_tiles: 0'),
         ({'micro_batch': 0}, 'micro_batch'),
         ({'learn_tau': True, 'tau': 0.005}, 'learn_tau'),
         ({'negatives': {'bank': 0}}, 'bank'),

@@ -149,6 +149,10 @@ class CaptionSet:
         """`captions.parquet`, sorted by image."""
         table = self._table('captions', CAPTIONS, ['text', 'kind', 'writer', 'writer_digest'])
         image = table['image'].to_numpy()
+        if len(image) and not (image.min() >= 0 and image.max() < self.marker.images):
+            raise DamagedError(
+                f'{self.path}/captions.parquet names images that are not there; {CaptionSetMarker.REMEDY}.'
+            )
         if (image[1:] < image[:-1]).any():  # images that came in several rows of a table
             table = table.take(pa.array(np.argsort(image, kind='stable')))
         return table
@@ -192,6 +196,23 @@ class CaptionSet:
         if len(table) != expected:
             raise DamagedError(f'{path} has {len(table):,} rows instead of {expected:,}; {CaptionSetMarker.REMEDY}.')
         return table
+
+
+def check_origin(out: Path, origin: str) -> None:
+    """Refuse to write over a set of something else.
+
+    Args:
+        out: folder of the set to be.
+        origin: the source or set that it is made from.
+
+    Raises:
+        GrafalignError: it holds a set of another origin.
+    """
+    if is_caption_set(out):
+        settings = CaptionSet(out).marker.settings
+        there = settings.get('source') or settings.get('from', {}).get('set')
+        if there is not None and there != origin:
+            raise InputError(f'{out} holds a caption set of {there}; give another folder, or delete that one.')
 
 
 def is_caption_set(path: Path | str) -> bool:

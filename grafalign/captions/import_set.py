@@ -17,16 +17,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from grafalign import console, engine
-from grafalign.captions.caption_set import MARKER, OWN_NAMES, SPLITS, CaptionSet, CaptionSetMarker
+from grafalign.captions.caption_set import MARKER, OWN_NAMES, SPLITS, CaptionSet, CaptionSetMarker, check_origin
 from grafalign.captions.items import Item
 from grafalign.captions.seen import Seen
 from grafalign.captions.sources.shards import read_shards
 from grafalign.captions.sources.tables import read_caption_file, read_table
 from grafalign.captions.sources.tiles import read_tiles
 from grafalign.captions.usable_text import TextError, cleaned, decoded
-from grafalign.captions.write_set import SetWriter
+from grafalign.captions.write_set import SetWriter, writable
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
 from grafalign.foreign.files import ForeignFileError, open_plain
@@ -90,12 +91,13 @@ def import_captions(
     )
     if others:
         raise InputError(f'{out} holds {others[0].name}; give a new folder for the caption set.')
+    check_origin(out, str(source.resolve()))
     settings = _settings(source, form, options)
     with naming_full_disk(out), exclusive(out):
         remove_parts(out)
         if (out / MARKER).is_file():
             done = CaptionSet(out)
-            if done.marker.settings == settings and not done.problems():
+            if done.marker.settings == settings and not done.problems() and not _images_changed(done):
                 console.log(f'{out} is already complete.')
                 return done.marker
         with SetWriter(out) as writer:
@@ -115,7 +117,7 @@ def _settings(source: Path, form: str, options: ImportOptions) -> dict[str, Any]
         'images': images,
         'columns': dict(sorted(options.columns.items())),
         'kind': options.kind or _DEFAULT_KIND[form],
-        'licence': options.licence,
+        'licence': writable(options.licence),
         'split': options.split,
         'val': options.val,
         'uncaptioned': options.uncaptioned,
@@ -132,6 +134,27 @@ def _state(source: Path) -> str:
         known = file.stat()
         state.update(f'{file.name} {known.st_size} {known.st_mtime_ns}\n'.encode())
     return state.hexdigest()
+
+
+def _images_changed(done: CaptionSet) -> bool:
+    """Whether an image file is another one than when it was looked at, or is there now and was not."""
+    root = done.marker.root
+    if root is None:
+        return False
+    read_at = (done.path / MARKER).stat().st_mtime_ns
+    offsets = done.images['byte_offset'].is_null().to_pylist()
+    names, sizes = done.images['file'].to_pylist(), done.images['nbytes'].to_pylist()
+    for name, size, whole in zip(names, sizes, offsets, strict=True):
+        if not whole or '://' in name:
+            continue
+        try:
+            known = (Path(root) / name).stat()
+        except OSError:
+            return True
+        if known.st_size != size or known.st_mtime_ns > read_at:
+            return True
+    missing = done.rejected.filter(pc.equal(done.rejected['reason'].cast(pa.string()), 'file is missing'))
+    return any((Path(root) / name).is_file() for name in missing['id'].to_pylist() if '\0' not in name)
 
 
 def _form_of(source: Path) -> str:
@@ -190,7 +213,7 @@ def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _resolved(items: list[Item], root: Path) -> list[tuple[Item, str | None, str | None]]:
     """Items with the path or address of their file, and what is wrong with it."""
-    files = pa.array([None if i.file is None or i.reason else i.file for i in items], pa.string())
+    files = pa.array([None if i.file is None or i.reason else writable(i.file) for i in items], pa.string())
     paths, problems = resolve_uris(files, str(root), SCHEMES)
     local = is_local(paths)
     found = []
@@ -225,7 +248,10 @@ def _look(resolved: tuple[Item, str | None, str | None], root: Path, options: Im
     if min(metadata.width or 0, metadata.height or 0) < options.min_px:
         return _Look(f'smaller than {options.min_px} px')
     digest = hashlib.file_digest(io.BytesIO(content), lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    return _Look(None, {'digest': digest, 'nbytes': len(content), 'width': metadata.width, 'height': metadata.height})
+    columns = {'digest': digest, 'nbytes': len(content), 'width': metadata.width, 'height': metadata.height}
+    if item.byte_offset is None:
+        columns['file'] = path.removeprefix(f'{root}/')
+    return _Look(None, columns)
 
 
 class _Rows:
@@ -265,7 +291,8 @@ class _Rows:
         if columns['split'] is None:
             writer.reject('image', item.image_id, 'unknown split', str(item.metadata['split']))
             return
-        row = writer.add_image(image_id=item.image_id, file=item.file, byte_offset=item.byte_offset, **columns)
+        columns.setdefault('file', item.file)
+        row = writer.add_image(image_id=item.image_id, byte_offset=item.byte_offset, **columns)
         self._row[number], self._where[number] = row, _place(item)
         self._captions(item, row, captions)
 

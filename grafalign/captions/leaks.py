@@ -43,8 +43,8 @@ class LeaksMarker(Marker):
     format: int
     images: str
     """Digest of the images' table."""
-    against: dict[str, int]
-    """Images of each other set that was compared, by its name."""
+    against: dict[str, str]
+    """Digest of each other set that was compared, by its name."""
     closer_than: float | None = None
     """Cosine from which on two images were taken for near copies; none if embeddings were not compared."""
 

@@ -22,6 +22,13 @@ _ROW_GROUP = 1 << 16
 _TABLES = {'images': IMAGES, 'captions': CAPTIONS, 'rejected': REJECTED}
 
 
+def writable(value: Any) -> Any:
+    """A value as a table holds it: halves of surrogate pairs, which JSON and file names can have, become `?`."""
+    if isinstance(value, str):
+        return value.encode('utf-8', 'replace').decode()
+    return [writable(v) for v in value] if isinstance(value, list) else value
+
+
 class SetWriter:
     """Tables that are written beside their names and moved there at the end, the marker last.
 
@@ -69,7 +76,7 @@ class SetWriter:
 
     def _add(self, table: str, row: dict[str, Any]) -> None:
         self._counts[table] += 1
-        self._rows[table].append(row)
+        self._rows[table].append({name: writable(value) for name, value in row.items()})
         if len(self._rows[table]) >= _ROW_GROUP:
             self._flush(table)
 

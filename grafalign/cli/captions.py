@@ -150,7 +150,10 @@ def filter_(
 
     listed = None
     if keywords is not None:
-        listed = shipped_keywords() if keywords == 'shipped' else read_yaml(Path(keywords))
+        try:
+            listed = shipped_keywords() if keywords == 'shipped' else read_yaml(Path(keywords))
+        except (OSError, ValueError) as error:
+            raise InputError(f'{keywords} cannot be read ({error}); give a YAML list of words, or shipped.') from None
         if not isinstance(listed, list) or not all(isinstance(word, str) for word in listed):
             raise InputError(f'{keywords} holds no list of words; write one a line: - aerial.')
     loaded = load_model(model)

@@ -75,7 +75,7 @@ def filter_set(
     if captions.marker.root is None:
         raise InputError(f'{captions.path} is a set of tiles, which are remote sensing; filter sets of pictures.')
     with_keyword = _with_keyword(captions, shipped_keywords() if keywords is None else keywords)
-    features = image_features(captions, model, workers, remote)
+    features = image_features(captions, model, workers, remote, None if keywords is None else with_keyword)
     logits, accepted = _judge(web_filter, features)
     unreadable = np.zeros(len(captions), dtype=bool)
     unreadable[list(features.unreadable)] = True

@@ -53,6 +53,8 @@ class Other:
     """A set to compare with: N images."""
 
     name: str
+    digest: str
+    """Of what it holds."""
     ids: Sequence[str]
     digests: Sequence[str | None]
     """Of the images' bytes, where known."""
@@ -113,19 +115,27 @@ def find_copies(
         with replacing(folder / 'pairs.parquet') as path:
             pq.write_table(pa.Table.from_pandas(rows, PAIRS, preserve_index=False), path)
         write_atomically(folder / 'page.html', _page(captions, table, mine, others, inside).encode())
-        LeaksMarker(
-            format=LeaksMarker.NEWEST,
-            images=captions.marker.files['images.parquet'],
-            against={o.name: len(o.ids) for o in others},
-            closer_than=None if model is None else closer_than,
-        ).write(folder / 'leaks.json')
+        _marker(captions, others, model, closer_than).write(folder / 'leaks.json')
     console.log(f'{folder / "page.html"} shows the pairs')
     kept = None
     if out is not None:
         reasons = {int(row): 'copy of another image of the set' for row in inside}
         reasons |= {int(row): f'also in {name}' for name, rows in leaks.items() for row in rows}
         kept = select(captions, out, reasons, {'without copies': True, 'against': list(against)}).images
+        clean = CaptionSet(out)  # what was found of its images is known: nothing
+        with naming_full_disk(out), exclusive(leaks_folder(clean)):
+            pq.write_table(PAIRS.empty_table(), leaks_folder(clean) / 'pairs.parquet')
+            _marker(clean, others, model, closer_than).write(leaks_folder(clean) / 'leaks.json')
     return Copies(len(captions), len(inside), {name: len(rows) for name, rows in leaks.items()}, kept)
+
+
+def _marker(captions: CaptionSet, others: Sequence[Other], model: Model | None, closer_than: float) -> LeaksMarker:
+    return LeaksMarker(
+        format=LeaksMarker.NEWEST,
+        images=captions.marker.files['images.parquet'],
+        against={o.name: o.digest for o in others},
+        closer_than=None if model is None else closer_than,
+    )
 
 
 def _other(text: str, workers: int | None) -> Other:
@@ -144,6 +154,7 @@ def _of_captions(captions: CaptionSet, name: str, workers: int | None) -> Other:
     digests = captions.images['digest'].to_pylist()
     return Other(
         name,
+        captions.marker.files['images.parquet'],
         ids,
         digests,
         kept.hashes,
@@ -169,7 +180,7 @@ def _of_data(data: ImageSet, name: str) -> Other:
         parts = embed_pictures(model, read_pixels, range(len(data.items)), ('red', 'green', 'blue'), (0.0, 255.0))
         return np.concatenate([found for _, found in parts])
 
-    return Other(name, data.items, [None] * len(data.items), hashes, read, vectors)
+    return Other(name, data.pixels_digest, data.items, [None] * len(data.items), hashes, read, vectors)
 
 
 def _pairs(mine: Other, other: Other | None, model: Model | None, closer_than: float) -> pd.DataFrame:
@@ -177,7 +188,7 @@ def _pairs(mine: Other, other: Other | None, model: Model | None, closer_than: f
     theirs = other or mine
     parts = [_same_bytes(mine, other)]
     seen = set(map(tuple, parts[0][['image', 'other']].to_numpy().tolist()))
-    near = [p for p in alike(mine.hashes, None if other is None else other.hashes).tolist() if tuple(p) not in seen]
+    near = [p for p in _near(mine, other) if tuple(p) not in seen]
     rows = []
     for one, two in console.track(near, 'comparing pictures'):
         try:
@@ -197,6 +208,31 @@ def _pairs(mine: Other, other: Other | None, model: Model | None, closer_than: f
     return table[PAIRS.names]
 
 
+def _near(mine: Other, other: Other | None) -> list[list[int]]:
+    """Pairs with near hashes; of images with equal ones the first stands for all, as the web repeats placeholders."""
+    look, first = _looks(mine)
+    if other is None:
+        pairs = first[alike(np.asarray(mine.hashes)[first])]
+        structured = np.asarray(mine.hashes)[:, 0] != 0
+        later = np.flatnonzero((first[look] != np.arange(len(look))) & structured)
+        each_with_first = np.stack([first[look[later]], later], axis=1)
+        found = np.unique(np.concatenate([pairs.reshape(-1, 2), each_with_first]), axis=0)
+    else:
+        _, theirs = _looks(other)
+        pairs = alike(np.asarray(mine.hashes)[first], np.asarray(other.hashes)[theirs])
+        members = pd.DataFrame({'look': look, 'image': np.arange(len(look))})
+        of_look = pd.DataFrame({'look': pairs[:, 0], 'other': theirs[pairs[:, 1]]})
+        found = members.merge(of_look, on='look')[['image', 'other']].to_numpy()
+    rows: list[list[int]] = found.tolist()
+    return rows
+
+
+def _looks(images: Other) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The number of each image's look (its eight hashes), [N], and the first image of each look."""
+    _, first, look = np.unique(np.asarray(images.hashes), axis=0, return_index=True, return_inverse=True)
+    return look.ravel().astype(np.int64), first.astype(np.int64)
+
+
 def _same_bytes(mine: Other, other: Other | None) -> pd.DataFrame:
     one = pd.DataFrame({'image': range(len(mine.ids)), 'digest': mine.digests}).dropna()
     if other is None:  # each copy with the first of its group
@@ -204,6 +240,7 @@ def _same_bytes(mine: Other, other: Other | None) -> pd.DataFrame:
         pairs = pd.DataFrame({'image': first, 'other': one['image']})[first < one['image']]
     else:
         two = pd.DataFrame({'other': range(len(other.ids)), 'digest': other.digests}).dropna()
+        two = two.drop_duplicates('digest')  # one of a picture's copies there is enough
         pairs = one.merge(two, on='digest')[['image', 'other']]
     return pairs.assign(how='bytes', correlation=1.0)
 

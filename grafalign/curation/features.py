@@ -9,6 +9,7 @@ MODEL is the begin of the model's digest. A killed pass goes on at its last bloc
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,11 @@ class ImageFeatures:
 
 
 def image_features(
-    captions: CaptionSet, model: Model, workers: int | None = None, remote: RemoteSettings | None = None
+    captions: CaptionSet,
+    model: Model,
+    workers: int | None = None,
+    remote: RemoteSettings | None = None,
+    wanted: npt.NDArray[np.bool_] | None = None,
 ) -> ImageFeatures:
     """Embed all images of a set, or go on where an earlier pass stopped.
 
@@ -68,11 +73,13 @@ def image_features(
         model: any model.
         workers: threads that decode.
         remote: how addresses are fetched.
+        wanted: images to look at, [N]; all by default. The others have zeros.
 
     Raises:
         GrafalignError: the images are gone, or no single one can be read.
     """
-    folder = captions.path / 'features' / model.digest[:12]
+    some = '' if wanted is None else hashlib.blake2b(np.packbits(wanted).tobytes(), digest_size=4).hexdigest()
+    folder = captions.path / 'features' / f'{model.digest[:12]}{"-" if some else ""}{some}'
     count = len(captions)
     marker = FeaturesMarker(
         format=FeaturesMarker.NEWEST, model=model.digest, images=captions.marker.files['images.parquet'], rows=count
@@ -81,9 +88,9 @@ def image_features(
         if (folder / _MARKER).is_file() and FeaturesMarker.read(folder / _MARKER) == marker:
             return _open(folder, count)
         (folder / _MARKER).unlink(missing_ok=True)
-        _compute(captions, model, folder, marker, workers, remote)
+        _compute(captions, model, folder, marker, workers, remote, wanted)
         found = _open(folder, count)
-        if len(found.unreadable) == count:
+        if found.unreadable and len(found.unreadable) == (count if wanted is None else int(wanted.sum())):
             reason = next(iter(found.unreadable.values()))
             raise InputError(f'No image of {captions.path} can be read ({reason}); look at where they lie.')
         marker.write(folder / _MARKER)
@@ -110,6 +117,7 @@ def _compute(
     marker: FeaturesMarker,
     workers: int | None,
     remote: RemoteSettings | None,
+    wanted: npt.NDArray[np.bool_] | None,
 ) -> None:
     count = len(captions)
     noted: dict[str, Any] = {}
@@ -135,10 +143,11 @@ def _compute(
     unreadable: dict[str, str] = noted['unreadable']
     for first in range(noted['done'], count, _BLOCK):
         rows = range(first, min(first + _BLOCK, count))
+        chosen = rows if wanted is None else [row for row in rows if wanted[row]]
         for some, found in embed_pictures(
             model,
             read,
-            rows,
+            chosen,
             _BANDS,
             (0.0, 255.0),
             label=f'embedding images {first:,} to {rows.stop:,} of {count:,}',
@@ -159,4 +168,5 @@ def _compute(
     if vectors is None:
         np.lib.format.open_memmap(folder / 'vectors.npy', mode='w+', dtype=np.float16, shape=(count, 1))
     write_atomically(folder / 'unreadable.json', json.dumps(unreadable).encode())
-    save_hashes(captions, hashes, {int(row): reason for row, reason in unreadable.items()})
+    if wanted is None:
+        save_hashes(captions, hashes, {int(row): reason for row, reason in unreadable.items()})

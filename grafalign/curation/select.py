@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grafalign.captions import CaptionSet, CaptionSetMarker
-from grafalign.captions.caption_set import OWN_NAMES
+from grafalign.captions.caption_set import OWN_NAMES, check_origin
 from grafalign.captions.write_set import SetWriter
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
@@ -49,6 +49,7 @@ def select(
     kept[list(reasons)] = False
     if not kept.any():
         raise InputError(f'Nothing of {captions.path} is left: {next(iter(reasons.values()))}.')
+    check_origin(out, str(captions.path.resolve()))
     scores = scores or {}
     with naming_full_disk(out), exclusive(out):
         remove_parts(out)

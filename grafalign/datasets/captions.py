@@ -208,7 +208,7 @@ def caption_entries(where: str, text: str) -> list[CaptionEntry]:
             for label, images in content.items()
             for i in images
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f'{where} is no caption file of a known form ({error!r}); see the data sets in the docs for the forms.'
         ) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +21,7 @@ _AHEAD = 3
 def embed_pictures(
     model: Model,
     read: Callable[[int], np.ndarray],
-    rows: range,
+    rows: Sequence[int],
     bands: tuple[str, ...],
     value_range: tuple[float, float],
     fit: Fit = 'resize',

@@ -140,7 +140,9 @@ def _chosen(sensor: Sensor, settings: TrainSettings) -> Sensor:
 
 def _sensor(settings: TrainSettings, clip: FrozenClip, sets: list[CaptionSet]) -> Sensor:
     """The sensor of pictures alone: red, green, blue of 8 bits."""
-    known = [v for s in sets for v in s.images['gsd_m'].drop_null().to_pylist()] if settings.gsd_m is None else []
+    known = (
+        [v for s in sets for v in s.images['gsd_m'].drop_null().to_pylist() if v > 0] if settings.gsd_m is None else []
+    )
     gsd_m = settings.gsd_m or (float(np.median(known)) if known else None)
     if gsd_m is None:
         raise InputError(

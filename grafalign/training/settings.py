@@ -175,7 +175,7 @@ class TrainSettings(LoopSettings):
     """False negatives that are left out (ours; GRAFT leaves out none)."""
     photo_to_tile: float = Field(default=0.0, ge=0)
     """Weight of the other direction, in which every photo must find its tile (ours). It needs the whole batch at once:
-    `micro_batch` may not be smaller than a process's share, and no tile may be unreadable."""
+    `micro_batch` may not be smaller than a process's share."""
     photos_per_tile: int = Field(default=25, ge=1)
     """At most this many photos of a tile in one step."""
     placement: PlacementSettings = PlacementSettings()
@@ -225,8 +225,6 @@ class TrainSettings(LoopSettings):
             raise ValueError('`photo_to_tile` compares whole tiles; use it with `level: image` or `both`')
         if self.learn_tau and self.tau < 0.01:
             raise ValueError('`learn_tau` keeps `tau` at 0.01 or above; start it there or higher')
-        if self.photo_to_tile and self.max_bad_tiles:
-            raise ValueError('`photo_to_tile` needs every tile of a batch; set `max_bad_tiles: 0` with it')
         return self
 
     @property

@@ -178,9 +178,13 @@ class AlignmentTask(nn.Module):
         The mean over processes of these gradients is 1/W of the batch's, hence the factor.
         """
         sizes = batch['sizes'].tolist()
-        everyone = gather_rows(scaled, sizes)
-        pairs = Pairs(batch['whole'][0], batch['whole'][1], batch['weight'])
-        loss = photo_to_tile_loss(everyone, candidates, pairs)
+        # a tile that could not be read has no pairs of its own, and is none that a photo could find
+        read = torch.bincount(batch['tile'], minlength=len(scaled)).clamp_max(1).to(scaled.dtype)
+        everyone = gather_rows(torch.cat([scaled, read[:, None]], dim=1), sizes)
+        there = everyone[:, -1].detach() > 0.5
+        number = there.cumsum(0) - 1
+        tile, photo = batch['whole'][:, there[batch['whole'][0]]]
+        loss = photo_to_tile_loss(everyone[there, :-1], candidates, Pairs(number[tile], photo, batch['weight']))
         return loss.detach() + (loss - loss.detach()) * len(sizes)
 
     def _placed(self, patches: Tensor, batch: Batch) -> Tensor:

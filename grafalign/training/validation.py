@@ -46,10 +46,12 @@ def sets_to_validate(data: TrainingData, settings: TrainSettings, clip: FrozenCl
                 f'{named.path} has no image of split val, so it cannot be validated on; import it with --split val.'
             )
         sets.append((named, load_text_bank(named, clip)))
-    found = []
+    found: list[ValidationSet] = []
     for captions, bank in sets:
         rows = np.arange(bank.marker.texts)
         name = captions.path.resolve().name
+        if any(name == earlier.name for earlier in found):
+            name = f'{name} ({len(found) + 1})'
         found.append(ValidationSet(name, caption_source(captions, bank, rows, data.sensor, 'val'), bank))
     return found
 

@@ -21,6 +21,10 @@ _TIMEOUT_S = 120.0
 _MOST_BYTES = 1 << 20
 
 
+class RefusedError(RemoteError):
+    """The endpoint refuses this message, and may take others."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model wrote, and what it cost."""
@@ -67,6 +71,7 @@ class Chat:
             schema: what the message must be.
 
         Raises:
+            RefusedError: it takes no such message (HTTP 400, 413, 422).
             RemoteError: there is no answer, or none of an OpenAI-compatible endpoint.
         """
         root = self.url.rstrip('/')
@@ -81,13 +86,15 @@ class Chat:
         try:
             answer = post_json(url, content, headers, timeout_s=self.timeout_s, most_bytes=_MOST_BYTES)
         except WebError as error:
+            if any(f'HTTP {status}' in str(error) for status in (400, 413, 422)):
+                raise RefusedError(f'{url} refuses this message ({error}); send another one.') from None
             refused = 'HTTP 401' in str(error) or 'HTTP 403' in str(error)
             hint = f'set {KEY} to its key' if refused else 'try again later'
             raise RemoteError(f'{url} cannot be asked ({error}); {hint}.') from None
         match answer:
-            case {'choices': [{'message': {'content': str(text)}}, *_]}:
+            case {'choices': [{'message': {'content': str() | None as text}}, *_]}:
                 usage = answer.get('usage')
-                return Answer(text, _count(usage, 'prompt_tokens'), _count(usage, 'completion_tokens'))
+                return Answer(text or '', _count(usage, 'prompt_tokens'), _count(usage, 'completion_tokens'))
         raise RemoteError(f'{url} answers with no `choices` of a message; give an OpenAI-compatible endpoint.')
 
 

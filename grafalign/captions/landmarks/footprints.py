@@ -86,6 +86,8 @@ def _of_pictures(captions: CaptionSet) -> list[Footprint]:
     for row, told in enumerate(columns):
         if any(told[n] is None for n in ('lon', 'lat', 'gsd_m', 'width', 'height')):
             continue
+        if not (abs(told['lon']) <= 180 and abs(told['lat']) <= 84 and told['gsd_m'] > 0):  # UTM ends at 84 degrees
+            continue
         lon, lat = np.array([told['lon']]), np.array([told['lat']])
         epsg = int(utm_epsg(lon, lat)[0])
         (east,), (north,) = project(lon, lat, epsg)

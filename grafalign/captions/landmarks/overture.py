@@ -74,10 +74,13 @@ def read_overture(path: Path, near: Callable[[Bounds], bool], box: Bounds) -> It
     Raises:
         GrafalignError: the file cannot be read, or is none of Overture's.
     """
-    for file in sorted(path.rglob('*.parquet')) if path.is_dir() else [path]:
+    files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f'{path} holds no .parquet file; give files of Overture Maps.')
+    for file in files:
         try:
             yield from _file(file, near, box)
-        except (pa.ArrowException, OSError, shapely.errors.GEOSException) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError, shapely.errors.GEOSException) as error:
             reason = ' '.join(str(error).split())[:200]
             raise InputError(f'{file} cannot be read ({reason}); get it whole.') from None
 
@@ -98,7 +101,10 @@ def _file(path: Path, near: Callable[[Bounds], bool], box: Bounds) -> Iterator[M
                 rows = rows.filter(_touching(rows['bbox'], box))
             geometry = shapely.from_wkb(rows['geometry'].to_numpy(zero_copy_only=False), on_invalid='ignore')
             for row, shape in zip(rows.drop_columns(['geometry']).to_pylist(), geometry, strict=True):
-                found = None if shape is None or not near(shape.bounds) else _object(row, shape)
+                try:
+                    found = None if shape is None or not near(shape.bounds) else _object(row, shape)
+                except (TypeError, AttributeError, ValueError):  # a column of another type than Overture's
+                    found = None
                 if found is not None:
                     yield found
 
@@ -110,7 +116,7 @@ def _touching(bbox: Any, box: Bounds) -> Any:
 
 
 def _object(row: dict[str, Any], shape: Any) -> MapObject | None:
-    tags = dict(row.get('source_tags') or [])
+    tags = {str(k): str(v) for k, v in row.get('source_tags') or [] if v is not None}
     kind = kind_of(tags) or _kind(row)
     if kind is None:
         return None

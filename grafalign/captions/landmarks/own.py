@@ -40,7 +40,7 @@ def read_own(path: Path, near: Callable[[Bounds], bool], licence: str = 'not sta
     known = next((c for c in _IDS if c in frame.columns), None)
     texts = [c for c in frame.columns if c != frame.geometry.name]
     for row, (shape, values) in enumerate(zip(frame.geometry, frame[texts].to_dict('records'), strict=True)):
-        if shape is None or shape.is_empty or not near(shape.bounds):
+        if shape is None or shape.is_empty or not _on_earth(shape.bounds) or not near(shape.bounds):
             continue
         tags = {str(k): str(v) for k, v in values.items() if v is not None and v == v and str(v).strip()}
         kind = Kind(tags['kind'], f'kind={tags["kind"]}') if 'kind' in tags else kind_of(tags)
@@ -50,3 +50,8 @@ def read_own(path: Path, near: Callable[[Bounds], bool], licence: str = 'not sta
         yield MapObject(
             name, kind, tags.get('name'), shape, hidden(tags), told_date(tags.get('start_date')), licence, ''
         )
+
+
+def _on_earth(bounds: Bounds) -> bool:
+    west, south, east, north = bounds
+    return west >= -180 and east <= 180 and south >= -90 and north <= 90  # False for what is no number

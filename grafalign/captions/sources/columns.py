@@ -23,7 +23,8 @@ GUESSES: dict[str, tuple[str, ...]] = {
 }
 """Our names to what LAION, img2dataset, Hugging Face's image folders and others call them, in any case."""
 METADATA = ('url', 'split', 'label', 'licence', 'author', 'lon', 'lat', 'gsd_m')
-_NUMBERS = ('lon', 'lat', 'gsd_m')
+_RANGES = {'lon': (-180.0, 180.0), 'lat': (-90.0, 90.0), 'gsd_m': (1e-3, 1e5)}
+"""Numbers, and what they can be; others are not kept."""
 
 
 def chosen_columns(names: Iterable[str], columns: Mapping[str, str], where: str) -> dict[str, str]:
@@ -56,7 +57,14 @@ def metadata_of(entry: Mapping[str, Any], columns: Mapping[str, str]) -> dict[st
         value = entry.get(columns[ours]) if ours in columns else None
         if ours not in columns:
             value = next((lower[g] for g in GUESSES[ours] if lower.get(g) is not None), None)
-        value = _number(value) if ours in _NUMBERS else value if isinstance(value, str) and value.strip() else None
+        if ours in _RANGES:
+            value = _number(value)
+            low, high = _RANGES[ours]
+            value = value if value is not None and low <= value <= high else None
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        elif not isinstance(value, str) or not value.strip():
+            value = None
         if value is not None:
             found[ours] = value
     return found
@@ -71,21 +79,19 @@ def texts_of(entry: Mapping[str, Any], columns: Mapping[str, str]) -> list[str |
         if isinstance(value, str | bytes):
             return [value]
         if isinstance(value, list):
-            texts = [v if isinstance(v, str | bytes) else _raw(v) for v in value]
-            return [t for t in texts if t is not None]
+            return [v if isinstance(v, str | bytes) else _raw(v) for v in value]
     return []
 
 
-def _raw(value: Any) -> str | None:
-    found = (
-        next((value[k] for k in ('raw', 'caption', 'text') if k in value), None) if isinstance(value, dict) else None
-    )
-    return found if isinstance(found, str) else None
+def _raw(value: Any) -> str:
+    known = value if isinstance(value, dict) else {}
+    found = next((known[k] for k in ('raw', 'caption', 'text') if k in known), None)
+    return found if isinstance(found, str) else ''
 
 
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

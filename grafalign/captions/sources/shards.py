@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grafalign.captions.items import Item
-from grafalign.captions.sources.columns import metadata_of, texts_of
+from grafalign.captions.sources.columns import GUESSES, metadata_of, texts_of
 from grafalign.errors import InputError
 from grafalign.foreign.files import ForeignFileError, open_plain, parse_object
 from grafalign.foreign.images import HEIF_SUFFIXES, SUFFIXES
@@ -50,6 +50,9 @@ def read_shards(folder: Path, columns: dict[str, str]) -> Iterator[Item]:
         columns: our names of metadata to the keys of `KEY.json`.
     """
     root = folder if folder.is_dir() else folder.parent
+    unknown = next((ours for ours in columns if ours not in GUESSES), None)
+    if unknown is not None:
+        raise InputError(f'There is no column {unknown!r} to name; name one of {", ".join(GUESSES)}.')
     for shard in shards_of(folder):
         yield from _shard(shard, shard.relative_to(root).as_posix(), columns)
         yield from _not_downloaded(shard.with_suffix('.parquet'), shard.stem)
@@ -134,4 +137,6 @@ def _not_downloaded(table: Path, stem: str) -> Iterator[Item]:
     for row in rows.select([n for n in ('key', 'status', 'error_message') if n in rows.column_names]).to_pylist():
         if row['status'] != 'success':
             reason = f'img2dataset: {row["status"]}'
-            yield Item(f'{stem}/{row["key"]}', reason=reason, metadata={'detail': row.get('error_message')})
+            told = row.get('error_message')
+            detail = None if told is None else str(told)[:200]
+            yield Item(f'{stem}/{row["key"]}', reason=reason, metadata={'detail': detail})

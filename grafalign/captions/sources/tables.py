@@ -107,7 +107,7 @@ def _parquet(path: Path, columns: Mapping[str, str], compression: str | None, ba
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise InputError(f'{path} cannot be read behind row {number} ({reason}); get it whole.') from None
 
@@ -116,21 +116,20 @@ def _jsonl(path: Path, columns: Mapping[str, str], compression: str | None, bare
     number, checked = 0, False
     with open_stream(str(path), compression) as stream:
         for lines in line_blocks(stream, str(path)):
-            for line in lines:
-                number += 1
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(decoded(line)[0])
-                except (ValueError, RecursionError):
-                    row = None
-                if not isinstance(row, dict):
-                    yield number, None
-                    continue
-                if not checked:
-                    _check(list(row), columns, path, bare)
-                    checked = True
-                yield number, row
+            rows = [(number + place, _json_row(line)) for place, line in enumerate(lines, 1) if line.strip()]
+            number += len(lines)
+            if not checked and any(row is not None for _, row in rows):
+                _check(list(dict.fromkeys(k for _, row in rows[:1000] for k in row or ())), columns, path, bare)
+                checked = True
+            yield from rows
+
+
+def _json_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(decoded(line)[0])
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _text_table(path: Path, columns: Mapping[str, str], _compression: str | None, bare: bool) -> Iterator[Row]:

@@ -71,8 +71,9 @@ def explain(
         seconds = time.perf_counter() - started
     factor = len(rows) / max(1, len(found))
     sent, written = (sum(getattr(a, n) for a in found.values()) * factor for n in ('prompt_tokens', 'answer_tokens'))
+    hours = seconds / max(1, len(found) - asker.model.reused) * len(rows) / 3600  # what was kept took no time
     money = None if prices is None else (sent * prices[0] + written * prices[1]) / 1e6
-    return Cost(len(rows), len(found), round(sent), round(written), money, seconds * factor / 3600)
+    return Cost(len(rows), len(found), round(sent), round(written), money, hours)
 
 
 def visible_by_image(folder: Path, captions: CaptionSet) -> Iterator[tuple[int, list[Seen]]]:

@@ -16,7 +16,9 @@ from grafalign.captions.writing.template import Seen, plural
 
 LONGEST, SHORTEST = 400, 10
 _COORDINATES = re.compile(
-    r'\d\s*°|\d{1,3}\.\d{3,}|\b(?:latitude|longitude|coordinates?|lat|lon|UTM|WGS ?84|EPSG)\b', re.IGNORECASE
+    r'\d\s*°|\d{1,3}\.\d{3,}|\d{1,3}\.\d+\s*,\s*-?\d{1,3}\.\d+|'
+    r'\b(?:latitude|longitude|coordinates?|lat|lon|UTM|WGS ?84|EPSG)\b',
+    re.IGNORECASE,
 )
 _REFUSALS = re.compile(
     r"\b(?:i (?:can ?not|can't|am unable|'m unable|'m sorry|am sorry)|as an ai|language model|i apologi[sz]e|unable to "
@@ -73,7 +75,7 @@ def check_caption(text: str, records: Sequence[Seen]) -> Finding:
         complaints.append('Say no coordinates.')
     if _REFUSALS.search(text) or _BOILERPLATE.search(text):
         complaints.append('Describe the image only; say nothing of records, instructions or yourself.')
-    names = proper_nouns(text)
+    names = proper_nouns(_pattern().sub(lambda m: m[0].lower(), text))  # `American football field` is no name
     held = {word for r in records if r.name for word in _words(r.name)}
     foreign = [name for name in names if not set(_words(name)) <= held]
     complaints += [f'{name} is no name of the records that are used.' for name in foreign]
@@ -81,6 +83,8 @@ def check_caption(text: str, records: Sequence[Seen]) -> Finding:
     known = {_family(r.kind) for r in records}
     strange = [kind for kind in kinds if _family(kind) not in known]
     complaints += [f'{kind} is not among the records that are used.' for kind in strange]
+    if not any(_family(kind) in known for kind in kinds):
+        complaints.append('Name a kind of thing of the records that are used.')
     complaints += _wrong_counts(text, records) + _wrong_directions(text, records)
     return Finding(tuple(complaints), len(names), len(foreign), len(kinds), len(strange))
 
@@ -118,7 +122,8 @@ def kinds_in(text: str) -> list[str]:
 @functools.cache
 def _vocabulary() -> dict[str, str]:
     kinds = {kind.name for values in table().values() for kind in values.values()} | set(REFINED.values())
-    return {form.lower(): kind for kind in sorted(kinds) for form in (kind, plural(kind))}
+    plurals = {plural(kind).lower(): kind for kind in sorted(kinds)}
+    return plurals | {kind.lower(): kind for kind in kinds}  # `garages` is a kind of its own, not several garages
 
 
 @functools.cache
@@ -150,7 +155,9 @@ river | stream | canal | ditch | drain
 school | school building | college | university
 place of worship | church | cathedral | mosque | temple
 solar farm | solar panels
-wind farm | wind turbine""".splitlines()
+wind farm | wind turbine
+garage | garages
+greenhouse | greenhouses""".splitlines()
 )
 """Kinds that one word may stand for another of: a pond is a lake to many."""
 

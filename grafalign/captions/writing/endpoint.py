@@ -25,7 +25,7 @@ from grafalign.captions.writing.template import Seen
 from grafalign.config import read_yaml
 from grafalign.errors import RemoteError
 from grafalign.foreign.files import parse_object
-from grafalign.web.chat import Chat, without_fence
+from grafalign.web.chat import Chat, RefusedError, without_fence
 
 PROMPT = Path(__file__).with_name('prompt.yaml')
 JOURNAL = 'answers.jsonl'
@@ -62,8 +62,8 @@ class Attempt:
     tries: int
     prompt_tokens: int
     answer_tokens: int
-    first: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Of its first caption: names, foreign names, kinds, foreign kinds."""
+    first: tuple[int, ...] = ()
+    """Of its first caption: names, foreign names, kinds, foreign kinds; empty where it wrote none."""
 
 
 class EndpointWriter:
@@ -83,6 +83,8 @@ class EndpointWriter:
         """Of prompt, model and options."""
         self._journal, self._lock = out / JOURNAL, threading.Lock()
         self._known = _read(self._journal)
+        self.reused = 0
+        """Answers that were not asked for again."""
         if self._journal.is_file() and not self._journal.read_bytes().endswith(b'\n'):
             with self._journal.open('a') as file:
                 file.write('\n')  # after a line that a kill cut off
@@ -103,9 +105,12 @@ class EndpointWriter:
         buffer = io.BytesIO()
         picture.save(buffer, 'PNG')
         told = self._records(records)
-        asked = f'{self.digest} {gsd_m} {told} '.encode() + buffer.getvalue()
+        ids = ' '.join(r.landmark_id for r in records)
+        asked = f'{self.digest} {gsd_m} {told} {ids} '.encode() + buffer.getvalue()
         key = hashlib.blake2b(asked, digest_size=16).hexdigest()
         if key in self._known:
+            with self._lock:
+                self.reused += 1
             return self._kept(self._known[key])
         found = self._ask(base64.b64encode(buffer.getvalue()).decode(), gsd_m, told, records)
         line = json.dumps({'key': key, 'image_id': image_id, **asdict(found)}) + '\n'
@@ -131,9 +136,12 @@ class EndpointWriter:
         ]
         checks: list[str] = []
         sent = written = 0
-        first: tuple[int, int, int, int] = (0, 0, 0, 0)
+        first: tuple[int, ...] = ()
         for number in (1, 2):
-            answer = self._chat.complete(messages, 'caption', SCHEMA)
+            try:
+                answer = self._chat.complete(messages, 'caption', SCHEMA)
+            except RefusedError as error:  # a picture that is too large, or a filter of contents
+                return Attempt(None, (), (*checks, str(error)[:200]), number, sent, written, first)
             sent, written = sent + answer.prompt_tokens, written + answer.answer_tokens
             caption, used, complaints, finding = _judge(answer.text, records)
             if number == 1 and finding is not None:

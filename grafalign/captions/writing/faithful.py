@@ -62,9 +62,10 @@ class Tally:
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Take in what a model wrote of an image."""
-        names, false_names, kinds, false_kinds = attempt.first
-        self._first.update(captions=1, names=names, false_names=false_names, kinds=kinds, false_kinds=false_kinds)
-        self._first['with_false_kinds'] += false_kinds > 0
+        if attempt.first:
+            names, false_names, kinds, false_kinds = attempt.first
+            self._first.update(captions=1, names=names, false_names=false_names, kinds=kinds, false_kinds=false_kinds)
+            self._first['with_false_kinds'] += false_kinds > 0
         self.attempts.update(
             retried=int(attempt.tries > 1),
             fell_back=int(attempt.text is None),

@@ -136,7 +136,7 @@ def plural(kind: str) -> str:
     head, of, rest = kind.partition(' of ')
     if head.endswith(('ch', 'sh', 'x', 's')):
         head += 'es'
-    elif head.endswith('y') and head[-2] not in 'aeiou':
+    elif head.endswith('y') and head[-2:-1] not in tuple('aeiou'):
         head = f'{head[:-1]}ies'
     else:
         head += 's'

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from grafalign import console
-from grafalign.captions.caption_set import OWN_NAMES, CaptionSet, CaptionSetMarker
+from grafalign.captions.caption_set import OWN_NAMES, CaptionSet, CaptionSetMarker, check_origin, is_caption_set
 from grafalign.captions.usable_text import TextError, cleaned
 from grafalign.captions.write_set import SetWriter
 from grafalign.captions.writing.ask import Asker, visible_by_image
@@ -84,6 +84,9 @@ def write_captions(
     others = [p.name for p in out.iterdir() if p.name not in own and p.suffix != '.part'] if out.is_dir() else []
     if others or out.resolve() == captions.path.resolve():
         raise InputError(f'{out} holds {others[0] if others else "the set itself"}; give a new folder.')
+    check_origin(out, str(captions.path.resolve()))
+    if chat is None and is_caption_set(out) and CaptionSet(out).marker.kinds.get('model'):
+        raise InputError(f'{out} holds captions of a model; give another folder for those of templates.')
     told = f'template {VERSION} {options}'
     digest = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
     with naming_full_disk(out), exclusive(out):
