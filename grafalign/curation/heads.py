@@ -77,17 +77,13 @@ def fit_head(data: Labelled) -> Fitted:
     """
     _check(data)
     weight, fold = balanced(data), folds(data)
-    best: tuple[float, float, Floats] | None = None
-    for ridge in _RIDGES:
-        logits = np.empty(len(data.kind))
+    scores = {ridge: np.empty(len(data.kind)) for ridge in _RIDGES}
+    for ridge, logits in scores.items():
         for number in range(FOLDS):
             out = fold == number
             logits[out] = _scores(_logistic(data.features[~out], data.positive[~out], weight[~out], ridge), data, out)
-        loss = _log_loss(logits, data.positive, weight)
-        if best is None or loss < best[0]:
-            best = loss, ridge, logits
-    assert best is not None
-    _, ridge, logits = best
+    ridge = min(scores, key=lambda r: _log_loss(scores[r], data.positive, weight))
+    logits = scores[ridge]
     slope, shift = platt(logits, data.positive, weight)
     raw, bias = _logistic(data.features, data.positive, weight, ridge)
     return Fitted(Head(raw, bias, slope, shift), slope * logits + shift, ridge)

@@ -60,5 +60,5 @@ class BadTiles:
         if len(self.names) > self._limit:
             raise DamagedError(
                 f'{len(self.names)} tiles are unreadable, more than max_bad_tiles ({self._limit}): {self._path} lists '
-                'them. Mend the store (`grafalign check`) or the images of the caption set, or raise max_bad_tiles.'
+                'them. Run `grafalign check` on the store, mend the images of a caption set, or raise max_bad_tiles.'
             )
