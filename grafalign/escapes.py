@@ -36,7 +36,7 @@ def markdown(text: Any) -> str:
     r"""Text for Markdown: no HTML, no links, no code, no end of a table's cell; emphasis stays.
 
     >>> markdown('<b>|')
-    '&lt;b&gt;\\\\|'
+    '&lt;b&gt;\\|'
     """
     return str(text).translate(_MARKDOWN)
 

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from grafalign.captions import CaptionSet
 from grafalign.captions.import_set import ImportOptions, import_captions
+from grafalign.captions.numbering import Numbering
 from grafalign.captions.pack import pack
 from grafalign.captions.pictures import Pictures
-from grafalign.captions.seen import Seen
 from grafalign.captions.usable_text import TextError, cleaned, decoded
 from grafalign.errors import GrafalignError, InputError
 from grafalign.photos.exif import PhotoError
@@ -460,8 +460,8 @@ def test_utf_8_is_read_as_it_is(text: str) -> None:
 def test_numbers_of_texts_are_those_of_their_first_coming(values: list[int], most_new: int) -> None:
     """As a list of all texts would number them, however often runs are merged."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('grafalign.captions.seen._MOST_NEW', most_new)
-        seen = Seen()
+        patch.setattr('grafalign.captions.numbering._MOST_NEW', most_new)
+        numbering = Numbering()
         order = list(dict.fromkeys(values))
-        assert [seen.number(str(v)) for v in values] == [order.index(v) for v in values]
-        assert len(seen) == len(order) and seen.get('none') == -1
+        assert [numbering.number(str(v)) for v in values] == [order.index(v) for v in values]
+        assert len(numbering) == len(order) and numbering.get('none') == -1

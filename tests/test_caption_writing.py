@@ -24,7 +24,7 @@ from grafalign.captions.landmarks.find import Maps, find_landmarks
 from grafalign.captions.writing.ask import explain
 from grafalign.captions.writing.check import check_caption, kinds_in, proper_nouns
 from grafalign.captions.writing.endpoint import EndpointOptions
-from grafalign.captions.writing.template import Seen
+from grafalign.captions.writing.template import VisibleLandmark
 from grafalign.captions.writing.write import WrittenSet, write_captions
 from grafalign.errors import InputError, RemoteError
 from grafalign.store import PairStore
@@ -237,10 +237,10 @@ def test_tiles_of_a_store_go_as_pictures(server: ChatServer, store: PairStore, t
 
 
 RECORDS = [
-    Seen('1', 'beach', 'Praia da Aguda', 0.3, 'south-west', None, None),
-    Seen('2', 'parking lot', None, 0.02, 'north', None, None),
-    Seen('3', 'building', None, 0.01, 'north', None, None),
-    Seen('4', 'building', None, 0.01, 'north', None, None),
+    VisibleLandmark('1', 'beach', 'Praia da Aguda', 0.3, 'south-west', None, None),
+    VisibleLandmark('2', 'parking lot', None, 0.02, 'north', None, None),
+    VisibleLandmark('3', 'building', None, 0.01, 'north', None, None),
+    VisibleLandmark('4', 'building', None, 0.01, 'north', None, None),
 ]
 
 

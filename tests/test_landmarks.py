@@ -32,7 +32,7 @@ from grafalign.captions.landmarks.footprints import Footprint, footprints
 from grafalign.captions.landmarks.kinds import Kind, hidden, kind_of, table
 from grafalign.captions.landmarks.objects import MapObject
 from grafalign.captions.landmarks.relate import landmarks_of, position_of
-from grafalign.captions.writing.template import Seen, plural, write_template
+from grafalign.captions.writing.template import VisibleLandmark, plural, write_template
 from grafalign.captions.writing.write import TemplateOptions, write_captions
 from grafalign.errors import InputError
 from grafalign.geo import project, unproject
@@ -163,16 +163,16 @@ def test_an_extract_gives_what_is_on_the_image_and_why_the_rest_cannot_be_seen(t
     captions = place_set(tmp_path)
     find_landmarks(captions, Maps(osm=(extract(tmp_path / 'x.osm.pbf'),)), tmp_path / 'landmarks')
     rows = found_in(tmp_path / 'landmarks')
-    seen = {row['kind']: row for row in rows if row['visible']}
+    visible = {row['kind']: row for row in rows if row['visible']}
     kinds = {'beach', 'main road', 'path', 'house', 'water tower', 'conifer forest', 'pedestrian street', 'stadium'}
-    assert set(seen) == kinds
-    assert seen['beach']['share'] == pytest.approx(0.04, rel=1e-3) and seen['beach']['position'] == 'north-west'
-    assert seen['conifer forest']['share'] == pytest.approx(0.03, rel=1e-3)
-    assert seen['main road']['share'] == pytest.approx(0.06, rel=1e-2) and seen['main road'][
+    assert set(visible) == kinds
+    assert visible['beach']['share'] == pytest.approx(0.04, rel=1e-3) and visible['beach']['position'] == 'north-west'
+    assert visible['conifer forest']['share'] == pytest.approx(0.03, rel=1e-3)
+    assert visible['main road']['share'] == pytest.approx(0.06, rel=1e-2) and visible['main road'][
         'length_m'
     ] == pytest.approx(200, rel=1e-3)
-    assert seen['water tower']['share'] == pytest.approx(math.pi * 3**2 / 100**2, rel=0.02)
-    assert seen['pedestrian street']['area_m2'] == pytest.approx(20 * 15 * 4, rel=1e-3)
+    assert visible['water tower']['share'] == pytest.approx(math.pi * 3**2 / 100**2, rel=0.02)
+    assert visible['pedestrian street']['area_m2'] == pytest.approx(20 * 15 * 4, rel=1e-3)
     assert {row['kind']: row['reason'] for row in rows if not row['visible']} == {
         'main road': 'in a tunnel or covered',
         'building': 'too small',
@@ -357,14 +357,14 @@ def test_landmarks_lie_where_they_are_seen_on_real_imagery(realdata: Path, tmp_p
     import_captions(tmp_path / 't.jsonl', tmp_path / 'set', ImportOptions(uncaptioned=True))
     captions = CaptionSet(tmp_path / 'set')
     find_landmarks(captions, Maps(own=(folder / 'labels.geojson',)), tmp_path / 'landmarks')
-    seen = [r for r in found_in(tmp_path / 'landmarks') if r['visible']]
-    where = {(r['image_id'], r['kind'], r['name']): r['position'] for r in seen}
+    visible = [r for r in found_in(tmp_path / 'landmarks') if r['visible']]
+    where = {(r['image_id'], r['kind'], r['name']): r['position'] for r in visible}
     assert where['62093-50162', 'beach', 'Praia da Aguda'] == 'south-west'
     assert where['62093-50163', 'parking lot', None] == 'north'
     assert where['62094-50163', 'water tower', None] == 'south-west'
     assert where['62094-50163', 'road', 'Estrada da Aguda'] == 'centre'
-    assert not {r['kind'] for r in seen} & {'coastline', 'boundary', 'protected area'}
-    assert sum(r['kind'] == 'beach' and r['image_id'] == '62093-50162' for r in seen) == 1
+    assert not {r['kind'] for r in visible} & {'coastline', 'boundary', 'protected area'}
+    assert sum(r['kind'] == 'beach' and r['image_id'] == '62093-50162' for r in visible) == 1
 
 
 LANDMARK_KINDS = st.sampled_from(sorted({k.name for values in table().values() for k in values.values()}))
@@ -373,10 +373,12 @@ LANDMARK_KINDS = st.sampled_from(sorted({k.name for values in table().values() f
 @given(st.lists(st.tuples(LANDMARK_KINDS, st.floats(0.001, 0.5)), min_size=1, max_size=6), st.integers(0, 50))
 def test_a_template_names_only_what_its_evidence_is(kinds: list[tuple[str, float]], number: int) -> None:
     """Words of the caption are those of the kinds of its evidence, and of the phrasing."""
-    seen = [Seen(str(i), kind, 'Palace', share, 'north', None, None) for i, (kind, share) in enumerate(kinds)]
-    written = write_template('image', seen, number)
+    visible = [
+        VisibleLandmark(str(i), kind, 'Palace', share, 'north', None, None) for i, (kind, share) in enumerate(kinds)
+    ]
+    written = write_template('image', visible, number)
     assert written is not None and written.evidence
-    told = {seen[int(i)].kind for i in written.evidence}
+    told = {visible[int(i)].kind for i in written.evidence}
     left = written.text
     for kind in sorted(told, key=len, reverse=True):
         assert kind in left or plural(kind) in left
@@ -387,11 +389,11 @@ def test_a_template_names_only_what_its_evidence_is(kinds: list[tuple[str, float
 
 def test_nothing_is_counted_named_or_placed_unless_asked() -> None:
     """Maps are never complete, names cannot be seen, and trainings turn their images."""
-    seen = [Seen(str(i), 'stadium', f'Arena {i}', 0.1, 'north', 'north', None) for i in range(3)]
+    visible = [VisibleLandmark(str(i), 'stadium', f'Arena {i}', 0.1, 'north', 'north', None) for i in range(3)]
     for number in range(20):
-        text = write_template('t', seen, number).text  # type: ignore[union-attr]
+        text = write_template('t', visible, number).text  # type: ignore[union-attr]
         assert 'several stadiums' in text and 'Arena' not in text and 'north' not in text and '3' not in text
-    one = write_template('t', seen[:1], 0, names=True, positions=True)
+    one = write_template('t', visible[:1], 0, names=True, positions=True)
     assert one is not None and 'the stadium Arena 0 in the north' in one.text
 
 

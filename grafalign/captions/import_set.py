@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from grafalign import console, engine
 from grafalign.captions.caption_set import MARKER, OWN_NAMES, SPLITS, CaptionSet, CaptionSetMarker, check_origin
 from grafalign.captions.items import Item
-from grafalign.captions.seen import Seen
+from grafalign.captions.numbering import Numbering
 from grafalign.captions.sources.shards import read_shards
 from grafalign.captions.sources.tables import read_caption_file, read_table
 from grafalign.captions.sources.tiles import read_tiles
@@ -131,8 +131,8 @@ def _state(source: Path) -> str:
     files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]
     state = hashlib.blake2b(digest_size=16)
     for file in files:
-        known = file.stat()
-        state.update(f'{file.name} {known.st_size} {known.st_mtime_ns}\n'.encode())
+        status = file.stat()
+        state.update(f'{file.name} {status.st_size} {status.st_mtime_ns}\n'.encode())
     return state.hexdigest()
 
 
@@ -148,10 +148,10 @@ def _images_changed(done: CaptionSet) -> bool:
         if not whole or '://' in name:
             continue
         try:
-            known = (Path(root) / name).stat()
+            status = (Path(root) / name).stat()
         except OSError:
             return True
-        if known.st_size != size or known.st_mtime_ns > read_at:
+        if status.st_size != size or status.st_mtime_ns > read_at:
             return True
     missing = done.rejected.filter(pc.equal(done.rejected['reason'].cast(pa.string()), 'file is missing'))
     return any((Path(root) / name).is_file() for name in missing['id'].to_pylist() if '\0' not in name)
@@ -259,7 +259,7 @@ class _Rows:
 
     def __init__(self, writer: SetWriter, options: ImportOptions, kind: str, bare: bool) -> None:
         self._writer, self._options, self._kind, self._bare = writer, options, kind, bare
-        self._ids = Seen()
+        self._ids = Numbering()
         self._row, self._where = _Numbers(), _Numbers()
 
     def add(self, item: Item, look: _Look) -> None:
@@ -329,8 +329,8 @@ _SPLITS = {'training': 'train', 'validation': 'val', 'valid': 'val', 'dev': 'val
 
 def _place(item: Item) -> int:
     """A number that tells the file of an image, or its stretch of a tar, from others."""
-    told = f'{item.file}\0{item.byte_offset}'.encode('utf-8', 'surrogatepass')
-    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), 'little', signed=True)
+    place = f'{item.file}\0{item.byte_offset}'.encode('utf-8', 'surrogatepass')
+    return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), 'little', signed=True)
 
 
 class _Numbers:

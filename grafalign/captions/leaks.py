@@ -72,8 +72,8 @@ def leaking_rows(captions: CaptionSet, name: str) -> npt.NDArray[np.int64]:
     if marker.images != captions.marker.files['images.parquet']:
         raise StaleError(f'{captions.path} has changed since it was compared with {name}; {remedy}.')
     if name not in marker.against:
-        known = ', '.join(marker.against) or 'nothing'
-        raise InputError(f'{captions.path} was compared with {known}, not with {name}; {remedy}.')
+        compared = ', '.join(marker.against) or 'nothing'
+        raise InputError(f'{captions.path} was compared with {compared}, not with {name}; {remedy}.')
     try:
         table = pq.read_table(folder / 'pairs.parquet')
     except (OSError, pa.ArrowException) as error:

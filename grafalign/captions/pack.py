@@ -74,10 +74,10 @@ def pack(
     rows = np.arange(len(captions)) if split is None else captions.rows_of(split)
     if not len(rows):
         raise InputError(f'{captions.path} has no image of split {split}; its splits are {captions.marker.splits}.')
-    asked = {'set': captions.digest, 'per_shard': per_shard, 'split': split}
+    settings = {'set': captions.digest, 'per_shard': per_shard, 'split': split}
     with naming_full_disk(out), exclusive(out):
         remove_parts(out)
-        _check(out, asked)
+        _check(out, settings)
         pictures = Pictures(captions, remote)
         texts = _texts(captions)
         parts = [rows[i : i + per_shard] for i in range(0, len(rows), per_shard)]
@@ -100,16 +100,16 @@ def pack(
         return Packed(len(parts), written, said, failed)
 
 
-def _check(out: Path, asked: dict[str, Any]) -> None:
+def _check(out: Path, settings: dict[str, Any]) -> None:
     """Keep what is being packed beside the shards."""
     path = out / _DONE
     if path.is_file():
-        if json.loads(path.read_text()) != asked:
+        if json.loads(path.read_text()) != settings:
             raise InputError(f'{out} holds shards of another set or size; give a new folder.')
         return
     if any(p.name != LOCK for p in out.iterdir()):
         raise InputError(f'{out} holds other files; give a new folder for the shards.')
-    write_atomically(path, (json.dumps(asked) + '\n').encode())
+    write_atomically(path, (json.dumps(settings) + '\n').encode())
 
 
 def _texts(captions: CaptionSet) -> tuple[Any, np.ndarray]:
@@ -130,15 +130,15 @@ def _write(
     """Write a shard and yield the rows of its table."""
     table = captions.images.take(pa.array(rows)).to_pylist()
     with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
-        for place, (row, known) in enumerate(zip(rows.tolist(), table, strict=True)):
+        for place, (row, metadata) in enumerate(zip(rows.tolist(), table, strict=True)):
             key = f'{shard:05d}{place:05d}'
             said = texts[0].slice(texts[1][row], texts[1][row + 1] - texts[1][row]).to_pylist()
-            kept = {k: v for k, v in known.items() if v is not None and k not in ('file', 'byte_offset', 'nbytes')}
+            kept = {k: v for k, v in metadata.items() if v is not None and k not in ('file', 'byte_offset', 'nbytes')}
             try:
                 content = pictures.content(row)
             except PhotoError as error:
                 bar.advance(1, failed=1)
-                yield _row(key, known, said, 'failed_to_download', str(error))
+                yield _row(key, metadata, said, 'failed_to_download', str(error))
                 continue
             suffix = next((name for head, name in _SUFFIX if content.startswith(head)), 'img')
             _member(tar, f'{key}.{suffix}', content)
@@ -146,10 +146,10 @@ def _write(
                 _member(tar, f'{key}.txt', said[0].encode())
             _member(tar, f'{key}.json', json.dumps({'key': key, 'captions': said, **kept}).encode())
             bar.advance(1)
-            yield _row(key, known, said, 'success', None)
+            yield _row(key, metadata, said, 'success', None)
 
 
-def _row(key: str, known: dict[str, Any], said: list[str], status: str, error: str | None) -> dict[str, Any]:
+def _row(key: str, metadata: dict[str, Any], said: list[str], status: str, error: str | None) -> dict[str, Any]:
     names = ('image_id', 'url', 'width', 'height', 'split', 'label', 'licence', 'author', 'lon', 'lat', 'gsd_m')
     return {
         'key': key,
@@ -157,7 +157,7 @@ def _row(key: str, known: dict[str, Any], said: list[str], status: str, error: s
         'error_message': error,
         'caption': said[0] if said else None,
         'captions': said,
-        **{name: known[name] for name in names},
+        **{name: metadata[name] for name in names},
     }
 
 

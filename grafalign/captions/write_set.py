@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grafalign.captions.caption_set import CAPTIONS, IMAGES, MARKER, REJECTED, CaptionSetMarker
-from grafalign.captions.seen import Seen
+from grafalign.captions.numbering import Numbering
 from grafalign.files import file_digest, to_disk
 from grafalign.store_marker import InputStamp
 
@@ -45,7 +45,7 @@ class SetWriter:
         self.splits: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
-        self._texts = Seen()
+        self._texts = Numbering()
 
     def __enter__(self) -> SetWriter:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from grafalign import console
 from grafalign.artefacts import Marker
 from grafalign.captions.caption_set import CaptionSet
-from grafalign.captions.seen import Seen
+from grafalign.captions.numbering import Numbering
 from grafalign.encoders.clip import FrozenClip
 from grafalign.errors import DamagedError, InputError, StaleError, naming_full_disk
 from grafalign.files import replacing, write_atomically
@@ -154,7 +154,7 @@ _PROGRESS = 'progress.json'
 
 def _list_texts(captions: CaptionSet, folder: Path) -> int:
     """Write the distinct texts and each caption's number; return how many texts there are."""
-    seen = Seen()
+    numbering = Numbering()
     schema = pa.schema([('text', pa.string())])
     numbers = np.lib.format.open_memmap(
         folder / 'numbers.npy.part', mode='w+', dtype=np.int64, shape=(captions.marker.captions,)
@@ -165,15 +165,15 @@ def _list_texts(captions: CaptionSet, folder: Path) -> int:
         for batch in file.iter_batches(_BLOCK, columns=['text']):
             new = []
             for text in batch.column(0).to_pylist():
-                before = len(seen)
-                numbers[at] = seen.number(text)
+                before = len(numbering)
+                numbers[at] = numbering.number(text)
                 at += 1
-                if len(seen) > before:
+                if len(numbering) > before:
                     new.append(text)
             writer.write_table(pa.table({'text': new}, schema))
     numbers.flush()
     (folder / 'numbers.npy.part').replace(folder / 'next-numbers.npy')
-    return len(seen)
+    return len(numbering)
 
 
 def _embed(folder: Path, clip: FrozenClip, count: int, earlier: TextBank | None, digest: str) -> int:
@@ -227,8 +227,8 @@ def _blocks(path: Path, first: int) -> Iterator[tuple[int, list[str]]]:
 
 def _numbers_of(bank: TextBank) -> Any:
     """From a text to its row in an earlier bank, -1 where it is new."""
-    seen = Seen()
+    numbering = Numbering()
     for batch in pq.ParquetFile(bank.path / 'texts.parquet').iter_batches(_BLOCK):
         for text in batch.column(0).to_pylist():
-            seen.number(text)
-    return seen.get
+            numbering.number(text)
+    return numbering.get

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from grafalign.captions.seen import Seen
+from grafalign.captions.numbering import Numbering
 from grafalign.encoders import TextBank
 
 
@@ -53,9 +53,11 @@ def joined_rows(photos: int, banks: Sequence[TextBank]) -> list[npt.NDArray[np.i
     """
     if len(banks) == 1:
         return [photos + np.arange(banks[0].marker.texts)]
-    seen = Seen()
+    numbering = Numbering()
     return [
-        np.array([photos + seen.number(text) for chunk in bank.texts().chunks for text in chunk.to_pylist()], np.int64)
+        np.array(
+            [photos + numbering.number(text) for chunk in bank.texts().chunks for text in chunk.to_pylist()], np.int64
+        )
         for bank in banks
     ]
 

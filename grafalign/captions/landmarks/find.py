@@ -238,6 +238,6 @@ def _stamp(path: Path) -> dict[str, Any]:
     files = sorted(p for p in path.rglob('*.parquet')) if path.is_dir() else [path]
     state = hashlib.blake2b(digest_size=16)
     for file in files:
-        known = file.stat()
-        state.update(f'{file.name} {known.st_size} {known.st_mtime_ns}\n'.encode())
+        status = file.stat()
+        state.update(f'{file.name} {status.st_size} {status.st_mtime_ns}\n'.encode())
     return {'file': path.name, 'stamp': state.hexdigest()}

@@ -83,15 +83,15 @@ def _of_store(captions: CaptionSet) -> list[Footprint]:
 def _of_pictures(captions: CaptionSet) -> list[Footprint]:
     columns = captions.images.select(['image_id', 'lon', 'lat', 'gsd_m', 'width', 'height']).to_pylist()
     found = []
-    for row, told in enumerate(columns):
-        if any(told[n] is None for n in ('lon', 'lat', 'gsd_m', 'width', 'height')):
+    for row, image in enumerate(columns):
+        if any(image[n] is None for n in ('lon', 'lat', 'gsd_m', 'width', 'height')):
             continue
-        if not (abs(told['lon']) <= 180 and abs(told['lat']) <= 84 and told['gsd_m'] > 0):  # UTM ends at 84 degrees
+        if not (abs(image['lon']) <= 180 and abs(image['lat']) <= 84 and image['gsd_m'] > 0):  # UTM ends at 84 degrees
             continue
-        lon, lat = np.array([told['lon']]), np.array([told['lat']])
+        lon, lat = np.array([image['lon']]), np.array([image['lat']])
         epsg = int(utm_epsg(lon, lat)[0])
         (east,), (north,) = project(lon, lat, epsg)
-        gsd, width, height = told['gsd_m'], told['width'], told['height']
+        gsd, width, height = image['gsd_m'], image['width'], image['height']
         left, top = east - width * gsd / 2, north + height * gsd / 2
-        found.append(Footprint(row, told['image_id'], epsg, left, top, gsd, width, height, None))
+        found.append(Footprint(row, image['image_id'], epsg, left, top, gsd, width, height, None))
     return found

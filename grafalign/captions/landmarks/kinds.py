@@ -68,8 +68,8 @@ def table() -> dict[str, dict[str, Kind]]:
     content: dict[str, dict[str, Any]] = read_yaml(TABLE)
     found: dict[str, dict[str, Kind]] = {}
     for key, values in content.items():
-        for value, told in values.items():
-            row = told if isinstance(told, dict) else {'kind': told}
+        for value, entry in values.items():
+            row = entry if isinstance(entry, dict) else {'kind': entry}
             kind = Kind(str(row['kind']), f'{key}={value}', row.get('point_m'), row.get('line_m'))
             found.setdefault(key, {})[str(value)] = kind
     return found

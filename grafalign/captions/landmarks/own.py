@@ -37,7 +37,7 @@ def read_own(path: Path, near: Callable[[Bounds], bool], licence: str = 'not sta
     keys = [c for c in frame.columns if c in table()]
     if 'kind' not in frame.columns and not keys:
         raise InputError(f'{path} tells no kinds: it has neither a column `kind` nor one of {", ".join(table())}.')
-    known = next((c for c in _IDS if c in frame.columns), None)
+    id_column = next((c for c in _IDS if c in frame.columns), None)
     texts = [c for c in frame.columns if c != frame.geometry.name]
     for row, (shape, values) in enumerate(zip(frame.geometry, frame[texts].to_dict('records'), strict=True)):
         if shape is None or shape.is_empty or not _on_earth(shape.bounds) or not near(shape.bounds):
@@ -46,7 +46,7 @@ def read_own(path: Path, near: Callable[[Bounds], bool], licence: str = 'not sta
         kind = Kind(tags['kind'], f'kind={tags["kind"]}') if 'kind' in tags else kind_of(tags)
         if kind is None:
             continue
-        name = f'own/{path.name}/{tags.get("@type", "")}{tags[known] if known and known in tags else row}'
+        name = f'own/{path.name}/{tags.get("@type", "")}{tags[id_column] if id_column and id_column in tags else row}'
         yield MapObject(
             name, kind, tags.get('name'), shape, hidden(tags), told_date(tags.get('start_date')), licence, ''
         )

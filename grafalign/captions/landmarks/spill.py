@@ -51,7 +51,7 @@ class Spill:
     def add(self, one: MapObject, images: Sequence[int]) -> None:
         """Take in an object that touches some images."""
         kind = self._kinds.setdefault(one.kind, len(self._kinds))
-        told = (
+        columns = (
             one.object_id,
             kind,
             one.name,
@@ -61,7 +61,7 @@ class Spill:
             one.licence,
             one.credit,
         )
-        self._rows += [(image, *told) for image in images]
+        self._rows += [(image, *columns) for image in images]
         if len(self._rows) >= _BATCH:
             self._flush()
 

@@ -84,8 +84,8 @@ def texts_of(entry: Mapping[str, Any], columns: Mapping[str, str]) -> list[str |
 
 
 def _raw(value: Any) -> str:
-    known = value if isinstance(value, dict) else {}
-    found = next((known[k] for k in ('raw', 'caption', 'text') if k in known), None)
+    entry = value if isinstance(value, dict) else {}
+    found = next((entry[k] for k in ('raw', 'caption', 'text') if k in entry), None)
     return found if isinstance(found, str) else ''
 
 

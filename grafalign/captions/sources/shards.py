@@ -137,6 +137,6 @@ def _not_downloaded(table: Path, stem: str) -> Iterator[Item]:
     for row in rows.select([n for n in ('key', 'status', 'error_message') if n in rows.column_names]).to_pylist():
         if row['status'] != 'success':
             reason = f'img2dataset: {row["status"]}'
-            told = row.get('error_message')
-            detail = None if told is None else str(told)[:200]
+            message = row.get('error_message')
+            detail = None if message is None else str(message)[:200]
             yield Item(f'{stem}/{row["key"]}', reason=reason, metadata={'detail': detail})

@@ -15,7 +15,7 @@ from grafalign.captions.caption_set import CaptionSet
 from grafalign.captions.landmarks.find import open_landmarks
 from grafalign.captions.pictures import Pictures
 from grafalign.captions.writing.endpoint import Attempt, EndpointOptions, EndpointWriter, endpoint_error
-from grafalign.captions.writing.template import Seen
+from grafalign.captions.writing.template import VisibleLandmark
 from grafalign.errors import DamagedError, RemoteError, naming_full_disk
 from grafalign.locks import exclusive
 from grafalign.photos.exif import PhotoError
@@ -63,7 +63,7 @@ def explain(
     asking = asking or EndpointOptions()
     rows = np.array([row for row, _ in visible_by_image(landmarks, captions)], dtype=np.int64)
     chosen = set(np.random.default_rng(0).permutation(rows)[:SAMPLE].tolist())
-    sample = [(row, seen) for row, seen in visible_by_image(landmarks, captions) if row in chosen]
+    sample = [(row, visible) for row, visible in visible_by_image(landmarks, captions) if row in chosen]
     with naming_full_disk(out), exclusive(out):
         asker = Asker(captions, EndpointWriter(chat, asking, out), asking.abreast)
         started = time.perf_counter()
@@ -76,23 +76,23 @@ def explain(
     return Cost(len(rows), len(found), round(sent), round(written), money, hours)
 
 
-def visible_by_image(folder: Path, captions: CaptionSet) -> Iterator[tuple[int, list[Seen]]]:
+def visible_by_image(folder: Path, captions: CaptionSet) -> Iterator[tuple[int, list[VisibleLandmark]]]:
     """Rows of images and their visible landmarks, the largest first, in the order of the images; read as it goes.
 
     Raises:
         GrafalignError: there are none, or they are of another set.
     """
     names = ['image', 'visible', 'landmark_id', 'kind', 'name', 'share', 'position', 'relation', 'related_to']
-    image, seen = -1, list[Seen]()
+    image, visible = -1, list[VisibleLandmark]()
     for batch in open_landmarks(folder, captions).iter_batches(_BLOCK, columns=names):
         for row in batch.filter(batch['visible']).to_pylist():
             if row['image'] != image:
-                if seen:
-                    yield image, seen
-                image, seen = row['image'], []
-            seen.append(Seen(**{k: v for k, v in row.items() if k not in ('image', 'visible')}))
-    if seen:
-        yield image, seen
+                if visible:
+                    yield image, visible
+                image, visible = row['image'], []
+            visible.append(VisibleLandmark(**{k: v for k, v in row.items() if k not in ('image', 'visible')}))
+    if visible:
+        yield image, visible
 
 
 class Asker:
@@ -111,7 +111,7 @@ class Asker:
         self._gsd_m = captions.images['gsd_m']
         self._done = 0
 
-    def ask(self, rows: Sequence[tuple[int, list[Seen]]]) -> dict[int, Attempt]:
+    def ask(self, rows: Sequence[tuple[int, list[VisibleLandmark]]]) -> dict[int, Attempt]:
         """What the model writes of images with landmarks; nothing of one that cannot be read.
 
         Raises:
@@ -129,12 +129,12 @@ class Asker:
                 raise endpoint_error(error, self._done) from None
         return found
 
-    def _one(self, row: int, seen: list[Seen]) -> Attempt | None:
+    def _one(self, row: int, visible: list[VisibleLandmark]) -> Attempt | None:
         try:
             picture = self._read(row)
         except (PhotoError, DamagedError):
             return None  # training will name it; a template can still speak of it
-        return self.model.write(self._ids[row].as_py(), picture, self._gsd_m[row].as_py() or 1.0, seen)
+        return self.model.write(self._ids[row].as_py(), picture, self._gsd_m[row].as_py() or 1.0, visible)
 
 
 def _reader(captions: CaptionSet) -> Callable[[int], Image.Image]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grafalign.captions.landmarks.kinds import REFINED, table
-from grafalign.captions.writing.template import Seen, plural
+from grafalign.captions.writing.template import VisibleLandmark, plural
 
 LONGEST, SHORTEST = 400, 10
 _COORDINATES = re.compile(
@@ -57,7 +57,7 @@ class Finding:
     """Of these, those that no record holds."""
 
 
-def check_caption(text: str, records: Sequence[Seen]) -> Finding:
+def check_caption(text: str, records: Sequence[VisibleLandmark]) -> Finding:
     """Compare a caption with the records that it may rest on.
 
     Args:
@@ -65,7 +65,8 @@ def check_caption(text: str, records: Sequence[Seen]) -> Finding:
         records: those that its writer says it used.
 
     Example:
-        >>> check_caption('A harbour with a castle.', [Seen('1', 'harbour', None, 0.2, 'north', None, None)]).complaints
+        >>> beach = VisibleLandmark('1', 'beach', None, 0.2, 'north', None, None)
+        >>> check_caption('A beach with a castle.', [beach]).complaints
         ('castle is not among the records that are used.',)
     """
     complaints = []
@@ -170,7 +171,7 @@ def _words(name: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(name)]
 
 
-def _wrong_counts(text: str, records: Sequence[Seen]) -> list[str]:
+def _wrong_counts(text: str, records: Sequence[VisibleLandmark]) -> list[str]:
     """Numbers before a kind that the records do not have."""
     found = []
     for match in _counted().finditer(text):
@@ -182,7 +183,7 @@ def _wrong_counts(text: str, records: Sequence[Seen]) -> list[str]:
     return found
 
 
-def _wrong_directions(text: str, records: Sequence[Seen]) -> list[str]:
+def _wrong_directions(text: str, records: Sequence[VisibleLandmark]) -> list[str]:
     """Clauses that place their one kind where no record of it lies; sides are no directions of a map."""
     found = []
     if _SIDES.search(text):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from grafalign.captions.usable_text import TextError, cleaned
 from grafalign.captions.writing.check import Finding, check_caption
-from grafalign.captions.writing.template import Seen
+from grafalign.captions.writing.template import VisibleLandmark
 from grafalign.config import read_yaml
 from grafalign.errors import RemoteError
 from grafalign.foreign.files import parse_object
@@ -78,8 +78,8 @@ class EndpointWriter:
     def __init__(self, chat: Chat, options: EndpointOptions, out: Path) -> None:
         self._chat, self._options, self.name = chat, options, chat.model
         self._prompt = read_yaml(PROMPT)
-        asked = [self._prompt, chat.model, asdict(options) | {'abreast': 0}]
-        self.digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
+        request = [self._prompt, chat.model, asdict(options) | {'abreast': 0}]
+        self.digest = hashlib.blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=8).hexdigest()
         """Of prompt, model and options."""
         self._journal, self._lock = out / JOURNAL, threading.Lock()
         self._known = _read(self._journal)
@@ -89,30 +89,30 @@ class EndpointWriter:
             with self._journal.open('a') as file:
                 file.write('\n')  # after a line that a kill cut off
 
-    def write(self, image_id: str, picture: Image.Image, gsd_m: float, seen: Sequence[Seen]) -> Attempt:
+    def write(self, image_id: str, picture: Image.Image, gsd_m: float, visible: Sequence[VisibleLandmark]) -> Attempt:
         """The caption of an image.
 
         Args:
             image_id: names it in the journal.
             picture: the image.
             gsd_m: metres a pixel.
-            seen: its visible landmarks, the largest first.
+            visible: its visible landmarks, the largest first.
 
         Raises:
             RemoteError: the endpoint does not answer as one does.
         """
-        records = list(seen[: self._options.most_records])
+        records = list(visible[: self._options.most_records])
         buffer = io.BytesIO()
         picture.save(buffer, 'PNG')
-        told = self._records(records)
+        listed = self._records(records)
         ids = ' '.join(r.landmark_id for r in records)
-        asked = f'{self.digest} {gsd_m} {told} {ids} '.encode() + buffer.getvalue()
-        key = hashlib.blake2b(asked, digest_size=16).hexdigest()
+        request = f'{self.digest} {gsd_m} {listed} {ids} '.encode() + buffer.getvalue()
+        key = hashlib.blake2b(request, digest_size=16).hexdigest()
         if key in self._known:
             with self._lock:
                 self.reused += 1
             return self._kept(self._known[key])
-        found = self._ask(base64.b64encode(buffer.getvalue()).decode(), gsd_m, told, records)
+        found = self._ask(base64.b64encode(buffer.getvalue()).decode(), gsd_m, listed, records)
         line = json.dumps({'key': key, 'image_id': image_id, **asdict(found)}) + '\n'
         with self._lock, self._journal.open('a') as file:
             file.write(line)
@@ -124,8 +124,8 @@ class EndpointWriter:
             file.seek(offset)
             return _attempt(json.loads(file.readline()))
 
-    def _ask(self, picture: str, gsd_m: float, told: str, records: Sequence[Seen]) -> Attempt:
-        text = self._prompt['user'].format(gsd_m=f'{gsd_m:g}', records=told or 'none')
+    def _ask(self, picture: str, gsd_m: float, listed: str, records: Sequence[VisibleLandmark]) -> Attempt:
+        text = self._prompt['user'].format(gsd_m=f'{gsd_m:g}', records=listed or 'none')
         content = [
             {'type': 'text', 'text': text},
             {'type': 'image_url', 'image_url': {'url': f'data:image/png;base64,{picture}'}},
@@ -155,7 +155,7 @@ class EndpointWriter:
             ]
         return Attempt(None, (), tuple(checks), 2, sent, written, first)
 
-    def _records(self, records: Sequence[Seen]) -> str:
+    def _records(self, records: Sequence[VisibleLandmark]) -> str:
         """Records as JSON lines: text of others stays data."""
         rows = []
         for number, one in enumerate(records, 1):
@@ -174,7 +174,9 @@ class EndpointWriter:
         return '\n'.join(rows)
 
 
-def _judge(text: str, records: Sequence[Seen]) -> tuple[str | None, tuple[str, ...], list[str], Finding | None]:
+def _judge(
+    text: str, records: Sequence[VisibleLandmark]
+) -> tuple[str | None, tuple[str, ...], list[str], Finding | None]:
     """Caption, used landmarks and complaints of an answer."""
     try:
         content = parse_object(without_fence(text))
@@ -212,8 +214,8 @@ def _read(path: Path) -> dict[str, int]:
 
 
 def _attempt(row: dict[str, Any]) -> Attempt:
-    told = {name: value for name, value in row.items() if name not in ('key', 'image_id')}
-    return Attempt(**told | {name: tuple(told[name]) for name in ('used', 'checks', 'first')})
+    listed = {name: value for name, value in row.items() if name not in ('key', 'image_id')}
+    return Attempt(**listed | {name: tuple(listed[name]) for name in ('used', 'checks', 'first')})
 
 
 def endpoint_error(error: RemoteError, done: int) -> RemoteError:

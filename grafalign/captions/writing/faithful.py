@@ -10,7 +10,7 @@ import numpy as np
 
 from grafalign.captions.writing.check import check_caption
 from grafalign.captions.writing.endpoint import Attempt
-from grafalign.captions.writing.template import Seen
+from grafalign.captions.writing.template import VisibleLandmark
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Tally:
         images: rows of images and their visible landmarks.
     """
 
-    def __init__(self, images: Iterable[tuple[int, list[Seen]]]) -> None:
+    def __init__(self, images: Iterable[tuple[int, list[VisibleLandmark]]]) -> None:
         rng = np.random.default_rng(0)
-        self._others: list[tuple[int, list[Seen]]] = []
+        self._others: list[tuple[int, list[VisibleLandmark]]] = []
         for number, one in enumerate(images):  # a sample of all, in one pass (Vitter's algorithm R, 1985)
             if number < _OTHERS:
                 self._others.append(one)
@@ -52,9 +52,9 @@ class Tally:
         self.attempts: Counter[str] = Counter()
         """How often the model was asked, and what it took."""
 
-    def add(self, row: int, seen: Sequence[Seen], text: str, evidence: Sequence[str]) -> None:
+    def add(self, row: int, visible: Sequence[VisibleLandmark], text: str, evidence: Sequence[str]) -> None:
         """Take in a caption of an image with these landmarks."""
-        used = [s for s in seen if s.landmark_id in set(evidence)]
+        used = [s for s in visible if s.landmark_id in set(evidence)]
         others = [found for other, found in self._others if other != row]
         self._count(self._counts[0], text, used)
         if others:
@@ -74,7 +74,7 @@ class Tally:
         )
 
     @staticmethod
-    def _count(counts: Counter[str], text: str, records: Sequence[Seen]) -> None:
+    def _count(counts: Counter[str], text: str, records: Sequence[VisibleLandmark]) -> None:
         found = check_caption(text, records)
         counts['captions'] += 1
         counts['names'] += found.names

@@ -36,7 +36,7 @@ _FORMS = (
 
 
 @dataclass(frozen=True)
-class Seen:
+class VisibleLandmark:
     """A visible landmark, as far as a caption needs it."""
 
     landmark_id: str
@@ -57,45 +57,45 @@ class Written:
 
 
 def write_template(
-    image_id: str, seen: Sequence[Seen], number: int = 0, names: bool = False, positions: bool = False
+    image_id: str, visible: Sequence[VisibleLandmark], number: int = 0, names: bool = False, positions: bool = False
 ) -> Written | None:
     """A caption of an image; None where nothing is visible.
 
     Args:
         image_id: decides the phrasing.
-        seen: its visible landmarks, the largest first.
+        visible: its visible landmarks, the largest first.
         number: which of several captions of the image.
         names: say names.
         positions: say where things lie.
 
     Example:
-        >>> beach = Seen('1', 'beach', None, 0.3, 'east', None, None)
+        >>> beach = VisibleLandmark('1', 'beach', None, 0.3, 'east', None, None)
         >>> write_template('t', [beach]).text
-        'a view from above of a beach.'
+        'a beach.'
     """
-    groups: dict[str, list[Seen]] = {}
-    for one in seen:
+    groups: dict[str, list[VisibleLandmark]] = {}
+    for one in visible:
         groups.setdefault(one.kind, []).append(one)
     if not groups:
         return None
     draw = int.from_bytes(hashlib.blake2b(f'{image_id}\0{number}'.encode(), digest_size=8).digest(), 'little')
     order = sorted(groups, key=lambda kind: (kind in _PLAIN, -sum(s.share for s in groups[kind]), kind))
-    told = order[: 1 + draw % min(MOST, len(order))]
+    named = order[: 1 + draw % min(MOST, len(order))]
     draw //= MOST
-    phrases = [_phrase(groups[kind], names, positions) for kind in told]
-    related = _related(told, groups) if not positions else None
-    if related is not None and len(told) == 2:
+    phrases = [_phrase(groups[kind], names, positions) for kind in named]
+    related = _related(named, groups) if not positions else None
+    if related is not None and len(named) == 2:
         text = f'{phrases[0]} {related} {phrases[1]}'
     else:
         text = ' and '.join([', '.join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else phrases[0]
-    if sum(s.share for s in groups[told[0]]) > _MOSTLY and told[0] not in _PLAIN and len(told) == 1:
+    if sum(s.share for s in groups[named[0]]) > _MOSTLY and named[0] not in _PLAIN and len(named) == 1:
         text = f'mostly {text}'
     form = _FORMS[draw % len(_FORMS)]
-    evidence = tuple(s.landmark_id for kind in told for s in groups[kind])
+    evidence = tuple(s.landmark_id for kind in named for s in groups[kind])
     return Written(form.format(text), evidence)
 
 
-def _phrase(group: Sequence[Seen], names: bool, positions: bool) -> str:
+def _phrase(group: Sequence[VisibleLandmark], names: bool, positions: bool) -> str:
     kind = group[0].kind
     if len(group) > 1:
         words = kind if kind in _NO_ARTICLE or kind.endswith('s') else f'several {plural(kind)}'
@@ -108,11 +108,11 @@ def _phrase(group: Sequence[Seen], names: bool, positions: bool) -> str:
     return words
 
 
-def _related(told: Sequence[str], groups: dict[str, list[Seen]]) -> str | None:
+def _related(named: Sequence[str], groups: dict[str, list[VisibleLandmark]]) -> str | None:
     """`next to` or `inside`, where the record says so of the first two kinds, each of which there is one of."""
-    if len(told) < 2 or any(len(groups[kind]) > 1 for kind in told[:2]):
+    if len(named) < 2 or any(len(groups[kind]) > 1 for kind in named[:2]):
         return None
-    first, second = groups[told[0]][0], groups[told[1]][0]
+    first, second = groups[named[0]][0], groups[named[1]][0]
     for one, other, inside in ((first, second, 'inside'), (second, first, 'around')):
         if one.related_to == other.landmark_id and one.relation in ('next to', 'inside', 'around'):
             if one.relation == 'next to':

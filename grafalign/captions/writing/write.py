@@ -21,7 +21,7 @@ from grafalign.captions.write_set import SetWriter
 from grafalign.captions.writing.ask import Asker, visible_by_image
 from grafalign.captions.writing.endpoint import JOURNAL, Attempt, EndpointOptions, EndpointWriter
 from grafalign.captions.writing.faithful import Faithfulness, Tally
-from grafalign.captions.writing.template import VERSION, Seen, write_template
+from grafalign.captions.writing.template import VERSION, VisibleLandmark, write_template
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
 from grafalign.locks import LOCK, exclusive
@@ -95,19 +95,19 @@ def write_captions(
         tally = Tally(visible_by_image(landmarks, captions))
         with SetWriter(out) as writer, console.progress('writing captions', len(captions)) as bar:
             for block in _blocks(captions, landmarks, 8 * asking.abreast if asker else _BLOCK):
-                asked = [(row, seen) for row, _, seen in block if seen]
+                asked = [(row, visible) for row, _, visible in block if visible]
                 attempts = {} if asker is None else asker.ask(asked)
-                for row, columns, seen in block:
+                for row, columns, visible in block:
                     attempt = attempts.get(row)
                     if attempt is not None:
                         tally.add_attempt(attempt)
-                    rows = list(_texts(columns['image_id'], seen, options, digest, attempt, asker))
+                    rows = list(_texts(columns['image_id'], visible, options, digest, attempt, asker))
                     if not rows:
                         writer.reject('image', columns['image_id'], 'no visible landmark')
                         continue
                     new = writer.add_image(**columns)
                     for made in rows:
-                        tally.add(row, seen, made['text'], made['evidence'])
+                        tally.add(row, visible, made['text'], made['evidence'])
                         writer.add_caption(image=new, image_id=columns['image_id'], **made)
                 bar.advance(len(block))
             if not len(writer):
@@ -134,7 +134,7 @@ def write_captions(
 
 def _texts(
     image_id: str,
-    seen: list[Seen],
+    visible: list[VisibleLandmark],
     options: TemplateOptions,
     digest: str,
     attempt: Attempt | None,
@@ -148,7 +148,7 @@ def _texts(
         return
     done = set()
     for number in range(options.per_image if asker is None else 1):
-        written = write_template(image_id, seen, number, options.names, options.positions)
+        written = write_template(image_id, visible, number, options.names, options.positions)
         if written is None:
             return
         try:
@@ -161,7 +161,9 @@ def _texts(
             yield {'text': text, 'evidence': list(written.evidence), 'checks': checks, **who}
 
 
-def _blocks(captions: CaptionSet, landmarks: Path, size: int) -> Iterator[list[tuple[int, dict[str, Any], list[Seen]]]]:
+def _blocks(
+    captions: CaptionSet, landmarks: Path, size: int
+) -> Iterator[list[tuple[int, dict[str, Any], list[VisibleLandmark]]]]:
     """Row, columns and visible landmarks of all images, some at a time."""
     found = visible_by_image(landmarks, captions)
     waiting = next(found, None)
@@ -169,9 +171,9 @@ def _blocks(captions: CaptionSet, landmarks: Path, size: int) -> Iterator[list[t
     for batch in pq.ParquetFile(captions.path / 'images.parquet').iter_batches(size):
         block = []
         for columns in batch.to_pylist():
-            seen: list[Seen] = []
+            visible: list[VisibleLandmark] = []
             if waiting is not None and waiting[0] == row:
-                seen, waiting = waiting[1], next(found, None)
-            block.append((row, columns, seen))
+                visible, waiting = waiting[1], next(found, None)
+            block.append((row, columns, visible))
             row += 1
         yield block

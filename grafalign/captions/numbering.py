@@ -11,15 +11,15 @@ _MOST_NEW = 1 << 16
 """Texts that are kept as Python objects until they are merged into an array."""
 
 
-class Seen:
+class Numbering:
     """Numbers of texts in the order of their first coming, at 16 bytes a text: two that share a 64-bit hash are one.
 
     Hashes lie in sorted runs, each at least twice as long as the next, so that a look takes a few searches and adding
     is as cheap as merging.
 
     Example:
-        >>> seen = Seen()
-        >>> [seen.number(text) for text in ('a', 'b', 'a')]
+        >>> numbering = Numbering()
+        >>> [numbering.number(text) for text in ('a', 'b', 'a')]
         [0, 1, 0]
     """
 

@@ -1,0 +1,22 @@
+"""Examples of docstrings give what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+import grafalign
+
+ROOT = Path(grafalign.__file__).parent
+WITH_EXAMPLES = sorted(p.relative_to(ROOT.parent) for p in ROOT.rglob('*.py') if '>>> ' in p.read_text())
+
+
+@pytest.mark.parametrize('path', WITH_EXAMPLES, ids=str)
+def test_the_examples_of_a_module_are_true(path: Path) -> None:
+    """Each is run, and there are some."""
+    module = importlib.import_module('.'.join(path.with_suffix('').parts).removesuffix('.__init__'))
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
