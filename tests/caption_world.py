@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from grafalign.captions import CaptionSet
+
 COLOURS = ('red field', 'green forest', 'blue lake', 'grey harbour', 'white snow', 'black burnt land')
 
 
@@ -44,3 +46,11 @@ def shard(path: Path, members: Mapping[str, bytes]) -> Path:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return path
+
+
+def texts_of(captions: CaptionSet) -> dict[str, list[str]]:
+    """Captions by image."""
+    found: dict[str, list[str]] = {}
+    for row in captions.captions.select(['image_id', 'text']).to_pylist():
+        found.setdefault(row['image_id'], []).append(row['text'])
+    return found

@@ -31,7 +31,7 @@ from grafalign.photos.exif import PhotoError
 from grafalign.photos.fetch import RemoteSettings
 from grafalign.photos.robots import Robots
 from grafalign.store import PairStore
-from tests.caption_world import folder, picture, shard
+from tests.caption_world import folder, picture, shard, texts_of
 from tests.photo_server import serving
 
 
@@ -39,14 +39,6 @@ def reasons(captions: CaptionSet) -> dict[str, str]:
     """Reason by id of what was not taken."""
     rows = captions.rejected.select(['id', 'reason']).to_pylist()
     return {row['id']: row['reason'] for row in rows}
-
-
-def texts_of(captions: CaptionSet) -> dict[str, list[str]]:
-    """Captions by image."""
-    found: dict[str, list[str]] = {}
-    for row in captions.captions.select(['image_id', 'text']).to_pylist():
-        found.setdefault(row['image_id'], []).append(row['text'])
-    return found
 
 
 @pytest.mark.parametrize('workers', [1, 4])
@@ -200,24 +192,22 @@ def test_a_share_of_the_images_goes_to_val_whatever_else_is_in_the_set(tmp_path:
     assert found[0] < found[1] and 8 <= len(found[1]) <= 28
 
 
-def test_packed_shards_hold_the_same_bytes_and_texts(tmp_path: Path) -> None:
-    """Packing and importing again gives the same images and all their captions."""
-    import_captions(folder(tmp_path / 'pictures', 10), tmp_path / 'set')
-    done = pack(CaptionSet(tmp_path / 'set'), tmp_path / 'shards', per_shard=4)
-    assert (done.shards, done.images, done.captions, done.failed) == (3, 10, 20, 0)
-    import_captions(tmp_path / 'shards', tmp_path / 'again')
-    first, again = CaptionSet(tmp_path / 'set'), CaptionSet(tmp_path / 'again')
-    assert again.images['digest'].to_pylist() == first.images['digest'].to_pylist()
-    assert list(texts_of(again).values()) == list(texts_of(first).values())
-
-
-def test_packed_shards_are_read_by_open_clips_own_pipeline(tmp_path: Path) -> None:
-    """The webdataset package, which open_clip trains from, reads them."""
-    wds = pytest.importorskip('webdataset', reason='webdataset is not installed')
-    import_captions(folder(tmp_path / 'pictures', 5), tmp_path / 'set')
-    pack(CaptionSet(tmp_path / 'set'), tmp_path / 'shards')
-    samples = list(wds.WebDataset(str(tmp_path / 'shards' / '00000.tar'), shardshuffle=False).decode('pilrgb'))
-    assert [s['txt'] for s in samples][:2] == ['a red field', 'a green forest'] and samples[0]['png'].size == (40, 32)
+def test_places_that_cannot_be_are_rows_and_their_images_stay(tmp_path: Path) -> None:
+    """Longitude to 180, latitude to 90, metres a pixel above nought; a blank field is none."""
+    (tmp_path / 'a.png').write_bytes(picture(1))
+    values = {'lon': 200.5, 'lat': 'north', 'gsd_m': 0, 'author': 'A'}
+    rows = [{'image': 'a.png', 'image_id': f'{n}', 'text': 'a lake'} for n in range(2)]
+    lines = [rows[0] | values, rows[1] | {'lon': '', 'lat': None, 'gsd_m': '0.5'}]
+    (tmp_path / 't.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    done = import_captions(tmp_path / 't.jsonl', tmp_path / 'set')
+    captions = CaptionSet(tmp_path / 'set')
+    assert done.images == 2 and captions.images['gsd_m'].to_pylist() == [None, 0.5]
+    found = [(r['kind'], r['id'], r['reason'], r['detail']) for r in captions.rejected.to_pylist()]
+    assert found == [
+        ('value', '0', 'lon is not between -180 and 180', '200.5'),
+        ('value', '0', 'lat is not between -90 and 90', 'north'),
+        ('value', '0', 'gsd_m is not between 0.001 and 100,000', '0'),
+    ]
 
 
 def test_addresses_are_fetched_unless_their_host_does_not_want_it(tmp_path: Path) -> None:

@@ -1,93 +1,81 @@
-"""Tiles to be captioned, with the true share of each class: cut once for every world and kept beside it."""
+"""Captioned tiles of random places: cut once for every world, kept beside it as a pair store without photos."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import shapely
 
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
+from grafalign.files import write_table
 from grafalign.labels import VOID
-from grafalign.store import PairStore
+from grafalign.store import MARKER, SCHEMA_VERSION, PairStore, ShardWriter, shard_name
+from grafalign.store_marker import Sensor, StoreMarker
 
 MOST = 10_000
 _CHUNK = 1000
+Shares = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class SharedTiles:
-    """N tiles in random order."""
+def tiles_to_caption(world: Path, seed: int) -> tuple[PairStore, Shares]:
+    """Tiles anywhere in the training blocks of a world, in an order that is random: fewer are the first of more.
 
-    pixels: npt.NDArray[np.generic]
-    """As stored, [N, C, S, S]."""
-    scale: npt.NDArray[np.float32]
-    """[N, C]"""
-    offset: npt.NDArray[np.float32]
-    """[N, C]"""
-    shares: npt.NDArray[np.float32]
-    """Share of each class among the pixels that have one, [N, K]."""
-
-    def first(self, count: int) -> SharedTiles:
-        """The first `count` tiles."""
-        return SharedTiles(*(v[:count] for v in vars(self).values()))
-
-
-def tiles_to_caption(world: Path, seed: int, places: str) -> SharedTiles:
-    """Tiles of the training blocks of a world, in an order that is random: fewer captions are the first of more.
+    The blocks have room for fewer than 2,000 tiles side by side, so these overlap.
 
     Args:
         world: folder with `sandbox/` and `pairs/`.
         seed: seed of the places.
-        places: `random`: `MOST` places anywhere in the training blocks. The blocks have room for fewer than
-            2,000 tiles side by side, so these overlap. `photographed`: the tiles that the photo runs train on.
+
+    Returns:
+        A store of `MOST` tiles, and the share of each class in every tile, [N, K].
     """
-    kept = world / f'captioned_{places}.npz'
-    if not kept.exists():
-        store = PairStore(world / 'pairs')
-        truth = SandboxTruth(world / 'sandbox', store)
-        tiles = _random_places(truth, seed) if places == 'random' else _photographed(truth, store, seed)
-        part = world / f'.captioned_{places}.npz'
-        np.savez(part, **vars(tiles))
-        part.replace(kept)
-    with np.load(kept) as arrays:
-        return SharedTiles(*(arrays[k] for k in ('pixels', 'scale', 'offset', 'shares')))
+    out = world / 'random_places'
+    if not (out / MARKER).is_file():
+        pairs = PairStore(world / 'pairs')
+        _write(out, pairs.sensor, _cut_at_random(SandboxTruth(world / 'sandbox', pairs), seed))
+    return PairStore(out), np.load(out / 'shares.npy')
 
 
-def class_shares(labels: npt.NDArray[np.integer], classes: int) -> npt.NDArray[np.float32]:
+def class_shares(labels: npt.NDArray[np.integer], classes: int) -> Shares:
     """Share of each class in label maps [N, S, S], pixels without a class aside: [N, K]."""
     counts = np.stack([np.bincount(m.ravel(), minlength=VOID + 1)[:classes] for m in labels]).astype(np.float32)
     return np.asarray(counts / np.maximum(counts.sum(1, keepdims=True), 1), dtype=np.float32)
 
 
-def _random_places(truth: SandboxTruth, seed: int) -> SharedTiles:
-    """Like `SandboxTruth.chips`, as large as tiles and free to overlap."""
+def _cut_at_random(truth: SandboxTruth, seed: int) -> list[tuple[LabelledTiles, Shares]]:
+    """Like `SandboxTruth.chips`, as large as tiles and free to overlap; in parts, as label maps are large."""
     rng = np.random.default_rng((seed, 13))
     grid = truth.recipe.grid
     height, width = truth.raster.shape
     x, y = truth.transform @ (rng.uniform(0, width, 4 * MOST), rng.uniform(0, height, 4 * MOST))
     inside = np.flatnonzero(truth._split(x, y, grid) == 'train')
-    parts: list[SharedTiles] = []
+    parts: list[tuple[LabelledTiles, Shares]] = []
     start = 0
-    while sum(len(p.shares) for p in parts) < MOST and start < len(inside):
-        here = inside[start : start + _CHUNK]  # in parts, as label maps take eight bytes a pixel
-        found = truth._cut(x[here], y[here], grid, None, rng)
-        parts.append(_with_shares(found, len(truth.classes)))
+    while sum(len(shares) for _, shares in parts) < MOST and start < len(inside):
+        here = inside[start : start + _CHUNK]
+        tiles = truth._cut(x[here], y[here], grid, None, rng)
+        parts.append((tiles, class_shares(tiles.labels, len(truth.classes))))
         start += _CHUNK
-    return SharedTiles(*(np.concatenate([getattr(p, k) for p in parts]) for k in vars(parts[0]))).first(MOST)
+    return parts
 
 
-def _photographed(truth: SandboxTruth, store: PairStore, seed: int) -> SharedTiles:
-    rows = np.random.default_rng((seed, 17)).permutation(store.tiles_of('train'))
-    tiles = store.tiles.iloc[rows]
-    grid = truth.recipe.grid
-    boxes = [grid.geobox(int(e), t[2], t[5]) for e, t in zip(tiles['epsg'], tiles['transform'], strict=True)]
-    scale, offset = store.radiometry
-    pixels = np.stack([store.read_tile(int(i)) for i in rows])
-    shares = class_shares(truth.label_maps(boxes), len(truth.classes))
-    return SharedTiles(pixels, scale[rows], offset[rows], shares)
-
-
-def _with_shares(tiles: LabelledTiles, classes: int) -> SharedTiles:
-    return SharedTiles(tiles.pixels, tiles.scale, tiles.offset, class_shares(tiles.labels, classes))
+def _write(out: Path, sensor: Sensor, parts: list[tuple[LabelledTiles, Shares]]) -> None:
+    """The first `MOST` tiles as a store, one shard a part."""
+    rows = []
+    for number, (tiles, _) in enumerate(parts):
+        with ShardWriter(out / shard_name(number)) as shard:
+            columns = zip(tiles.pixels, tiles.scale, tiles.offset, tiles.lonlat, strict=True)
+            for pixels, scale, offset, lonlat in list(columns)[: MOST - len(rows)]:
+                name = f'place_{len(rows):05d}'
+                where = shard.add(name, pixels, {'tile_id': name})
+                rows.append((name, 'train', shard_name(number), *where, scale, offset, *lonlat))
+    names = ['tile_id', 'split', 'shard', 'byte_offset', 'nbytes', 'scale', 'offset', 'lon', 'lat']
+    table = pd.DataFrame(rows, columns=names)
+    points = shapely.points(table['lon'], table['lat'])
+    write_table(gpd.GeoDataFrame(table, geometry=points, crs='EPSG:4326'), out / 'tiles.parquet')
+    np.save(out / 'shares.npy', np.concatenate([shares for _, shares in parts])[:MOST])
+    StoreMarker(schema_version=SCHEMA_VERSION, sensor=sensor, digest=f'{len(rows)} random places').write(out / MARKER)

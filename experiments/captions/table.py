@@ -20,27 +20,24 @@ HERE = Path(__file__).resolve().parent
 Outcomes = list[dict[str, Any]]
 Floats = npt.NDArray[np.float64]
 PHOTOS = dict(zip(PHOTO_RUNS, ('#1b7f79', '#7a9e3f', '#2f6fb0'), strict=True))
-CAPTIONS = {'random': '#d1495b', 'photographed': '#444444'}
-NAMES = {'random': 'captions of random places', 'photographed': 'captions of the photographed tiles'}
+COLOUR = '#d1495b'
 
 
 def of_finished_worlds(outcomes: Outcomes) -> Outcomes:
-    """Outcomes of the worlds in which all photo runs and the whole curve of random places are there."""
-    wanted = {('photos', *kind) for kind in PHOTO_RUNS} | {('captions', 'random', n) for n in SIZES['random']}
+    """Outcomes of the worlds in which all photo runs and the whole curve are there."""
+    wanted = {('photos', *kind) for kind in PHOTO_RUNS} | {('captions', n) for n in SIZES}
     found: dict[int, set[tuple[Any, ...]]] = {}
     for o in outcomes:
         v = o['values']
-        kind = ('level', 'tau') if v['source'] == 'photos' else ('places', 'number')
+        kind = ('level', 'tau') if v['source'] == 'photos' else ('number',)
         found.setdefault(o['world'], set()).add((v['source'], *(v[k] for k in kind)))
     return [o for o in outcomes if wanted <= found[o['world']]]
 
 
-def curve(outcomes: Outcomes, places: str, worlds: list[int]) -> dict[int, Outcomes]:
+def curve(outcomes: Outcomes, worlds: list[int]) -> dict[int, Outcomes]:
     """Outcomes by number of captions, for numbers that were trained in all of the worlds."""
-    here = chosen(outcomes, source='captions', places=places)
-    numbers = sorted({o['values']['number'] for o in here})
-    found = {n: chosen(here, number=n) for n in numbers}
-    return {n: cells for n, cells in found.items() if [o['world'] for o in cells] == worlds}
+    captions = {n: chosen(outcomes, source='captions', number=n) for n in SIZES}
+    return {n: cells for n, cells in captions.items() if [o['world'] for o in cells] == worlds}
 
 
 def worth(numbers: Iterable[int], accuracy: Iterable[float], wanted: float) -> float:
@@ -111,7 +108,7 @@ def table(outcomes: Outcomes, tuning: Outcomes) -> Iterable[str]:
     worlds = sorted({o['world'] for o in outcomes})
     photos = {k: chosen(outcomes, source='photos', level=k[0], tau=k[1]) for k in PHOTOS}
     photos = {k: v for k, v in photos.items() if [o['world'] for o in v] == worlds}
-    curves = {p: c for p in CAPTIONS if (c := curve(outcomes, p, worlds))}
+    points = curve(outcomes, worlds)
     yield from ('# What photos are worth in captions', '', 'Made by `table.py` from the result files beside it.', '')
     yield (
         f'Means over worlds ({", ".join(map(str, worlds))}) with 95 % intervals over test tiles and chips. Accuracy is '
@@ -126,38 +123,35 @@ def table(outcomes: Outcomes, tuning: Outcomes) -> Iterable[str]:
             f'| {name} | {seen} | {_interval(cells, "accuracy")} | {_each(cells, "accuracy")} | '
             f'{_interval(cells, "miou")} |'
         )
-    for places, points in curves.items():
-        for number, cells in points.items():
-            yield (
-                f'| {NAMES[places]} | {number:,} | {_interval(cells, "accuracy")} | {_each(cells, "accuracy")} | '
-                f'{_interval(cells, "miou")} |'
-            )
+    for number, cells in points.items():
+        yield (
+            f'| captions of random places | {number:,} | {_interval(cells, "accuracy")} | {_each(cells, "accuracy")} | '
+            f'{_interval(cells, "miou")} |'
+        )
     yield from ('', '## Worth', '', 'Linear in the logarithm between the numbers above.', '')
-    yield '| photos | in | are worth | in each world |'
-    yield '|---|---|---|---|'
+    yield '| photos | are worth so many captions | in each world |'
+    yield '|---|---|---|'
     for (level, tau), cells in photos.items():
         if level != 'image':
             continue
-        for places, points in curves.items():
-            value, low, high = (_captions(v, points) for v in worth_with_interval(points, cells))
-            alone = [
-                worth(points, [c[i]['accuracy']['value'] for c in points.values()], cells[i]['accuracy']['value'])
-                for i in range(len(worlds))
-            ]
-            yield (
-                f'| level `image`, tau {tau:g} | {NAMES[places]} | {value} ({low} to {high}) | '
-                f'{", ".join(_captions(v, points) for v in alone)} |'
-            )
+        value, low, high = (_captions(v, points) for v in worth_with_interval(points, cells))
+        alone = [
+            worth(points, [c[i]['accuracy']['value'] for c in points.values()], cells[i]['accuracy']['value'])
+            for i in range(len(worlds))
+        ]
+        yield (
+            f'| level `image`, tau {tau:g} | {value} ({low} to {high}) | '
+            f'{", ".join(_captions(v, points) for v in alone)} |'
+        )
     yield from ('', '## The captions', '', 'Means over worlds. A class is there if it fills 5 % of the tile.', '')
-    yield '| | number | different ones | classes named | of one class only | named, not there | there, not named |'
-    yield '|---|---|---|---|---|---|---|'
+    yield '| number | different ones | classes named | of one class only | named, not there | there, not named |'
+    yield '|---|---|---|---|---|---|'
     kinds = ('classes_named', 'of_one_class_only', 'named_but_not_there', 'there_but_not_named')
-    for places, points in curves.items():
-        for number, cells in points.items():
-            metadata = [np.mean([o['options'][k] for o in cells]) for k in kinds]
-            different = np.mean([o['options']['different_captions'] for o in cells])
-            row = ' | '.join([f'{metadata[0]:.2f}', *(f'{f:.0%}' for f in metadata[1:])])
-            yield f'| {NAMES[places]} | {number:,} | {different:,.0f} | {row} |'
+    for number, cells in points.items():
+        metadata = [np.mean([o['options'][k] for o in cells]) for k in kinds]
+        different = np.mean([o['options']['different_captions'] for o in cells])
+        row = ' | '.join([f'{metadata[0]:.2f}', *(f'{f:.0%}' for f in metadata[1:])])
+        yield f'| {number:,} | {different:,.0f} | {row} |'
     yield from _tuning(tuning)
     first = outcomes[0]
     versions = ', '.join(f'{k} {v}' for k, v in first['versions'].items())
@@ -183,13 +177,10 @@ def plot(outcomes: Outcomes, target: Path) -> None:
     worlds = sorted({o['world'] for o in outcomes})
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for axis, metric in zip(axes, ('accuracy', 'miou'), strict=True):
-        for places, colour in CAPTIONS.items():
-            points = curve(outcomes, places, worlds)
-            if not points:
-                continue
-            rows = np.array([mean_over_worlds(c, metric) for c in points.values()])
-            axis.plot(list(points), rows[:, 0], 'o-', color=colour, label=NAMES[places])
-            axis.fill_between(list(points), rows[:, 1], rows[:, 2], color=colour, alpha=0.15, linewidth=0)
+        points = curve(outcomes, worlds)
+        rows = np.array([mean_over_worlds(c, metric) for c in points.values()])
+        axis.plot(list(points), rows[:, 0], 'o-', color=COLOUR, label='captions of random places')
+        axis.fill_between(list(points), rows[:, 1], rows[:, 2], color=COLOUR, alpha=0.15, linewidth=0)
         for (level, tau), colour in PHOTOS.items():
             cells = chosen(outcomes, source='photos', level=level, tau=tau)
             if [o['world'] for o in cells] != worlds or (level == 'patch' and metric == 'accuracy'):

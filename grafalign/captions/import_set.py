@@ -292,6 +292,10 @@ class _Rows:
             writer.reject('image', item.image_id, 'unknown split', str(item.metadata['split']))
             return
         columns.setdefault('file', item.file)
+        if item.packed is not None and item.packed.scores:
+            columns['scores'] = list(item.packed.scores.items())
+        for reason, value in item.dropped:
+            writer.reject('value', item.image_id, reason, value)
         row = writer.add_image(image_id=item.image_id, byte_offset=item.byte_offset, **columns)
         self._row[number], self._where[number] = row, _place(item)
         self._captions(item, row, captions)
@@ -306,22 +310,25 @@ class _Rows:
             return 'val'
         return self._options.split
 
-    def _clean(self, item: Item) -> list[tuple[str, tuple[str, ...]]]:
-        found = []
-        for text in item.texts:
+    def _clean(self, item: Item) -> list[dict[str, Any]]:
+        """Columns of the usable captions."""
+        captions = []
+        known = item.packed.captions if item.packed is not None else [None] * len(item.texts)
+        for text, packed in zip(item.texts, known, strict=True):
+            columns = {'kind': self._kind, 'evidence': []} if packed is None else packed.model_dump(mode='json')
+            if self._options.kind is not None:
+                columns['kind'] = self._options.kind
             try:
                 text, checks = decoded(text) if isinstance(text, bytes) else (text, ())
-                found.append((cleaned(text), checks))
+                captions.append({**columns, 'text': cleaned(text), 'checks': [*columns.get('checks', ()), *checks]})
             except TextError as error:
                 shown = text if isinstance(text, str) else text.decode('latin-1')
                 self._writer.reject('caption', item.image_id, str(error), shown[:100])
-        return found
+        return captions
 
-    def _captions(self, item: Item, row: int, captions: list[tuple[str, tuple[str, ...]]]) -> None:
-        for text, checks in captions:
-            self._writer.add_caption(
-                image=row, image_id=item.image_id, text=text, kind=self._kind, evidence=[], checks=list(checks)
-            )
+    def _captions(self, item: Item, row: int, captions: list[dict[str, Any]]) -> None:
+        for columns in captions:
+            self._writer.add_caption(image=row, image_id=item.image_id, **columns)
 
 
 _SPLITS = {'training': 'train', 'validation': 'val', 'valid': 'val', 'dev': 'val', 'testing': 'test'}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from grafalign.captions.packed_sample import PackedSample
+
 
 @dataclass(frozen=True)
 class Item:
@@ -19,5 +21,9 @@ class Item:
     nbytes: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further columns of `images.parquet`."""
+    dropped: tuple[tuple[str, str], ...] = ()
+    """What the source says of the image and cannot be: reason and value. The image is taken without it."""
+    packed: PackedSample | None = None
+    """Columns of the captions, and scores, where the source is a packed set."""
     reason: str | None = None
     """Why the image cannot be used, where the source already knows."""

@@ -1,7 +1,7 @@
 """Copy a caption set into WebDataset shards with a table beside each: what open_clip, img2dataset and others read.
 
 OUT/00000.tar       KEY.jpg (or png, webp: the image's own bytes), KEY.txt (its first caption), KEY.json (all of them,
-                    with the image's metadata)
+                    with the image's metadata; what only `captions import` reads, under `grafalign`)
 OUT/00000.parquet   the same metadata, with key and status as img2dataset writes them
 
     python -m open_clip_train.main --train-data 'OUT/{00000..00041}.tar' --dataset-type webdataset ...
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from grafalign import console
 from grafalign.captions.caption_set import CaptionSet
+from grafalign.captions.packed_sample import KEY, PackedSample
 from grafalign.captions.pictures import Pictures
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts, replacing, write_atomically
@@ -39,6 +40,7 @@ _SUFFIX = (
     (b'MM\0*', 'tif'),
     (b'BM', 'bmp'),
 )
+_IN_NO_JSON = ('file', 'byte_offset', 'nbytes', 'scores')
 _DONE = 'pack.json'
 
 
@@ -79,7 +81,7 @@ def pack(
         remove_parts(out)
         _check(out, settings)
         pictures = Pictures(captions, remote)
-        texts = _texts(captions)
+        texts = _Captions(captions)
         parts = [rows[i : i + per_shard] for i in range(0, len(rows), per_shard)]
         failed = written = said = 0
         with console.progress('packing images', len(rows)) as bar:
@@ -112,10 +114,18 @@ def _check(out: Path, settings: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(settings) + '\n').encode())
 
 
-def _texts(captions: CaptionSet) -> tuple[Any, np.ndarray]:
-    """The texts of all captions, and where those of each image begin, [N + 1]."""
-    image = captions.captions['image'].to_numpy()
-    return captions.captions['text'], np.searchsorted(image, np.arange(len(captions) + 1))
+class _Captions:
+    """The captions of a set, by the row of their image."""
+
+    def __init__(self, captions: CaptionSet) -> None:
+        self._table = captions.captions
+        image = self._table['image'].to_numpy()
+        self._first = np.searchsorted(image, np.arange(len(captions) + 1))
+
+    def of_image(self, row: int) -> list[dict[str, Any]]:
+        """Columns of each caption of an image."""
+        first, end = self._first[row : row + 2]
+        return self._table.slice(first, end - first).to_pylist()
 
 
 def _write(
@@ -123,7 +133,7 @@ def _write(
     rows: np.ndarray,
     captions: CaptionSet,
     pictures: Pictures,
-    texts: tuple[Any, np.ndarray],
+    texts: _Captions,
     shard: int,
     bar: console.Bar,
 ) -> Iterator[dict[str, Any]]:
@@ -132,8 +142,9 @@ def _write(
     with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
         for place, (row, metadata) in enumerate(zip(rows.tolist(), table, strict=True)):
             key = f'{shard:05d}{place:05d}'
-            said = texts[0].slice(texts[1][row], texts[1][row + 1] - texts[1][row]).to_pylist()
-            kept = {k: v for k, v in metadata.items() if v is not None and k not in ('file', 'byte_offset', 'nbytes')}
+            written = texts.of_image(row)
+            said = [caption['text'] for caption in written]
+            kept = {k: v for k, v in metadata.items() if v is not None and k not in _IN_NO_JSON}
             try:
                 content = pictures.content(row)
             except PhotoError as error:
@@ -144,7 +155,11 @@ def _write(
             _member(tar, f'{key}.{suffix}', content)
             if said:
                 _member(tar, f'{key}.txt', said[0].encode())
-            _member(tar, f'{key}.json', json.dumps({'key': key, 'captions': said, **kept}).encode())
+            packed = PackedSample.model_validate(
+                {'image_id': metadata['image_id'], 'captions': written, 'scores': dict(metadata['scores'] or ())}
+            )
+            entry = {'key': key, 'captions': said, **kept, KEY: packed.model_dump(mode='json', exclude_defaults=True)}
+            _member(tar, f'{key}.json', json.dumps(entry).encode())
             bar.advance(1)
             yield _row(key, metadata, said, 'success', None)
 

@@ -24,7 +24,7 @@ GUESSES: dict[str, tuple[str, ...]] = {
 """Our names to what LAION, img2dataset, Hugging Face's image folders and others call them, in any case."""
 METADATA = ('url', 'split', 'label', 'licence', 'author', 'lon', 'lat', 'gsd_m')
 _RANGES = {'lon': (-180.0, 180.0), 'lat': (-90.0, 90.0), 'gsd_m': (1e-3, 1e5)}
-"""Numbers, and what they can be; others are not kept."""
+"""Numbers, and what they can be."""
 
 
 def chosen_columns(names: Iterable[str], columns: Mapping[str, str], where: str) -> dict[str, str]:
@@ -49,25 +49,35 @@ def chosen_columns(names: Iterable[str], columns: Mapping[str, str], where: str)
     return {ours: theirs for ours, theirs in {**guessed, **columns}.items() if theirs is not None}
 
 
-def metadata_of(entry: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Columns of `images.parquet` that a JSON object tells."""
+def metadata_of(
+    entry: Mapping[str, Any], columns: Mapping[str, str]
+) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+    """Columns of `images.parquet` that a JSON object tells, and what it says that cannot be: reason and value.
+
+    Example:
+        >>> metadata_of({'longitude': '-76.6', 'lat': 392.8}, {})
+        ({'lon': -76.6}, (('lat is not between -90 and 90', '392.8'),))
+    """
     lower = {str(k).lower(): v for k, v in entry.items()}
     found: dict[str, Any] = {}
+    dropped: list[tuple[str, str]] = []
     for ours in METADATA:
         value = entry.get(columns[ours]) if ours in columns else None
         if ours not in columns:
             value = next((lower[g] for g in GUESSES[ours] if lower.get(g) is not None), None)
         if ours in _RANGES:
-            value = _number(value)
-            low, high = _RANGES[ours]
-            value = value if value is not None and low <= value <= high else None
+            number, (low, high) = _number(value), _RANGES[ours]
+            if value not in (None, '') and not (number is not None and low <= number <= high):
+                dropped.append((f'{ours} is not between {low:,g} and {high:,g}', str(value)[:100]))
+                number = None
+            value = number
         elif isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         elif not isinstance(value, str) or not value.strip():
             value = None
         if value is not None:
             found[ours] = value
-    return found
+    return found, tuple(dropped)
 
 
 def texts_of(entry: Mapping[str, Any], columns: Mapping[str, str]) -> list[str | bytes]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grafalign.captions.items import Item
+from grafalign.captions.packed_sample import KEY, PackedSample
 from grafalign.captions.sources.columns import GUESSES, metadata_of, texts_of
 from grafalign.errors import InputError
 from grafalign.foreign.files import ForeignFileError, open_plain, parse_object
@@ -94,6 +95,8 @@ def _item(
     image = next((members[s] for s in members if s.rpartition('.')[2] in _IMAGES), None)
     texts: list[str | bytes] = []
     metadata: dict[str, Any] = {}
+    dropped: tuple[tuple[str, str], ...] = ()
+    packed: PackedSample | None = None
     for suffix, place in members.items():
         if isinstance(place, str) or (suffix not in _TEXTS and suffix != 'json'):
             continue
@@ -106,20 +109,25 @@ def _item(
         except ValueError:
             metadata['detail'] = f'{suffix} of the sample is damaged'
             continue
-        metadata = metadata_of(entry, columns)
+        metadata, dropped = metadata_of(entry, columns)
         listed = texts_of(entry, columns)
-        if len(listed) > 1:  # all captions of an image, of which KEY.txt can hold one only
+        try:
+            packed = PackedSample.of_json(entry, len(listed))
+        except ValueError as error:
+            dropped += ((f'{KEY} key is damaged', str(error)),)
+        if packed is not None or len(listed) > 1:  # all captions of an image, of which KEY.txt can hold one only
             texts = listed
             break
         if not any(s in members for s in _TEXTS):
             texts += listed
+    image_id = image_id if packed is None else packed.image_id
     if image is None:
         return Item(image_id, tuple(texts), reason='no image in the shard', metadata=metadata)
     if isinstance(image, str):
         return Item(image_id, tuple(texts), reason=image, metadata=metadata)
     if image[0] + image[1] > size:
         return Item(image_id, tuple(texts), reason='the tar ends before this file does', metadata=metadata)
-    return Item(image_id, tuple(texts), shard, image[0], image[1], metadata)
+    return Item(image_id, tuple(texts), shard, image[0], image[1], metadata, dropped, packed)
 
 
 def _not_downloaded(table: Path, stem: str) -> Iterator[Item]:

@@ -51,7 +51,8 @@ def read_table(path: Path, columns: Mapping[str, str], uncaptioned: bool = False
         if not file or not name:
             yield Item(f'{path.name} row {number}', reason='row names no image')
             continue
-        yield Item(name, tuple(texts_of(row, columns)), file, metadata=metadata_of(row, columns))
+        metadata, dropped = metadata_of(row, columns)
+        yield Item(name, tuple(texts_of(row, columns)), file, metadata=metadata, dropped=dropped)
 
 
 def read_caption_file(path: Path, images: Path) -> Iterator[Item]:
