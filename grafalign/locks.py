@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from grafalign.errors import BusyError
+from grafalign.errors import BusyError, InputError
 from grafalign.files import Place
 
 try:
@@ -38,6 +38,23 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def refuse_other_files(folder: Path, own: Collection[str], purpose: str) -> None:
+    """Refuse to write into a folder that holds files of something else.
+
+    Args:
+        folder: it need not exist. The lock, and parts of files that killed runs left, are passed over.
+        own: names that may be there.
+        purpose: what the folder is for, as in "the filter".
+
+    Raises:
+        GrafalignError: it holds another file, which is named.
+    """
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if name != LOCK and name not in own and not name.endswith('.part')]
+    if others:
+        raise InputError(f'{folder} holds {others[0]}; give a new folder for {purpose}.')
 
 
 @contextlib.contextmanager

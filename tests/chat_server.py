@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,6 +21,8 @@ class Reply:
     """The whole body, in place of a message."""
     cut: int = 0
     """Bytes at the end that are announced and never sent."""
+    after_s: float = 0
+    """Seconds before it answers."""
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -50,6 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         server.requests.append((self.path, dict(self.headers), content))
         reply = server.replies[min(len(server.requests), len(server.replies)) - 1]
+        time.sleep(reply.after_s)
         message = {'choices': [{'message': {'role': 'assistant', 'content': reply.text}}]}
         body = json.dumps(message).encode() if reply.body is None else reply.body
         self.send_response(reply.status)

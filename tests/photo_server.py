@@ -44,6 +44,7 @@ class PhotoServer(ThreadingHTTPServer):
         """Photos that are answered with 503 for now."""
         self.robots: bytes | None = None
         """The robots.txt; 404 without."""
+        self.robots_status = 200
         self.tags: dict[str, str] = {}
         """X-Robots-Tag by photo."""
         self.slowness_s = 0.0
@@ -121,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self._send(200, content)
         elif path == '/robots.txt' and self.server.robots is not None:
-            self._send(200, self.server.robots, Content_Type='text/plain')
+            self._send(self.server.robots_status, self.server.robots, Content_Type='text/plain')
         elif found := re.fullmatch(r'/status/(\d+)', path):
             self._send(int(found[1]), b'an error page' * 10)
         elif found := re.fullmatch(r'/busy/(\d+)/(\d+)/(\d+)', path):  # /busy/STATUS/TIMES/RETRY-AFTER

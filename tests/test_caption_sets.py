@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +23,9 @@ from grafalign.captions.pictures import Pictures
 from grafalign.captions.usable_text import TextError, cleaned, decoded
 from grafalign.errors import GrafalignError, InputError
 from grafalign.photos.exif import PhotoError
-from grafalign.photos.fetch import RemoteSettings
-from grafalign.photos.robots import Robots
 from grafalign.store import PairStore
 from tests.caption_world import folder, picture, shard, texts_of
-from tests.photo_server import serving
+from tests.killing import run_through_kills
 
 
 def reasons(captions: CaptionSet) -> dict[str, str]:
@@ -210,28 +203,6 @@ def test_places_that_cannot_be_are_rows_and_their_images_stay(tmp_path: Path) ->
     ]
 
 
-def test_addresses_are_fetched_unless_their_host_does_not_want_it(tmp_path: Path) -> None:
-    """robots.txt and X-Robots-Tag are heeded, and what was not had is a row."""
-    with serving({name: picture(1) for name in ('a.png', 'private/b.png', 'c.png')}) as server:
-        server.robots = b'User-agent: *\nDisallow: /photo/private/\n'
-        server.tags['c.png'] = 'noai, noimageai'
-        names = ('a.png', 'private/b.png', 'c.png', 'd.png')
-        rows = [{'url': server.url(f'/photo/{name}'), 'text': 'a lake'} for name in names]
-        (tmp_path / 't.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-        import_captions(tmp_path / 't.jsonl', tmp_path / 'set')
-        remote = RemoteSettings(private_addresses=True, retries=0)
-        done = pack(CaptionSet(tmp_path / 'set'), tmp_path / 'shards', remote=remote)
-    assert (done.images, done.failed) == (1, 3)
-    errors = pq.read_table(tmp_path / 'shards' / '00000.parquet')['error_message'].to_pylist()
-    assert errors == [
-        None,
-        "the host's robots.txt forbids it",
-        'the host does not want it taken (X-Robots-Tag: noai)',
-        'HTTP 404',
-    ]
-    assert '/photo/private/b.png' not in server.asked and server.asked['/robots.txt'] == 1
-
-
 @pytest.mark.parametrize(
     ('name', 'content', 'sentence'),
     [
@@ -324,30 +295,6 @@ def test_other_image_files_are_looked_at_again(change: str, tmp_path: Path) -> N
     assert digests[1] == hashlib.blake2b(picture(77), digest_size=16).hexdigest()
 
 
-@pytest.mark.parametrize(
-    ('robots', 'path', 'allowed'),
-    [
-        ('User-agent: *\nDisallow: /a\nAllow: /a/b', '/a/b/c.png', True),
-        ('User-agent: *\nAllow: /\nDisallow: /a', '/a/b.png', False),
-        ('User-agent: *\nDisallow: /*.png$', '/x.png', False),
-        ('User-agent: *\nDisallow: /*.png$', '/x.png?size=2', True),
-        ('User-agent: *\nDisallow: /a\nAllow: /a', '/a', True),
-        ('\ufeffUser-agent: *\nDisallow: /', '/x.png', False),
-        ('User-agent: *\nDisallow: /\n\nUser-agent: grafalign\nDisallow: /private', '/x.png', True),
-        ('User-agent: *\nDisallow:', '/x.png', True),
-        ('User-agent: other\nDisallow: /', '/x.png', True),
-    ],
-)
-def test_robots_txt_is_read_as_rfc_9309_says(robots: str, path: str, allowed: bool) -> None:
-    """The longest rule decides, and allowing wins a tie."""
-    rules = Robots(lambda url: robots.encode())
-    if allowed:
-        rules.check(f'https://x.test{path}')
-    else:
-        with pytest.raises(PhotoError, match='forbids it'):
-            rules.check(f'https://x.test{path}')
-
-
 def test_a_killed_import_or_pack_leaves_nothing_that_counts(tmp_path: Path) -> None:
     """Whatever the moment of the kill, the next run gives the same bytes."""
     table = folder(tmp_path / 'pictures', 400)
@@ -358,15 +305,7 @@ def test_a_killed_import_or_pack_leaves_nothing_that_counts(tmp_path: Path) -> N
         'packed': ['captions', 'pack', str(tmp_path / 'whole'), str(tmp_path / 'packed'), '--per-shard', '50'],
     }
     for name, args in commands.items():
-        for _ in range(3):
-            process = subprocess.Popen([sys.executable, '-m', 'grafalign', *args], stderr=subprocess.DEVNULL)
-            while process.poll() is None and not (tmp_path / name).exists():
-                time.sleep(0.01)
-            time.sleep(random.Random(name).uniform(0, 0.3))
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        subprocess.run([sys.executable, '-m', 'grafalign', *args], check=True, capture_output=True)
+        assert run_through_kills(args, tmp_path / name, (1, 3, 6)) >= 2
     assert CaptionSet(tmp_path / 'again').digest == CaptionSet(tmp_path / 'whole').digest
     for file in (tmp_path / 'shards').glob('*.tar'):
         assert (tmp_path / 'packed' / file.name).read_bytes() == file.read_bytes()

@@ -129,6 +129,20 @@ def test_a_busy_or_failing_server_is_waited_for(server: ChatServer, tmp_path: Pa
     assert written(server, tmp_path).fell_back == 0 and len(server.requests) == 4
 
 
+def test_a_slow_server_is_asked_again_and_then_given_up(server: ChatServer, tmp_path: Path) -> None:
+    """What comes within the time-out of a later request counts; where none comes the run stops with a sentence."""
+    place_set(tmp_path, 1)
+    captions = CaptionSet(tmp_path / 'set')
+    find_landmarks(captions, Maps(osm=(extract(tmp_path / 'x.osm.pbf'),)), tmp_path / 'landmarks')
+    chat, slow = Chat(server.url, 'a-model', timeout_s=0.3), Reply('{}', after_s=0.6)
+    server.replies = [slow, said('A stadium and a beach.', '2', '3')]
+    assert write_captions(captions, tmp_path / 'landmarks', tmp_path / 'out', None, chat).fell_back == 0
+    server.replies, server.requests = [slow], []
+    with pytest.raises(RemoteError, match=r'timed out.* try again later'):
+        write_captions(captions, tmp_path / 'landmarks', tmp_path / 'never', None, chat)
+    assert len(server.requests) == 4 and not (tmp_path / 'never' / 'dataset.json').exists()
+
+
 @pytest.mark.parametrize(
     ('reply', 'sentence'),
     [

@@ -309,7 +309,7 @@ def test_what_cannot_be_encoded_is_one_sentence(tmp_path: Path, command: Command
     (tmp_path / 'else').mkdir()
     (tmp_path / 'else' / 'notes.txt').write_text('mine')
     scene = write_scene(tmp_path / 's.tif', pixels)
-    refused(command('field', scene, tmp_path / 'else', '--model', MODEL), 'else', 'empty folder')
+    refused(command('field', scene, tmp_path / 'else', '--model', MODEL), 'else', 'new folder')
     refused(command('field', scene, out, '--model', MODEL, '--stride', 65), '65', '64')
     refused(command('field', scene, out, '--model', MODEL, '--of', 'pixels'), 'patches or windows')
     assert not (out / 'field.json').exists()

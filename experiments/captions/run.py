@@ -32,7 +32,7 @@ SIZES = (100, 300, 1000, 3000, 10_000)
 TRAIN = {'steps': 500, 'batch_tiles': 128, 'lr': 0.002, 'log_every': 20}
 """The quickstart's."""
 PHOTO_RUNS = (('image', 0.3), ('image', 0.07), ('patch', 0.4))
-TAU = 0.15
+TAU = 0.07
 """Temperature of CLIP's loss: the best in world 7, which appears in no result, though it matters little there."""
 TAUS = (0.03, 0.07, 0.15, 0.3)
 TUNING_WORLD, TUNING_SIZE = 7, 3000

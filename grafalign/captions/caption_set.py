@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from grafalign.artefacts import Marker
 from grafalign.errors import DamagedError, InputError
 from grafalign.files import changed_files
+from grafalign.locks import refuse_other_files
 from grafalign.store_marker import InputStamp
 
 MARKER = 'dataset.json'
@@ -198,20 +199,24 @@ class CaptionSet:
         return table
 
 
-def check_origin(out: Path, origin: str) -> None:
-    """Refuse to write over a set of something else.
+def check_folder(out: Path, origin: Path, *more: str) -> None:
+    """Refuse to write a set over something else.
 
     Args:
         out: folder of the set to be.
         origin: the source or set that it is made from.
+        more: names of further files that may lie in the folder.
 
     Raises:
-        GrafalignError: it holds a set of another origin.
+        GrafalignError: it holds other files, a set of another origin, or the origin itself.
     """
+    refuse_other_files(out, (*OWN_NAMES, *more), 'the caption set')
+    if out.resolve() == origin.resolve():
+        raise InputError(f'{out} is what the set is made from; give a new folder for it.')
     if is_caption_set(out):
         settings = CaptionSet(out).marker.settings
         there = settings.get('source') or settings.get('from', {}).get('set')
-        if there is not None and there != origin:
+        if there is not None and there != str(origin.resolve()):
             raise InputError(f'{out} holds a caption set of {there}; give another folder, or delete that one.')
 
 

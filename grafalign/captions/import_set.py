@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from grafalign import console, engine
-from grafalign.captions.caption_set import MARKER, OWN_NAMES, SPLITS, CaptionSet, CaptionSetMarker, check_origin
+from grafalign.captions.caption_set import MARKER, SPLITS, CaptionSet, CaptionSetMarker, check_folder
 from grafalign.captions.items import Item
 from grafalign.captions.numbering import Numbering
 from grafalign.captions.sources.shards import read_shards
@@ -31,7 +31,7 @@ from grafalign.captions.write_set import SetWriter, writable
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
 from grafalign.foreign.files import ForeignFileError, open_plain
-from grafalign.locks import LOCK, exclusive
+from grafalign.locks import exclusive
 from grafalign.photos.exif import MAX_FILE_BYTES, read_metadata
 from grafalign.photos.opening import kind_of
 from grafalign.photos.ranks import keyed_hashes
@@ -86,12 +86,7 @@ def import_captions(
     if not source.exists():
         raise InputError(f'There is no {source}; give shards, a table, a caption file or a pair store.')
     form = options.form if options.form != 'auto' else _form_of(source)
-    others = (
-        [p for p in out.iterdir() if p.name not in (LOCK, *OWN_NAMES) and p.suffix != '.part'] if out.is_dir() else []
-    )
-    if others:
-        raise InputError(f'{out} holds {others[0].name}; give a new folder for the caption set.')
-    check_origin(out, str(source.resolve()))
+    check_folder(out, source)
     settings = _settings(source, form, options)
     with naming_full_disk(out), exclusive(out):
         remove_parts(out)

@@ -27,7 +27,7 @@ from grafalign.captions.packed_sample import KEY, PackedSample
 from grafalign.captions.pictures import Pictures
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts, replacing, write_atomically
-from grafalign.locks import LOCK, exclusive
+from grafalign.locks import exclusive, refuse_other_files
 from grafalign.photos.exif import PhotoError
 from grafalign.photos.fetch import RemoteSettings
 
@@ -109,8 +109,7 @@ def _check(out: Path, settings: dict[str, Any]) -> None:
         if json.loads(path.read_text()) != settings:
             raise InputError(f'{out} holds shards of another set or size; give a new folder.')
         return
-    if any(p.name != LOCK for p in out.iterdir()):
-        raise InputError(f'{out} holds other files; give a new folder for the shards.')
+    refuse_other_files(out, (), 'the shards')
     write_atomically(path, (json.dumps(settings) + '\n').encode())
 
 

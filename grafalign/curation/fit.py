@@ -37,8 +37,8 @@ from grafalign.curation.stored import (
     words_head,
 )
 from grafalign.errors import InputError, naming_full_disk
-from grafalign.files import replacing, write_atomically
-from grafalign.locks import LOCK, exclusive
+from grafalign.files import remove_parts, replacing, write_atomically
+from grafalign.locks import exclusive, refuse_other_files
 from grafalign.models import Model
 
 
@@ -69,9 +69,8 @@ def fit_filter(
     if not 0 < rate < 1 or not 0 < prior < 1:
         raise InputError(f'A rate of {rate} and a prior of {prior} make no sense; both are shares between 0 and 1.')
     with naming_full_disk(out), exclusive(out):
-        others = [p.name for p in out.iterdir() if p.name not in (LOCK, MARKER, 'heads.npz', 'page.html')]
-        if others:
-            raise InputError(f'{out} holds {others[0]}; give a new folder for the filter.')
+        refuse_other_files(out, (MARKER, 'heads.npz', 'page.html'), 'the filter')
+        remove_parts(out)
         images = LabelledImages(labels, model, workers)
         if images.unreadable:
             path, reason = next(iter(images.unreadable.items()))

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grafalign.captions import CaptionSet, CaptionSetMarker
-from grafalign.captions.caption_set import OWN_NAMES, check_origin
+from grafalign.captions.caption_set import check_folder
 from grafalign.captions.write_set import SetWriter
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
-from grafalign.locks import LOCK, exclusive
+from grafalign.locks import exclusive
 
 _BLOCK = 1 << 16
 Scores = Mapping[str, npt.NDArray[np.float32]]
@@ -41,15 +41,11 @@ def select(
     Raises:
         GrafalignError: nothing is left, or `out` holds other files.
     """
-    others = [p.name for p in out.iterdir() if p.name not in (LOCK, *OWN_NAMES)] if out.is_dir() else []
-    others = [name for name in others if not name.endswith('.part')]
-    if others or out.resolve() == captions.path.resolve():
-        raise InputError(f'{out} holds {others[0] if others else "the set itself"}; give a new folder.')
+    check_folder(out, captions.path)
     kept = np.ones(len(captions), dtype=bool)
     kept[list(reasons)] = False
     if not kept.any():
         raise InputError(f'Nothing of {captions.path} is left: {next(iter(reasons.values()))}.')
-    check_origin(out, str(captions.path.resolve()))
     scores = scores or {}
     with naming_full_disk(out), exclusive(out):
         remove_parts(out)

@@ -27,7 +27,7 @@ from grafalign.fields import arrays
 from grafalign.fields.marker import MARKER, FieldDraft, FieldMarker, FieldPlan
 from grafalign.fields.strips import Strip, Strips
 from grafalign.files import file_digest
-from grafalign.locks import LOCK, exclusive
+from grafalign.locks import LOCK, exclusive, refuse_other_files
 from grafalign.scenes import BandSource, RangeReader
 
 _DRAFT = 'draft.json'
@@ -94,8 +94,7 @@ def opened(out: Path, plan: FieldPlan, model: str) -> Iterator[FieldMarker | Non
             yield marker
             return
         if not begun(out, plan):
-            if any(path.name != LOCK for path in out.iterdir()):
-                raise InputError(f'{out} holds something else; give an empty folder for the field.')
+            refuse_other_files(out, (), 'the field')
             FieldDraft(format=FieldDraft.NEWEST, plan=plan).write(out / _DRAFT)
         arrays.write_layout(out, plan)  # again where a killed process had only begun to
         lattice = lattice_of(plan)

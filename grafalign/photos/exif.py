@@ -35,10 +35,12 @@ _REDUCIBLE = ('L', 'LA', 'RGB', 'RGBA', 'CMYK')
 class PhotoError(ValueError):
     """One photo cannot be used; the text is the reason, short enough for a column."""
 
-    def __init__(self, reason: str, transient: bool = False) -> None:
+    def __init__(self, reason: str, transient: bool = False, absent: bool = False) -> None:
         super().__init__(reason)
         self.transient = transient
         """Whether trying again later may help."""
+        self.absent = absent
+        """Whether its server says, by a lasting 4xx or a web page in its place, that there is no such file."""
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,7 @@ class Robots:
         try:
             content = self._fetch(url)
         except PhotoError as error:
-            # no such file, or a page that says so, forbids nothing (RFC 9309, 2.3.1.3)
-            if not str(error).startswith(('HTTP 4', 'a web page')):
+            if not error.absent:  # what is not there forbids nothing (RFC 9309, 2.3.1.3)
                 raise PhotoError(f'robots.txt: {error}', transient=True) from None
             content = b''
         return _Rules(content.decode('utf-8-sig', 'replace'))

@@ -222,7 +222,7 @@ class Web:
             raise PhotoError('the server does not send parts of a file (no range requests)')
         if status != (206 if part else 200):
             _drain(response)
-            raise PhotoError(f'HTTP {status}')
+            raise PhotoError(f'HTTP {status}', absent=400 <= status < 500)
         directive = opt_out(response.headers.get('X-Robots-Tag')) if self._robots is not None else None
         if directive is not None:
             response.close()
@@ -232,7 +232,7 @@ class Web:
             raise PhotoError('the server sends another part of the file than asked for')
         kind = response.headers.get('Content-Type', '').partition(';')[0].strip().lower()
         if kind in ('text/html', 'application/xhtml+xml') and not part:
-            raise PhotoError('a web page, not an image')
+            raise PhotoError('a web page, not an image', absent=True)
         return _body(response, most)
 
     @contextlib.contextmanager

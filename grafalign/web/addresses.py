@@ -26,6 +26,9 @@ _ISATAP = (0x00005EFE, 0x02005EFE)
 class WebError(Exception):
     """A file on the web cannot be had; the text says why."""
 
+    status: int | None = None
+    """HTTP status of the answer, where that is the reason."""
+
 
 class PrivateAddressError(WebError):
     """A host turned out to be at an address that is not public."""

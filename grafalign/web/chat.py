@@ -86,10 +86,9 @@ class Chat:
         try:
             answer = post_json(url, content, headers, timeout_s=self.timeout_s, most_bytes=_MOST_BYTES)
         except WebError as error:
-            if any(f'HTTP {status}' in str(error) for status in (400, 413, 422)):
+            if error.status in (400, 413, 422):
                 raise RefusedError(f'{url} refuses this message ({error}); send another one.') from None
-            refused = 'HTTP 401' in str(error) or 'HTTP 403' in str(error)
-            hint = f'set {KEY} to its key' if refused else 'try again later'
+            hint = f'set {KEY} to its key' if error.status in (401, 403) else 'try again later'
             raise RemoteError(f'{url} cannot be asked ({error}); {hint}.') from None
         match answer:
             case {'choices': [{'message': {'content': str() | None as text}}, *_]}:

@@ -96,7 +96,7 @@ def patiently(request: Callable[[], urllib3.BaseHTTPResponse], retries: int) -> 
             if response.status == 200:
                 return response
             response.close()
-            failure: WebError = answer_of(response) or Lasting(f'HTTP {response.status}')
+            failure: WebError = answer_of(response) or Lasting(f'HTTP {response.status}', response.status)
         except (WebError, exceptions.HTTPError, OSError, UnicodeError) as error:
             failure = failure_of(error)
         if not isinstance(failure, Again) or not patience.wait(failure):

@@ -27,15 +27,25 @@ class Again(WebError):
     Args:
         reason: what happened.
         wait_s: seconds that the server asks to wait; None where it says nothing, 0 to try at once.
+        status: HTTP status, where that is the reason.
     """
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, wait_s: float | None = None, status: int | None = None) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.status = wait_s, status
 
 
 class Lasting(WebError):
-    """A failure that another try would meet again."""
+    """A failure that another try would meet again.
+
+    Args:
+        reason: what happened.
+        status: HTTP status, where that is the reason.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Patience:
@@ -106,4 +116,5 @@ def answer_of(response: urllib3.BaseHTTPResponse) -> Again | None:
     """Whether an answer is worth another try."""
     if response.status not in WORTH_ANOTHER_TRY:
         return None
-    return Again(f'HTTP {response.status}', retry_after_s(response.headers.get('Retry-After')) or None)
+    wait_s = retry_after_s(response.headers.get('Retry-After')) or None
+    return Again(f'HTTP {response.status}', wait_s, response.status)

@@ -32,7 +32,7 @@ from grafalign.captions.landmarks.relate import Landmark, landmarks_of
 from grafalign.captions.landmarks.spill import Spill
 from grafalign.errors import DamagedError, InputError, naming_full_disk
 from grafalign.files import file_digest, remove_parts, replacing
-from grafalign.locks import LOCK, exclusive
+from grafalign.locks import exclusive, refuse_other_files
 
 Bounds = tuple[float, float, float, float]
 MARKER = 'landmarks.json'
@@ -135,11 +135,7 @@ def find_landmarks(captions: CaptionSet, maps: Maps, out: Path, *, keep_younger:
         'set': captions.digest,
     }
     with naming_full_disk(out), exclusive(out):
-        others = [
-            p.name for p in out.iterdir() if p.name not in (LOCK, MARKER, 'landmarks.parquet') and p.suffix != '.part'
-        ]
-        if others:
-            raise InputError(f'{out} holds {others[0]}; give a new folder for the landmarks.')
+        refuse_other_files(out, (MARKER, 'landmarks.parquet'), 'the landmarks')
         remove_parts(out)
         table = file_digest(TABLE)
         if (out / MARKER).is_file():

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from grafalign import console
-from grafalign.captions.caption_set import OWN_NAMES, CaptionSet, CaptionSetMarker, check_origin, is_caption_set
+from grafalign.captions.caption_set import CaptionSet, CaptionSetMarker, check_folder, is_caption_set
 from grafalign.captions.usable_text import TextError, cleaned
 from grafalign.captions.write_set import SetWriter
 from grafalign.captions.writing.ask import Asker, visible_by_image
@@ -24,7 +24,7 @@ from grafalign.captions.writing.faithful import Faithfulness, Tally
 from grafalign.captions.writing.template import VERSION, VisibleLandmark, write_template
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import remove_parts
-from grafalign.locks import LOCK, exclusive
+from grafalign.locks import exclusive
 from grafalign.web.chat import Chat
 
 _BLOCK = 1 << 9
@@ -80,11 +80,7 @@ def write_captions(
         GrafalignError: the landmarks are of another set, no image has a visible one, or the endpoint does not answer.
     """
     options, asking = options or TemplateOptions(), asking or EndpointOptions()
-    own = (LOCK, JOURNAL, *OWN_NAMES)
-    others = [p.name for p in out.iterdir() if p.name not in own and p.suffix != '.part'] if out.is_dir() else []
-    if others or out.resolve() == captions.path.resolve():
-        raise InputError(f'{out} holds {others[0] if others else "the set itself"}; give a new folder.')
-    check_origin(out, str(captions.path.resolve()))
+    check_folder(out, captions.path, JOURNAL)
     if chat is None and is_caption_set(out) and CaptionSet(out).marker.kinds.get('model'):
         raise InputError(f'{out} holds captions of a model; give another folder for those of templates.')
     told = f'template {VERSION} {options}'

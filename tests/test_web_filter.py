@@ -1,10 +1,8 @@
-"""Filters say per kind what they let through; copies are found whatever their turn; training refuses what leaks."""
+"""A filter says per kind what it lets through, and keeps what it is sure of."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import os
 import signal
 import subprocess
@@ -13,76 +11,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import hypothesis
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
 from scipy.stats import binom
 
 from grafalign.captions import CaptionSet
-from grafalign.captions.hashes import LEAST_CORRELATION, alike, same_picture, symmetric_hashes, symmetries
-from grafalign.captions.import_set import ImportOptions, import_captions
-from grafalign.captions.leaks import leaking_rows
-from grafalign.curation import FilterLabels, filter_set, find_copies, fit_filter, load_filter
+from grafalign.captions.import_set import import_captions
+from grafalign.curation import filter_set, fit_filter, load_filter
 from grafalign.curation.features import image_features
 from grafalign.curation.heads import FOLDS, Labelled, fit_head, folds, precision_at, threshold_at, upper_bound
-from grafalign.encoders import FrozenClip, embed_texts
 from grafalign.errors import DamagedError, GrafalignError, InputError, StaleError
 from grafalign.models import Model
-from grafalign.photos.exif import difference_hash
 from grafalign.store import PairStore
-from grafalign.training import train
-from grafalign.training.gather_data import gather_data
 from tests.caption_world import folder, picture
-from tests.test_caption_training import settings
+from tests.curation_world import labels_of, make_kinds, web_set
 
 
 @pytest.fixture(scope='module')
 def kinds(tmp_path_factory: pytest.TempPathFactory, store: PairStore, world: Path) -> Path:
     """Folders of tiles, ground photos and charts, 40 each, and the file that names them."""
-    out = tmp_path_factory.mktemp('kinds')
-    low, high = store.sensor.value_range
-    scale, offset = store.radiometry
-    photos = sorted((world / 'photos').rglob('*.jpg'))
-    for name in ('tile', 'photo', 'chart'):
-        (out / name).mkdir()
-    for number in range(40):
-        stored = store.read_tile(number)[:3] * scale[number][:3, None, None] + offset[number][:3, None, None]
-        unit = np.clip((stored - low) / (high - low), 0, 1)
-        Image.fromarray((unit * 255).astype(np.uint8).transpose(1, 2, 0)).save(out / 'tile' / f'{number}.png')
-        (out / 'photo' / f'{number}.jpg').write_bytes(photos[number].read_bytes())
-        chart = Image.new('RGB', (80, 60), 'white')
-        bars = np.random.default_rng(number).integers(5, 55, 6)
-        for place, bar in enumerate(bars.tolist()):
-            ImageDraw.Draw(chart).rectangle((8 + 12 * place, 58 - bar, 16 + 12 * place, 58), fill='steelblue')
-        chart.save(out / 'chart' / f'{number}.png')
-    content = {'positive': {'tile': 'tile'}, 'negative': {'photo': 'photo', 'chart': 'chart'}}
-    sides = {side: {k: str(out / v) for k, v in folders.items()} for side, folders in content.items()}
-    (out / 'kinds.yaml').write_text(yaml.safe_dump({'aerial': sides}))
-    return out
-
-
-def labels_of(kinds: Path) -> FilterLabels:
-    """The labels of the fixture."""
-    return FilterLabels.model_validate(yaml.safe_load((kinds / 'kinds.yaml').read_text()))
-
-
-def web_set(kinds: Path, out: Path) -> CaptionSet:
-    """Ten images of each kind as a set, with a caption each; the photos' say satellite."""
-    words = {'tile': 'fields and a village', 'photo': 'satellite dish in a garden', 'chart': 'sales of the year'}
-    rows = [
-        {'file': str(next((kinds / kind).glob(f'{n}.*'))), 'image_id': f'{kind}{n}', 'text': text}
-        for kind, text in words.items()
-        for n in range(10)
-    ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    (out.parent / 'web.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    import_captions(out.parent / 'web.jsonl', out)
-    return CaptionSet(out)
+    return make_kinds(tmp_path_factory.mktemp('kinds'), store, world)
 
 
 def test_a_filter_keeps_remote_sensing_and_names_what_it_does_not(kinds: Path, model: Model, tmp_path: Path) -> None:
@@ -247,139 +198,6 @@ def test_labels_that_cannot_be_fitted_are_one_sentence(
         'captions', 'fit-filter', tmp_path / 'kinds.yaml', tmp_path / 'filter', '--model', 'grafalign/sandbox/tiny_clip'
     )
     assert code == 1 and sentence in said and 'Traceback' not in said
-
-
-def noisy(seed: int, size: int = 64) -> Image.Image:
-    """A picture with structure at several scales."""
-    rng = np.random.default_rng(seed)
-    pixels = np.zeros((size, size, 3))
-    for cells in (4, 8, 16):
-        coarse = Image.fromarray(rng.integers(0, 255, (cells, cells, 3), dtype=np.uint8))
-        pixels += np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=float) / 3
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def copy_of(image: Image.Image, form: int, size: int = 48, quality: int = 60) -> Image.Image:
-    """A turned or mirrored, smaller copy as JPEG."""
-    pixels = np.ascontiguousarray(list(symmetries(np.asarray(image)))[form])
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC).save(buffer, 'JPEG', quality=quality)
-    return Image.open(buffer)
-
-
-@pytest.mark.parametrize('form', range(8))
-def test_a_turned_smaller_copy_is_found_among_strangers(form: int) -> None:
-    """By hash and pixels, whichever of the eight forms it has."""
-    images = [noisy(seed) for seed in range(30)]
-    copies = [copy_of(image, form) for image in images[:5]]
-    pairs = alike(
-        np.stack([symmetric_hashes(i) for i in images]), np.stack([symmetric_hashes(i) for i in copies]), most_bits=6
-    )
-    real = {(a, b) for a, b in pairs.tolist() if same_picture(images[a], copies[b]) >= LEAST_CORRELATION}
-    assert real == {(n, n) for n in range(5)}
-
-
-@hypothesis.settings(max_examples=40)
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=12), st.integers(0, 2**32), st.integers(0, 6))
-def test_pairs_of_hashes_are_those_of_comparing_all(values: list[int], seed: int, most: int) -> None:
-    """Every pair of which a form of one is near the other as it is, and no other."""
-    rng = np.random.default_rng(seed)
-    base = rng.choice(np.array(values, dtype=np.uint64), (6, 8))
-    flips = rng.integers(0, 64, (6, 8, 2), dtype=np.uint64)
-    hashes = base ^ (np.uint64(1) << flips[..., 0]) ^ (np.uint64(1) << flips[..., 1])
-    expected = {
-        (min(i, j), max(i, j))
-        for i in range(6)
-        for j in range(6)
-        if i != j and any(hashes[i, 0] and f and int(hashes[i, 0] ^ f).bit_count() <= most for f in hashes[j])
-    }
-    assert set(map(tuple, alike(hashes, most_bits=most).tolist())) == expected
-
-
-def test_the_first_hash_is_that_of_the_picture_as_it_is() -> None:
-    """But for rounding it is the difference hash of the photos, of a square picture."""
-    image = noisy(3, 72)
-    assert int(symmetric_hashes(image)[0] ^ np.uint64(difference_hash(image))).bit_count() <= 2
-
-
-def test_copies_inside_and_leaks_are_reported_and_left_out(tmp_path: Path) -> None:
-    """The first of a group of copies stays, and nothing that is in the other set does."""
-    web, test = tmp_path / 'web', tmp_path / 'test'
-    for place, seeds in ((web, range(12)), (test, range(20, 26))):
-        place.mkdir()
-        for seed in seeds:
-            noisy(seed).save(place / f'{seed:02d}.png')
-    copy_of(noisy(3), 5).save(web / '30.png')  # inside, turned
-    (web / '31.png').write_bytes((web / '04.png').read_bytes())  # inside, the same bytes
-    copy_of(noisy(22), 2).save(web / '32.png')  # in the test set
-    for place in (web, test):
-        rows = [{'image': p.name, 'captions': [f'place {p.stem}x']} for p in sorted(place.glob('*.png'))]
-        (place / 't.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-        import_captions(place / 't.jsonl', tmp_path / f'{place.name}_set')
-    captions = CaptionSet(tmp_path / 'web_set')
-    done = find_copies(
-        captions, [f'held={tmp_path / "test_set"}', f'jsonl=captions:{test / "t.jsonl"}'], tmp_path / 'clean'
-    )
-    assert (done.images, done.inside, done.leaks, done.kept) == (15, 2, {'held': 1, 'jsonl': 1}, 12)
-    ids = captions.images['image_id'].to_pylist()
-    assert [ids[r] for r in leaking_rows(captions, 'held')] == ['32.png']
-    rejected = {r['id']: r['reason'] for r in CaptionSet(tmp_path / 'clean').rejected.to_pylist()}
-    assert rejected == {
-        '30.png': 'copy of another image of the set',
-        '31.png': 'copy of another image of the set',
-        '32.png': 'also in jsonl',
-    }
-    ways = pq.read_table(tmp_path / 'web_set' / 'leaks' / 'pairs.parquet')['how'].to_pylist()
-    assert sorted(ways) == ['bytes', 'picture', 'picture', 'picture']
-    with pytest.raises(InputError, match='not with other'):
-        leaking_rows(captions, 'other')
-
-
-def test_near_embeddings_are_copies_where_a_model_is_asked(model: Model, tmp_path: Path) -> None:
-    """A crop with other colours is found by its embedding alone."""
-    rows = []
-    for number in range(6):
-        noisy(number, 96).save(tmp_path / f'{number}.png')
-        rows.append({'file': f'{number}.png', 'text': 'a place'})
-    noisy(2, 96).point(lambda v: min(255, int(v * 1.1))).save(tmp_path / '9.png')
-    rows.append({'file': '9.png', 'text': 'a place'})
-    (tmp_path / 't.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    import_captions(tmp_path / 't.jsonl', tmp_path / 'set')
-    captions = CaptionSet(tmp_path / 'set')
-    vectors = image_features(captions, model).vectors.astype(np.float32)
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2)
-    cosine = vectors @ vectors.T - 2 * np.eye(len(vectors))
-    found = find_copies(captions, model=model, closer_than=float(cosine.max()) - 1e-3)
-    assert found.inside >= 1
-
-
-def test_training_refuses_a_set_that_leaks_or_drops_what_does(clip: FrozenClip, tmp_path: Path) -> None:
-    """Nobody looked: refused. Leaks: refused. Told to drop them: they are not trained on."""
-    import_captions(folder(tmp_path / 'web'), tmp_path / 'set', ImportOptions())
-    test = tmp_path / 'test'
-    test.mkdir()
-    rows = []
-    for number in (3, 7):
-        (test / f'{number}.png').write_bytes(picture(number))
-        rows.append({'image': f'{number}.png', 'captions': ['a test']})
-    (test / 't.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    captions = CaptionSet(tmp_path / 'set')
-    embed_texts(captions, clip)
-    wanted = settings(clip, data=tmp_path / 'set', tested_on=('held',), out=tmp_path / 'run')
-    with pytest.raises(InputError, match=r'captions leaks .* --against held='):
-        train(wanted)
-    find_copies(captions, [f'held=captions:{test / "t.jsonl"}'])
-    with pytest.raises(InputError, match=r'2 images of .* \(2 in held\)'):
-        train(wanted)
-    data = gather_data(wanted.model_copy(update={'leaks': 'drop'}), clip)
-    assert sorted(set(range(24)) - set(data.sources[0].rows.tolist())) == [3, 7]
-    (tmp_path / 'web' / '024.png').write_bytes(picture(24))
-    with (tmp_path / 'web' / 'captions.jsonl').open('a') as table:
-        table.write('{"image": "024.png", "captions": ["a test"]}\n')
-    import_captions(tmp_path / 'web' / 'captions.jsonl', tmp_path / 'set')
-    embed_texts(CaptionSet(tmp_path / 'set'), clip)
-    with pytest.raises(StaleError, match='has changed since'):
-        train(wanted)
 
 
 def test_unreadable_pictures_are_named_and_damage_is_one_sentence(model: Model, tmp_path: Path) -> None:
