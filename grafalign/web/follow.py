@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import urllib3
 from urllib3 import exceptions
@@ -14,6 +14,7 @@ from grafalign.web.addresses import AddressError, WebError, joined, origin_of
 from grafalign.web.connections import LIMITS, USER_AGENT, Connections, seconds_left
 from grafalign.web.retries import LONGEST_WAIT_S, Again, Lasting, Patience, answer_of, failure_of
 
+Result = TypeVar('Result')
 REDIRECTS = (301, 302, 303, 307, 308)
 MOST_REDIRECTS = 5
 _SHARED = Connections(4)
@@ -76,31 +77,39 @@ def open_url(url: str, *, private: bool, timeout_s: float, retries: int = 3) -> 
     Raises:
         WebError: there is none.
     """
-    return patiently(lambda: follow(url, private=private, timeout_s=timeout_s), retries)
+    return patiently(lambda: answered(follow(url, private=private, timeout_s=timeout_s)), retries)
 
 
-def patiently(request: Callable[[], urllib3.BaseHTTPResponse], retries: int) -> urllib3.BaseHTTPResponse:
-    """Make a request until it is answered with 200, or fails in a way that another try would meet again.
+def patiently(work: Callable[[], Result], retries: int) -> Result:
+    """Do what asks a server, until it is done or fails in a way that another try would meet again.
 
     Args:
-        request: makes it once.
+        work: does it once.
         retries: tries after the first one.
 
     Raises:
-        WebError: there is no such answer.
+        WebError: it fails.
     """
     patience = Patience(retries, LONGEST_WAIT_S)
     while True:
         try:
-            response = request()
-            if response.status == 200:
-                return response
-            response.close()
-            failure: WebError = answer_of(response) or Lasting(f'HTTP {response.status}', response.status)
+            return work()
         except (WebError, exceptions.HTTPError, OSError, UnicodeError) as error:
             failure = failure_of(error)
         if not isinstance(failure, Again) or not patience.wait(failure):
             raise failure
+
+
+def answered(response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
+    """A response of status 200, as it is; another one is closed.
+
+    Raises:
+        WebError: it is of another status.
+    """
+    if response.status == 200:
+        return response
+    response.close()
+    raise answer_of(response) or Lasting(f'HTTP {response.status}', response.status)
 
 
 class Answer(NamedTuple):
@@ -123,7 +132,11 @@ def read_url(url: str, *, private: bool, timeout_s: float, most_bytes: int, retr
     Raises:
         WebError: it cannot be had, or is larger.
     """
-    return read_body(open_url(url, private=private, timeout_s=timeout_s, retries=retries), timeout_s, most_bytes)
+
+    def work() -> Answer:
+        return read_body(answered(follow(url, private=private, timeout_s=timeout_s)), timeout_s, most_bytes)
+
+    return patiently(work, retries)
 
 
 def read_body(response: urllib3.BaseHTTPResponse, timeout_s: float, most_bytes: int) -> Answer:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import urllib3
-
 from grafalign.foreign.files import parse_object
 from grafalign.web.addresses import origin_of
 from grafalign.web.connections import LIMITS, USER_AGENT, Connections
-from grafalign.web.follow import patiently, read_body
-from grafalign.web.retries import LONGEST_WAIT_S, Again, Lasting, Patience
+from grafalign.web.follow import Answer, answered, patiently, read_body
+from grafalign.web.retries import Lasting
 
 _SHARED = Connections(1)
 
@@ -36,19 +34,11 @@ def post_json(
     body = json.dumps(content).encode()
     headers = {'User-Agent': USER_AGENT, 'Content-Type': 'application/json', 'Accept': 'application/json', **headers}
 
-    def request() -> urllib3.BaseHTTPResponse:
+    def work() -> Answer:
         LIMITS.start(timeout_s, private=True)
-        return _SHARED.post(url, headers, body)
+        return read_body(answered(_SHARED.post(url, headers, body)), timeout_s, most_bytes)
 
-    patience = Patience(retries, LONGEST_WAIT_S)
-    while True:
-        try:
-            answer = read_body(patiently(request, retries), timeout_s, most_bytes)
-            break
-        except Again as again:  # a body that broke off
-            if not patience.wait(again):
-                raise
     try:
-        return parse_object(answer.content)
+        return parse_object(patiently(work, retries).content)
     except ValueError as error:
         raise Lasting(f'its answer is no JSON object ({error})') from None
