@@ -5,23 +5,19 @@ from __future__ import annotations
 import argparse
 import copy
 import shutil
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
-from experiments.performance.training.measuring import SEED, TAU, THREADS, Spent, cpu_of, fresh, timed
+from experiments.performance.training.measuring import SEED, TAU, THREADS, fresh
+from experiments.performance.training.turns import fit_beside
 from experiments.performance.training.workload import PHOTOS, make_store, sizes_of, train_settings, warm_files
 from grafalign.encoders import load_bank, load_clip
 from grafalign.store import PairStore
-from grafalign.training.accelerator import make_accelerator
 from grafalign.training.data import PairSteps
 from grafalign.training.gather_data import bank_rows
-from grafalign.training.loop import Run, Validation, fit
 from grafalign.training.optimizer import make_optimizer
 from grafalign.training.task import AlignmentTask, viewed
 
@@ -45,11 +41,7 @@ class BareLoop:
 
 
 def overhead_case(data: Path, workers: int) -> dict[str, Any]:
-    """Blocks of steps of `fit` and of the bare loop in turns, in one process.
-
-    `fit` calls its validation after every block, outside its own clock: there the other loop has its turn, while the
-    processes that read tiles are held still, so that neither loop gets the other's processor time.
-    """
+    """Blocks of steps of `fit` and of the bare loop in turns, in one process."""
     sizes = sizes_of(data)
     settings = train_settings(data, workers=workers, log_every=sizes.block)
     shutil.rmtree(settings.out, ignore_errors=True)
@@ -66,36 +58,7 @@ def overhead_case(data: Path, workers: int) -> dict[str, Any]:
         batches.append((viewed(task.preprocess, batch, settings.augment), photos))
     encoder = copy.deepcopy(task.encoder)
     bare = BareLoop(encoder, batches, make_optimizer(encoder, settings.peak_lr, settings.weight_decay, device))
-    family = psutil.Process()
-    blocks: dict[str, list[Spent]] = {'ours': [], 'bare': []}
-    mark = time.perf_counter(), sum(cpu_of(family))
-
-    def turn(model: torch.nn.Module) -> dict[str, float]:
-        nonlocal mark
-        ended = time.perf_counter(), sum(cpu_of(family))
-        blocks['ours'].append(Spent(ended[0] - mark[0], ended[1] - mark[1]))
-        readers = family.children()
-        for reader in readers:
-            reader.suspend()
-        with torch.enable_grad():
-            blocks['bare'].append(timed(lambda: [bare.step() for _ in range(sizes.block)]))
-        for reader in readers:
-            reader.resume()
-        mark = time.perf_counter(), sum(cpu_of(family))
-        return {}
-
-    total = sizes.block * (2 * sizes.turns + 1)
-    accelerator = make_accelerator('no')
-    run, measured = Run(settings.out, ''), Validation(turn, sizes.block)
-    log = fit(task, steps, total, settings.peak_lr, settings, accelerator, run, measured)
-    shutil.rmtree(settings.out)
-    later = {k: v[1:] for k, v in blocks.items()}  # in the first block processes start
-    return {
-        'steps_per_block': sizes.block,
-        'batch': sizes.batch,
-        'spent': later,
-        'data_share': statistics.median(e['data_ms'] / e['step_ms'] for e in log[1:]),
-    }
+    return fit_beside(bare.step, task, steps, settings, sizes)
 
 
 def measure_overhead(args: argparse.Namespace) -> dict[str, Any]:
