@@ -322,6 +322,24 @@ def test_overture_is_read_in_either_schema_and_byte_order(big_endian: bool, tmp_
     assert rows['overture/shut']['reason'] == 'gone, or not yet built' and rows['overture/old']['name'] == 'Rialto'
 
 
+def test_objects_of_maps_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    """Rows without a shape, off the earth or of other types than Overture's cost themselves alone."""
+    west, south, east, north = TILE.bounds()
+    box = {'xmin': west, 'ymin': south, 'xmax': east, 'ymax': north}
+    shape = shapely.to_wkb(shapely.Point(at(50, 50)))
+    rows = [
+        {'id': 'a', 'names': 'Rialto', 'class': 'stadium', 'bbox': box, 'geometry': g} for g in (shape, b'no', None)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / 'o.parquet')
+    places = [shapely.Point(at(50, 50)), None, shapely.Point(500, 0)]
+    own = gpd.GeoDataFrame({'kind': ['kiln'] * 3}, geometry=places, crs='OGC:CRS84')
+    own.to_parquet(tmp_path / 'own.parquet')
+    maps = Maps(overture=(tmp_path / 'o.parquet',), own=(tmp_path / 'own.parquet',))
+    done = find_landmarks(place_set(tmp_path), maps, tmp_path / 'landmarks')
+    assert done.unread == {'no geometry': 3, "columns of other types than Overture's": 1, 'not on earth': 1}
+    assert [r['kind'] for r in found_in(tmp_path / 'landmarks')] == ['kiln']
+
+
 @pytest.mark.realdata
 def test_real_extracts_and_overture_files_are_read(realdata: Path, tmp_path: Path) -> None:
     """Baltimore's stadiums and piers; places without GeoParquet metadata, buildings in big-endian WKB."""

@@ -214,8 +214,9 @@ def landmarks_(
 
     maps = Maps(tuple(osm or ()), tuple(overture or ()), tuple(own or ()))
     done = find_landmarks(CaptionSet(captions), maps, out, keep_younger=keep_younger)
-    summary = {'images with landmarks': done.with_landmarks, 'landmarks': done.landmarks, 'visible': done.visible}
-    show(summary | {'not visible': done.reasons, 'licences': done.licences}, str(out), as_json)
+    counts = {'images with landmarks': done.with_landmarks, 'landmarks': done.landmarks, 'visible': done.visible}
+    reasons = {'not visible': done.reasons, 'unread': done.unread, 'licences': done.licences}
+    show({**counts, **reasons}, str(out), as_json)
 
 
 @captions_app.command('write')

@@ -82,6 +82,8 @@ class LandmarksMarker(Marker):
     visible: int
     reasons: dict[str, int]
     """Why the others are not visible."""
+    unread: dict[str, int] = {}
+    """Objects of the maps that could not be read, by reason."""
     licences: dict[str, int]
     credits: tuple[str, ...]
     versions: dict[str, str]
@@ -102,14 +104,14 @@ class Maps:
         """All of them."""
         return (*self.osm, *self.overture, *self.own)
 
-    def read(self, near: Callable[[Bounds], bool], box: Bounds) -> Iterator[MapObject]:
-        """All objects near some image."""
+    def read(self, near: Callable[[Bounds], bool], box: Bounds, unread: Counter[str]) -> Iterator[MapObject]:
+        """All objects near some image; those that cannot be read are counted by reason."""
         for path in self.osm:
-            yield from read_osm(path, near)
+            yield from read_osm(path, near, unread)
         for path in self.overture:
-            yield from read_overture(path, near, box)
+            yield from read_overture(path, near, box, unread)
         for path in self.own:
-            yield from read_own(path, near)
+            yield from read_own(path, near, unread)
 
 
 def find_landmarks(captions: CaptionSet, maps: Maps, out: Path, *, keep_younger: bool = False) -> LandmarksMarker:
@@ -154,7 +156,7 @@ def find_landmarks(captions: CaptionSet, maps: Maps, out: Path, *, keep_younger:
             replacing(out / 'landmarks.parquet') as path,
             pq.ParquetWriter(path, SCHEMA) as writer,
         ):
-            _assign(places, maps, spill)
+            unread = _assign(places, maps, spill)
             rows: list[Landmark] = []
             pieces = spill.by_image(len(places))
             for place in console.track(places, 'measuring landmarks'):
@@ -182,6 +184,7 @@ def find_landmarks(captions: CaptionSet, maps: Maps, out: Path, *, keep_younger:
             landmarks=counts['all'],
             visible=counts['visible'],
             reasons=dict(reasons.most_common()),
+            unread=dict(unread.most_common()),
             licences=dict(licences.most_common()),
             credits=tuple(t for t in thanks if t),
             versions={name: version(name) for name in ('grafalign', 'shapely')},
@@ -208,8 +211,9 @@ def open_landmarks(folder: Path, captions: CaptionSet) -> pq.ParquetFile:
         raise DamagedError(f'{folder}/landmarks.parquet cannot be read ({error}); {LandmarksMarker.REMEDY}.') from None
 
 
-def _assign(places: Sequence[Any], maps: Maps, spill: Spill) -> None:
-    """Give every object to the images that its box touches."""
+def _assign(places: Sequence[Any], maps: Maps, spill: Spill) -> Counter[str]:
+    """Give every object to the images that its box touches; return how many could not be read, by reason."""
+    unread: Counter[str] = Counter()
     boxes = np.array([place.bounds() for place in places])
     tree = shapely.STRtree(shapely.box(*boxes.T))
     around = (*(float(v) for v in boxes[:, :2].min(0)), *(float(v) for v in boxes[:, 2:].max(0)))
@@ -219,10 +223,11 @@ def _assign(places: Sequence[Any], maps: Maps, spill: Spill) -> None:
             return False
         return len(tree.query(shapely.box(*bounds))) > 0
 
-    for one in maps.read(near, (around[0], around[1], around[2], around[3])):
+    for one in maps.read(near, (around[0], around[1], around[2], around[3]), unread):
         images = tree.query(one.geometry).tolist()
         if images:
             spill.add(one, images)
+    return unread
 
 
 def _write(writer: pq.ParquetWriter, rows: Sequence[Landmark]) -> None:

@@ -7,6 +7,7 @@ GeoParquet's metadata may be missing, and WKB may be of either byte order.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -63,13 +64,14 @@ _ALIASES = {
 """Overture's words that are not OpenStreetMap's values."""
 
 
-def read_overture(path: Path, near: Callable[[Bounds], bool], box: Bounds) -> Iterator[MapObject]:
+def read_overture(path: Path, near: Callable[[Bounds], bool], box: Bounds, unread: Counter[str]) -> Iterator[MapObject]:
     """Landmarks of a file that lie near some tile.
 
     Args:
         path: a Parquet file, or a folder of them.
         near: whether a box west, south, east, north may touch a tile.
         box: around all tiles; row groups outside are not read.
+        unread: counts rows that are none of Overture's, by reason.
 
     Raises:
         GrafalignError: the file cannot be read, or is none of Overture's.
@@ -79,13 +81,13 @@ def read_overture(path: Path, near: Callable[[Bounds], bool], box: Bounds) -> It
         raise InputError(f'{path} holds no .parquet file; give files of Overture Maps.')
     for file in files:
         try:
-            yield from _file(file, near, box)
+            yield from _file(file, near, box, unread)
         except (pa.ArrowException, OSError, UnicodeDecodeError, shapely.errors.GEOSException) as error:
             reason = ' '.join(str(error).split())[:200]
             raise InputError(f'{file} cannot be read ({reason}); get it whole.') from None
 
 
-def _file(path: Path, near: Callable[[Bounds], bool], box: Bounds) -> Iterator[MapObject]:
+def _file(path: Path, near: Callable[[Bounds], bool], box: Bounds, unread: Counter[str]) -> Iterator[MapObject]:
     opened = pq.ParquetFile(path)
     names = opened.schema_arrow.names
     if not {'id', 'geometry'} <= set(names):
@@ -101,10 +103,14 @@ def _file(path: Path, near: Callable[[Bounds], bool], box: Bounds) -> Iterator[M
                 rows = rows.filter(_touching(rows['bbox'], box))
             geometry = shapely.from_wkb(rows['geometry'].to_numpy(zero_copy_only=False), on_invalid='ignore')
             for row, shape in zip(rows.drop_columns(['geometry']).to_pylist(), geometry, strict=True):
+                if shape is None:
+                    unread['no geometry'] += 1
+                    continue
                 try:
-                    found = None if shape is None or not near(shape.bounds) else _object(row, shape)
-                except (TypeError, AttributeError, ValueError):  # a column of another type than Overture's
-                    found = None
+                    found = _object(row, shape) if near(shape.bounds) else None
+                except (TypeError, AttributeError, ValueError):
+                    unread["columns of other types than Overture's"] += 1
+                    continue
                 if found is not None:
                     yield found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ Bounds = tuple[float, float, float, float]
 _IDS = ('@id', 'osm_id', 'id', 'fid')
 
 
-def read_own(path: Path, near: Callable[[Bounds], bool], licence: str = 'not stated') -> Iterator[MapObject]:
+def read_own(
+    path: Path, near: Callable[[Bounds], bool], unread: Counter[str], licence: str = 'not stated'
+) -> Iterator[MapObject]:
     """Landmarks of a file that lie near some tile.
 
     Args:
         path: the file; without a reference system it is in degrees.
         near: whether a box west, south, east, north may touch a tile.
+        unread: counts rows that lie nowhere, by reason.
         licence: of what it says.
 
     Raises:
@@ -40,7 +44,10 @@ def read_own(path: Path, near: Callable[[Bounds], bool], licence: str = 'not sta
     id_column = next((c for c in _IDS if c in frame.columns), None)
     texts = [c for c in frame.columns if c != frame.geometry.name]
     for row, (shape, values) in enumerate(zip(frame.geometry, frame[texts].to_dict('records'), strict=True)):
-        if shape is None or shape.is_empty or not _on_earth(shape.bounds) or not near(shape.bounds):
+        if shape is None or shape.is_empty or not _on_earth(shape.bounds):
+            unread['no geometry' if shape is None or shape.is_empty else 'not on earth'] += 1
+            continue
+        if not near(shape.bounds):
             continue
         tags = {str(k): str(v) for k, v in values.items() if v is not None and v == v and str(v).strip()}
         kind = Kind(tags['kind'], f'kind={tags["kind"]}') if 'kind' in tags else kind_of(tags)
