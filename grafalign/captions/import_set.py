@@ -193,10 +193,10 @@ def _read(source: Path, form: str, options: ImportOptions, writer: SetWriter, wo
     ):
         for chunk in _chunks(items):
             before = writer.reasons.total()
-            for item, seen in zip(
+            for item, look in zip(
                 chunk, pool.map(lambda i: _look(i, root, options), _resolved(chunk, root)), strict=True
             ):
-                rows.add(item, seen)
+                rows.add(item, look)
             bar.advance(len(chunk), rejected=writer.reasons.total() - before)
     return root
 
@@ -308,8 +308,8 @@ class _Rows:
     def _clean(self, item: Item) -> list[dict[str, Any]]:
         """Columns of the usable captions."""
         captions = []
-        known = item.packed.captions if item.packed is not None else [None] * len(item.texts)
-        for text, packed in zip(item.texts, known, strict=True):
+        packed_columns = item.packed.captions if item.packed is not None else [None] * len(item.texts)
+        for text, packed in zip(item.texts, packed_columns, strict=True):
             columns = {'kind': self._kind, 'evidence': []} if packed is None else packed.model_dump(mode='json')
             if self._options.kind is not None:
                 columns['kind'] = self._options.kind

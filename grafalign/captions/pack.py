@@ -81,25 +81,25 @@ def pack(
         remove_parts(out)
         _check(out, settings)
         pictures = Pictures(captions, remote)
-        texts = _Captions(captions)
+        by_image = _Captions(captions)
         parts = [rows[i : i + per_shard] for i in range(0, len(rows), per_shard)]
-        failed = written = said = 0
+        failed = images = texts = 0
         with console.progress('packing images', len(rows)) as bar:
             for number, part in enumerate(parts):
                 table = out / f'{number:05d}.parquet'
                 if not table.is_file():
                     with replacing(out / f'{number:05d}.tar') as tar:
-                        found = list(_write(tar, part, captions, pictures, texts, number, bar))
+                        found = list(_write(tar, part, captions, pictures, by_image, number, bar))
                     with replacing(table) as path:
                         pq.write_table(pa.Table.from_pylist(found), path)
                 else:
                     bar.advance(len(part))
                 status = pq.read_table(table, columns=['status', 'captions'])
                 good = [r for r in status.to_pylist() if r['status'] == 'success']
-                failed, written = failed + len(status) - len(good), written + len(good)
-                said += sum(len(r['captions']) for r in good)
+                failed, images = failed + len(status) - len(good), images + len(good)
+                texts += sum(len(r['captions']) for r in good)
         pictures.close()
-        return Packed(len(parts), written, said, failed)
+        return Packed(len(parts), images, texts, failed)
 
 
 def _check(out: Path, settings: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ def _write(
     rows: np.ndarray,
     captions: CaptionSet,
     pictures: Pictures,
-    texts: _Captions,
+    by_image: _Captions,
     shard: int,
     bar: console.Bar,
 ) -> Iterator[dict[str, Any]]:
@@ -141,36 +141,36 @@ def _write(
     with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
         for place, (row, metadata) in enumerate(zip(rows.tolist(), table, strict=True)):
             key = f'{shard:05d}{place:05d}'
-            written = texts.of_image(row)
-            said = [caption['text'] for caption in written]
+            written = by_image.of_image(row)
+            texts = [caption['text'] for caption in written]
             kept = {k: v for k, v in metadata.items() if v is not None and k not in _IN_NO_JSON}
             try:
                 content = pictures.content(row)
             except PhotoError as error:
                 bar.advance(1, failed=1)
-                yield _row(key, metadata, said, 'failed_to_download', str(error))
+                yield _row(key, metadata, texts, 'failed_to_download', str(error))
                 continue
             suffix = next((name for head, name in _SUFFIX if content.startswith(head)), 'img')
             _member(tar, f'{key}.{suffix}', content)
-            if said:
-                _member(tar, f'{key}.txt', said[0].encode())
+            if texts:
+                _member(tar, f'{key}.txt', texts[0].encode())
             packed = PackedSample.model_validate(
                 {'image_id': metadata['image_id'], 'captions': written, 'scores': dict(metadata['scores'] or ())}
             )
-            entry = {'key': key, 'captions': said, **kept, KEY: packed.model_dump(mode='json', exclude_defaults=True)}
+            entry = {'key': key, 'captions': texts, **kept, KEY: packed.model_dump(mode='json', exclude_defaults=True)}
             _member(tar, f'{key}.json', json.dumps(entry).encode())
             bar.advance(1)
-            yield _row(key, metadata, said, 'success', None)
+            yield _row(key, metadata, texts, 'success', None)
 
 
-def _row(key: str, metadata: dict[str, Any], said: list[str], status: str, error: str | None) -> dict[str, Any]:
+def _row(key: str, metadata: dict[str, Any], texts: list[str], status: str, error: str | None) -> dict[str, Any]:
     names = ('image_id', 'url', 'width', 'height', 'split', 'label', 'licence', 'author', 'lon', 'lat', 'gsd_m')
     return {
         'key': key,
         'status': status,
         'error_message': error,
-        'caption': said[0] if said else None,
-        'captions': said,
+        'caption': texts[0] if texts else None,
+        'captions': texts,
         **{name: metadata[name] for name in names},
     }
 

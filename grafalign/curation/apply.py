@@ -89,9 +89,9 @@ def filter_set(
     for row in np.flatnonzero(~kept).tolist():
         reason = 'not remote sensing' if looked_at[row] else 'no keyword in its captions'
         reasons[row] = features.unreadable.get(row, reason)
-    told = {'model', 'model_name', 'by', 'rate', 'prior'}
+    named = {'model', 'model_name', 'by', 'rate', 'prior'}
     settings = {
-        'filter': web_filter.marker.model_dump(mode='json', include=told),
+        'filter': web_filter.marker.model_dump(mode='json', include=named),
         'thresholds': {n: q.threshold for n, q in web_filter.marker.questions.items()},
         'keywords': keywords,
     }

@@ -187,8 +187,8 @@ def _pairs(mine: Other, other: Other | None, model: Model | None, closer_than: f
     """All pairs between two sets, or inside one, the surest way of each."""
     theirs = other or mine
     parts = [_same_bytes(mine, other)]
-    seen = set(map(tuple, parts[0][['image', 'other']].to_numpy().tolist()))
-    near = [p for p in _near(mine, other) if tuple(p) not in seen]
+    reported = set(map(tuple, parts[0][['image', 'other']].to_numpy().tolist()))
+    near = [p for p in _near(mine, other) if tuple(p) not in reported]
     rows = []
     for one, two in console.track(near, 'comparing pictures'):
         try:
@@ -197,9 +197,9 @@ def _pairs(mine: Other, other: Other | None, model: Model | None, closer_than: f
             continue
         if correlation >= LEAST_CORRELATION:
             rows.append((one, two, 'picture', correlation))
-            seen.add((one, two))
+            reported.add((one, two))
     if model is not None:
-        rows += [r for r in _near_vectors(mine, other, model, closer_than) if (r[0], r[1]) not in seen]
+        rows += [r for r in _near_vectors(mine, other, model, closer_than) if (r[0], r[1]) not in reported]
     parts.append(pd.DataFrame(rows, columns=['image', 'other', 'how', 'correlation']))
     table = pd.concat(parts, ignore_index=True)
     table['against'] = '' if other is None else other.name

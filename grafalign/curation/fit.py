@@ -59,7 +59,7 @@ def fit_filter(
         model: whose embeddings are judged.
         out: the filter's folder.
         rate: largest share of any kind of negatives that may be accepted.
-        prior: share of remote sensing among what will come, for the precision that is told.
+        prior: share of remote sensing among what will come, for the precision that is stated.
         by_words: use the shipped prompts, and the labels for calibration and threshold only.
         workers: threads that decode.
 

@@ -53,12 +53,12 @@ def select(
             first = 0
             for batch in pq.ParquetFile(captions.path / 'images.parquet').iter_batches(_BLOCK):
                 for row, columns in enumerate(batch.to_pylist(), first):
-                    told = {name: float(values[row]) for name, values in scores.items()}
+                    judged = {name: float(values[row]) for name, values in scores.items()}
                     if kept[row]:
-                        columns['scores'] = [*(columns.get('scores') or []), *told.items()]
+                        columns['scores'] = [*(columns.get('scores') or []), *judged.items()]
                         writer.add_image(**columns)
                     else:
-                        detail = ', '.join(f'{name} {value:+.2f}' for name, value in told.items())
+                        detail = ', '.join(f'{name} {value:+.2f}' for name, value in judged.items())
                         writer.reject('image', columns['image_id'], reasons[row], detail or None)
                 first += len(batch)
             new_row = np.cumsum(kept) - 1

@@ -77,8 +77,8 @@ def landmarks_of(footprint: Footprint, objects: Sequence[MapObject], keep_younge
     for part in parts:
         reason = _reason(part, footprint, keep_younger)
         found.append((part, reason))
-    seen = [part for part, reason in found if reason is None]
-    return [_landmark(part, reason, footprint, seen) for part, reason in found]
+    visible = [part for part, reason in found if reason is None]
+    return [_landmark(part, reason, footprint, visible) for part, reason in found]
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ def _reason(part: _Part, footprint: Footprint, keep_younger: bool) -> str | None
     return None
 
 
-def _landmark(part: _Part, reason: str | None, footprint: Footprint, seen: Sequence[_Part]) -> Landmark:
+def _landmark(part: _Part, reason: str | None, footprint: Footprint, visible: Sequence[_Part]) -> Landmark:
     first, gsd = part.first, footprint.gsd_m
     middle = part.body.centroid if not part.body.is_empty else part.shape.centroid
-    other = next((p for p in seen if p is not part), None) if reason is None else None
+    other = next((p for p in visible if p is not part), None) if reason is None else None
     relation, distance = (None, None) if other is None else _relation(part, other, footprint)
     return Landmark(
         image=footprint.row,

@@ -81,10 +81,10 @@ def check_caption(text: str, records: Sequence[VisibleLandmark]) -> Finding:
     foreign = [name for name in names if not set(_words(name)) <= held]
     complaints += [f'{name} is no name of the records that are used.' for name in foreign]
     kinds = kinds_in(text)
-    known = {_family(r.kind) for r in records}
-    strange = [kind for kind in kinds if _family(kind) not in known]
+    recorded = {_family(r.kind) for r in records}
+    strange = [kind for kind in kinds if _family(kind) not in recorded]
     complaints += [f'{kind} is not among the records that are used.' for kind in strange]
-    if not any(_family(kind) in known for kind in kinds):
+    if not any(_family(kind) in recorded for kind in kinds):
         complaints.append('Name a kind of thing of the records that are used.')
     complaints += _wrong_counts(text, records) + _wrong_directions(text, records)
     return Finding(tuple(complaints), len(names), len(foreign), len(kinds), len(strange))
@@ -175,10 +175,10 @@ def _wrong_counts(text: str, records: Sequence[VisibleLandmark]) -> list[str]:
     """Numbers before a kind that the records do not have."""
     found = []
     for match in _counted().finditer(text):
-        told = _NUMBERS.get(match[1].lower()) or int(match[1])
+        stated = _NUMBERS.get(match[1].lower()) or int(match[1])
         kind = _vocabulary()[match[2].lower()]
         there = sum(_family(r.kind) == _family(kind) for r in records)
-        if told != there:
+        if stated != there:
             found.append(f'There are {there} of {kind} among the records that are used, not {match[1]}; count nothing.')
     return found
 
@@ -190,10 +190,10 @@ def _wrong_directions(text: str, records: Sequence[VisibleLandmark]) -> list[str
         found.append('Say no left, right, top or bottom.')
     for clause in re.split(r'[,.;]|\band\b|\bwith\b|\bwhile\b', text):
         kinds = kinds_in(clause)
-        told = [d for d in _DIRECTIONS if re.search(rf'\b{d}', clause, re.IGNORECASE)]
-        if len(kinds) != 1 or not told:
+        stated = [d for d in _DIRECTIONS if re.search(rf'\b{d}', clause, re.IGNORECASE)]
+        if len(kinds) != 1 or not stated:
             continue
         places = [r.position for r in records if _family(r.kind) == _family(kinds[0])]
-        if places and not any(all(d in place for d in told) for place in places):
-            found.append(f'{kinds[0]} lies {" or ".join(sorted(set(places)))}, not {"-".join(told)}.')
+        if places and not any(all(d in place for d in stated) for place in places):
+            found.append(f'{kinds[0]} lies {" or ".join(sorted(set(places)))}, not {"-".join(stated)}.')
     return found

@@ -186,11 +186,11 @@ def _judge(
         caption = cleaned(caption)
     except (ValueError, KeyError, TextError) as error:
         return None, (), [f'Answer with JSON of caption and used ({str(error)[:100]}).'], None
-    known = {str(n): r for n, r in enumerate(records, 1)}
-    strange = [u for u in used if u not in known]
+    by_id = {str(n): r for n, r in enumerate(records, 1)}
+    strange = [u for u in used if u not in by_id]
     if strange:
         return None, (), [f'{strange[0][:20]} is no id of a record.'], None
-    mine = [known[u] for u in dict.fromkeys(used)]
+    mine = [by_id[u] for u in dict.fromkeys(used)]
     finding = check_caption(caption, mine)
     return caption, tuple(r.landmark_id for r in mine), list(finding.complaints), finding
 

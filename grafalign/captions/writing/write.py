@@ -83,16 +83,16 @@ def write_captions(
     check_folder(out, captions.path, JOURNAL)
     if chat is None and is_caption_set(out) and CaptionSet(out).marker.kinds.get('model'):
         raise InputError(f'{out} holds captions of a model; give another folder for those of templates.')
-    told = f'template {VERSION} {options}'
-    digest = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    template = f'template {VERSION} {options}'
+    digest = hashlib.blake2b(template.encode(), digest_size=8).hexdigest()
     with naming_full_disk(out), exclusive(out):
         remove_parts(out)
         asker = None if chat is None else Asker(captions, EndpointWriter(chat, asking, out), asking.abreast)
         tally = Tally(visible_by_image(landmarks, captions))
         with SetWriter(out) as writer, console.progress('writing captions', len(captions)) as bar:
             for block in _blocks(captions, landmarks, 8 * asking.abreast if asker else _BLOCK):
-                asked = [(row, visible) for row, _, visible in block if visible]
-                attempts = {} if asker is None else asker.ask(asked)
+                to_write = [(row, visible) for row, _, visible in block if visible]
+                attempts = {} if asker is None else asker.ask(to_write)
                 for row, columns, visible in block:
                     attempt = attempts.get(row)
                     if attempt is not None:
@@ -113,7 +113,7 @@ def write_captions(
             settings: dict[str, Any] = {
                 'from': {'set': str(captions.path.resolve()), 'digest': captions.digest},
                 'landmarks': str(landmarks.resolve()),
-                'writer': told if asker is None else f'{asker.model.name} {asker.model.digest}',
+                'writer': template if asker is None else f'{asker.model.name} {asker.model.digest}',
             }
             done = writer.finish(settings, marker.root, store)
     return WrittenSet(
