@@ -33,7 +33,7 @@ TRAIN = {'steps': 500, 'batch_tiles': 128, 'lr': 0.002, 'log_every': 20}
 """The quickstart's."""
 PHOTO_RUNS = (('image', 0.3), ('image', 0.07), ('patch', 0.4))
 TAU = 0.07
-"""Temperature of CLIP's loss: the best in world 7, which appears in no result, though it matters little there."""
+"""Temperature for captions: the best in world 7, which appears in no result, though it matters little there."""
 TAUS = (0.03, 0.07, 0.15, 0.3)
 TUNING_WORLD, TUNING_SIZE = 7, 3000
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
     parser.add_argument('--runs', type=Path, default=Path('runs/captions'))
-    parser.add_argument('--results', type=Path, default=HERE / 'results')
+    parser.add_argument('--results', type=Path, default=HERE / 'results' / 'curve')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
     parser.add_argument('--tune', action='store_true', help='compare temperatures in world 7 instead')

@@ -164,7 +164,7 @@ def _tuning(outcomes: Outcomes) -> Iterable[str]:
         return
     taus = sorted({o['values']['tau'] for o in outcomes})
     numbers = sorted({o['values']['number'] for o in outcomes})
-    yield from ('', "## Temperature of CLIP's loss", '', 'Accuracy in world 7, which appears in nothing above.', '')
+    yield from ('', '## Temperature', '', 'Accuracy in world 7, which appears in nothing above.', '')
     yield f'| captions | {" | ".join(f"tau {t:g}" for t in taus)} |'
     yield f'|---|{"---|" * len(taus)}'
     for number in numbers:
@@ -209,4 +209,4 @@ def write(results: Path) -> None:
 
 
 if __name__ == '__main__':
-    write(HERE / 'results')
+    write(HERE / 'results' / 'curve')
