@@ -394,3 +394,10 @@ def test_numbers_of_texts_are_those_of_their_first_coming(values: list[int], mos
         order = list(dict.fromkeys(values))
         assert [numbering.number(str(v)) for v in values] == [order.index(v) for v in values]
         assert len(numbering) == len(order) and numbering.get('none') == -1
+        many = Numbering()
+        parts = [values[i : i + 7] for i in range(0, len(values), 7)]
+        found = []
+        for number, part in enumerate(parts):  # one by one and many at a time, in turns
+            texts = [str(v) for v in part]
+            found += [many.number(t) for t in texts] if number % 2 else many.numbers(texts).tolist()
+        assert found == [order.index(v) for v in values]

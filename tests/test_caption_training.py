@@ -356,7 +356,9 @@ def test_a_set_that_lost_tiles_still_trains_on_its_own(
 ) -> None:
     """Rows of a set are not those of its store: pixels and radiometry go by the tile's id."""
     captions = CaptionSet(tiles)
-    select(captions, tmp_path / 'fewer', {0: 'gone', 3: 'gone'}, {})
+    reasons = np.full(len(captions), None, dtype=object)
+    reasons[[0, 3]] = 'gone'
+    select(captions, tmp_path / 'fewer', reasons, {})
     embed_texts(CaptionSet(tmp_path / 'fewer'), clip)
     data = gather_data(settings(clip, data=tmp_path / 'fewer'), clip)
     source = data.sources[0]

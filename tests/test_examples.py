@@ -23,4 +23,4 @@ def test_the_examples_of_a_module_are_true(path: Path) -> None:
 
 def test_examples_are_run() -> None:
     """Two lines of code stand in this one."""
-    assert doctest.testmod(importlib.import_module('grafalign.captions.numbering')).attempted == 2
+    assert doctest.testmod(importlib.import_module('grafalign.captions.numbering')).attempted == 3

@@ -20,9 +20,11 @@ from scipy.stats import binom
 
 from grafalign.captions import CaptionSet
 from grafalign.captions.import_set import import_captions
+from grafalign.captions.write_set import SetWriter
 from grafalign.curation import filter_set, fit_filter, load_filter
 from grafalign.curation.features import image_features
 from grafalign.curation.heads import FOLDS, Labelled, fit_head, folds, precision_at, threshold_at, upper_bound
+from grafalign.curation.select import select
 from grafalign.errors import DamagedError, GrafalignError, InputError, StaleError
 from grafalign.models import Model
 from grafalign.store import PairStore
@@ -55,6 +57,33 @@ def test_a_filter_keeps_remote_sensing_and_names_what_it_does_not(kinds: Path, m
     assert rejected['chart3']['reason'] == 'not remote sensing' and 'aerial -' in rejected['chart3']['detail']
     assert dict(kept.images['scores'][0].as_py())['aerial'] >= question.threshold
     assert 'Left out by the smallest margin' in (tmp_path / 'kept' / 'page.html').read_text()
+
+
+def test_scores_of_an_earlier_filter_stay_beside_the_new_ones(kinds: Path, model: Model, tmp_path: Path) -> None:
+    """Some images have earlier scores, some none; rows of a block keep their own."""
+    captions = web_set(kinds, tmp_path / 'web')
+    with SetWriter(tmp_path / 'scored') as writer:
+        for row, image in enumerate(captions.images.to_pylist()):
+            earlier = [('old', float(row)), ('older', -1.0)][: row % 3] or None
+            writer.add_image(**image | {'scores': earlier})
+        writer.add_captions(captions.captions)
+        writer.finish({}, captions.marker.root)
+    scored = CaptionSet(tmp_path / 'scored')
+    reasons = np.full(len(scored), None, dtype=object)
+    reasons[[0, 7]] = 'gone'
+    new = np.linspace(0, 1, len(scored)).astype(np.float32)
+    select(scored, tmp_path / 'kept', reasons, {}, {'new': new})
+    kept, rejected = CaptionSet(tmp_path / 'kept'), CaptionSet(tmp_path / 'kept').rejected.to_pylist()
+    for image in kept.images.to_pylist():
+        row = scored.images['image_id'].to_pylist().index(image['image_id'])
+        expected = dict([('old', float(row)), ('older', -1.0)][: row % 3]) | {'new': float(new[row])}
+        assert dict(image['scores']) == expected
+    assert [(r['id'], r['reason'], r['detail']) for r in rejected] == [
+        (scored.images['image_id'][n].as_py(), 'gone', f'new {new[n]:+.2f}') for n in (0, 7)
+    ]
+    assert [c['text'] for c in kept.captions.to_pylist()] == [
+        c['text'] for c in captions.captions.to_pylist() if c['image'] not in (0, 7)
+    ]
 
 
 def test_keywords_never_accept(kinds: Path, model: Model, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -57,10 +58,38 @@ class Numbering:
                 return int(numbers[at])
         return -1
 
+    def numbers(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The numbers of many texts, [n], as `number` gives them one by one, at a tenth of the time.
+
+        Example:
+            >>> Numbering().numbers(['b', 'a', 'b']).tolist()
+            [0, 1, 0]
+        """
+        self._merge()
+        keys = np.fromiter(map(_hash, texts), np.uint64, len(texts))
+        found = np.full(len(keys), -1, dtype=np.int64)
+        for hashes, numbers in self._runs:
+            at = np.minimum(np.searchsorted(hashes, keys), len(hashes) - 1)
+            hit = hashes[at] == keys
+            found[hit] = numbers[at[hit]]
+        left = np.flatnonzero(found < 0)
+        new, first, which = np.unique(keys[left], return_index=True, return_inverse=True)
+        number = np.empty(len(new), dtype=np.int64)
+        number[np.argsort(first)] = self._count + np.arange(len(new))
+        found[left] = number[which]
+        self._add(new, number)
+        self._count += len(new)
+        return found
+
     def _merge(self) -> None:
         hashes = np.fromiter(self._new.keys(), np.uint64, len(self._new))
         numbers = np.fromiter(self._new.values(), np.int64, len(self._new))
         self._new = {}
+        self._add(hashes, numbers)
+
+    def _add(self, hashes: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]) -> None:
+        if not len(hashes):
+            return
         while self._runs and len(self._runs[-1][0]) < 2 * len(hashes):
             other = self._runs.pop()
             hashes, numbers = np.concatenate([hashes, other[0]]), np.concatenate([numbers, other[1]])

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from grafalign.captions.caption_set import CAPTIONS, IMAGES, MARKER, REJECTED, CaptionSetMarker
@@ -27,6 +28,12 @@ def writable(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode('utf-8', 'replace').decode()
     return [writable(v) for v in value] if isinstance(value, list) else value
+
+
+def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value comes."""
+    counts = pc.value_counts(column.cast(pa.string()))
+    return dict(zip(counts.field('values').to_pylist(), counts.field('counts').to_pylist(), strict=True))
 
 
 class SetWriter:
@@ -69,6 +76,31 @@ class SetWriter:
         """Note what was not taken: `image` or `caption`."""
         self.reasons[reason] += 1
         self._add('rejected', {'kind': kind, 'id': name, 'reason': reason, 'detail': detail})
+
+    def add_images(self, images: pa.Table) -> None:
+        """Append images that are a table already, as of another set."""
+        self._append('images', images)
+        self.splits.update(_counted(images['split']))
+
+    def add_captions(self, captions: pa.Table) -> None:
+        """Append captions that are a table already; they come by image."""
+        self._append('captions', captions)
+        self.kinds.update(_counted(captions['kind']))
+        self._texts.numbers(captions['text'].to_pylist())
+
+    def reject_many(self, rejected: pa.Table) -> None:
+        """Note what was not taken, as a table."""
+        self._append('rejected', rejected)
+        self.reasons.update(_counted(rejected['reason']))
+
+    def _append(self, table: str, rows: pa.Table) -> None:
+        self._flush(table)
+        schema = _TABLES[table]
+        columns = [
+            rows[f.name].cast(f.type) if f.name in rows.column_names else pa.nulls(len(rows), f.type) for f in schema
+        ]
+        self._counts[table] += len(rows)
+        self._files[table].write_table(pa.table(columns, schema))
 
     def __len__(self) -> int:
         """Images."""

@@ -85,10 +85,10 @@ def filter_set(
         raise InputError(
             f"No image of {captions.path} passes the filter; look at the filter's page, or fit it with a larger --rate."
         )
-    reasons = {}
-    for row in np.flatnonzero(~kept).tolist():
-        reason = 'not remote sensing' if looked_at[row] else 'no keyword in its captions'
-        reasons[row] = features.unreadable.get(row, reason)
+    reasons = np.where(looked_at, 'not remote sensing', 'no keyword in its captions').astype(object)
+    for row, reason in features.unreadable.items():
+        reasons[row] = reason
+    reasons[kept] = None
     named = {'model', 'model_name', 'by', 'rate', 'prior'}
     settings = {
         'filter': web_filter.marker.model_dump(mode='json', include=named),

@@ -119,8 +119,10 @@ def find_copies(
     console.log(f'{folder / "page.html"} shows the pairs')
     kept = None
     if out is not None:
-        reasons = {int(row): 'copy of another image of the set' for row in inside}
-        reasons |= {int(row): f'also in {name}' for name, rows in leaks.items() for row in rows}
+        reasons = np.full(len(captions), None, dtype=object)
+        reasons[np.asarray(inside, dtype=np.int64)] = 'copy of another image of the set'
+        for name, rows in leaks.items():
+            reasons[np.asarray(rows, dtype=np.int64)] = f'also in {name}'
         kept = select(captions, out, reasons, {'without copies': True, 'against': list(against)}).images
         clean = CaptionSet(out)  # what was found of its images is known: nothing
         with naming_full_disk(out), exclusive(leaks_folder(clean)):

@@ -1,4 +1,4 @@
-"""Embeddings of the images of a caption set, kept beside it; the same pass makes their hashes (`captions.set_hashes`).
+"""Embeddings of the images of a caption set, kept beside it.
 
     SET/features/MODEL/vectors.npy       float16 [N, D], by image; zero where one could not be read
     SET/features/MODEL/unreadable.json   row to reason
@@ -20,9 +20,7 @@ import numpy.typing as npt
 
 from grafalign.artefacts import Marker
 from grafalign.captions import CaptionSet
-from grafalign.captions.hashes import symmetric_hashes
 from grafalign.captions.pictures import Pictures
-from grafalign.captions.set_hashes import save_hashes
 from grafalign.errors import DamagedError, InputError, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.locks import exclusive
@@ -94,8 +92,7 @@ def image_features(
             reason = next(iter(found.unreadable.values()))
             raise InputError(f'No image of {captions.path} can be read ({reason}); look at where they lie.')
         marker.write(folder / _MARKER)
-        for name in (_PROGRESS, 'hashes.npy'):
-            (folder / name).unlink(missing_ok=True)
+        (folder / _PROGRESS).unlink(missing_ok=True)
         return found
 
 
@@ -123,12 +120,9 @@ def _compute(
     noted: dict[str, Any] = {}
     if (folder / _PROGRESS).is_file():
         noted = json.loads((folder / _PROGRESS).read_text())
-    whole = all((folder / name).is_file() for name in ('vectors.npy', 'hashes.npy'))
-    if noted.get('of') != marker.model_dump() or not whole:
+    if noted.get('of') != marker.model_dump() or not (folder / 'vectors.npy').is_file():
         noted = {'of': marker.model_dump(), 'done': 0, 'unreadable': {}}
     vectors: Any = np.load(folder / 'vectors.npy', mmap_mode='r+') if noted['done'] else None
-    mode = 'r+' if noted['done'] else 'w+'
-    hashes = np.lib.format.open_memmap(folder / 'hashes.npy', mode=mode, dtype=np.uint64, shape=(count, 8))
     pictures = Pictures(captions, remote)
     smallest = 2 * model.preprocessing.size_px
 
@@ -137,7 +131,6 @@ def _compute(
             image = pictures.read(row, smallest)
         except PhotoError as error:
             raise InputError(str(error)) from None
-        hashes[row] = symmetric_hashes(image)
         return np.asarray(image).transpose(2, 0, 1)
 
     unreadable: dict[str, str] = noted['unreadable']
@@ -161,12 +154,9 @@ def _compute(
             vectors[some] = found
         if vectors is not None:
             vectors.flush()
-            hashes.flush()
             noted |= {'done': rows.stop, 'unreadable': unreadable}
             write_atomically(folder / _PROGRESS, json.dumps(noted).encode())
     pictures.close()
     if vectors is None:
         np.lib.format.open_memmap(folder / 'vectors.npy', mode='w+', dtype=np.float16, shape=(count, 1))
     write_atomically(folder / 'unreadable.json', json.dumps(unreadable).encode())
-    if wanted is None:
-        save_hashes(captions, hashes, {int(row): reason for row, reason in unreadable.items()})

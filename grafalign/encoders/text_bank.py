@@ -163,14 +163,12 @@ def _list_texts(captions: CaptionSet, folder: Path) -> int:
     with replacing(folder / 'next-texts.parquet') as path, pq.ParquetWriter(path, schema) as writer:
         file = pq.ParquetFile(captions.path / 'captions.parquet')
         for batch in file.iter_batches(_BLOCK, columns=['text']):
-            new = []
-            for text in batch.column(0).to_pylist():
-                before = len(numbering)
-                numbers[at] = numbering.number(text)
-                at += 1
-                if len(numbering) > before:
-                    new.append(text)
-            writer.write_table(pa.table({'text': new}, schema))
+            before = len(numbering)
+            found = numbering.numbers(batch.column(0).to_pylist())
+            numbers[at : at + len(batch)] = found
+            at += len(batch)
+            new, first = np.unique(found, return_index=True)
+            writer.write_table(pa.table({'text': batch.column(0).take(pa.array(first[new >= before]))}, schema))
     numbers.flush()
     (folder / 'numbers.npy.part').replace(folder / 'next-numbers.npy')
     return len(numbering)
