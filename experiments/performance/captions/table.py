@@ -74,7 +74,7 @@ def _training(found: list[dict[str, Any]]) -> Iterator[str]:
     yield (
         f'ViT-S/32, batch {found[0]["batch"]}, float32; JPEGs of 256 px in tars beside tensors in memory; blocks of '
         f'{found[0]["steps_per_block"]} steps in turns, in one process; ratios are of neighbouring blocks. All cores '
-        'are busy with the steps, so that what decoding takes of them is lost: the limit is that of a loop that decodes '
+        'are busy with the steps, so what decoding takes of them is lost: the limit is that of a loop that decodes '
         'and does nothing else besides.'
     )
     yield from ('', '| workers | turns | images/s | bare loop | **speed, of the bare loop** | limit | waits for data |')
