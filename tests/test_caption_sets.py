@@ -190,7 +190,7 @@ def test_places_that_cannot_be_are_rows_and_their_images_stay(tmp_path: Path) ->
     (tmp_path / 'a.png').write_bytes(picture(1))
     values = {'lon': 200.5, 'lat': 'north', 'gsd_m': 0, 'author': 'A'}
     rows = [{'image': 'a.png', 'image_id': f'{n}', 'text': 'a lake'} for n in range(2)]
-    lines = [rows[0] | values, rows[1] | {'lon': '', 'lat': None, 'gsd_m': '0.5'}]
+    lines = [rows[0] | values, rows[1] | {'lon': '', 'lat': float('nan'), 'gsd_m': '0.5'}]
     (tmp_path / 't.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     done = import_captions(tmp_path / 't.jsonl', tmp_path / 'set')
     captions = CaptionSet(tmp_path / 'set')

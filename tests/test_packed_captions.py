@@ -11,6 +11,7 @@ from grafalign.captions import CaptionSet
 from grafalign.captions.import_set import import_captions
 from grafalign.captions.pack import pack
 from grafalign.captions.write_set import SetWriter
+from grafalign.errors import DamagedError
 from tests.caption_world import folder, picture, shard, texts_of
 
 
@@ -41,6 +42,22 @@ def test_evidence_writers_and_scores_survive_packing_and_importing(tmp_path: Pat
     assert again.captions.equals(first.captions)
     placed = ['file', 'byte_offset', 'nbytes']
     assert again.images.drop_columns(placed).equals(first.images.drop_columns(placed))
+
+
+def test_a_caption_of_no_kind_is_one_sentence(tmp_path: Path) -> None:
+    """Tables of other tools may say anything; a score that is no number is left out."""
+    import_captions(folder(tmp_path / 'pictures', 1), tmp_path / 'imported')
+    image = CaptionSet(tmp_path / 'imported').images.to_pylist()[0]
+    for name, kind in (('set', 'alt'), ('odd', 'song')):
+        with SetWriter(tmp_path / name) as writer:
+            writer.add_image(**image | {'scores': [('aerial', float('nan')), ('overhead', 1.0)]})
+            writer.add_caption(image=0, image_id=image['image_id'], text='a pier', kind=kind)
+            writer.finish({}, CaptionSet(tmp_path / 'imported').marker.root)
+    pack(CaptionSet(tmp_path / 'set'), tmp_path / 'shards')
+    import_captions(tmp_path / 'shards', tmp_path / 'again')
+    assert CaptionSet(tmp_path / 'again').images['scores'].to_pylist() == [[('overhead', 1.0)]]
+    with pytest.raises(DamagedError, match=r'captions\.0\.kind of image 000\.png: .*; import it again'):
+        pack(CaptionSet(tmp_path / 'odd'), tmp_path / 'none')
 
 
 @pytest.mark.parametrize(

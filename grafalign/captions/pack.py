@@ -154,9 +154,7 @@ def _write(
             _member(tar, f'{key}.{suffix}', content)
             if texts:
                 _member(tar, f'{key}.txt', texts[0].encode())
-            packed = PackedSample.model_validate(
-                {'image_id': metadata['image_id'], 'captions': written, 'scores': dict(metadata['scores'] or ())}
-            )
+            packed = PackedSample.of_rows(metadata, written, str(captions.path))
             entry = {'key': key, 'captions': texts, **kept, KEY: packed.model_dump(mode='json', exclude_defaults=True)}
             _member(tar, f'{key}.json', json.dumps(entry).encode())
             bar.advance(1)

@@ -6,10 +6,13 @@ through shards. Other readers pass over it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from grafalign.errors import DamagedError
 
 KEY = 'grafalign'
 _Strings = tuple[Annotated[str, Field(max_length=10_000)], ...]
@@ -35,6 +38,29 @@ class PackedSample(BaseModel):
     image_id: Annotated[str, Field(min_length=1)]
     captions: tuple[PackedCaption, ...]
     scores: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
+
+    @staticmethod
+    def of_rows(image: Mapping[str, Any], captions: Sequence[Mapping[str, Any]], where: str) -> PackedSample:
+        """What the tables of a set say of an image and its captions.
+
+        Args:
+            image: row of `images.parquet`.
+            captions: rows of `captions.parquet`.
+            where: the set, for errors.
+
+        Raises:
+            DamagedError: a row holds what no set does.
+        """
+        scores = {name: value for name, value in image.get('scores') or () if math.isfinite(value)}
+        stated = [{k: v for k, v in caption.items() if v is not None} for caption in captions]
+        try:
+            return PackedSample.model_validate({**image, 'captions': stated, 'scores': scores})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = '.'.join(map(str, first['loc']))
+            raise DamagedError(
+                f'{where}: {place} of image {image["image_id"]}: {first["msg"]}; import it again.'
+            ) from None
 
     @staticmethod
     def of_json(entry: Mapping[str, Any], texts: int) -> PackedSample | None:

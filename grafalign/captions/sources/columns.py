@@ -67,7 +67,8 @@ def metadata_of(
             value = next((lower[g] for g in GUESSES[ours] if lower.get(g) is not None), None)
         if ours in _RANGES:
             number, (low, high) = _number(value), _RANGES[ours]
-            if value not in (None, '') and not (number is not None and low <= number <= high):
+            missing = value in (None, '') or value != value  # tables write NaN for what is not there
+            if not missing and not (number is not None and low <= number <= high):
                 dropped.append((f'{ours} is not between {low:,g} and {high:,g}', str(value)[:100]))
                 number = None
             value = number
