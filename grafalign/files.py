@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
 
@@ -180,3 +182,17 @@ def changed_files(folder: Path, digests: Mapping[str, str]) -> tuple[str, ...]:
 def stream_digest(file: Any) -> str:
     """BLAKE2b digest of an open binary file from where it stands."""
     return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def parquet_batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches of a local Parquet file, of which nothing is kept.
+
+    pyarrow's own way reads all row groups ahead (`pre_buffer`), which is the whole file.
+
+    Args:
+        path: the file.
+        rows: of a batch.
+        columns: all by default.
+    """
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        yield from file.iter_batches(rows, columns=columns)

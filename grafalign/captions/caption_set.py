@@ -73,6 +73,8 @@ REJECTED = pa.schema([('kind', pa.string()), ('id', pa.string()), ('reason', pa.
 """Columns of `rejected.parquet`."""
 _NEEDED = ('image_id', 'file', 'split', 'image', 'text', 'kind', 'id', 'reason')
 """Columns without which a table is damaged; others may be missing where another tool wrote it."""
+_REPEATED = ['file', 'split', 'label', 'licence', 'author', 'text', 'kind', 'writer', 'writer_digest', 'reason']
+"""Columns whose texts come again and again: each is kept once."""
 KINDS = ('alt', 'template', 'model', 'human')
 SPLITS = ('train', 'val', 'test')
 
@@ -143,12 +145,16 @@ class CaptionSet:
     @cached_property
     def images(self) -> pa.Table:
         """`images.parquet`; texts that repeat, such as a shard's name, are kept once."""
-        return self._table('images', IMAGES, ['file', 'split', 'label', 'licence', 'author'])
+        return self._table('images', IMAGES)
+
+    def columns_of_images(self, *names: str) -> pa.Table:
+        """Some columns of `images.parquet`, which are not kept: a set of millions has much more than most need."""
+        return self._table('images', IMAGES, list(names))
 
     @cached_property
     def captions(self) -> pa.Table:
         """`captions.parquet`, sorted by image."""
-        table = self._table('captions', CAPTIONS, ['text', 'kind', 'writer', 'writer_digest'])
+        table = self._table('captions', CAPTIONS)
         image = table['image'].to_numpy()
         if len(image) and not (image.min() >= 0 and image.max() < self.marker.images):
             raise DamagedError(
@@ -161,7 +167,7 @@ class CaptionSet:
     @cached_property
     def rejected(self) -> pa.Table:
         """`rejected.parquet`."""
-        return self._table('rejected', REJECTED, ['kind', 'reason'])
+        return self._table('rejected', REJECTED)
 
     @cached_property
     def image_of_caption(self) -> npt.NDArray[np.int64]:
@@ -174,21 +180,24 @@ class CaptionSet:
 
     def rows_of(self, split: str) -> npt.NDArray[np.int64]:
         """Rows of the images of a split."""
-        return np.flatnonzero(pc.equal(self.images['split'].cast(pa.string()), split).to_numpy())
+        splits = self.columns_of_images('split')['split']
+        return np.flatnonzero(pc.equal(splits.cast(pa.string()), split).to_numpy())
 
     def problems(self) -> tuple[str, ...]:
         """What is wrong with its tables, compared with the digests that they were written with."""
         return changed_files(self.path, self.marker.files)
 
-    def _table(self, name: str, schema: pa.Schema, repeated: list[str]) -> pa.Table:
+    def _table(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         path = self.path / f'{name}.parquet'
         try:
-            table = pq.read_table(path, read_dictionary=repeated)
+            there = pq.read_schema(path).names
+            wanted = None if columns is None else [c for c in columns if c in there]
+            table = pq.read_table(path, columns=wanted, read_dictionary=_REPEATED)
         except (OSError, pa.ArrowException) as error:
             reason = ' '.join(str(error).split())[:200]
             raise DamagedError(f'{path} cannot be read ({reason}); {CaptionSetMarker.REMEDY}.') from None
         for field in schema:
-            if field.name in table.column_names:
+            if field.name in table.column_names or (columns is not None and field.name not in columns):
                 continue
             if field.name in _NEEDED:
                 raise DamagedError(f'{path} has no column {field.name}; {CaptionSetMarker.REMEDY}.')

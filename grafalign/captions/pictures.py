@@ -42,13 +42,13 @@ class Pictures:
                 f'The images of {captions.path} are gone from {root}; put them back, or import the set again.'
             )
         self._root, self._remote = Path(root), (remote or RemoteSettings()).model_copy(update={'robots': True})
-        files = captions.images['file'].combine_chunks()
+        places = captions.columns_of_images('file', 'byte_offset', 'nbytes')
+        files = places['file'].combine_chunks()
         files = files if not hasattr(files, 'chunks') else files.chunk(0)
         self._names: list[str] = files.dictionary.to_pylist()
         self._name: npt.NDArray[np.int32] = files.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-        offsets = captions.images['byte_offset']
-        self._offset = offsets.fill_null(-1).to_numpy().astype(np.int64)
-        self._nbytes = captions.images['nbytes'].fill_null(-1).to_numpy().astype(np.int64)
+        self._offset = places['byte_offset'].fill_null(-1).to_numpy().astype(np.int64)
+        self._nbytes = places['nbytes'].fill_null(-1).to_numpy().astype(np.int64)
         remote_names = np.array(['://' in name for name in self._names], dtype=bool)
         self.remote = int(remote_names[self._name].sum()) if len(self._names) else 0
         """How many of the images are addresses."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from grafalign import console
 from grafalign.captions import CaptionSet
@@ -22,7 +22,7 @@ from grafalign.curation.page import selection_page, thumbnail
 from grafalign.curation.select import select
 from grafalign.curation.stored import WebFilter
 from grafalign.errors import InputError
-from grafalign.files import write_atomically
+from grafalign.files import parquet_batches, write_atomically
 from grafalign.models import Model
 from grafalign.photos.fetch import RemoteSettings
 
@@ -121,7 +121,7 @@ def _with_keyword(captions: CaptionSet, keywords: list[str]) -> npt.NDArray[np.b
         raise InputError('The list of keywords is empty; give some, or leave --keywords out.')
     pattern = re.compile(r'\b(' + '|'.join(re.escape(word) for word in keywords) + r')', re.IGNORECASE)
     found = np.zeros(len(captions), dtype=bool)
-    for batch in pq.ParquetFile(captions.path / 'captions.parquet').iter_batches(_BLOCK, columns=['image', 'text']):
+    for batch in parquet_batches(captions.path / 'captions.parquet', _BLOCK, ['image', 'text']):
         has = np.array([pattern.search(text) is not None for text in batch['text'].to_pylist()], dtype=bool)
         found[batch['image'].to_numpy()[has]] = True
     return found
@@ -152,29 +152,39 @@ def _page(
     """Counts, and pictures on both sides of the threshold and far from it."""
     margin = np.min([logits[n] - q.threshold for n, q in web_filter.marker.questions.items()], axis=0)
     pictures = Pictures(captions)
-    text_of = captions.captions['text']
-    starts = np.searchsorted(captions.captions['image'].to_numpy(), np.arange(len(captions) + 1))
+    inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept & ~unreadable)
+    inside = inside[np.argsort(margin[inside], kind='stable')]
+    outside = outside[np.argsort(-margin[outside], kind='stable')]
+    rng = np.random.default_rng(0)
+    groups = {
+        'Kept by the smallest margin': inside[:_SHOWN],
+        'Left out by the smallest margin': outside[:_SHOWN],
+        'Kept, at random': rng.permutation(inside)[:_SHOWN],
+        'Left out, at random': rng.permutation(outside)[:_SHOWN],
+    }
+    texts = _first_texts(captions, np.unique(np.concatenate(list(groups.values()))))
 
     def shown(rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
         cells = []
-        for row in rows[:_SHOWN].tolist():
-            text = text_of[int(starts[row])].as_py() if starts[row] < starts[row + 1] else ''
+        for row in rows.tolist():
+            text = texts.get(row, '')
             remote = pictures.is_remote(row)
             picture = None if remote else thumbnail(partial(pictures.read, row, 160))
             cells.append({'picture': picture, 'score': f'{margin[row]:+.1f}', 'text': text[:120]})
         return cells
 
-    inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept & ~unreadable)
-    inside = inside[np.argsort(margin[inside], kind='stable')]
-    outside = outside[np.argsort(-margin[outside], kind='stable')]
-    rng = np.random.default_rng(0)
-    groups = [
-        ('Kept by the smallest margin', shown(inside)),
-        ('Left out by the smallest margin', shown(outside)),
-        ('Kept, at random', shown(rng.permutation(inside))),
-        ('Left out, at random', shown(rng.permutation(outside))),
-    ]
     rows = [(name.replace('_', ' '), f'{value:,}') for name, value in asdict(summary).items()]
     made = ' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))
+    found = [(name, shown(of_group)) for name, of_group in groups.items() if len(of_group)]
     pictures.close()
-    return selection_page(f'What is kept of {captions.path.name}', made, rows, [g for g in groups if g[1]])
+    return selection_page(f'What is kept of {captions.path.name}', made, rows, found)
+
+
+def _first_texts(captions: CaptionSet, rows: npt.NDArray[np.int64]) -> dict[int, str]:
+    """The first caption of some images, where they have one."""
+    found: dict[int, str] = {}
+    for batch in parquet_batches(captions.path / 'captions.parquet', _BLOCK, ['image', 'text']):
+        mine = batch.filter(pa.array(np.isin(batch['image'].to_numpy(), rows)))
+        for image, text in zip(mine['image'].to_pylist(), mine['text'].to_pylist(), strict=True):
+            found.setdefault(image, text)
+    return found

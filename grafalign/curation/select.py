@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from grafalign.captions import CaptionSet, CaptionSetMarker
 from grafalign.captions.caption_set import check_folder
 from grafalign.captions.write_set import SetWriter
 from grafalign.errors import InputError, naming_full_disk
-from grafalign.files import remove_parts
+from grafalign.files import parquet_batches, remove_parts
 from grafalign.locks import exclusive
 
 _BLOCK = 1 << 16
@@ -74,7 +73,7 @@ def select(
 
 
 def _blocks(path: Path) -> Iterator[pa.Table]:
-    for batch in pq.ParquetFile(path).iter_batches(_BLOCK):
+    for batch in parquet_batches(path, _BLOCK):
         yield pa.Table.from_batches([batch])
 
 

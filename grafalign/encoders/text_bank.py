@@ -28,7 +28,7 @@ from grafalign.captions.caption_set import CaptionSet
 from grafalign.captions.numbering import Numbering
 from grafalign.encoders.clip import FrozenClip
 from grafalign.errors import DamagedError, InputError, StaleError, naming_full_disk
-from grafalign.files import replacing, write_atomically
+from grafalign.files import parquet_batches, replacing, write_atomically
 from grafalign.locks import exclusive
 
 MARKER = 'bank.json'
@@ -161,8 +161,7 @@ def _list_texts(captions: CaptionSet, folder: Path) -> int:
     )
     at = 0
     with replacing(folder / 'next-texts.parquet') as path, pq.ParquetWriter(path, schema) as writer:
-        file = pq.ParquetFile(captions.path / 'captions.parquet')
-        for batch in file.iter_batches(_BLOCK, columns=['text']):
+        for batch in parquet_batches(captions.path / 'captions.parquet', _BLOCK, ['text']):
             before = len(numbering)
             found = numbering.numbers(batch.column(0).to_pylist())
             numbers[at : at + len(batch)] = found
@@ -215,7 +214,7 @@ def _embed(folder: Path, clip: FrozenClip, count: int, earlier: TextBank | None,
 def _blocks(path: Path, first: int) -> Iterator[tuple[int, list[str]]]:
     """Texts behind the first ones, in blocks, with the number of each block's first."""
     at = 0
-    for batch in pq.ParquetFile(path).iter_batches(_BLOCK):
+    for batch in parquet_batches(path, _BLOCK):
         texts = batch.column(0).to_pylist()
         if at + len(texts) > first:
             skip = max(0, first - at)
@@ -226,7 +225,6 @@ def _blocks(path: Path, first: int) -> Iterator[tuple[int, list[str]]]:
 def _numbers_of(bank: TextBank) -> Any:
     """From a text to its row in an earlier bank, -1 where it is new."""
     numbering = Numbering()
-    for batch in pq.ParquetFile(bank.path / 'texts.parquet').iter_batches(_BLOCK):
-        for text in batch.column(0).to_pylist():
-            numbering.number(text)
+    for batch in parquet_batches(bank.path / 'texts.parquet', _BLOCK):
+        numbering.numbers(batch.column(0).to_pylist())
     return numbering.get

@@ -206,7 +206,7 @@ def open_landmarks(folder: Path, captions: CaptionSet) -> pq.ParquetFile:
     if marker.images != captions.marker.files['images.parquet']:
         raise InputError(f'{folder} holds the landmarks of another set than {captions.path}; find them again.')
     try:
-        return pq.ParquetFile(folder / 'landmarks.parquet')
+        return pq.ParquetFile(folder / 'landmarks.parquet', pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise DamagedError(f'{folder}/landmarks.parquet cannot be read ({error}); {LandmarksMarker.REMEDY}.') from None
 

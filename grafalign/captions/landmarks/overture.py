@@ -88,7 +88,7 @@ def read_overture(path: Path, near: Callable[[Bounds], bool], box: Bounds, unrea
 
 
 def _file(path: Path, near: Callable[[Bounds], bool], box: Bounds, unread: Counter[str]) -> Iterator[MapObject]:
-    opened = pq.ParquetFile(path)
+    opened = pq.ParquetFile(path, pre_buffer=False)  # which would read the file as a whole
     names = opened.schema_arrow.names
     if not {'id', 'geometry'} <= set(names):
         raise InputError(

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from grafalign import console
 from grafalign.captions.caption_set import CaptionSet, CaptionSetMarker, check_folder, is_caption_set
 from grafalign.captions.usable_text import TextError, cleaned
@@ -23,7 +21,7 @@ from grafalign.captions.writing.endpoint import JOURNAL, Attempt, EndpointOption
 from grafalign.captions.writing.faithful import Faithfulness, Tally
 from grafalign.captions.writing.template import VERSION, VisibleLandmark, write_template
 from grafalign.errors import InputError, naming_full_disk
-from grafalign.files import remove_parts
+from grafalign.files import parquet_batches, remove_parts
 from grafalign.locks import exclusive
 from grafalign.web.chat import Chat
 
@@ -164,7 +162,7 @@ def _blocks(
     found = visible_by_image(landmarks, captions)
     waiting = next(found, None)
     row = 0
-    for batch in pq.ParquetFile(captions.path / 'images.parquet').iter_batches(size):
+    for batch in parquet_batches(captions.path / 'images.parquet', size):
         block = []
         for columns in batch.to_pylist():
             visible: list[VisibleLandmark] = []
