@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from grafalign.encoders import FrozenClip, PhotoBank
 from grafalign.store import PairStore
-from grafalign.training import TrainSettings
-from tests.training_world import launch, run_processes, settings
+from tests.training_world import kill_at_steps, run_processes, settings
 
-STEPS = 40
 EVERYTHING = {
-    'steps': STEPS,
+    'steps': 40,
     'checkpoint_every': 2,
     'workers': 2,
     'micro_batch': 5,
@@ -33,14 +27,6 @@ EVERYTHING = {
 }
 
 
-def steps_done(run: TrainSettings) -> int:
-    """The last step in the log."""
-    try:
-        return int(json.loads((run.out / 'log.jsonl').read_text().splitlines()[-1])['step'])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 @pytest.mark.parametrize(
     ('processes', 'kills'),
     [(1, 1), pytest.param(1, 10, marks=pytest.mark.slow), pytest.param(2, 10, marks=pytest.mark.slow)],
@@ -52,14 +38,7 @@ def test_killed_trainings_end_with_the_same_bits(
     whole = settings(store, clip, tmp_path / 'whole', **EVERYTHING)
     run_processes(whole, tmp_path / 'whole.yaml', processes)
     killed = settings(store, clip, tmp_path / 'killed', **EVERYTHING)
-    moments = sorted(random.Random(processes * kills).sample(range(1, STEPS), kills))
-    for moment in moments:
-        process = launch(killed, tmp_path / 'killed.yaml', processes)
-        while steps_done(killed) < moment:
-            assert process.poll() is None, process.communicate()[0].decode()
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    kill_at_steps(killed, tmp_path / 'killed.yaml', processes, kills)
     run_processes(killed, tmp_path / 'killed.yaml', processes)
     for name in ('model.safetensors', 'log.jsonl'):
         one, two = ((run.out / name).read_bytes() for run in (whole, killed))

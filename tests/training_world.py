@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -103,3 +107,23 @@ def run_processes(
     process = launch(config, path, processes, program)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output.decode()
+
+
+def kill_at_steps(config: TrainSettings, path: Path, processes: int, kills: int) -> None:
+    """Start a training again and again, each time killed outright at a later step that is drawn at random."""
+    moments = sorted(random.Random(processes * kills).sample(range(1, config.steps or 1), kills))
+    for moment in moments:
+        process = launch(config, path, processes)
+        while _steps_done(config) < moment:
+            assert process.poll() is None, process.communicate()[0].decode()
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _steps_done(run: TrainSettings) -> int:
+    """The last step in the log."""
+    try:
+        return int(json.loads((run.out / 'log.jsonl').read_text().splitlines()[-1])['step'])
+    except (OSError, ValueError, IndexError):
+        return 0

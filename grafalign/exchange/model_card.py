@@ -162,11 +162,14 @@ def _what(exportable: Exportable, card: CardContent) -> str:
     if card.captions is not None:
         captions = 'It learned to land where CLIP puts the captions of an image.'
         how = captions if card.data is None else f'{how} From images with captions i{captions[1:]}'
+    tower = 'It takes the place of the image tower; the text tower is unchanged CLIP, so any words can be asked for.'
+    if card.run is not None and card.run.text_tower == 'trained':
+        how = 'Images and their captions were brought together, both towers being trained.'
+        tower = "Both towers are its own, started from CLIP's: words that no caption holds may have lost their meaning."
     return (
         f'A satellite encoder in the space of the CLIP {_clip_name(exportable)}, '
         f'trained {"on captions" if card.captions is not None else "without a single caption"}. {how} '
-        'It takes the place of the image tower; the text tower is unchanged CLIP, so any words can be asked for. '
-        f'{trained}' + (f'\n\n{card.origin}' if card.origin else '')
+        f'{tower} {trained}' + (f'\n\n{card.origin}' if card.origin else '')
     )
 
 

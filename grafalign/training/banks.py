@@ -1,4 +1,4 @@
-"""Several banks as one: photos first, then texts, each distinct text once."""
+"""Several banks as one: photos first, then texts, each distinct text once; and the texts themselves by those rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -76,10 +77,36 @@ def join_banks(
         return photos
     if photos is None and len(texts) == 1:
         return texts[0]
-    count = 0 if photos is None else len(photos)
-    total = max([count, *(int(r.max(initial=-1)) + 1 for r in rows)])
-    part, row = np.zeros(total, np.int64), np.arange(total)
-    first = 0 if photos is None else 1
-    for number in reversed(range(len(texts))):  # of equal texts the first bank's is taken
-        part[rows[number]], row[rows[number]] = first + number, np.arange(len(rows[number]))
+    part, row = _places(0 if photos is None else len(photos), rows)
     return JoinedBank([*([] if photos is None else [photos]), *texts], part, row)
+
+
+class JoinedTexts:
+    """Texts of several banks by their row in the joined bank, without photos.
+
+    Args:
+        texts: those of each bank.
+        rows: what `joined_rows` says of them.
+    """
+
+    def __init__(self, texts: Sequence[pa.ChunkedArray], rows: Sequence[npt.NDArray[np.int64]]) -> None:
+        self._texts = [pa.chunked_array(t.chunks or [pa.array([], pa.string())]) for t in texts]
+        self._part, self._row = _places(0, rows)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """The texts of some rows."""
+        part, row = self._part[rows], self._row[rows]
+        found = np.empty(len(rows), dtype=object)
+        for number, texts in enumerate(self._texts):
+            mine = part == number
+            found[mine] = texts.take(pa.array(row[mine])).to_pylist()
+        return list(found)
+
+
+def _places(photos: int, rows: Sequence[npt.NDArray[np.int64]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which bank each row of the joined bank is in, photos being the first one, and its row there, [K] each."""
+    total = max([photos, *(int(r.max(initial=-1)) + 1 for r in rows)])
+    part, row = np.zeros(total, np.int64), np.arange(total)
+    for number in reversed(range(len(rows))):  # of equal texts the first bank's is taken
+        part[rows[number]], row[rows[number]] = bool(photos) + number, np.arange(len(rows[number]))
+    return part, row

@@ -80,7 +80,7 @@ class Batch(TypedDict):
     listed: Tensor
     """Photos of the same tile: tile and candidate, int64 [2, M]; none where they are not masked."""
     whole: Tensor
-    """Tile (0 to B - 1) and candidate of all pairs of the batch, int64 [2, N]; none without the other direction."""
+    """Tile (0 to B - 1) and candidate of all pairs of the batch, int64 [2, N]; none where an image's own are enough."""
     sizes: Tensor
     """Tiles of the batch in every process, int64 [W]."""
     bad: Tensor
@@ -224,7 +224,7 @@ class PairSteps(Steps):
         matrix, zoom = plan.views.matrix[owner], zoom_of(plan.views.matrix[owner])
         scale, offset = self._radiometry(plan.tiles[shown])
         listed = self._same_tile(plan, mine) if self.settings.masks.same_tile else np.zeros((2, 0), dtype=np.int64)
-        whole = np.stack([plan.owner, plan.position]) if self.settings.photo_to_tile else np.zeros((2, 0), np.int64)
+        whole = np.stack([plan.owner, plan.position]) if self.settings.needs_whole_batch else np.zeros((2, 0), np.int64)
         arrays = {
             'scale': scale,
             'offset': offset,

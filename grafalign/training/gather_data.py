@@ -16,7 +16,7 @@ from grafalign.encoders import FrozenClip, PhotoBank, TextBank, load_bank, load_
 from grafalign.errors import InputError
 from grafalign.store import PairStore
 from grafalign.store_marker import Sensor
-from grafalign.training.banks import JoinedBank, join_banks, joined_rows
+from grafalign.training.banks import JoinedBank, JoinedTexts, join_banks, joined_rows
 from grafalign.training.mixture import Mixture, Turn
 from grafalign.training.pixels import PICTURE_BANDS
 from grafalign.training.rows import caption_rows_digest, training_rows_digest
@@ -44,6 +44,10 @@ class TrainingData:
         """The joined bank; on a GPU where it fits."""
         photos = None if self.photo_bank is None else bank_rows(self.photo_bank, device)
         return join_banks(photos, [bank_rows(bank, device) for _, bank in self.sets], self.set_rows)
+
+    def texts(self) -> JoinedTexts:
+        """All distinct texts, by their row in the joined bank."""
+        return JoinedTexts([bank.texts() for _, bank in self.sets], self.set_rows)
 
     @property
     def width(self) -> int:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -194,15 +195,16 @@ class _Loop:
         """Gradients of all micro-batches of a step, then one step of the optimizer."""
         accelerator, count = self._accelerator, self._steps.micro_batches
         loss = torch.zeros((), device=accelerator.device)
-        for number in range(count):
-            batch = self._next(batches)
+        for number, batch in enumerate(self._portions(step, batches)):
             tiles = len(batch['pixels'])
             self._bad.note(batch.get('bad'))
             self._window.tiles += tiles * accelerator.num_processes
             if not tiles and accelerator.num_processes == 1:
                 continue  # the short last batch of an epoch; other processes could be waiting for this one
             with contextlib.nullcontext() if number == count - 1 else accelerator.no_sync(self._model):
-                loss += self._backward(batch, (self._settings.seed, step, number, accelerator.process_index))
+                share = self._forward(batch, (self._settings.seed, step, number, accelerator.process_index))
+                accelerator.backward(share)
+            loss += torch.as_tensor(share.detach())
         norm = accelerator.clip_grad_norm_(self._clipped, self._settings.clip_norm)
         for group in self._optimizer.param_groups:
             group['lr'] = rate_at(step, self._total, group['peak_lr'], self._settings.warmup)
@@ -213,15 +215,34 @@ class _Loop:
         self._window.losses.append(loss)
         self._window.norms.append(full(torch.as_tensor(norm)).detach().to(loss.device))
 
-    def _backward(self, batch: dict[str, Tensor], place: tuple[int, ...]) -> Tensor:
-        """Add a micro-batch's gradients; returns its share of the loss."""
-        accelerator = self._accelerator
-        on_device = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()}
+    def _portions(self, step: int, batches: Iterator[dict[str, Tensor]]) -> Iterable[dict[str, Tensor]]:
+        """The micro-batches of a step, as they come.
+
+        A task whose loss is one of the whole batch has `prepare`: it is shown all of them first, without gradients.
+        """
+        count, prepare = self._steps.micro_batches, getattr(self._task, 'prepare', None)
+        read = (self._next(batches) for _ in range(count))
+        if prepare is None or count == 1:
+            return read
+        rank = self._accelerator.process_index
+        portions = [p for p in read if len(p['pixels'])]
+        with torch.no_grad():
+            glance = torch.ones(())
+            vectors = [
+                self._forward({**portion, 'glance': glance}, (self._settings.seed, step, number, rank))
+                for number, portion in enumerate(portions)
+            ]
+            prepared: list[dict[str, Tensor]] = prepare([self._on_device(p) for p in portions], vectors)
+        return prepared
+
+    def _forward(self, batch: dict[str, Tensor], place: tuple[int, ...]) -> Any:
+        """What the task makes of a micro-batch: its share of the loss."""
         torch.manual_seed(hash(place) % 2**63)  # whatever a tower draws for itself (dropout) follows from the place
-        with accelerator.autocast():
-            loss = self._model(on_device)
-        accelerator.backward(loss)
-        return torch.as_tensor(loss.detach())
+        with self._accelerator.autocast():
+            return self._model(self._on_device(batch))
+
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v.to(self._accelerator.device, non_blocking=True) for k, v in batch.items()}
 
     def _next(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The next micro-batch, with the time waited for it."""

@@ -148,7 +148,7 @@ class _Contrast(torch.autograd.Function):
         bias_gradient = z.new_zeros(())
         loss = z.new_zeros(())
         row_weight = torch.zeros_like(of_row) if own_leaves and bias is None else of_row
-        for part in torch.arange(len(pairs.row), device=z.device).split(max(1, _block(z) // max(1, z.shape[1]))):
+        for part in torch.arange(len(pairs.row), device=z.device).split(max(1, block_of(z) // max(1, z.shape[1]))):
             row, w = pairs.row[part], weight[part]
             photo = candidates.take(pairs.candidate[part], z)
             logit = (z[row] * photo).sum(1)
@@ -181,7 +181,8 @@ class _Contrast(torch.autograd.Function):
         return grads[0] * gradient, None, None, None, grads[0] * bias_gradient if ctx.needs_input_grad[4] else None
 
 
-def _block(like: Tensor) -> int:
+def block_of(like: Tensor) -> int:
+    """Logits that exist at a time where `like` is."""
     return _BLOCK.get(like.device.type, _LARGE_BLOCK)
 
 
@@ -204,8 +205,8 @@ def _others(
     device = z.device
     largest = torch.full((rows,), float('-inf'), dtype=z.dtype, device=device)
     total, slope, mean = (torch.zeros(s, dtype=z.dtype, device=device) for s in ((rows,), (rows,), (rows, depth)))
-    step = min(max(1, _block(z) // _ROWS), max(1, len(candidates)))
-    height = max(1, min(rows, _block(z) // step))
+    step = min(max(1, block_of(z) // _ROWS), max(1, len(candidates)))
+    height = max(1, min(rows, block_of(z) // step))
     hidden = _hidden(pairs, masks, own_leaves, step, height)
     logits_of = torch.empty(height, step, dtype=z.dtype, device=device)
     for first in range(0, len(candidates), step):
@@ -280,7 +281,7 @@ def _hide_alike(
 ) -> None:
     """Take out of a block what is too like, or too near, any positive of a row; `pairs` are sorted by row."""
     bounds = torch.searchsorted(pairs.row, torch.tensor([top, end], device=pairs.row.device)).tolist()
-    step = max(1, _block(logits) // photos.shape[0])
+    step = max(1, block_of(logits) // photos.shape[0])
     for begin in range(bounds[0], bounds[1], step):
         part = slice(begin, min(begin + step, bounds[1]))
         alike = torch.zeros(part.stop - begin, stop - first, dtype=torch.bool, device=logits.device)
@@ -319,7 +320,7 @@ class _Reverse(torch.autograd.Function):
         present, which, tiles = torch.unique_consecutive(photo, return_inverse=True, return_counts=True)
         weight = (1.0 / (len(present) * tiles[which])).to(z.dtype)
         gradient, loss = torch.zeros_like(z), z.new_zeros(())
-        step = max(1, _block(z) // max(1, len(z)))
+        step = max(1, block_of(z) // max(1, len(z)))
         starts = torch.cat([tiles.new_zeros(1), tiles.cumsum(0)])
         for first in range(0, len(present), step):
             part = slice(first, min(first + step, len(present)))

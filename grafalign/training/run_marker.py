@@ -35,6 +35,8 @@ class RunMarker(Marker):
     """Of the tiles, pairs and bank rows that were trained on; not in runs of earlier releases."""
     sensor: Sensor
     """With the bands that were used, in the order of the encoder's input."""
+    text_tower: Literal['frozen', 'trained'] = 'frozen'
+    """Whether `text.safetensors` holds a text tower of its own, started from CLIP's."""
     fit: Literal['resample', 'pad'] = 'resample'
     """How tiles that are smaller than CLIP's images enter the encoder."""
     seed: int = 0

@@ -53,7 +53,7 @@ class LoopSettings(Settings):
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate; GRAFT's 1e-5 (image) or 5e-5 (patch) by default."""
     lr_scalars: float = Field(default=1e-3, gt=0)
-    """Peak rate of temperature (`learn_tau`) and bias (`form: sigmoid`), which are single numbers (SigLIP's 1e-3)."""
+    """Peak rate of temperature (`learn_tau`) and bias (the sigmoid forms), which are single numbers (SigLIP's 1e-3)."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decay (1e-2 in GRAFT)."""
     warmup: float = Field(default=0.05, ge=0, le=1)
@@ -163,8 +163,13 @@ class TrainSettings(LoopSettings):
     """Which embedding is the anchor; GRAFT trains two separate models, `both` is ours."""
     patch_share: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the patch loss at level `both`; the image loss has the rest."""
-    form: Literal['softmax', 'sigmoid'] = 'softmax'
-    """GRAFT's softmax, or SigLIP's sigmoid (ours)."""
+    form: Literal['softmax', 'sigmoid', 'focal'] = 'softmax'
+    """GRAFT's softmax, or SigLIP's sigmoid (ours); with `text_tower: trained` also MaMMUT's focal sigmoid."""
+    gamma: float = Field(default=2.0, ge=0)
+    """Exponent of `form: focal`: how little pairs that are told apart already count (2 as in RetinaNet; MaMMUT's is not
+    known to us)."""
+    text_tower: Literal['frozen', 'trained'] = 'frozen'
+    """Frozen: images come to where CLIP puts their texts or photos. Trained: texts move, too; for captions only."""
     tau: float = Field(default=0.07, gt=0)
     """Temperature (0.07 in GRAFT)."""
     learn_tau: bool = False
@@ -174,8 +179,8 @@ class TrainSettings(LoopSettings):
     masks: MaskSettings = MaskSettings()
     """False negatives that are left out (ours; GRAFT leaves out none)."""
     photo_to_tile: float = Field(default=0.0, ge=0)
-    """Weight of the other direction, in which every photo must find its tile (ours). It needs the whole batch at once:
-    `micro_batch` may not be smaller than a process's share."""
+    """Weight of the other direction, in which every photo or text must find its image (ours; CLIP's is 1). With a
+    frozen text tower it needs the whole batch at once: `micro_batch` may not be smaller than a process's share."""
     photos_per_tile: int = Field(default=25, ge=1)
     """At most this many photos of a tile in one step."""
     placement: PlacementSettings = PlacementSettings()
@@ -227,6 +232,23 @@ class TrainSettings(LoopSettings):
             raise ValueError('`learn_tau` keeps `tau` at 0.01 or above; start it there or higher')
         return self
 
+    @model_validator(mode='after')
+    def _trains_texts_on_captions(self) -> Self:
+        if self.text_tower == 'frozen':
+            if self.form == 'focal':
+                raise ValueError('`form: focal` compares whole batches; use it with `text_tower: trained`')
+            return self
+        if any(s.store is not None for s in self.sources):
+            raise ValueError('`text_tower: trained` learns from captions; give caption sets only in `data`')
+        if self.negatives != 'batch' or self.masks != MaskSettings():
+            raise ValueError('`text_tower: trained` takes the texts of the batch; leave `negatives` and `masks` out')
+        return self
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the loss of an image depends on the other images of its batch."""
+        return self.photo_to_tile > 0 or self.text_tower == 'trained'
+
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
@@ -236,7 +258,7 @@ class TrainSettings(LoopSettings):
     def digest(self) -> str:
         """Digest of every setting that changes the result."""
         free: dict[str, Any] = dict(_FREE)
-        if not self.learn_tau and self.form != 'sigmoid':
+        if not self.learn_tau and self.form == 'softmax':
             free['lr_scalars'] = True
         if self.data:
             free['data'] = {'__all__': {'set', 'store'}}

@@ -27,9 +27,9 @@ from grafalign.training.processes import gather_rows
 from grafalign.training.settings import TrainSettings
 from grafalign.training.views import AugmentSettings, footprint, look, symmetry, veil
 
-_LARGEST_SCALE = math.log(100)
+LARGEST_SCALE = math.log(100)
 """CLIP's bound: tau is never learned to be less than 0.01."""
-_SIGMOID_BIAS = -10.0
+SIGMOID_BIAS = -10.0
 """SigLIP's start: almost all candidates are negatives."""
 
 
@@ -59,7 +59,7 @@ class AlignmentTask(nn.Module):
         self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
-        self.bias = nn.Parameter(torch.tensor([_SIGMOID_BIAS]), requires_grad=settings.form == 'sigmoid')
+        self.bias = nn.Parameter(torch.tensor([SIGMOID_BIAS]), requires_grad=settings.form == 'sigmoid')
         self.noted: dict[str, Tensor] = {}
         """What the last batch showed besides its loss, for the log."""
 
@@ -92,7 +92,7 @@ class AlignmentTask(nn.Module):
         """The logarithm of 1 / tau, [1]; one that is learned is brought back within its bound first."""
         if self.settings.learn_tau:
             with torch.no_grad():
-                self.log_scale.clamp_(max=_LARGEST_SCALE)
+                self.log_scale.clamp_(max=LARGEST_SCALE)
         return self.log_scale
 
     def forward(self, batch: Batch | tuple[Tensor, Tensor, Tensor]) -> Any:

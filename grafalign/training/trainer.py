@@ -4,6 +4,7 @@ RUN/config.yaml            the settings
 RUN/data.json              where the tiles and photos came from, if it was trained on any
 RUN/captions.json          where the captions came from, if it was trained on any
 RUN/model.safetensors      the encoder's weights
+RUN/text.safetensors       those of the text tower, where it was trained
 RUN/model.json             what is needed to use them: CLIP, sensor, level; written last
 RUN/log.jsonl, RUN/grafalign/   loss and recall by step; TensorBoard events
 RUN/checkpoints/           the newest checkpoint, for resuming
@@ -40,6 +41,7 @@ from grafalign.encoders import (
     merge,
     tune,
 )
+from grafalign.encoders.text_tower import TEXT_WEIGHTS, text_weights, with_text_weights
 from grafalign.encoders.weights_file import save_tensors
 from grafalign.errors import DamagedError, InputError, StaleError, naming_full_disk
 from grafalign.files import replacing, write_atomically
@@ -63,7 +65,9 @@ from grafalign.training.provenance import describe
 from grafalign.training.run_marker import RunMarker
 from grafalign.training.settings import TrainSettings
 from grafalign.training.task import AlignmentTask
+from grafalign.training.token_steps import TokenSteps
 from grafalign.training.trackers import end_trackers, start_trackers
+from grafalign.training.two_towers import TwoTowerTask
 from grafalign.training.validation import recall, sets_to_validate
 
 
@@ -74,6 +78,7 @@ class SatelliteModel:
     encoder: SatelliteEncoder
     preprocess: TilePreprocessing
     clip: FrozenClip
+    """The CLIP that it was trained towards, with the text tower of the run where that was trained, too."""
     sensor: Sensor
     marker: RunMarker
     """Content of `model.json`."""
@@ -139,12 +144,17 @@ def _train(settings: TrainSettings) -> RunMarker:
     bank = data.bank(accelerator.device)
     if places is not None and len(places) < len(bank):  # texts are nowhere: no distance to them is small
         places = torch.cat([places, torch.full((len(bank) - len(places), 3), float('inf'))])
-    task = AlignmentTask.start(clip, sensor, settings, bank, places)
+    task: AlignmentTask | TwoTowerTask
+    if settings.text_tower == 'trained':
+        task = TwoTowerTask.start(clip, sensor, settings)
+    else:
+        task = AlignmentTask.start(clip, sensor, settings, bank, places)
     mixture = None if settings.steps is None else mixture_of(data, settings, settings.steps)
-    steps = PairSteps(data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture)
+    pairs = PairSteps(data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture)
+    steps = pairs if settings.text_tower == 'frozen' else TokenSteps(pairs, data.texts(), clip.tokenizer)
     micro = _micro_batch(settings, steps, task, accelerator, begun)
     steps = steps.with_micro_batch(micro)
-    if settings.photo_to_tile and steps.micro_batches > 1:
+    if settings.photo_to_tile and settings.text_tower == 'frozen' and steps.micro_batches > 1:
         raise InputError(
             f'`photo_to_tile` needs the whole batch at once, but micro_batch is {micro}: lower batch_tiles, or raise '
             'micro_batch or the number of processes.'
@@ -156,7 +166,8 @@ def _train(settings: TrainSettings) -> RunMarker:
     val_sets = sets_to_validate(data, settings, clip)
 
     def validate(model: nn.Module) -> Mapping[str, float]:
-        return recall(model, data, val_sets, settings, batch=micro)
+        tokenizer = clip.tokenizer if settings.text_tower == 'trained' else None
+        return recall(model, data, val_sets, settings, batch=micro, tokenizer=tokenizer)
 
     started = time.perf_counter()
     run = Run(out, digest, micro, accelerator.mixed_precision, settings.max_bad_tiles)
@@ -167,6 +178,7 @@ def _train(settings: TrainSettings) -> RunMarker:
         format=RunMarker.NEWEST,
         digest=digest,
         level=settings.level,
+        text_tower=settings.text_tower,
         tau=task.tau,
         steps=total,
         clip=settings.clip,
@@ -186,12 +198,15 @@ def _train(settings: TrainSettings) -> RunMarker:
         precision=accelerator.mixed_precision,
         trained_parameters=sum(p.numel() for p in task.parameters() if p.requires_grad),
         wire_bytes_per_step=bytes_per_step(
-            task, settings.batch_tiles, share.world, data.width, settings.photo_to_tile > 0
+            task, settings.batch_tiles, share.world, data.width, settings.needs_whole_batch
         ),
     )
     if main:
         with replacing(out / 'model.safetensors') as part:
             save_tensors(_plain_weights(clip, sensor, settings, whole), part)
+        if settings.text_tower == 'trained':
+            with replacing(out / TEXT_WEIGHTS) as part:
+                save_tensors(text_weights(whole), part)
         marker.write(out / 'model.json')
     accelerator.wait_for_everyone()
     end_trackers(accelerator)
@@ -213,8 +228,8 @@ def earth_centred(store: PairStore) -> torch.Tensor:
 
 def _micro_batch(
     settings: TrainSettings,
-    steps: PairSteps,
-    task: AlignmentTask,
+    steps: PairSteps | TokenSteps,
+    task: AlignmentTask | TwoTowerTask,
     accelerator: Accelerator,
     begun: CheckpointState | None,
 ) -> int:
@@ -222,7 +237,7 @@ def _micro_batch(
     most = steps.micro_batch
     if settings.micro_batch != 'auto':
         return min(settings.micro_batch, most)
-    if settings.photo_to_tile:
+    if settings.photo_to_tile and settings.text_tower == 'frozen':
         return most
     if begun is not None and begun.micro_batch is not None:  # with another one sums would differ in their last bits
         return min(begun.micro_batch, most)
@@ -230,8 +245,10 @@ def _micro_batch(
         raise InputError('`micro_batch: auto` tries the whole model on one device; under FSDP give a number.')
 
     def forward(tiles: int) -> torch.Tensor:
-        batch = steps.with_micro_batch(tiles)[0]
-        on_device = {k: v.to(accelerator.device) for k, v in batch.items()}  # type: ignore[attr-defined]
+        batch: Any = steps.with_micro_batch(tiles)[0]
+        if isinstance(task, TwoTowerTask):
+            batch = task.without_gradients(batch)
+        on_device = {k: v.to(accelerator.device) for k, v in batch.items()}
         with accelerator.autocast():
             loss: torch.Tensor = task(on_device)
         return loss
@@ -281,4 +298,6 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
         encoder.load_state_dict(load_file(run / 'model.safetensors'))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise DamagedError(f'{run}/model.safetensors is missing or damaged ({error}); train again.') from None
+    if marker.text_tower == 'trained':
+        clip = with_text_weights(clip, run / TEXT_WEIGHTS)
     return SatelliteModel(encoder.eval(), TilePreprocessing(sensor, clip), clip, sensor, marker)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grafalign.captions.caption_set import CaptionSet
 from grafalign.encoders import FrozenClip, PhotoBank, TextBank, load_text_bank, select_bands
@@ -21,6 +23,8 @@ from grafalign.training.settings import TrainSettings
 from grafalign.training.sources import Source, caption_source
 
 _MOST = 2048
+Tokenizer = Callable[[list[str]], Tensor]
+"""Makes token ids [n, L] of n texts."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,12 @@ def sets_to_validate(data: TrainingData, settings: TrainSettings, clip: FrozenCl
 
 
 def recall(
-    model: nn.Module, data: TrainingData, sets: list[ValidationSet], settings: TrainSettings, batch: int = 256
+    model: nn.Module,
+    data: TrainingData,
+    sets: list[ValidationSet],
+    settings: TrainSettings,
+    batch: int = 256,
+    tokenizer: Tokenizer | None = None,
 ) -> dict[str, float]:
     """Recall at 1, 5, 10 on the `val` split of everything that has one.
 
@@ -67,6 +76,7 @@ def recall(
         sets: caption sets to validate on.
         settings: level and bands.
         batch: images at a time.
+        tokenizer: of the text tower that is being trained; without one texts are those of the bank.
 
     Returns:
         `tile_photo@k` and `photo_tile@k` of the pair store, `image_text@k` and `text_image@k` of the caption sets, with
@@ -77,12 +87,16 @@ def recall(
         found |= photo_tile_recall(model, data.store, data.photo_bank, settings, batch=batch)
     for which in sets:
         prefix = f'{which.name}: ' if len(sets) > 1 else ''
-        found |= {prefix + k: v for k, v in image_text_recall(model, which, settings, batch).items()}
+        found |= {prefix + k: v for k, v in image_text_recall(model, which, settings, batch, tokenizer).items()}
     return found
 
 
 def image_text_recall(
-    model: nn.Module, which: ValidationSet, settings: TrainSettings, batch: int = 256
+    model: nn.Module,
+    which: ValidationSet,
+    settings: TrainSettings,
+    batch: int = 256,
+    tokenizer: Tokenizer | None = None,
 ) -> dict[str, float]:
     """Recall at 1, 5, 10 between images and distinct texts of a caption set.
 
@@ -91,6 +105,7 @@ def image_text_recall(
         which: the set.
         settings: level.
         batch: images at a time.
+        tokenizer: as of `recall`.
 
     Returns:
         `image_text@k` and `text_image@k`; and the number of `unreadable_val_images`, if there are any.
@@ -109,7 +124,10 @@ def image_text_recall(
     found = {'unreadable_val_images': float(lost)} if lost else {}
     if not len(image):
         return found
-    of_texts = which.bank.embeddings[texts].astype(np.float32)
+    if tokenizer is None:
+        of_texts = which.bank.embeddings[texts].astype(np.float32)
+    else:
+        of_texts = embed_words(model, which.bank.texts().take(pa.array(texts)).to_pylist(), tokenizer, batch)
     forth, back = recall_at(vectors, of_texts, image, text), recall_at(of_texts, vectors, text, image)
     return found | {f'image_text@{k}': v for k, v in forth.items()} | {f'text_image@{k}': v for k, v in back.items()}
 
@@ -158,6 +176,14 @@ def photo_tile_recall(
     of_photos = bank.embeddings[photos].astype(np.float32)
     forth, back = recall_at(vectors, of_photos, t, p), recall_at(of_photos, vectors, p, t)
     return found | {f'tile_photo@{k}': v for k, v in forth.items()} | {f'photo_tile@{k}': v for k, v in back.items()}
+
+
+def embed_words(model: nn.Module, texts: list[str], tokenizer: Tokenizer, batch: int) -> npt.NDArray[np.float32]:
+    """Unit vectors [n, D] of texts by the text tower that is being trained."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        parts = [model(tokenizer(texts[i : i + batch]).to(device)).cpu() for i in range(0, len(texts), batch)]
+    return np.asarray(torch.cat(parts).numpy(), dtype=np.float32)
 
 
 def embed_pixels(
