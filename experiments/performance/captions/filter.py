@@ -23,7 +23,7 @@ from grafalign.sandbox import TINY_CLIP_DIR
 
 
 def measure_filter(data: Path, count: int, turns: int) -> dict[str, Any]:
-    """Import and filter a made img2dataset output, beside feature extraction alone, in turns.
+    """Filter a made img2dataset output, beside feature extraction alone, in turns.
 
     Args:
         data: folder of what is made.
@@ -32,7 +32,7 @@ def measure_filter(data: Path, count: int, turns: int) -> dict[str, Any]:
     """
     shards = make_shards(data / f'shards{count}', count)
     captions = data / f'set{count}'
-    imported = command('captions', 'import', shards, captions)
+    command('captions', 'import', shards, captions)
     _fit(data)
     runs: list[dict[str, Any]] = []
     for _ in range(max(1, turns)):
@@ -46,7 +46,7 @@ def measure_filter(data: Path, count: int, turns: int) -> dict[str, Any]:
             subprocess.run([sys.executable, '-m', MODULE, '--case', 'features', str(captions)], check=True)
             runs[-1]['features_alone_s'] = round(time.perf_counter() - started, 1)
     speeds = [round(r['features_alone_s'] / r['ours']['seconds'], 3) for r in runs if turns]
-    return {'images': count, 'import': imported, 'turns': runs, 'speed_of_features_alone': speeds}
+    return {'images': count, 'turns': runs, 'speed_of_features_alone': speeds}
 
 
 def _fit(data: Path) -> None:
