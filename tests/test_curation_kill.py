@@ -17,7 +17,8 @@ from tests.caption_world import folder
 from tests.curation_world import labels_of, make_kinds, web_set
 from tests.killing import killed_at_change, run_through_kills
 
-often = pytest.mark.parametrize('kills', [(2,), pytest.param((1, 2, 3, 5, 8), marks=pytest.mark.slow)])
+MOMENTS = (1, 2, 3, 5, 8)
+often = pytest.mark.parametrize('kills', [(2,), pytest.param(MOMENTS, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope='module')
@@ -31,14 +32,12 @@ def tables(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.rglob('*')) if p.suffix in ('.parquet', '.npy', '.npz')}
 
 
-@often
-def test_a_filter_that_was_killed_while_it_was_fitted_is_the_same(
-    kinds: Path, tmp_path: Path, kills: tuple[int, ...]
-) -> None:
+@pytest.mark.slow
+def test_a_filter_that_was_killed_while_it_was_fitted_is_the_same(kinds: Path, tmp_path: Path) -> None:
     """Thresholds and weights are those of a run without kills."""
     args = ['captions', 'fit-filter', str(kinds / 'kinds.yaml'), '--model', str(TINY_CLIP_DIR), '--rate', '0.05']
     assert not killed_at_change([*args, str(tmp_path / 'whole')], tmp_path, 10**9)
-    assert run_through_kills([*args, str(tmp_path / 'broken')], tmp_path / 'broken', kills) >= len(kills) / 2
+    assert run_through_kills([*args, str(tmp_path / 'broken')], tmp_path / 'broken', MOMENTS) >= len(MOMENTS) / 2
     whole, broken = (json.loads((tmp_path / n / 'filter.json').read_text()) for n in ('whole', 'broken'))
     assert whole.pop('command') != broken.pop('command')  # they name their folders
     assert whole == broken and tables(tmp_path / 'whole') == tables(tmp_path / 'broken')

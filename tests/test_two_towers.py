@@ -29,7 +29,7 @@ from grafalign.training.loop import fit
 from grafalign.training.task import viewed
 from grafalign.training.token_steps import TokenSteps
 from grafalign.training.two_towers import TwoTowerTask
-from tests.caption_world import folder
+from tests.caption_world import COLOURS, folder
 from tests.training_world import kill_at_steps, run_processes
 
 
@@ -188,31 +188,38 @@ def test_the_loop_takes_the_steps_of_the_whole_batch_whatever_the_micro_batch(we
         torch.testing.assert_close(others[name], value, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(('processes', 'micro_batch'), [(2, 5), (2, 2)])
+@pytest.mark.parametrize(
+    ('processes', 'micro_batch'),
+    [(2, 2), pytest.param(2, 5, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
+)
 def test_processes_give_what_one_gives(
     processes: int, micro_batch: int, web: Path, clip: FrozenClip, tmp_path: Path
 ) -> None:
-    """Weights of both towers and the temperature agree to the rounding of single precision."""
+    """Losses, temperature and what both towers say agree to the rounding of single precision.
+
+    Weights need not: the keys' biases of an attention have no gradient but rounding, which Adam brings to full length.
+    """
     alone = settings(clip, web, tmp_path / 'alone', micro_batch=10)
     together = settings(clip, web, tmp_path / 'together', micro_batch=micro_batch)
     run_processes(alone, tmp_path / 'alone.yaml')
     run_processes(together, tmp_path / 'together.yaml', processes)
-    for name in ('model.safetensors', TEXT_WEIGHTS):
-        ours, theirs = (load_file(tmp_path / run / name) for run in ('together', 'alone'))
-        for key, value in theirs.items():
-            torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=2e-4, msg=key)
+    models = [load_satellite(tmp_path / run) for run in ('together', 'alone')]
+    pictures = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for ours, theirs in (
+        [m.clip.encode_text([f'a {colour}' for colour in COLOURS]) for m in models],
+        [m.embed_images(pictures) for m in models],
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
     for key in ('loss', 'tau'):
         ours, theirs = (
             [json.loads(line)[key] for line in (tmp_path / run / 'log.jsonl').read_text().splitlines()]
             for run in ('together', 'alone')
         )
-        assert ours == pytest.approx(theirs, rel=1e-3)
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ('processes', 'kills'),
-    [(1, 2), pytest.param(1, 10, marks=pytest.mark.slow), pytest.param(2, 10, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(('processes', 'kills'), [(1, 10), (2, 10)])
 def test_killed_trainings_of_both_towers_end_with_the_same_bits(
     processes: int, kills: int, web: Path, clip: FrozenClip, tmp_path: Path
 ) -> None:
