@@ -89,7 +89,11 @@ def test_pairs_that_are_told_apart_for_certain_have_a_finite_loss() -> None:
 
 
 def test_half_precision_vectors_are_compared_in_full_precision() -> None:
-    """What bfloat16 towers give is not rounded once more."""
+    """What bfloat16 towers give is not rounded once more, also where autocast is on."""
     images, texts, pairs = batch()
-    half = vector_gradients(images.bfloat16(), texts.bfloat16(), torch.tensor([1.0]), torch.zeros(1), pairs, PairLoss())
-    assert half.images.dtype == torch.float32
+    arguments = images.bfloat16(), texts.bfloat16(), torch.tensor([1.0]), torch.zeros(1), pairs, PairLoss()
+    plain = vector_gradients(*arguments)
+    with torch.autocast('cpu', torch.bfloat16):
+        inside = vector_gradients(*arguments)
+    assert plain.images.dtype == torch.float32
+    assert torch.equal(plain.images, inside.images) and torch.equal(plain.loss, inside.loss)

@@ -85,7 +85,7 @@ def vector_gradients(
             value.backward()
             loss = loss + value.detach()
 
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(v.device.type, enabled=False):
         if how.form == 'softmax':
             weight = pairs.weight.to(v.dtype)
             add(len(v), lambda part: _softmax(v[part] @ t.T * scale.exp(), pairs.row, pairs.candidate, weight, part))
