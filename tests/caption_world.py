@@ -12,6 +12,9 @@ import numpy as np
 from PIL import Image
 
 from grafalign.captions import CaptionSet
+from grafalign.captions.import_set import ImportOptions, import_captions
+from grafalign.encoders import FrozenClip, embed_texts
+from grafalign.training import TrainSettings
 
 COLOURS = ('red field', 'green forest', 'blue lake', 'grey harbour', 'white snow', 'black burnt land')
 
@@ -54,3 +57,26 @@ def texts_of(captions: CaptionSet) -> dict[str, list[str]]:
     for row in captions.captions.select(['image_id', 'text']).to_pylist():
         found.setdefault(row['image_id'], []).append(row['text'])
     return found
+
+
+def captioned_set(out: Path, clip: FrozenClip) -> Path:
+    """A set of 24 pictures with 12 distinct texts, two an image, and its bank; some images are for validation."""
+    import_captions(folder(out / 'pictures'), out / 'set', ImportOptions(kind='human', val=0.2))
+    embed_texts(CaptionSet(out / 'set'), clip)
+    return out / 'set'
+
+
+def settings(clip: FrozenClip, out: Path = Path('no/run'), **changes: object) -> TrainSettings:
+    """A short training; give `data` or `store`."""
+    values = {
+        'out': out,
+        'clip': clip.settings,
+        'steps': 6,
+        'batch_tiles': 10,
+        'lr': 1e-3,
+        'log_every': 1,
+        'validate_every': 6,
+        'checkpoint_every': 3,
+        'gsd_m': 5.0,
+    }
+    return TrainSettings.model_validate(values | changes)

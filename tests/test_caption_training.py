@@ -38,17 +38,14 @@ from grafalign.training.gather_data import TrainingData, gather_data, mixture_of
 from grafalign.training.pixels import PicturePixels
 from grafalign.training.provenance import CaptionsMarker
 from grafalign.training.task import AlignmentTask, viewed
-from tests.caption_world import COLOURS, folder, picture
+from tests.caption_world import COLOURS, captioned_set, folder, picture, settings
 from tests.training_world import launch
 
 
 @pytest.fixture(scope='module')
 def web(tmp_path_factory: pytest.TempPathFactory, clip: FrozenClip) -> Path:
     """A set of 24 pictures with 12 distinct texts, two an image, and its bank."""
-    out = tmp_path_factory.mktemp('web')
-    import_captions(folder(out / 'pictures'), out / 'set', ImportOptions(kind='human', val=0.2))
-    embed_texts(CaptionSet(out / 'set'), clip)
-    return out / 'set'
+    return captioned_set(tmp_path_factory.mktemp('web'), clip)
 
 
 @pytest.fixture(scope='module')
@@ -63,22 +60,6 @@ def tiles(tmp_path_factory: pytest.TempPathFactory, clip: FrozenClip, store: Pai
         writer.finish({}, store=(str(store.path), store.digest))
     embed_texts(CaptionSet(out), clip)
     return out
-
-
-def settings(clip: FrozenClip, out: Path = Path('no/run'), **changes: object) -> TrainSettings:
-    """A short training; give `data` or `store`."""
-    values = {
-        'out': out,
-        'clip': clip.settings,
-        'steps': 6,
-        'batch_tiles': 10,
-        'lr': 1e-3,
-        'log_every': 1,
-        'validate_every': 6,
-        'checkpoint_every': 3,
-        'gsd_m': 5.0,
-    }
-    return TrainSettings.model_validate(values | changes)
 
 
 def steps_of(

@@ -26,8 +26,7 @@ from grafalign.models import Model
 from grafalign.photos.exif import difference_hash
 from grafalign.training import train
 from grafalign.training.gather_data import gather_data
-from tests.caption_world import folder, picture
-from tests.test_caption_training import settings
+from tests.caption_world import folder, picture, settings
 
 
 def noisy(seed: int, size: int = 64) -> Image.Image:

@@ -14,9 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from grafalign.captions import CaptionSet
-from grafalign.captions.import_set import ImportOptions, import_captions
-from grafalign.encoders import FrozenClip, embed_texts
+from grafalign.encoders import FrozenClip
 from grafalign.encoders.text_tower import TEXT_WEIGHTS
 from grafalign.errors import DamagedError
 from grafalign.exchange import publish
@@ -29,37 +27,21 @@ from grafalign.training.loop import fit
 from grafalign.training.task import viewed
 from grafalign.training.token_steps import TokenSteps
 from grafalign.training.two_towers import TwoTowerTask
-from tests.caption_world import COLOURS, folder
+from tests.caption_world import COLOURS, captioned_set
+from tests.caption_world import settings as caption_settings
 from tests.training_world import kill_at_steps, run_processes
 
 
 @pytest.fixture(scope='module')
 def web(tmp_path_factory: pytest.TempPathFactory, clip: FrozenClip) -> Path:
     """A set of 24 pictures with 12 distinct texts, two an image, and its bank."""
-    out = tmp_path_factory.mktemp('web')
-    import_captions(folder(out / 'pictures'), out / 'set', ImportOptions(kind='human', val=0.2))
-    embed_texts(CaptionSet(out / 'set'), clip)
-    return out / 'set'
+    return captioned_set(tmp_path_factory.mktemp('web'), clip)
 
 
 def settings(clip: FrozenClip, web: Path, out: Path = Path('no/run'), **changes: object) -> TrainSettings:
     """A short training of both towers."""
-    values = {
-        'data': web,
-        'out': out,
-        'clip': clip.settings,
-        'text_tower': 'trained',
-        'photo_to_tile': 1.0,
-        'learn_tau': True,
-        'steps': 6,
-        'batch_tiles': 10,
-        'lr': 1e-3,
-        'log_every': 1,
-        'validate_every': 6,
-        'checkpoint_every': 3,
-        'gsd_m': 5.0,
-    }
-    return TrainSettings.model_validate(values | changes)
+    both: dict[str, object] = {'data': web, 'text_tower': 'trained', 'photo_to_tile': 1.0, 'learn_tau': True}
+    return caption_settings(clip, out, **(both | changes))
 
 
 def steps_of(

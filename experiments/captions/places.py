@@ -56,8 +56,8 @@ def _cut_at_random(truth: SandboxTruth, seed: int) -> list[tuple[LabelledTiles, 
     parts: list[tuple[LabelledTiles, Shares]] = []
     start = 0
     while sum(len(shares) for _, shares in parts) < MOST and start < len(inside):
-        here = inside[start : start + _CHUNK]
-        tiles = truth._cut(x[here], y[here], grid, None, rng)
+        rows = inside[start : start + _CHUNK]
+        tiles = truth._cut(x[rows], y[rows], grid, None, rng)
         parts.append((tiles, class_shares(tiles.labels, len(truth.classes))))
         start += _CHUNK
     return parts

@@ -83,22 +83,22 @@ def of_two_passes(model: nn.Module, images: Tensor, tokens: Tensor, parts: int) 
     batches = list(Loader(images, tokens, parts))
 
     def vectors(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        found: Any = model
-        return found.encode_image(batch[0], normalize=True), found.encode_text(batch[1], normalize=True)
+        towers: Any = model
+        return towers.encode_image(batch[0], normalize=True), towers.encode_text(batch[1], normalize=True)
 
     with torch.no_grad():
-        seen = [vectors(batch) for batch in batches]
-    everything = [torch.cat(v) for v in zip(*seen, strict=True)]
+        parts_of_batch = [vectors(batch) for batch in batches]
+    everything = [torch.cat(v) for v in zip(*parts_of_batch, strict=True)]
     number = torch.arange(BATCH)
     pairs = Pairs(number, number, torch.full((BATCH,), 1 / BATCH, dtype=images.dtype))
     scale = model.get_parameter('logit_scale')
-    found = vector_gradients(
+    whole = vector_gradients(
         everything[0], everything[1], scale.reshape(1), torch.zeros(1, dtype=scale.dtype), pairs, PairLoss('softmax')
     )
-    for batch, of_images, of_texts in zip(batches, found.images.chunk(parts), found.texts.chunk(parts), strict=True):
+    for batch, of_images, of_texts in zip(batches, whole.images.chunk(parts), whole.texts.chunk(parts), strict=True):
         v, t = vectors(batch)
         ((v * of_images).sum() / 2 + (t * of_texts).sum() / 2).backward()
-    scale.grad = found.log_scale.reshape(scale.shape) / 2
+    scale.grad = whole.log_scale.reshape(scale.shape) / 2
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -115,14 +115,16 @@ def main() -> None:
     for name, way in (('open_clip', of_open_clip), ('grafalign', of_two_passes)):
         whole = way(model, images, tokens, 1)
         for parts in PARTS:
-            found = way(model, images, tokens, parts)
+            of_parts = way(model, images, tokens, parts)
             towers = [n for n in whole if n != 'logit_scale']
-            flat = [torch.cat([g[n].flatten() for n in towers]) for g in (found, whole)]
+            flat = [torch.cat([g[n].flatten() for n in towers]) for g in (of_parts, whole)]
             rows.append(
                 {
                     'trainer': name,
                     'parts': parts,
-                    'gradient_of_log_scale_over_that_of_the_whole': float(found['logit_scale'] / whole['logit_scale']),
+                    'gradient_of_log_scale_over_that_of_the_whole': float(
+                        of_parts['logit_scale'] / whole['logit_scale']
+                    ),
                     'relative_error_of_the_towers': float((flat[0] - flat[1]).norm() / flat[1].norm()),
                     'cosine_of_the_towers': float(functional.cosine_similarity(flat[0], flat[1], dim=0)),
                 }

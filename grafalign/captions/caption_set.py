@@ -191,8 +191,8 @@ class CaptionSet:
         path = self.path / f'{name}.parquet'
         try:
             there = pq.read_schema(path).names
-            wanted = None if columns is None else [c for c in columns if c in there]
-            table = pq.read_table(path, columns=wanted, read_dictionary=_REPEATED)
+            chosen = None if columns is None else [c for c in columns if c in there]
+            table = pq.read_table(path, columns=chosen, read_dictionary=_REPEATED)
         except (OSError, pa.ArrowException) as error:
             reason = ' '.join(str(error).split())[:200]
             raise DamagedError(f'{path} cannot be read ({reason}); {CaptionSetMarker.REMEDY}.') from None

@@ -67,19 +67,19 @@ class Numbering:
         """
         self._merge()
         keys = np.fromiter(map(_hash, texts), np.uint64, len(texts))
-        found = np.full(len(keys), -1, dtype=np.int64)
+        assigned = np.full(len(keys), -1, dtype=np.int64)
         for hashes, numbers in self._runs:
             at = np.minimum(np.searchsorted(hashes, keys), len(hashes) - 1)
             hit = hashes[at] == keys
-            found[hit] = numbers[at[hit]]
-        left = np.flatnonzero(found < 0)
+            assigned[hit] = numbers[at[hit]]
+        left = np.flatnonzero(assigned < 0)
         new, first, which = np.unique(keys[left], return_index=True, return_inverse=True)
         number = np.empty(len(new), dtype=np.int64)
         number[np.argsort(first)] = self._count + np.arange(len(new))
-        found[left] = number[which]
+        assigned[left] = number[which]
         self._add(new, number)
         self._count += len(new)
-        return found
+        return assigned
 
     def _merge(self) -> None:
         hashes = np.fromiter(self._new.keys(), np.uint64, len(self._new))

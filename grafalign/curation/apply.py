@@ -175,16 +175,16 @@ def _page(
 
     rows = [(name.replace('_', ' '), f'{value:,}') for name, value in asdict(summary).items()]
     made = ' '.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))
-    found = [(name, shown(of_group)) for name, of_group in groups.items() if len(of_group)]
+    sections = [(name, shown(of_group)) for name, of_group in groups.items() if len(of_group)]
     pictures.close()
-    return selection_page(f'What is kept of {captions.path.name}', made, rows, found)
+    return selection_page(f'What is kept of {captions.path.name}', made, rows, sections)
 
 
 def _first_texts(captions: CaptionSet, rows: npt.NDArray[np.int64]) -> dict[int, str]:
     """The first caption of some images, where they have one."""
-    found: dict[int, str] = {}
+    first: dict[int, str] = {}
     for batch in parquet_batches(captions.path / 'captions.parquet', _BLOCK, ['image', 'text']):
         mine = batch.filter(pa.array(np.isin(batch['image'].to_numpy(), rows)))
         for image, text in zip(mine['image'].to_pylist(), mine['text'].to_pylist(), strict=True):
-            found.setdefault(image, text)
-    return found
+            first.setdefault(image, text)
+    return first

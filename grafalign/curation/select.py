@@ -54,13 +54,13 @@ def select(
             first = 0
             for images in _blocks(captions.path / 'images.parquet'):
                 rows = slice(first, first + len(images))
-                here = {name: values[rows] for name, values in (scores or {}).items()}
+                block_scores = {name: values[rows] for name, values in (scores or {}).items()}
                 stays = pa.array(kept[rows])
                 bare = 'scores' not in images.column_names
                 earlier = pa.chunked_array([pa.nulls(len(images), _SCORES)]) if bare else images['scores']
                 others = images if bare else images.drop_columns('scores')
-                writer.add_images(others.append_column('scores', _joined_scores(earlier, here)).filter(stays))
-                writer.reject_many(_rejected(images['image_id'], reasons[rows], here))
+                writer.add_images(others.append_column('scores', _joined_scores(earlier, block_scores)).filter(stays))
+                writer.reject_many(_rejected(images['image_id'], reasons[rows], block_scores))
                 first += len(images)
             for texts in _blocks(captions.path / 'captions.parquet'):
                 texts = texts.filter(pa.array(kept[texts['image'].to_numpy()]))

@@ -96,11 +96,11 @@ class JoinedTexts:
     def take(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """The texts of some rows."""
         part, row = self._part[rows], self._row[rows]
-        found = np.empty(len(rows), dtype=object)
+        texts_of_rows = np.empty(len(rows), dtype=object)
         for number, texts in enumerate(self._texts):
             mine = part == number
-            found[mine] = texts.take(pa.array(row[mine])).to_pylist()
-        return list(found)
+            texts_of_rows[mine] = texts.take(pa.array(row[mine])).to_pylist()
+        return list(texts_of_rows)
 
 
 def _places(photos: int, rows: Sequence[npt.NDArray[np.int64]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -86,12 +86,12 @@ class TwoTowerTask(nn.Module):
     def _vectors(self, batch: Portion) -> tuple[Tensor, Tensor]:
         """Unit vectors of the images [b, D] and texts [k, D] of a micro-batch that count."""
         images = viewed(self.preprocess, batch, self.settings.augment)
-        found: Embeddings = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
+        vectors: Embeddings = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
         texts = self.text(batch['tokens'])
         own = batch['own'].tolist()
         # a row that does not count stays in the graph, as other processes wait for its gradients
-        nothing = 0 * (found.image[own[0] :].sum() + texts[own[1] :].sum())
-        return full_precision(found.image[: own[0]]) + nothing, texts[: own[1]] + nothing
+        nothing = 0 * (vectors.image[own[0] :].sum() + texts[own[1] :].sum())
+        return full_precision(vectors.image[: own[0]]) + nothing, texts[: own[1]] + nothing
 
     def prepare(self, portions: Sequence[Portion], vectors: Sequence[tuple[Tensor, Tensor]]) -> list[Portion]:
         """Micro-batches with the gradients of their vectors.
@@ -107,7 +107,7 @@ class TwoTowerTask(nn.Module):
             with torch.no_grad():
                 self.log_scale.clamp_(max=LARGEST_SCALE)
         images, texts = (torch.cat([v[i] for v in vectors]) for i in (0, 1))
-        found = self._whole(portions, images, texts)
+        whole = self._whole(portions, images, texts)
         self._note()
         world, prepared = len(portions[0]['sizes']), []
         first_image, first_text = self._begin(portions[0])
@@ -116,11 +116,11 @@ class TwoTowerTask(nn.Module):
             prepared.append(
                 portion
                 | {
-                    'image_gradient': world * found.images[first_image:last_image],
-                    'text_gradient': world * found.texts[first_text:last_text],
-                    'scale_gradient': found.log_scale,
-                    'bias_gradient': found.bias,
-                    'loss': found.loss,
+                    'image_gradient': world * whole.images[first_image:last_image],
+                    'text_gradient': world * whole.texts[first_text:last_text],
+                    'scale_gradient': whole.log_scale,
+                    'bias_gradient': whole.bias,
+                    'loss': whole.loss,
                 }
             )
             first_image, first_text = last_image, last_text
@@ -149,10 +149,10 @@ class TwoTowerTask(nn.Module):
         tile, text = first['whole'][:, there[first['whole'][0]]]
         weight = 1 / (len(everyone) * torch.bincount(tile, minlength=len(everyone))[tile].to(images.dtype))
         pairs = Pairs(number[tile], text, weight)
-        found = vector_gradients(everyone[there, :-1], all_texts, self.log_scale, self.bias, pairs, self._loss)
+        of_read = vector_gradients(everyone[there, :-1], all_texts, self.log_scale, self.bias, pairs, self._loss)
         of_all = everyone.new_zeros(len(everyone), images.shape[1])
-        of_all[there] = found.images.to(of_all.dtype)
-        return VectorGradients(found.loss, of_all, found.texts, found.log_scale, found.bias)
+        of_all[there] = of_read.images.to(of_all.dtype)
+        return VectorGradients(of_read.loss, of_all, of_read.texts, of_read.log_scale, of_read.bias)
 
     def _begin(self, portion: Portion) -> tuple[int, int]:
         """Where this process's images and texts begin among those of all."""
