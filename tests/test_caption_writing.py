@@ -31,8 +31,8 @@ from grafalign.store import PairStore
 from grafalign.web.chat import KEY, Chat
 from tests.caption_world import picture
 from tests.chat_server import ChatServer, Reply
+from tests.landmark_world import extract, place_set
 from tests.serving import running
-from tests.test_landmarks import extract, place_set
 
 
 @pytest.fixture
