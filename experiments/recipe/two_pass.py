@@ -2,7 +2,8 @@
 
     python -m experiments.recipe.two_pass --data FOLDER          # half an hour on two idle cores
 
-time      seconds of a step of 64 images and their texts: one pass, and two passes in micro-batches of 16, in turns
+time      seconds of a step of 64 images and their texts: one pass, and two passes in micro-batches of 16 and of 4, in
+          turns; and one pass of a text decoder (MaMMUT) that only compares beside one that also writes captions
 memory    peak resident memory of steps of 32 to 256 images in micro-batches of 16, and of one pass, beyond that of a
           step of 16; each in a fresh process
 
@@ -29,16 +30,18 @@ from experiments.performance.training.workload import FULL, make_clip
 from grafalign.captions import CaptionSet
 from grafalign.captions.import_set import ImportOptions, import_captions
 from grafalign.encoders import ClipSettings, FrozenClip, embed_texts, load_clip
+from grafalign.encoders.mammut import marked_tokenizer
 from grafalign.training import TrainSettings
 from grafalign.training.accelerator import make_accelerator
 from grafalign.training.data import PairSteps
 from grafalign.training.gather_data import gather_data
 from grafalign.training.loop import fit
+from grafalign.training.mammut import MammutTask
 from grafalign.training.token_steps import TokenSteps
 from grafalign.training.two_towers import TwoTowerTask
 
 RESULTS = Path(__file__).resolve().parent / 'results'
-IMAGES, BATCH, MICRO, TURNS, STEPS = 512, 64, 16, 4, 2
+IMAGES, BATCH, MICRO, SMALL, TURNS, STEPS = 512, 64, 16, 4, 4, 2
 
 
 def prepare(data: Path) -> FrozenClip:
@@ -50,33 +53,53 @@ def prepare(data: Path) -> FrozenClip:
     return clip
 
 
-def training(data: Path, clip: FrozenClip, batch: int, micro_batch: int) -> tuple[TwoTowerTask, TokenSteps, Any]:
+def training(
+    data: Path, clip: FrozenClip, batch: int, micro_batch: int, **changes: object
+) -> tuple[TwoTowerTask, TokenSteps, Any]:
     """Task, steps and settings."""
     values = {
         'data': str(data / 'set'), 'out': data / 'run', 'clip': clip.settings, 'gsd_m': 1.0, 'steps': 1000,
         'batch_tiles': batch, 'micro_batch': micro_batch, 'precision': 'no', 'trackers': [], 'text_tower': 'trained',
         'photo_to_tile': 1.0, 'learn_tau': True, 'log_every': 10**6,
     }  # fmt: skip
-    settings = TrainSettings.model_validate(values)
+    settings = TrainSettings.model_validate(values | changes)
     gathered = gather_data(settings, clip)
     torch.manual_seed(SEED)
-    task = TwoTowerTask.start(clip, gathered.sensor, settings)
     pairs = PairSteps(gathered.sources, settings, None, micro_batch, size_px=gathered.sensor.size_px)
-    return task, TokenSteps(pairs, gathered.texts(), clip.tokenizer), settings
+    if settings.text_tower == 'trained':
+        task = TwoTowerTask.start(clip, gathered.sensor, settings)
+        return task, TokenSteps(pairs, gathered.texts(), clip.tokenizer), settings
+    mammut = MammutTask.start(clip, gathered.sensor, settings)
+    tokenizer = marked_tokenizer(clip, mammut.text)
+    steps = TokenSteps(pairs, gathered.texts(), tokenizer, captions=settings.caption_weight > 0)
+    return mammut, steps, settings
 
 
 def time_case(data: Path) -> dict[str, Any]:
     """Blocks of steps of either way, in turns."""
     clip = prepare(data)
-    ways = {'one pass': training(data, clip, BATCH, BATCH), 'two passes': training(data, clip, BATCH, MICRO)}
+    ways = {
+        'one pass': training(data, clip, BATCH, BATCH),
+        'two passes of 16': training(data, clip, BATCH, MICRO),
+        'two passes of 4': training(data, clip, BATCH, SMALL),
+        'decoder': training(data, clip, BATCH, BATCH, text_tower='decoder', caption_weight=0),
+        'decoder that writes': training(data, clip, BATCH, BATCH, text_tower='decoder'),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS + 1):
         for name, (task, steps, settings) in ways.items():
             spent = timed(lambda: fit(task, steps, STEPS, 1e-5, settings, make_accelerator('no')))  # noqa: B023
             seconds[name].append(spent.wall_s / STEPS)
     later = {name: values[1:] for name, values in seconds.items()}
-    ratios = [two / one for one, two in zip(later['one pass'], later['two passes'], strict=True)]
-    return {'seconds_a_step': later, 'ratios': ratios, 'median': statistics.median(ratios)}
+    ratios = {
+        name: statistics.median(more / less for less, more in zip(later[base], later[name], strict=True))
+        for base, name in (
+            ('one pass', 'two passes of 16'),
+            ('one pass', 'two passes of 4'),
+            ('decoder', 'decoder that writes'),
+        )
+    }
+    return {'seconds_a_step': later, 'median_ratios': ratios}
 
 
 def memory_case(data: Path, batch: int, micro_batch: int) -> dict[str, Any]:
@@ -109,7 +132,7 @@ def main() -> None:
         'command': 'python -m experiments.recipe.two_pass --data FOLDER',
         'machine': machine_metadata(),
         'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch')},
-        'settings': {'batch': BATCH, 'micro_batch': MICRO, 'steps_of_a_turn': STEPS, 'seed': SEED},
+        'settings': {'batch': BATCH, 'micro_batches': [MICRO, SMALL], 'steps_of_a_turn': STEPS, 'seed': SEED},
         'time': fresh('time'),
         'memory': [fresh('memory', *sizes) for sizes in ((32, 16), (128, 16), (256, 16), (32, 32), (128, 128))],
     }

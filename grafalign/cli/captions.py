@@ -287,6 +287,33 @@ def write_(
     show(summary, str(out), as_json)
 
 
+@captions_app.command('describe')
+def describe_(
+    model: Annotated[str, typer.Argument(help='Run that was trained with text_tower: decoder.')],
+    source: Annotated[str, typer.Argument(help='Folder of pictures, or pair store.')],
+    out: Annotated[Path, typer.Argument(help='Table of captions (.jsonl), which `captions import` reads.')],
+    beam: Annotated[int, typer.Option(help='Captions that are followed at a time; 1 is greedy.')] = 1,
+    nucleus: Annotated[
+        float | None, typer.Option(help='Draw each token from the likeliest ones that have this share.')
+    ] = None,
+    most_tokens: Annotated[int | None, typer.Option(help='Longest caption, in tokens.')] = None,
+    seed: Annotated[int, typer.Option(help='Of what is drawn.')] = 0,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Write a caption for each picture with a model that learned to write.
+
+    Example: grafalign captions describe runs/mammut tiles captions.jsonl --beam 4
+    """
+    from grafalign.encoders.captioning import CaptionOptions
+    from grafalign.models import load_model
+    from grafalign.search.describe import describe
+
+    options = CaptionOptions(beam, nucleus, most_tokens, seed)
+    done = describe(load_model(model), source, out, options, workers)
+    show(asdict(done), str(out), as_json)
+
+
 @captions_app.command('pack')
 def pack_(
     captions: SetFolder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -146,6 +147,7 @@ def _named(settings: ClipSettings) -> tuple[str, Path | None]:
 
     folder, name, tag = Path(settings.model), settings.model, settings.pretrained
     if (folder / 'open_clip_config.json').is_file():
+        _refuse_mammut(folder)
         name = f'local-dir:{folder.resolve()}'
         if tag is None and not any(p.suffix in _FOLDER_SUFFIXES for p in folder.iterdir()):
             others = [p.name for p in folder.iterdir() if p.suffix in _CHECKPOINTS]
@@ -176,6 +178,23 @@ def _named(settings: ClipSettings) -> tuple[str, Path | None]:
     if ':' in name or Path(tag).suffix in _CHECKPOINTS or '/' in tag:
         raise InputError(f'There is no file {tag}; beside {settings.model} give the path of a checkpoint.')
     return name, None
+
+
+def _refuse_mammut(folder: Path) -> None:
+    """Check that a folder holds a CLIP and no MaMMUT, which open_clip 3 would fail to build without a clear word.
+
+    Raises:
+        GrafalignError: it is one.
+    """
+    try:
+        content = json.loads((folder / 'open_clip_config.json').read_text(encoding='utf-8'))['model_cfg']
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # open_clip says what is wrong with it
+    if 'multimodal_cfg' in content and 'text_cfg' not in content:
+        raise InputError(
+            f'{folder} is a MaMMUT, whose text decoder this open_clip cannot load; give the run that it was exported '
+            'from, or use the folder with open_clip 4.'
+        )
 
 
 _FOLDER_SUFFIXES = ('.safetensors', '.bin', '.pth')

@@ -23,12 +23,15 @@ from grafalign.errors import InputError
 
 
 class Embeddings(NamedTuple):
-    """Unit vectors of B tiles in CLIP's space."""
+    """Unit vectors of B tiles in CLIP's space, and the tokens that they come from."""
 
     image: Tensor
     """[B, D]"""
     patches: Tensor
     """[B, h, w, D]; with patch dropout [B, 1, n, D], the n kept patches in the order they were asked for."""
+    tokens: Tensor
+    """What the patches are before any head, as the last block leaves them, [B, h * w, W] or [B, n, W]; not of unit
+    length."""
 
 
 class SatelliteEncoder(nn.Module):
@@ -77,8 +80,8 @@ class SatelliteEncoder(nn.Module):
             self.canvas_px = self.size_px
             self._fit_positions(clip)
         inflate(self.tower.first_conv(), bands)
-        norm, start = self.tower.patch_start()
-        self.patch_norm = copy.deepcopy(norm).requires_grad_(True)
+        start = self.tower.patch_start()
+        self.patch_norm = copy.deepcopy(self.tower.token_norm()).requires_grad_(True)
         self.patch_proj = nn.Linear(start.shape[1], start.shape[0], bias=False, device=clip.device)
         with torch.no_grad():
             self.patch_proj.weight.copy_(start)
@@ -117,7 +120,7 @@ class SatelliteEncoder(nn.Module):
             tokens = tokens[:, self.inside] if keep is None else tokens[:, : keep.shape[1]]
         vectors = functional.normalize(self.patch_proj(self.patch_norm(tokens)), dim=-1)
         patches = rearrange(vectors, 'b (h w) d -> b h w d', h=self.side if keep is None else 1)
-        return Embeddings(functional.normalize(image, dim=-1), patches)
+        return Embeddings(functional.normalize(image, dim=-1), patches, tokens)
 
     def _check(self, images: Tensor, keep: Tensor | None) -> None:
         bands, *size = images.shape[1:]

@@ -49,8 +49,8 @@ def full_precision(vectors: Tensor) -> Tensor:
 
 
 def text_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The text tower's own weights, under open_clip's names, of those of a task that has it as `text`."""
-    mine = {k.removeprefix('text.model.'): v for k, v in state.items() if k.startswith('text.model.')}
+    """The own weights of a text tower or decoder, under open_clip's names, of those of a task that has it as `text`."""
+    mine = {k.removeprefix('text.').removeprefix('model.'): v for k, v in state.items() if k.startswith('text.')}
     return {k: v for k, v in mine.items() if k not in ('logit_scale', 'logit_bias')}
 
 

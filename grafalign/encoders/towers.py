@@ -55,8 +55,12 @@ class Tower(ABC):
         """The convolution that sees the bands."""
 
     @abstractmethod
-    def patch_start(self) -> tuple[nn.Module, Tensor]:
-        """Norm and bias-free projection [D, W] that the patch head starts from; the norm is the tower's own."""
+    def token_norm(self) -> nn.Module:
+        """The tower's own norm of the patch tokens of the last block."""
+
+    @abstractmethod
+    def patch_start(self) -> Tensor:
+        """The bias-free projection [D, W] of normed patch tokens that the patch head starts from."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
@@ -95,17 +99,21 @@ class OpenClipTower(Tower):
         """See `Tower`."""
         return self.visual.conv1
 
-    def patch_start(self) -> tuple[nn.Module, Tensor]:
-        """CLIP's own final norm and projection; before an attention pool its norm of keys and its value path."""
+    def token_norm(self) -> nn.Module:
+        """CLIP's own final norm; before an attention pool its norm of keys."""
+        return self.visual.ln_post if self.visual.attn_pool is None else self.visual.attn_pool.ln_k
+
+    def patch_start(self) -> Tensor:
+        """CLIP's own final projection; before an attention pool its value path."""
         if self.visual.attn_pool is None:
             width = len(self.visual.ln_post.weight)
-            return self.visual.ln_post, torch.eye(width) if self.visual.proj is None else self.visual.proj.T
+            return torch.eye(width) if self.visual.proj is None else self.visual.proj.T
         attention = self.visual.attn_pool.attn
         value = attention.in_proj_weight.chunk(3)[2] if attention._qkv_same_embed_dim else attention.v_proj_weight
         path = attention.out_proj.weight @ value
         # ln_post follows: per token it is linear but for a length that is normalised away in the end
         path = self.visual.ln_post.weight[:, None] * (path - path.mean(0))
-        return self.visual.attn_pool.ln_k, path if self.visual.proj is None else self.visual.proj.T @ path
+        return path if self.visual.proj is None else self.visual.proj.T @ path
 
     def blocks(self) -> list[nn.Module]:
         """See `Tower`."""
@@ -156,8 +164,14 @@ class TimmTower(Tower):
         """See `Tower`."""
         return next(m for m in self.visual.trunk.patch_embed.modules() if isinstance(m, nn.Conv2d))
 
-    def patch_start(self) -> tuple[nn.Module, Tensor]:
-        """CLIP's own final norm and linear layers.
+    def token_norm(self) -> nn.Module:
+        """See `Tower`."""
+        trunk = self.visual.trunk
+        norm: nn.Module = getattr(trunk, 'fc_norm', trunk.norm) if isinstance(trunk.norm, nn.Identity) else trunk.norm
+        return norm
+
+    def patch_start(self) -> Tensor:
+        """CLIP's own final linear layers.
 
         An attention pool counts by its value and output projections, as MaskCLIP takes dense features from CLIP's
         (Zhou et al., "Extract Free Dense Labels from CLIP", ECCV 2022): what it would make of a patch if it attended to
@@ -173,7 +187,7 @@ class TimmTower(Tower):
         for module in (trunk.head, *self.visual.head.modules()):
             if isinstance(module, nn.Linear):
                 path = module.weight @ path.to(module.weight)
-        return getattr(trunk, 'fc_norm', trunk.norm) if isinstance(trunk.norm, nn.Identity) else trunk.norm, path
+        return path
 
     def blocks(self) -> list[nn.Module]:
         """See `Tower`."""

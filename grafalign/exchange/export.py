@@ -19,6 +19,7 @@ from typing import get_args
 from grafalign import __version__
 from grafalign.errors import GrafalignError, InputError, naming_full_disk
 from grafalign.exchange.exportable import Exportable, save_patch_head
+from grafalign.exchange.mammut_layout import is_mammut, write_mammut
 from grafalign.exchange.marker import MARKER, ExportMarker, Format
 from grafalign.exchange.model_card import CardContent, write_card
 from grafalign.exchange.open_clip_layout import builtin_config, write_open_clip
@@ -86,13 +87,23 @@ def export(exportable: Exportable, card: CardContent, out: Path, kind: Format) -
         GrafalignError: the format cannot express the model, `out` holds something else, or the disk is full.
     """
     with naming_full_disk(out), _taking_its_name(out) as folder:
-        if kind == 'open_clip':
+        mammut = is_mammut(exportable)
+        if kind == 'open_clip' and mammut:
+            write_mammut(exportable, folder)
+            code = [('Use with open_clip 4 or later', open_clip_code(exportable, card.hub))]
+            code.append(('Patch embeddings', open_clip_patches(exportable)))
+        elif kind == 'open_clip':
             write_open_clip(exportable, folder)
             code = [('Use with open_clip', open_clip_code(exportable, card.hub))]
             builtin = builtin_config(exportable.clip.settings)
             if builtin is not None:
                 code.append(('The same by the name of the architecture', open_clip_by_name(exportable, builtin)))
             code.append(('Patch embeddings', open_clip_patches(exportable)))
+        elif mammut:
+            raise InputError(
+                'This model has one text decoder that embeds texts and writes captions, which CLIPModel of '
+                'transformers cannot express; use --format open_clip.'
+            )
         else:
             write_transformers(exportable, folder)
             code = [('Use with transformers', transformers_code(exportable, card.hub))]

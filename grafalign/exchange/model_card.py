@@ -166,6 +166,12 @@ def _what(exportable: Exportable, card: CardContent) -> str:
     if card.run is not None and card.run.text_tower == 'trained':
         how = 'Images and their captions were brought together, both towers being trained.'
         tower = "Both towers are its own, started from CLIP's: words that no caption holds may have lost their meaning."
+    if card.run is not None and card.run.text_tower == 'decoder':
+        how = (
+            'Images and their captions were brought together by one text decoder, which embeds texts'
+            f'{" and writes captions" if card.run.writes_captions else ""} (MaMMUT: Kuo et al. 2023).'
+        )
+        tower = 'Words that no caption holds mean little to it.'
     return (
         f'A satellite encoder in the space of the CLIP {_clip_name(exportable)}, '
         f'trained {"on captions" if card.captions is not None else "without a single caption"}. {how} '

@@ -35,7 +35,7 @@ def write_open_clip(exportable: Exportable, folder: Path) -> None:
         GrafalignError: open_clip cannot build this tower from a file; the sentence says why and what else to do.
     """
     _refuse(exportable)
-    config = {'model_cfg': _architecture(exportable), 'preprocess_cfg': exportable.preprocessing}
+    config = {'model_cfg': architecture(exportable), 'preprocess_cfg': exportable.preprocessing}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
     text = {k: v for k, v in exportable.clip.model.state_dict().items() if not k.startswith('visual.')}
     save_weights(text | {f'visual.{k}': v for k, v in exportable.visual.state_dict().items()}, folder / WEIGHTS)
@@ -55,16 +55,25 @@ def builtin_config(settings: ClipSettings) -> dict[str, Any] | None:
     return found
 
 
+def refuse_bands(exportable: Exportable, remedy: str) -> None:
+    """Check that an encoder takes three bands, as open_clip builds no other tower.
+
+    Raises:
+        GrafalignError: it takes others.
+    """
+    if len(exportable.bands) != 3:
+        raise InputError(
+            f'open_clip builds towers for 3 bands only and this encoder takes {len(exportable.bands)} '
+            f'({", ".join(exportable.bands)}); {remedy}.'
+        )
+
+
 def _refuse(exportable: Exportable) -> None:
     """Towers that open_clip can run but not build: it has no key for them."""
     from open_clip.timm_model import TimmModel
 
     model, encoder = exportable.clip.settings.model, exportable.encoder
-    if len(exportable.bands) != 3:
-        raise InputError(
-            f'open_clip builds towers for 3 bands only and this encoder takes {len(exportable.bands)} '
-            f'({", ".join(exportable.bands)}); use --format transformers.'
-        )
+    refuse_bands(exportable, 'use --format transformers')
     if isinstance(exportable.visual, TimmModel) and exportable.image_px != exportable.clip.image_px:
         raise InputError(
             f'open_clip builds {model} for {exportable.clip.image_px} px only and this encoder takes {encoder.size_px} '
@@ -72,8 +81,8 @@ def _refuse(exportable: Exportable) -> None:
         )
 
 
-def _architecture(exportable: Exportable) -> dict[str, Any]:
-    """The configuration of the CLIP, as it was loaded, with the input size of the encoder."""
+def architecture(exportable: Exportable) -> dict[str, Any]:
+    """open_clip's configuration of the CLIP, as it was loaded, with the input size of the encoder."""
     import open_clip
     from open_clip.transformer import QuickGELU
 

@@ -31,7 +31,28 @@ def embed_pictures(
     name: Callable[[int], str] | None = None,
     reject: Callable[[int, str], None] | None = None,
 ) -> Iterator[tuple[list[int], Vectors]]:
-    """Embed pictures in order; yields rows and their unit embeddings [b, D].
+    """Embed pictures in order; yields rows and their unit embeddings [b, D]. Arguments as of `model_inputs`."""
+    batches = model_inputs(
+        model, read, rows, bands, value_range, fit, label=label, workers=workers, name=name, reject=reject
+    )
+    for found, inputs in batches:
+        yield found, model.embed_images(inputs)
+
+
+def model_inputs(
+    model: Model,
+    read: Callable[[int], np.ndarray],
+    rows: Sequence[int],
+    bands: tuple[str, ...],
+    value_range: tuple[float, float],
+    fit: Fit = 'resize',
+    *,
+    label: str,
+    workers: int | None = None,
+    name: Callable[[int], str] | None = None,
+    reject: Callable[[int, str], None] | None = None,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Pictures in order as a model's input; yields rows and inputs [b, C, S, S].
 
     Args:
         model: the model.
@@ -76,7 +97,7 @@ def embed_pictures(
                             raise
                         reject(row, str(error))
                 if inputs:
-                    yield rows_read, model.embed_images(torch.stack(inputs))
+                    yield rows_read, torch.stack(inputs)
                 bar.advance(len(batch), rejected=len(batch) - len(rows_read))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

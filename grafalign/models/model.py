@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grafalign.encoders import SatelliteEncoder
+from grafalign.encoders.captioning import CaptionOptions
 from grafalign.errors import DamagedError, InputError
 from grafalign.models.pixels import Preprocessing
 
@@ -48,6 +49,9 @@ class Model:
     """Physical values that become 0 and 1 at its input, where it says."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Where it came from, for results."""
+    captions: Callable[[Tensor, CaptionOptions, int], list[str]] | None = None
+    """Writes a caption for each of some inputs [B, C, S, S], where it can; the number of the first decides what is
+    drawn."""
     count_cut: Callable[[Sequence[str]], int] | None = None
     """How many texts are longer than the model reads, where it can tell."""
 
@@ -80,6 +84,24 @@ class Model:
         if not np.isfinite(found).all():
             raise DamagedError(f'{self.name} gives {what} an embedding that is not finite; its weights are damaged.')
         return found
+
+    def write_captions(self, inputs: Tensor, options: CaptionOptions, first: int = 0) -> list[str]:
+        """A caption for each of some inputs [B, C, S, S].
+
+        Raises:
+            GrafalignError: this model writes none.
+        """
+        return self.check_writes()(inputs.to(self.device), options, first)
+
+    def check_writes(self) -> Callable[[Tensor, CaptionOptions, int], list[str]]:
+        """What writes captions.
+
+        Raises:
+            GrafalignError: this model writes none.
+        """
+        if self.captions is None:
+            raise InputError(f'{self.name} writes no captions; give a run that was trained with `text_tower: decoder`.')
+        return self.captions
 
     def encoder(self) -> SatelliteEncoder:
         """The encoder with patch embeddings.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from grafalign.encoders import ClipSettings, FrozenClip, SatelliteEncoder, load_clip
+from grafalign.encoders.captioning import CaptionOptions, write_captions
 from grafalign.exchange.graft_checkpoint import load_graft
 from grafalign.files import file_digest
 from grafalign.models.model import Model
@@ -37,8 +38,19 @@ def from_run(run: Path, name: str, clip: ClipSettings | None, device: torch.devi
     loaded = _model(
         encoder, model.clip, preprocessing, name, 'run', digest, device, by_patches=by_patches, metadata=metadata
     )
-    sensor = model.sensor
-    return replace(loaded, level=marker.level, gsd_m=sensor.gsd_m, value_range=sensor.value_range)
+    sensor, decoder = model.sensor, model.decoder
+    loaded = replace(loaded, level=marker.level, gsd_m=sensor.gsd_m, value_range=sensor.value_range)
+    if decoder is None or not marker.writes_captions:
+        return loaded
+    decoder.to(device)
+    tokenizer: Any = model.clip.tokenizer
+
+    def captions(inputs: torch.Tensor, options: CaptionOptions, first: int) -> list[str]:
+        with torch.no_grad():
+            tokens = encoder.tower.token_norm()(encoder(inputs).tokens)
+        return write_captions(decoder, tokenizer, tokens, options, first)
+
+    return replace(loaded, captions=captions)
 
 
 def from_graft(path: Path, name: str, clip: ClipSettings, device: torch.device) -> Model:

@@ -195,13 +195,13 @@ class _Loop:
         """Gradients of all micro-batches of a step, then one step of the optimizer."""
         accelerator, count = self._accelerator, self._steps.micro_batches
         loss = torch.zeros((), device=accelerator.device)
-        for number, batch in enumerate(self._portions(step, batches)):
+        for turn, (number, batch) in enumerate(self._portions(step, batches)):
             tiles = len(batch['pixels'])
             self._bad.note(batch.get('bad'))
             self._window.tiles += tiles * accelerator.num_processes
             if not tiles and accelerator.num_processes == 1:
                 continue  # the short last batch of an epoch; other processes could be waiting for this one
-            with contextlib.nullcontext() if number == count - 1 else accelerator.no_sync(self._model):
+            with contextlib.nullcontext() if turn == count - 1 else accelerator.no_sync(self._model):
                 share = self._forward(batch, (self._settings.seed, step, number, accelerator.process_index))
                 accelerator.backward(share)
             loss += torch.as_tensor(share.detach())
@@ -215,34 +215,40 @@ class _Loop:
         self._window.losses.append(loss)
         self._window.norms.append(full(torch.as_tensor(norm)).detach().to(loss.device))
 
-    def _portions(self, step: int, batches: Iterator[dict[str, Tensor]]) -> Iterable[dict[str, Tensor]]:
-        """The micro-batches of a step, as they come.
+    def _portions(self, step: int, batches: Iterator[dict[str, Tensor]]) -> Iterable[tuple[int, dict[str, Any]]]:
+        """The micro-batches of a step with their numbers, in the order in which their gradients are made.
 
-        A task whose loss is one of the whole batch has `prepare`: it is shown all of them first, without gradients.
+        A task whose loss is one of the whole batch has `prepare`: it is shown all of them first, without gradients. But
+        what it made of the last one is kept with its graph, so that this one goes through the towers once; it then
+        comes first.
         """
         count, prepare = self._steps.micro_batches, getattr(self._task, 'prepare', None)
         read = (self._next(batches) for _ in range(count))
         if prepare is None or count == 1:
-            return read
+            return enumerate(read)
         rank = self._accelerator.process_index
         portions = [p for p in read if len(p['pixels'])]
+        last, made = len(portions) - 1, []
+        with self._accelerator.no_sync(self._model):
+            for number, portion in enumerate(portions):
+                with torch.set_grad_enabled(number == last):
+                    batch = {**portion, 'glance': torch.ones(())}
+                    made.append(self._forward(batch, (self._settings.seed, step, number, rank)))
+        vectors = [(images.detach(), texts.detach()) for images, texts, *_ in made]
         with torch.no_grad():
-            glance = torch.ones(())
-            vectors = [
-                self._forward({**portion, 'glance': glance}, (self._settings.seed, step, number, rank))
-                for number, portion in enumerate(portions)
-            ]
-            prepared: list[dict[str, Tensor]] = prepare([self._on_device(p) for p in portions], vectors)
-        return prepared
+            prepared: list[dict[str, Any]] = prepare([self._on_device(p) for p in portions], vectors)
+        prepared[last]['made'] = made[last]
+        return [(number, prepared[number]) for number in (last, *range(last))]
 
-    def _forward(self, batch: dict[str, Tensor], place: tuple[int, ...]) -> Any:
+    def _forward(self, batch: dict[str, Any], place: tuple[int, ...]) -> Any:
         """What the task makes of a micro-batch: its share of the loss."""
         torch.manual_seed(hash(place) % 2**63)  # whatever a tower draws for itself (dropout) follows from the place
         with self._accelerator.autocast():
             return self._model(self._on_device(batch))
 
-    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v.to(self._accelerator.device, non_blocking=True) for k, v in batch.items()}
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        device = self._accelerator.device
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def _next(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The next micro-batch, with the time waited for it."""

@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 
 from grafalign.artefacts import Marker
 from grafalign.encoders.clip import ClipSettings
+from grafalign.encoders.text_decoder import DecoderSettings
 from grafalign.store_marker import Sensor
 
 
@@ -35,8 +36,14 @@ class RunMarker(Marker):
     """Of the tiles, pairs and bank rows that were trained on; not in runs of earlier releases."""
     sensor: Sensor
     """With the bands that were used, in the order of the encoder's input."""
-    text_tower: Literal['frozen', 'trained'] = 'frozen'
-    """Whether `text.safetensors` holds a text tower of its own, started from CLIP's."""
+    text_tower: Literal['frozen', 'trained', 'decoder'] = 'frozen'
+    """Whether `text.safetensors` holds a text tower of its own, started from CLIP's, or a text decoder."""
+    decoder: DecoderSettings = DecoderSettings()
+    """Start and sizes of the text decoder."""
+    writes_captions: bool = False
+    """Whether the decoder learned to write."""
+    tokenizer: str | None = None
+    """Digest of what the tokenizer made of a few texts, where the text tower was trained."""
     fit: Literal['resample', 'pad'] = 'resample'
     """How tiles that are smaller than CLIP's images enter the encoder."""
     seed: int = 0

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grafalign.config import Settings, settings_digest
 from grafalign.encoders import ClipSettings, TuneSettings
+from grafalign.encoders.text_decoder import DecoderSettings
 from grafalign.files import PlaceSetting
 from grafalign.training.placement import PlacementSettings
 from grafalign.training.views import AugmentSettings
@@ -164,12 +165,20 @@ class TrainSettings(LoopSettings):
     patch_share: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the patch loss at level `both`; the image loss has the rest."""
     form: Literal['softmax', 'sigmoid', 'focal'] = 'softmax'
-    """GRAFT's softmax, or SigLIP's sigmoid (ours); with `text_tower: trained` also MaMMUT's focal sigmoid."""
+    """GRAFT's softmax, or SigLIP's sigmoid (ours); with a text tower that is trained also MaMMUT's focal sigmoid."""
+    bias: float = -10.0
+    """Where the bias of the sigmoid forms starts (SigLIP's -10; MaMMUT has none: 0)."""
     gamma: float = Field(default=2.0, ge=0)
     """Exponent of `form: focal`: how little pairs that are told apart already count (2 as in RetinaNet; MaMMUT's is not
     known to us)."""
-    text_tower: Literal['frozen', 'trained'] = 'frozen'
-    """Frozen: images come to where CLIP puts their texts or photos. Trained: texts move, too; for captions only."""
+    text_tower: Literal['frozen', 'trained', 'decoder'] = 'frozen'
+    """Frozen: images come to where CLIP puts their texts or photos. Trained: texts move, too; for captions only.
+    Decoder: a text decoder that also learns to write captions takes its place (MaMMUT)."""
+    decoder: DecoderSettings = DecoderSettings()
+    """With `text_tower: decoder`: its start and sizes."""
+    caption_weight: float = Field(default=1.0, ge=0)
+    """With `text_tower: decoder`: weight of writing captions beside the comparison (1 in MaMMUT; 0.5 where retrieval
+    comes first, by MaMMUT's own ablation; 0 writes none)."""
     tau: float = Field(default=0.07, gt=0)
     """Temperature (0.07 in GRAFT)."""
     learn_tau: bool = False
@@ -234,20 +243,23 @@ class TrainSettings(LoopSettings):
 
     @model_validator(mode='after')
     def _trains_texts_on_captions(self) -> Self:
+        if self.text_tower != 'decoder' and (self.decoder != DecoderSettings() or self.caption_weight != 1):
+            raise ValueError('`decoder` and `caption_weight` are of a text decoder; set `text_tower: decoder`')
         if self.text_tower == 'frozen':
             if self.form == 'focal':
                 raise ValueError('`form: focal` compares whole batches; use it with `text_tower: trained`')
             return self
+        tower = f'`text_tower: {self.text_tower}`'
         if any(s.store is not None for s in self.sources):
-            raise ValueError('`text_tower: trained` learns from captions; give caption sets only in `data`')
+            raise ValueError(f'{tower} learns from captions; give caption sets only in `data`')
         if self.negatives != 'batch' or self.masks != MaskSettings():
-            raise ValueError('`text_tower: trained` takes the texts of the batch; leave `negatives` and `masks` out')
+            raise ValueError(f'{tower} takes the texts of the batch; leave `negatives` and `masks` out')
         return self
 
     @property
     def needs_whole_batch(self) -> bool:
         """Whether the loss of an image depends on the other images of its batch."""
-        return self.photo_to_tile > 0 or self.text_tower == 'trained'
+        return self.photo_to_tile > 0 or self.text_tower != 'frozen'
 
     @property
     def peak_lr(self) -> float:
@@ -258,8 +270,9 @@ class TrainSettings(LoopSettings):
     def digest(self) -> str:
         """Digest of every setting that changes the result."""
         free: dict[str, Any] = dict(_FREE)
-        if not self.learn_tau and self.form == 'softmax':
-            free['lr_scalars'] = True
+        if self.form == 'softmax':
+            free['bias'] = True
+            free |= {} if self.learn_tau else {'lr_scalars': True}
         if self.data:
             free['data'] = {'__all__': {'set', 'store'}}
         return settings_digest(self, MEANING, free)

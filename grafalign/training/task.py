@@ -29,8 +29,6 @@ from grafalign.training.views import AugmentSettings, footprint, look, symmetry,
 
 LARGEST_SCALE = math.log(100)
 """CLIP's bound: tau is never learned to be less than 0.01."""
-SIGMOID_BIAS = -10.0
-"""SigLIP's start: almost all candidates are negatives."""
 
 
 class AlignmentTask(nn.Module):
@@ -59,7 +57,7 @@ class AlignmentTask(nn.Module):
         self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
-        self.bias = nn.Parameter(torch.tensor([SIGMOID_BIAS]), requires_grad=settings.form == 'sigmoid')
+        self.bias = nn.Parameter(torch.tensor([settings.bias]), requires_grad=settings.form == 'sigmoid')
         self.noted: dict[str, Tensor] = {}
         """What the last batch showed besides its loss, for the log."""
 

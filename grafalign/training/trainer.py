@@ -4,7 +4,7 @@ RUN/config.yaml            the settings
 RUN/data.json              where the tiles and photos came from, if it was trained on any
 RUN/captions.json          where the captions came from, if it was trained on any
 RUN/model.safetensors      the encoder's weights
-RUN/text.safetensors       those of the text tower, where it was trained
+RUN/text.safetensors       those of the text tower or decoder, where it was trained
 RUN/model.json             what is needed to use them: CLIP, sensor, level; written last
 RUN/log.jsonl, RUN/grafalign/   loss and recall by step; TensorBoard events
 RUN/checkpoints/           the newest checkpoint, for resuming
@@ -41,6 +41,9 @@ from grafalign.encoders import (
     merge,
     tune,
 )
+from grafalign.encoders.mammut import load_decoder, marked_tokenizer, with_decoder
+from grafalign.encoders.marked_tokens import tokenizer_digest
+from grafalign.encoders.text_decoder import TextDecoder
 from grafalign.encoders.text_tower import TEXT_WEIGHTS, text_weights, with_text_weights
 from grafalign.encoders.weights_file import save_tensors
 from grafalign.errors import DamagedError, InputError, StaleError, naming_full_disk
@@ -59,6 +62,7 @@ from grafalign.training.checkpoint import (
 from grafalign.training.data import PairSteps, Share
 from grafalign.training.gather_data import gather_data, mixture_of
 from grafalign.training.loop import Run, Validation, fit
+from grafalign.training.mammut import MammutTask
 from grafalign.training.memory import largest_micro_batch, naming_full_memory
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
 from grafalign.training.provenance import describe
@@ -68,7 +72,7 @@ from grafalign.training.task import AlignmentTask
 from grafalign.training.token_steps import TokenSteps
 from grafalign.training.trackers import end_trackers, start_trackers
 from grafalign.training.two_towers import TwoTowerTask
-from grafalign.training.validation import recall, sets_to_validate
+from grafalign.training.validation import caption_quality, recall, sets_to_validate
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class SatelliteModel:
     sensor: Sensor
     marker: RunMarker
     """Content of `model.json`."""
+    decoder: TextDecoder | None = None
+    """What writes captions, where it was trained."""
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Unit image embeddings [B, D] of normalised tiles [B, C, H, W]."""
@@ -145,13 +151,18 @@ def _train(settings: TrainSettings) -> RunMarker:
     if places is not None and len(places) < len(bank):  # texts are nowhere: no distance to them is small
         places = torch.cat([places, torch.full((len(bank) - len(places), 3), float('inf'))])
     task: AlignmentTask | TwoTowerTask
+    tokenizer: Any = None
     if settings.text_tower == 'trained':
-        task = TwoTowerTask.start(clip, sensor, settings)
+        task, tokenizer = TwoTowerTask.start(clip, sensor, settings), clip.tokenizer
+    elif settings.text_tower == 'decoder':
+        task = MammutTask.start(clip, sensor, settings)
+        tokenizer = marked_tokenizer(clip, task.text)
     else:
         task = AlignmentTask.start(clip, sensor, settings, bank, places)
     mixture = None if settings.steps is None else mixture_of(data, settings, settings.steps)
     pairs = PairSteps(data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture)
-    steps = pairs if settings.text_tower == 'frozen' else TokenSteps(pairs, data.texts(), clip.tokenizer)
+    writing = settings.text_tower == 'decoder' and settings.caption_weight > 0
+    steps = pairs if tokenizer is None else TokenSteps(pairs, data.texts(), tokenizer, captions=writing)
     micro = _micro_batch(settings, steps, task, accelerator, begun)
     steps = steps.with_micro_batch(micro)
     if settings.photo_to_tile and settings.text_tower == 'frozen' and steps.micro_batches > 1:
@@ -166,8 +177,11 @@ def _train(settings: TrainSettings) -> RunMarker:
     val_sets = sets_to_validate(data, settings, clip)
 
     def validate(model: nn.Module) -> Mapping[str, float]:
-        tokenizer = clip.tokenizer if settings.text_tower == 'trained' else None
-        return recall(model, data, val_sets, settings, batch=micro, tokenizer=tokenizer)
+        found = recall(model, data, val_sets, settings, batch=micro, tokenizer=tokenizer)
+        whole = accelerator.distributed_type is not DistributedType.FSDP
+        if isinstance(task, MammutTask) and writing and whole:
+            found |= caption_quality(model, task.encoder, task.text, tokenizer, val_sets, batch=micro)
+        return found
 
     started = time.perf_counter()
     run = Run(out, digest, micro, accelerator.mixed_precision, settings.max_bad_tiles)
@@ -179,6 +193,9 @@ def _train(settings: TrainSettings) -> RunMarker:
         digest=digest,
         level=settings.level,
         text_tower=settings.text_tower,
+        decoder=settings.decoder,
+        writes_captions=writing,
+        tokenizer=None if settings.text_tower == 'frozen' else tokenizer_digest(clip.tokenizer),
         tau=task.tau,
         steps=total,
         clip=settings.clip,
@@ -204,7 +221,7 @@ def _train(settings: TrainSettings) -> RunMarker:
     if main:
         with replacing(out / 'model.safetensors') as part:
             save_tensors(_plain_weights(clip, sensor, settings, whole), part)
-        if settings.text_tower == 'trained':
+        if settings.text_tower != 'frozen':
             with replacing(out / TEXT_WEIGHTS) as part:
                 save_tensors(text_weights(whole), part)
         marker.write(out / 'model.json')
@@ -298,6 +315,15 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
         encoder.load_state_dict(load_file(run / 'model.safetensors'))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise DamagedError(f'{run}/model.safetensors is missing or damaged ({error}); train again.') from None
+    if marker.tokenizer is not None and marker.tokenizer != tokenizer_digest(clip.tokenizer):
+        raise StaleError(
+            f'{run} was trained with another tokenizer than {clip.settings.model} has now, so its words would mean '
+            "others; put that CLIP's own tokenizer files back."
+        )
+    decoder = None
     if marker.text_tower == 'trained':
         clip = with_text_weights(clip, run / TEXT_WEIGHTS)
-    return SatelliteModel(encoder.eval(), TilePreprocessing(sensor, clip), clip, sensor, marker)
+    elif marker.text_tower == 'decoder':
+        decoder = load_decoder(clip, encoder.patch_proj.in_features, marker.decoder, run / TEXT_WEIGHTS)
+        clip = with_decoder(clip, decoder)
+    return SatelliteModel(encoder.eval(), TilePreprocessing(sensor, clip), clip, sensor, marker, decoder)

@@ -4,7 +4,7 @@ With several micro-batches a step is two passes. The first goes through both tow
 vectors, which is all that crosses processes; `vector_gradients` makes the loss of the whole batch and the gradients of
 its vectors, of temperature and bias. The second pass computes each micro-batch again, with the random numbers of the
 first, and carries its vectors' gradients through the towers: the scalar sum(vectors * gradients) has the very gradient
-of the loss. With a single micro-batch its one pass serves for both.
+of the loss. The last micro-batch of the first pass is kept with its graph and goes through the towers once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from grafalign.store_marker import Sensor
 from grafalign.training.objective import Pairs
 from grafalign.training.processes import gather_rows
 from grafalign.training.settings import TrainSettings
-from grafalign.training.task import LARGEST_SCALE, SIGMOID_BIAS, viewed
+from grafalign.training.task import LARGEST_SCALE, viewed
 from grafalign.training.vector_gradients import PairLoss, VectorGradients, vector_gradients
 
 Portion = dict[str, Any]
@@ -35,18 +35,18 @@ class TwoTowerTask(nn.Module):
     Args:
         encoder: the satellite encoder.
         preprocess: how stored pixels become its input.
-        text: the text tower.
+        text: the text tower: token ids [n, L] become unit vectors [n, D].
         settings: form, temperature, direction.
     """
 
     def __init__(
-        self, encoder: SatelliteEncoder, preprocess: TilePreprocessing, text: TextTower, settings: TrainSettings
+        self, encoder: SatelliteEncoder, preprocess: TilePreprocessing, text: nn.Module, settings: TrainSettings
     ) -> None:
         super().__init__()
         self.encoder, self.preprocess, self.text, self.settings = encoder, preprocess, text, settings
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
-        self.bias = nn.Parameter(torch.tensor([SIGMOID_BIAS]), requires_grad=settings.form != 'softmax')
+        self.bias = nn.Parameter(torch.tensor([settings.bias]), requires_grad=settings.form != 'softmax')
         self._loss = PairLoss(settings.form, settings.photo_to_tile, settings.gamma)
         self.noted: dict[str, Tensor] = {}
         """What the last batch showed besides its loss, for the log."""
@@ -70,28 +70,33 @@ class TwoTowerTask(nn.Module):
 
         Args:
             batch: a micro-batch with what `prepare` made of it, or the only one of its step; one with `glance` for its
-                vectors alone; pixels, scale and offset for their `Embeddings`; token ids for the vectors of texts.
+                vectors, and with gradients also for what they come from, which `made` hands in again; pixels, scale and
+                offset for their `Embeddings`; token ids for the vectors of texts.
         """
         if isinstance(batch, Tensor):
             return self.text(batch)
         if isinstance(batch, tuple):
             return self.encoder(self.preprocess(*batch))
-        images, texts = self._vectors(batch)
+        images, texts, found = batch.get('made') or self._make(batch)
         if 'glance' in batch:
-            return images, texts
+            return (images, texts, found) if torch.is_grad_enabled() else (images, texts)
         if 'image_gradient' not in batch:
             batch = self.prepare([batch], [(images.detach(), texts.detach())])[0]
-        return self._carry(images, texts, batch)
+        return self._carry(images, texts, batch) + self._beside(found, batch)
 
-    def _vectors(self, batch: Portion) -> tuple[Tensor, Tensor]:
-        """Unit vectors of the images [b, D] and texts [k, D] of a micro-batch that count."""
-        images = viewed(self.preprocess, batch, self.settings.augment)
-        vectors: Embeddings = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
+    def _make(self, batch: Portion) -> tuple[Tensor, Tensor, Embeddings]:
+        """Unit vectors of the images [b, D] and texts [k, D] of a micro-batch that count, and all of its images'."""
+        pixels = viewed(self.preprocess, batch, self.settings.augment)
+        found: Embeddings = self.encoder(pixels, batch['keep'] if batch['keep'].shape[1] else None)
         texts = self.text(batch['tokens'])
         own = batch['own'].tolist()
         # a row that does not count stays in the graph, as other processes wait for its gradients
-        nothing = 0 * (vectors.image[own[0] :].sum() + texts[own[1] :].sum())
-        return full_precision(vectors.image[: own[0]]) + nothing, texts[: own[1]] + nothing
+        nothing = 0 * (found.image[own[0] :].sum() + texts[own[1] :].sum())
+        return full_precision(found.image[: own[0]]) + nothing, texts[: own[1]] + nothing, found
+
+    def _beside(self, found: Embeddings, batch: Portion) -> Tensor:
+        """What is learned of each micro-batch by itself besides the comparison: nothing here."""
+        return found.image.new_zeros(())
 
     def prepare(self, portions: Sequence[Portion], vectors: Sequence[tuple[Tensor, Tensor]]) -> list[Portion]:
         """Micro-batches with the gradients of their vectors.
@@ -108,7 +113,7 @@ class TwoTowerTask(nn.Module):
                 self.log_scale.clamp_(max=LARGEST_SCALE)
         images, texts = (torch.cat([v[i] for v in vectors]) for i in (0, 1))
         whole = self._whole(portions, images, texts)
-        self._note()
+        self._note(whole)
         world, prepared = len(portions[0]['sizes']), []
         first_image, first_text = self._begin(portions[0])
         for portion, (own_images, own_texts) in zip(portions, vectors, strict=True):
@@ -167,7 +172,7 @@ class TwoTowerTask(nn.Module):
         carried = carried + share * (self.bias * batch['bias_gradient']).sum()
         return carried + (share * batch['loss'] - carried).detach()
 
-    def _note(self) -> None:
+    def _note(self, whole: VectorGradients) -> None:
         if self.settings.learn_tau:
             self.noted['tau'] = torch.exp(-self.log_scale.detach())
         if self.settings.form != 'softmax':

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from grafalign.captions.caption_set import CaptionSet
-from grafalign.encoders import FrozenClip, PhotoBank, TextBank, load_text_bank, select_bands
+from grafalign.captions.cider import cider
+from grafalign.encoders import (
+    Embeddings,
+    FrozenClip,
+    PhotoBank,
+    SatelliteEncoder,
+    TextBank,
+    load_text_bank,
+    select_bands,
+)
+from grafalign.encoders.captioning import CaptionOptions, write_captions
+from grafalign.encoders.marked_tokens import MarkedTokenizer
+from grafalign.encoders.text_decoder import TextDecoder
 from grafalign.errors import GrafalignError, InputError
 from grafalign.store import PairStore
 from grafalign.training.gather_data import TrainingData
@@ -132,6 +144,53 @@ def image_text_recall(
     return found | {f'image_text@{k}': v for k, v in forth.items()} | {f'text_image@{k}': v for k, v in back.items()}
 
 
+def caption_quality(
+    model: nn.Module,
+    encoder: SatelliteEncoder,
+    decoder: TextDecoder,
+    tokenizer: MarkedTokenizer,
+    sets: list[ValidationSet],
+    batch: int = 256,
+) -> dict[str, float]:
+    """How captions of held-out images read beside those they have, and whether they tell images apart.
+
+    Args:
+        model: the task, prepared or not.
+        encoder: its encoder.
+        decoder: its text decoder.
+        tokenizer: of the decoder.
+        sets: caption sets to validate on.
+        batch: images at a time.
+
+    Returns:
+        `cider` of greedy captions of at most 256 images of each set, and the share of `distinct_captions` among them (a
+        collapsed captioner writes one for all), with the set's name before them where there are several.
+    """
+    found: dict[str, float] = {}
+    for which in sets:
+        source = which.images
+        chosen = np.sort(shuffled(np.arange(min(_MOST_WRITTEN, len(source.rows))), len(source.rows), (0,)))
+        references = {}
+        for place in chosen:
+            own = source.candidate[source.first[place] : source.last[place]]
+            references[int(source.rows[place])] = which.bank.texts().take(pa.array(own)).to_pylist()
+        written: dict[int, str] = {}
+        for rows, embeddings in embedded(model, source.pixels, source.rows[chosen], batch):
+            tokens = encoder.tower.token_norm()(embeddings.tokens)
+            texts = write_captions(decoder, tokenizer, tokens, CaptionOptions(most_tokens=_LONGEST_WRITTEN))
+            written |= dict(zip(rows.tolist(), texts, strict=True))
+        if not written:
+            continue
+        prefix = f'{which.name}: ' if len(sets) > 1 else ''
+        score = cider(list(written.values()), [references[row] for row in written])
+        found[f'{prefix}cider'] = float(np.mean(score))
+        found[f'{prefix}distinct_captions'] = len(set(written.values())) / len(written)
+    return found
+
+
+_MOST_WRITTEN, _LONGEST_WRITTEN = 256, 48
+
+
 def photo_tile_recall(
     model: nn.Module,
     store: PairStore,
@@ -201,8 +260,21 @@ def embed_pixels(
     Returns:
         The rows of those that could be read, [T], and their unit embeddings, [T, D].
     """
-    device = next(model.parameters()).device
     kept, vectors = [], []
+    for there, found in embedded(model, pixels, rows, batch):
+        mean = found.patches.mean((1, 2)) if level == 'patch' else found.image
+        kept.append(there)
+        vectors.append(nn.functional.normalize(mean.float(), dim=-1).cpu().numpy())
+    if not kept:
+        return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32)
+    return np.concatenate(kept), np.concatenate(vectors)
+
+
+def embedded(
+    model: nn.Module, pixels: Pixels, rows: npt.NDArray[np.int64], batch: int
+) -> Iterator[tuple[npt.NDArray[np.int64], Embeddings]]:
+    """Stored images through the encoder: rows of those that could be read, and what it makes of them, by batches."""
+    device = next(model.parameters()).device
     for part in np.array_split(rows, -(-len(rows) // batch)) if len(rows) else []:
         read = {}
         for row in part:
@@ -213,10 +285,5 @@ def embed_pixels(
         there = np.array(list(read))
         inputs = (np.stack(list(read.values())), *pixels.radiometry(there))
         with torch.no_grad():
-            found = model(tuple(torch.from_numpy(v).to(device) for v in inputs))
-        mean = found.patches.mean((1, 2)) if level == 'patch' else found.image
-        kept.append(there)
-        vectors.append(nn.functional.normalize(mean.float(), dim=-1).cpu().numpy())
-    if not kept:
-        return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32)
-    return np.concatenate(kept), np.concatenate(vectors)
+            found: Embeddings = model(tuple(torch.from_numpy(v).to(device) for v in inputs))
+        yield there, found
