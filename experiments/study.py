@@ -75,6 +75,8 @@ class Cell:
 
 
 Trainer = Callable[[Cell, Path, TrainSettings], SatelliteModel]
+Measure = Callable[[SatelliteModel, Path, int], dict[str, Any]]
+"""What is measured of a model in a world of a seed; with `draws`, which are kept on one line."""
 
 
 def make_world(worlds: Path, seed: int) -> Path:
@@ -148,7 +150,9 @@ def by_settings(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteMo
     return load_satellite(settings.out)
 
 
-def do_cell(cell: Cell, worlds: Path, results: Path, runs: Path, trainer: Trainer, command: str) -> str:
+def do_cell(
+    cell: Cell, worlds: Path, results: Path, runs: Path, trainer: Trainer, command: str, measure: Measure
+) -> str:
     """Train and measure one cell, in a process of its own on one core."""
     torch.set_num_threads(1)
     console.err.quiet = True
@@ -195,7 +199,13 @@ def do_cell(cell: Cell, worlds: Path, results: Path, runs: Path, trainer: Traine
 
 
 def run_cells(
-    cells: Iterable[Cell], worlds: Path, results: Path, runs: Path, trainer: Trainer = by_settings, abreast: int = 2
+    cells: Iterable[Cell],
+    worlds: Path,
+    results: Path,
+    runs: Path,
+    trainer: Trainer = by_settings,
+    abreast: int = 2,
+    measure: Measure = measure,
 ) -> None:
     """Do what is not done yet, `abreast` at a time."""
     results.mkdir(parents=True, exist_ok=True)
@@ -206,7 +216,7 @@ def run_cells(
         labelled(worlds / str(seed), seed)
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(abreast, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(do_cell, c, worlds, results, runs, trainer, command) for c in waiting]
+        futures = [pool.submit(do_cell, c, worlds, results, runs, trainer, command, measure) for c in waiting]
         done = console.track(as_completed(futures), 'cells', len(futures))
         for number, future in enumerate(done, 1):
             console.log(f'{number}/{len(futures)} {future.result()}')

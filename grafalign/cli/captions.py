@@ -193,6 +193,32 @@ def leaks_(
     show(summary if done.kept is None else summary | {'kept': done.kept}, str(out or captions), as_json)
 
 
+@captions_app.command('hold-out')
+def hold_out_(
+    captions: SetFolder,
+    out: Annotated[Path, typer.Argument(help='Folder of the set without them.')],
+    kinds: Annotated[Path, typer.Argument(help='Kinds and their synonyms (YAML); see docs/captions.md.')],
+    landmarks: Annotated[
+        Path | None, typer.Option(help='Folder of `captions landmarks`: images with such a landmark leave, too.')
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help='Table of image_id and kind, to count what stays behind unnoticed.')
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Leave kinds of things out of a set: every image that has one by its landmarks or its captions.
+
+    Example: grafalign captions hold-out sets/tiles sets/unseen kinds.yaml --landmarks landmarks
+    """
+    from grafalign.captions import CaptionSet
+    from grafalign.config import load_settings
+    from grafalign.curation.hold_out import HoldOutSettings, hold_out
+
+    done = hold_out(CaptionSet(captions), out, load_settings(kinds, HoldOutSettings), landmarks, truth)
+    counts = {name.replace('_', ' '): value for name, value in asdict(done).items() if value is not None}
+    show(counts, str(out), as_json)
+
+
 @captions_app.command('landmarks')
 def landmarks_(
     captions: SetFolder,
