@@ -3,7 +3,9 @@
     python -m experiments.recipe.two_pass --data FOLDER          # half an hour on two idle cores
 
 time      seconds of a step of 64 images and their texts: one pass, and two passes in micro-batches of 16 and of 4, in
-          turns; and one pass of a text decoder (MaMMUT) that only compares beside one that also writes captions
+          turns
+mammut    seconds of one pass of a text decoder that only compares, and of one that also writes captions, in turns: 64
+          images of 50 tokens (ViT-S/32), and 32 of 197 (ViT-S/16; MaMMUT's own have 256)
 memory    peak resident memory of steps of 32 to 256 images in micro-batches of 16, and of one pass, beyond that of a
           step of 16; each in a fresh process
 
@@ -17,6 +19,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,9 +47,9 @@ RESULTS = Path(__file__).resolve().parent / 'results'
 IMAGES, BATCH, MICRO, SMALL, TURNS, STEPS = 512, 64, 16, 4, 4, 2
 
 
-def prepare(data: Path) -> FrozenClip:
+def prepare(data: Path, vision: Mapping[str, int] = FULL.vision) -> FrozenClip:
     """A CLIP with random weights, and captioned pictures with their bank."""
-    folder = make_clip(data, FULL.vision)
+    folder = make_clip(data, vision)
     clip = load_clip(ClipSettings(model=str(folder)))
     import_captions(make_shards(data / f'shards{IMAGES}', IMAGES), data / 'set', ImportOptions())
     embed_texts(CaptionSet(data / 'set'), clip)
@@ -82,9 +85,23 @@ def time_case(data: Path) -> dict[str, Any]:
         'one pass': training(data, clip, BATCH, BATCH),
         'two passes of 16': training(data, clip, BATCH, MICRO),
         'two passes of 4': training(data, clip, BATCH, SMALL),
-        'decoder': training(data, clip, BATCH, BATCH, text_tower='decoder', caption_weight=0),
-        'decoder that writes': training(data, clip, BATCH, BATCH, text_tower='decoder'),
     }
+    return in_turns(ways, [('one pass', 'two passes of 16'), ('one pass', 'two passes of 4')])
+
+
+def mammut_case(data: Path, patch_px: int, batch: int) -> dict[str, Any]:
+    """What writing captions costs beside comparing alone."""
+    clip = prepare(data / f'patches_{patch_px}', FULL.vision | {'patch_size': patch_px})
+    data = data / f'patches_{patch_px}'
+    ways = {
+        'compares': training(data, clip, batch, batch, text_tower='decoder', caption_weight=0),
+        'also writes': training(data, clip, batch, batch, text_tower='decoder'),
+    }
+    return {'patch_px': patch_px, 'batch': batch} | in_turns(ways, [('compares', 'also writes')])
+
+
+def in_turns(ways: dict[str, Any], pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Seconds a step of each way, block by block in turns, and median ratios of some pairs of them."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS + 1):
         for name, (task, steps, settings) in ways.items():
@@ -93,11 +110,7 @@ def time_case(data: Path) -> dict[str, Any]:
     later = {name: values[1:] for name, values in seconds.items()}
     ratios = {
         name: statistics.median(more / less for less, more in zip(later[base], later[name], strict=True))
-        for base, name in (
-            ('one pass', 'two passes of 16'),
-            ('one pass', 'two passes of 4'),
-            ('decoder', 'decoder that writes'),
-        )
+        for base, name in pairs
     }
     return {'seconds_a_step': later, 'median_ratios': ratios}
 
@@ -120,7 +133,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.case:
         numbers = [int(n) for n in args.case[1:]]
-        print(json.dumps(time_case(args.data) if args.case[0] == 'time' else memory_case(args.data, *numbers)))
+        cases = {'time': time_case, 'mammut': mammut_case, 'memory': memory_case}
+        print(json.dumps(cases[args.case[0]](args.data, *numbers)))  # type: ignore[operator]
         return
 
     def fresh(*case: object) -> Any:
@@ -134,6 +148,7 @@ def main() -> None:
         'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch')},
         'settings': {'batch': BATCH, 'micro_batches': [MICRO, SMALL], 'steps_of_a_turn': STEPS, 'seed': SEED},
         'time': fresh('time'),
+        'mammut': [fresh('mammut', 32, 64), fresh('mammut', 16, 32)],
         'memory': [fresh('memory', *sizes) for sizes in ((32, 16), (128, 16), (256, 16), (32, 32), (128, 128))],
     }
     (RESULTS / 'two_pass.json').write_text(json.dumps(content, indent=1) + '\n')
