@@ -120,7 +120,9 @@ def main() -> None:
                 captions[label] = judged(written(model, data, options), data)
     captions['one for all'] = judged([commonest(args.runs)] * len(data), data)
     content = {
-        'command': ' '.join(['python -m experiments.recipe.aid', *sys.argv[1:]]).replace(str(args.val), 'AID_VAL'),
+        'command': ' '.join(['python -m experiments.recipe.aid', *sys.argv[1:]])
+        .replace(str(args.val), 'AID_VAL')
+        .replace(str(args.runs), 'runs/aid'),
         'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'numpy')},
         'seed': SEED,
         'settings': {'common': COMMON, 'arms': ARMS, 'draws': DRAWS},

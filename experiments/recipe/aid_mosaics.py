@@ -31,8 +31,8 @@ from grafalign.training import load_satellite
 from grafalign.zeroshot import class_vectors, segment
 
 RESULTS = Path(__file__).resolve().parent / 'results'
-MOSAICS, SIDE, SEED, DRAWS = 200, 3, 0, 1000
-STRIDES = (36, 18)
+MOSAICS, SIDE, SEED, DRAWS = 100, 3, 0, 1000
+STRIDES = (36,)
 
 
 def words(name: str) -> str:
@@ -82,10 +82,9 @@ def main() -> None:
                 hits.setdefault(f'{name} | {stride}', []).append(float((at == wanted).all(1).sum()))
     how = resampling(MOSAICS, None, DRAWS, SEED)
     statistics = {name: Mean(np.array(v), np.full(MOSAICS, float(SIDE * SIDE))) for name, v in hits.items()}
+    command = ' '.join(['python -m experiments.recipe.aid_mosaics', *sys.argv[1:]])
     content: dict[str, Any] = {
-        'command': ' '.join(['python -m experiments.recipe.aid_mosaics', *sys.argv[1:]]).replace(
-            str(args.val), 'AID_VAL'
-        ),
+        'command': command.replace(str(args.val), 'AID_VAL').replace(str(args.runs), 'runs/aid'),
         'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'numpy')},
         'settings': {'mosaics': MOSAICS, 'classes': classes, 'seed': SEED, 'draws': DRAWS},
         'pointing': {k: v.model_dump() for k, v in estimates(dict(statistics), how).items()},

@@ -112,7 +112,8 @@ def fold_sets(world: Path, seed: int) -> dict[int | None, Path]:
 def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel:
     """Train on the set of the cell."""
     captions = fold_sets(world, cell.world)[cell.values.get('fold')]
-    values = settings.model_dump(mode='json') | {'store': None, 'data': str(captions)}
+    changes = SCRATCH if cell.values['arm'] == 'scratch' else {}
+    values = settings.model_dump(mode='json') | {'store': None, 'data': str(captions)} | changes
     train(TrainSettings.model_validate(values))
     return load_satellite(settings.out)
 
@@ -254,7 +255,7 @@ def main() -> None:
             for fold in range(FOLDS):
                 options = {k: told[fold][k] for k in ('images', 'held_out')}
                 cells.append(Cell(seed, {'arm': 'without', 'fold': fold}, TRAIN, options=options))
-                cells.append(Cell(seed, {'arm': 'scratch', 'fold': fold}, TRAIN | SCRATCH, options=options))
+                cells.append(Cell(seed, {'arm': 'scratch', 'fold': fold}, TRAIN, options=options))
             beside = {'values': {'arm': 'untrained'}, 'world': seed, **measure(untrained(world), world, seed)}
             (records / f'arm-untrained_world-{seed}.json').write_text(json.dumps(beside) + '\n')
         run_cells(cells, args.worlds, records, args.runs, trainer, args.abreast, measure)

@@ -94,7 +94,6 @@ class TwoDecoders(nn.Module):
         self.reader, self.writer = reader, copy.deepcopy(reader)
         for unused in (*reader.cross_attn.parameters(), reader.map_viz2txt_kv, self.writer.text_projection):
             unused.requires_grad_(False)
-        self.cross_attn, self.map_viz2txt_kv = self.writer.cross_attn, self.writer.map_viz2txt_kv
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Vectors of texts."""
@@ -153,7 +152,8 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel:
 
     arm = cell.values['arm']
     data = caption_set(world, cell.world, NUMBER)
-    settings = TrainSettings.model_validate(settings.model_dump(mode='json') | {'store': None, 'data': str(data)})
+    values = settings.model_dump(mode='json') | {'store': None, 'data': str(data)} | ARMS[arm]
+    settings = TrainSettings.model_validate(values)
     if not arm.startswith(('two decoders', 'open_clip')):
         train(settings)
         return load_satellite(settings.out)
@@ -219,7 +219,7 @@ def measure(model: SatelliteModel, world: Path, seed: int) -> dict[str, Any]:
     outcome = retrieve_captions(images, model.clip.encode_text(texts).numpy(), text, image)
     block_km = store_recipe(world).split.block_km
     of_tiles = resampling(len(right), test.lonlat, DRAWS, block_km=block_km)
-    lonlat = store.tiles.geometry.centroid.get_coordinates().to_numpy()[tiles]
+    lonlat = store.tiles.geometry.representative_point().get_coordinates().to_numpy()[tiles]
     of_images = resampling(len(rows), lonlat, DRAWS, block_km=block_km)
     accuracy: dict[str, Statistic] = {'accuracy': Mean(right.astype(np.float64), np.ones(len(right)))}
     found: dict[str, Any] = {k: v.model_dump() for k, v in estimates(accuracy, of_tiles).items()}
@@ -263,8 +263,8 @@ def cells(seeds: Sequence[int], rates: dict[str, float]) -> list[Cell]:
     found = []
     for seed in seeds:
         for arm, changes in ARMS.items():
-            train = TRAIN | {'lr': rates[family_of(arm)]} | changes
-            found.append(Cell(seed, {'arm': arm}, train))
+            train = TRAIN | {'lr': rates[family_of(arm)]}
+            found.append(Cell(seed, {'arm': arm}, train, options={'changes': changes}))
     return found
 
 
@@ -355,7 +355,7 @@ def main() -> None:
             shares_of_tiles(args.worlds / str(seed))
     if args.tune:
         tuned = [
-            Cell(TUNING_WORLD, {'arm': arm, 'lr': rate}, TRAIN | {'lr': rate} | ARMS[arm])
+            Cell(TUNING_WORLD, {'arm': arm, 'lr': rate}, TRAIN | {'lr': rate}, options={'changes': ARMS[arm]})
             for arm in FAMILIES
             for rate in RATES
         ]
