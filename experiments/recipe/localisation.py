@@ -6,7 +6,7 @@
     python -m experiments.recipe.localisation --table
 
 Tiles of 128 px (8 x 8 tokens) with the quickstart's photos, at the quickstart's rate, batch, temperatures and steps;
-one run at level `image`, one at level `patch`. Chips of 256 px of the test blocks are scored by all ways through the
+one run at level `image`, one at level `patch`. Chips of 192 px of the test blocks are scored by all ways through the
 same windows, so that all cost the same number of passes of the encoder (`smooth.py` adds a part of one block). Scores
 of pixels are compared with the truth: mean IoU over 24 classes, intervals over blocks of 2 km.
 """
@@ -36,7 +36,7 @@ from grafalign.training import SatelliteModel, TrainSettings, load_satellite, tr
 from grafalign.zeroshot import class_vectors, segment
 
 RESULTS = Path(__file__).resolve().parent / 'results'
-SIZE_PX, CHIPS, CHIP_PX = 128, 24, 256
+SIZE_PX, CHIPS, CHIP_PX = 128, 60, 192
 TAU = {'image': 0.3, 'patch': 0.4}
 STRIDES = (64, 32, 16)
 KM2 = (CHIP_PX * 5 / 1000) ** 2
