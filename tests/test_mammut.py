@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import DistributedType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,6 +29,7 @@ from grafalign.training.loop import fit
 from grafalign.training.mammut import MammutTask
 from grafalign.training.task import viewed
 from grafalign.training.token_steps import TokenSteps
+from grafalign.training.trainer import refuse_sharding
 from tests.caption_world import COLOURS, captioned_set
 from tests.caption_world import settings as caption_settings
 from tests.training_world import kill_at_steps, run_processes
@@ -320,6 +322,15 @@ def test_missing_weights_and_another_tokenizer_are_one_sentence(
     (tmp_path / 'run' / 'model.json').write_text(json.dumps(marker | {'tokenizer': 'anothers'}))
     with pytest.raises(StaleError, match='another tokenizer'):
         load_satellite(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('tower', ['trained', 'decoder'])
+def test_sharding_is_refused(tower: str, web: Path, clip: FrozenClip) -> None:
+    """FSDP is for frozen texts; the sentence says what to launch instead."""
+    with pytest.raises(InputError, match='launch it with DDP'):
+        refuse_sharding(settings(clip, web, text_tower=tower), DistributedType.FSDP)
+    refuse_sharding(settings(clip, web, text_tower=tower), DistributedType.MULTI_CPU)
+    refuse_sharding(caption_settings(clip, Path('no/run'), data=web), DistributedType.FSDP)
 
 
 def test_a_run_that_only_compares_writes_nothing(web: Path, clip: FrozenClip, tmp_path: Path) -> None:

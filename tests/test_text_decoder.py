@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +120,22 @@ def test_writing_with_a_cache_gives_the_scores_of_the_whole_pass(clip: FrozenCli
             torch.testing.assert_close(scores[0], whole[place], rtol=0, atol=1e-11)
 
 
+def test_large_token_embeddings_start_no_surer_than_small_ones(clip: FrozenClip) -> None:
+    """The loss of an untrained captioner is about the logarithm of the vocabulary, whatever CLIP's embeddings are."""
+    losses = []
+    for factor in (1, 100):
+        model = copy.deepcopy(clip.model)
+        with torch.no_grad():
+            model.token_embedding.weight.mul_(factor)  # type: ignore[union-attr,operator]
+        decoder = TextDecoder(replace(clip, model=model), IMAGE_WIDTH, DecoderSettings())
+        tokens = marked_tokenizer(clip, decoder)(TEXTS)
+        of = torch.zeros(len(TEXTS), dtype=torch.int64)
+        with torch.no_grad():
+            loss = decoder.caption_loss(tokens, decoder.look(images(1).float()), of)
+        losses.append(float(loss) / int((tokens[:, 1:] >= 0).sum()))
+    assert all(loss < 2 * math.log(49408) for loss in losses)
+
+
 BEGIN, END, WORDS = 0, 1, 6
 
 
@@ -162,6 +179,15 @@ def test_a_wide_beam_finds_the_likeliest_of_all_captions(small: TextDecoder) -> 
             scores[[BEGIN, *([] if ids else [END])]] = float('-inf')
             ids.append(int(scores.argmax()))
         assert first[: len(ids)] == ids
+
+
+def test_captions_end_where_one_mark_begins_and_ends_them(small: TextDecoder) -> None:
+    """As with SigLIP's tokenizer: a decoder that always ends after a word does so."""
+    with torch.no_grad():
+        small.ln_final.weight.zero_()
+        small.ln_final.bias.copy_(4 * small.token_embedding.weight[END])  # every token is followed by the end
+    written = write_ids(small, END, END, images(2), CaptionOptions())
+    assert written.shape[1] == 2 and (written[:, 0] != END).all() and (written[:, 1] == END).all()
 
 
 def test_captions_do_not_depend_on_those_beside_them(small: TextDecoder) -> None:

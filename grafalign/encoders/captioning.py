@@ -84,7 +84,8 @@ def write_ids(
     score[:, 0] = 0  # all begin alike: one of them is followed at first
     for place in range(longest):
         logs = decoder.next_logits(last, place, cache, seen).log_softmax(-1)
-        logs[:, begin] = float('-inf')
+        if begin != end:  # SigLIP's tokenizer has one mark for both
+            logs[:, begin] = float('-inf')
         if place:
             logs[last == end] = float('-inf')
             logs[last == end, end] = 0

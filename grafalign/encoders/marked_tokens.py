@@ -32,8 +32,8 @@ class MarkedTokenizer:
         >>> import open_clip
         >>> tokenizer = MarkedTokenizer(open_clip.SimpleTokenizer(), context_length=4, vocabulary=49408)
         >>> tokenizer(['a lake', 'a', 'a lake and a road']).tolist()
-        [[49406, 320, 3553, 49407], [49406, 320, 49407, -1], [49406, 320, 3553, 537]]
-        >>> tokenizer.decode([49406, 320, 3553, 49407])
+        [[49406, 320, 2553, 49407], [49406, 320, 49407, -1], [49406, 320, 2553, 537]]
+        >>> tokenizer.decode([49406, 320, 2553, 49407])
         'a lake'
     """
 

@@ -62,6 +62,9 @@ class TextDecoder(nn.Module):
 
     resblocks: Any
     cross_attn: Any
+    vocabulary_scale: Tensor
+    """1, or less where CLIP's token embeddings are so large that a tower without training would be sure of every next
+    token; kept with the weights."""
 
     def __init__(self, clip: FrozenClip, image_width: int, settings: DecoderSettings) -> None:
         super().__init__()
@@ -97,6 +100,8 @@ class TextDecoder(nn.Module):
             ]
         )
         _start(self.cross_attn, width)
+        size = self.token_embedding.weight.detach().square().mean().sqrt() * width**0.5  # of logits, at the start
+        self.register_buffer('vocabulary_scale', 1 / size.clamp(min=1))
         self.map_viz2txt_kv = nn.Parameter(torch.randn(image_width, width) * image_width**-0.5)
         self.to(clip.device)
         self.requires_grad_(True)
@@ -146,7 +151,7 @@ class TextDecoder(nn.Module):
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Scores [..., V] of the token that follows each of the tokens [..., W] of the last layer."""
-        return functional.linear(self.ln_final(hidden), self.token_embedding.weight)
+        return functional.linear(self.ln_final(hidden), self.token_embedding.weight) * self.vocabulary_scale
 
     def next_logits(self, token: Tensor, place: int, cache: list[KeysValues], seen: list[KeysValues]) -> Tensor:
         """One step of writing: scores [n, V] of what follows, and the cache one token longer, in place.

@@ -134,6 +134,7 @@ def _train(settings: TrainSettings) -> RunMarker:
     kept = begun.precision if begun and settings.precision == 'auto' else None
     precision = kept or settings.precision
     accelerator = make_accelerator(precision, out, settings.trackers)
+    refuse_sharding(settings, accelerator.distributed_type)
     main, share = accelerator.is_main_process, Share(accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(settings.seed)
     if main:
@@ -178,8 +179,7 @@ def _train(settings: TrainSettings) -> RunMarker:
 
     def validate(model: nn.Module) -> Mapping[str, float]:
         found = recall(model, data, val_sets, settings, batch=micro, tokenizer=tokenizer)
-        whole = accelerator.distributed_type is not DistributedType.FSDP
-        if isinstance(task, MammutTask) and writing and whole:
+        if isinstance(task, MammutTask) and writing:
             found |= caption_quality(model, task.encoder, task.text, tokenizer, val_sets, batch=micro)
         return found
 
@@ -228,6 +228,19 @@ def _train(settings: TrainSettings) -> RunMarker:
     accelerator.wait_for_everyone()
     end_trackers(accelerator)
     return marker
+
+
+def refuse_sharding(settings: TrainSettings, kind: DistributedType) -> None:
+    """Check that what is trained can be sharded, if it is to be.
+
+    Raises:
+        InputError: FSDP with a text tower of its own, whose loss is made outside of any module's forward pass.
+    """
+    if kind is DistributedType.FSDP and settings.text_tower != 'frozen':
+        raise InputError(
+            f'`text_tower: {settings.text_tower}` is not sharded by FSDP; launch it with DDP (no fsdp_config), with a '
+            'smaller `micro_batch` or `tune.grad_checkpointing` where memory is short.'
+        )
 
 
 def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
