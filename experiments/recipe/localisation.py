@@ -5,10 +5,11 @@
     python -m experiments.recipe.localisation --worlds runs/worlds                   # 12 minutes a world and core
     python -m experiments.recipe.localisation --table
 
-Tiles of 128 px (8 x 8 tokens) with the quickstart's photos, at the quickstart's rate, batch, temperatures and steps;
-one run at level `image`, one at level `patch`. Chips of 192 px of the test blocks are scored by all ways through the
-same windows, so that all cost the same number of passes of the encoder (`smooth.py` adds a part of one block). Scores
-of pixels are compared with the truth: mean IoU over 24 classes, intervals over blocks of 2 km.
+The quickstart's tiles of 320 m at 2.5 m a pixel instead of 5, which makes 8 x 8 tokens of its 4 x 4, with the
+quickstart's photos, rate, batch, temperatures and steps; one run at level `image`, one at level `patch`. Chips of 640 m
+of the test blocks are scored by all ways through the same windows, so that all cost the same number of passes of the
+encoder (`smooth.py` adds a part of one block). Scores of pixels are compared with the truth: mean IoU over 24 classes,
+intervals over blocks of 2 km.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from grafalign.training import SatelliteModel, TrainSettings, load_satellite, tr
 from grafalign.zeroshot import class_vectors, segment
 
 RESULTS = Path(__file__).resolve().parent / 'results'
-SIZE_PX, CHIPS, CHIP_PX = 128, 60, 192
+SIZE_PX, GSD_M, CHIPS, CHIP_PX = 128, 2.5, 60, 256
 TAU = {'image': 0.3, 'patch': 0.4}
 STRIDES = (64, 32, 16)
-KM2 = (CHIP_PX * 5 / 1000) ** 2
-"""Of a chip, at 5 m a pixel."""
+KM2 = (CHIP_PX * GSD_M / 1000) ** 2
+"""Of a chip."""
 
 
 def ways(encoder: SatelliteEncoder) -> dict[str, Any]:
@@ -59,11 +60,11 @@ def ways(encoder: SatelliteEncoder) -> dict[str, Any]:
 
 
 def runs_of(world: Path, out: Path, seed: int) -> dict[str, SatelliteModel]:
-    """The two runs on tiles of 128 px, trained if they are not there."""
+    """The two runs on finer tiles, trained if they are not there."""
     store = out / 'pairs'
     if not (store / 'dataset.json').is_file():
         recipe = store_recipe(world)
-        sensor = recipe.sensor.model_copy(update={'size_px': SIZE_PX})
+        sensor = recipe.sensor.model_copy(update={'size_px': SIZE_PX, 'gsd_m': GSD_M})
         pair(recipe.model_copy(update={'sensor': sensor}), store)
     if not (store / 'bank' / 'bank.json').is_file():
         embed(PairStore(store), load_clip(CLIP))
@@ -155,7 +156,14 @@ def main() -> None:
         about = {
             'command': f'python -m experiments.recipe.localisation --seeds {seed}',
             'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'numpy')},
-            'settings': {'train': TRAIN, 'tau': TAU, 'size_px': SIZE_PX, 'chips': CHIPS, 'chip_px': CHIP_PX},
+            'settings': {
+                'train': TRAIN,
+                'tau': TAU,
+                'size_px': SIZE_PX,
+                'gsd_m': GSD_M,
+                'chips': CHIPS,
+                'chip_px': CHIP_PX,
+            },
         }
         (folder / f'world{seed}.json').write_text(json.dumps(about | found) + '\n')
     records = {r['world']: r for r in (json.loads(p.read_text()) for p in sorted(folder.glob('world*.json')))}
