@@ -72,7 +72,7 @@ def test_both_passes_are_those_of_open_clips_blocks_text_by_text(settings: Decod
         ids = [i for i in row if i >= 0]
         mean = by_open_clip(decoder, ids, None).mean(0)
         expected_vectors.append(functional.normalize(mean @ decoder.text_projection, dim=0))
-        logits = by_open_clip(decoder, ids[:-1], pictures[image]) @ decoder.token_embedding.weight.T
+        logits = by_open_clip(decoder, ids[:-1], pictures[image]) @ decoder.lm_head
         expected = expected + functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction='sum')
     reference = torch.stack(expected_vectors)
     torch.testing.assert_close(vectors, reference, rtol=0, atol=1e-12)
@@ -113,7 +113,7 @@ def test_writing_with_a_cache_gives_the_scores_of_the_whole_pass(clip: FrozenCli
     ids = marked_tokenizer(clip, decoder)(['many green trees beside a road'])[0]
     pictures = images(1)
     with torch.no_grad():
-        whole = by_open_clip(decoder, ids.tolist(), pictures[0]) @ decoder.token_embedding.weight.T
+        whole = by_open_clip(decoder, ids.tolist(), pictures[0]) @ decoder.lm_head
         seen, cache = decoder.look(pictures), []
         for place, token in enumerate(ids):
             scores = decoder.next_logits(token[None], place, cache, seen)
@@ -145,6 +145,7 @@ def small(clip: FrozenClip) -> TextDecoder:
     decoder = decoder_of(clip, SCRATCH)
     decoder.token_embedding = nn.Embedding(WORDS, 24).double()
     nn.init.normal_(decoder.token_embedding.weight, std=0.5)
+    decoder.lm_head = nn.Parameter(torch.randn(24, WORDS).double() * 0.5)
     decoder.positional_embedding = nn.Parameter(decoder.positional_embedding[:4].detach().clone())
     return decoder.requires_grad_(False)
 
@@ -157,7 +158,7 @@ def chances(decoder: TextDecoder, image: Tensor) -> dict[tuple[int, ...], float]
         ids += [END] if len(ids) < 3 else []
         if ids == [END]:
             continue
-        logits = by_open_clip(decoder, [BEGIN, *ids[:-1]], image) @ decoder.token_embedding.weight.T
+        logits = by_open_clip(decoder, [BEGIN, *ids[:-1]], image) @ decoder.lm_head
         # the chance of `begin` is nobody's: it is never written, but it is not shared out either
         logs = logits.log_softmax(-1)
         found[tuple(ids)] = float(sum(logs[place, i] for place, i in enumerate(ids)) / len(ids))
@@ -175,7 +176,7 @@ def test_a_wide_beam_finds_the_likeliest_of_all_captions(small: TextDecoder) -> 
         assert tuple(row[: len(best)]) == best and all(i == END for i in row[len(best) :])
         ids: list[int] = []
         while len(ids) < 3 and END not in ids:
-            scores = (by_open_clip(small, [BEGIN, *ids], image) @ small.token_embedding.weight.T)[-1]
+            scores = (by_open_clip(small, [BEGIN, *ids], image) @ small.lm_head)[-1]
             scores[[BEGIN, *([] if ids else [END])]] = float('-inf')
             ids.append(int(scores.argmax()))
         assert first[: len(ids)] == ids
@@ -185,7 +186,7 @@ def test_captions_end_where_one_mark_begins_and_ends_them(small: TextDecoder) ->
     """As with SigLIP's tokenizer: a decoder that always ends after a word does so."""
     with torch.no_grad():
         small.ln_final.weight.zero_()
-        small.ln_final.bias.copy_(4 * small.token_embedding.weight[END])  # every token is followed by the end
+        small.ln_final.bias.copy_(4 * small.lm_head[:, END])  # every token is followed by the end
     written = write_ids(small, END, END, images(2), CaptionOptions())
     assert written.shape[1] == 2 and (written[:, 0] != END).all() and (written[:, 1] == END).all()
 
@@ -204,7 +205,7 @@ def test_a_nucleus_draws_by_probability_from_the_likeliest_tokens(small: TextDec
     """Of 4,000 first tokens each of the nucleus comes as often as its share says, and no other at all."""
     pictures = images(1).expand(4000, -1, -1)
     drawn = write_ids(small, BEGIN, END, pictures, CaptionOptions(nucleus=0.7, most_tokens=1))[:, 0]
-    chance = (by_open_clip(small, [BEGIN], pictures[0]) @ small.token_embedding.weight.T)[-1].softmax(0)
+    chance = (by_open_clip(small, [BEGIN], pictures[0]) @ small.lm_head)[-1].softmax(0)
     chance[[BEGIN, END]] = 0
     order = chance.argsort(descending=True).tolist()
     kept, total = [], 0.0

@@ -92,7 +92,7 @@ class TwoDecoders(nn.Module):
     def __init__(self, reader: TextDecoder) -> None:
         super().__init__()
         self.reader, self.writer = reader, copy.deepcopy(reader)
-        for unused in (*reader.cross_attn.parameters(), reader.map_viz2txt_kv, self.writer.text_projection):
+        for unused in (*reader.writing_parameters(), self.writer.text_projection):
             unused.requires_grad_(False)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -5,9 +5,10 @@
                        position says which token comes next
 
 After Kuo et al., "MaMMUT: A Simple Architecture for Joint Learning for MultiModal Tasks", 2023. Ours: the mean has a
-linear projection, so that the decoder may have another width than CLIP's space; token embeddings serve as vocabulary
-head, too (Press & Wolf 2017), which saves the largest matrix; the image vector is the tower's own, not the mean of its
-patches. Where there is no token (id -1, `marked_tokens.py`) nothing attends, counts or is predicted.
+linear projection, so that the decoder may have another width than CLIP's space; the vocabulary head starts from the
+token embeddings (from a random start, and with one matrix for both, the loss of captions fell more slowly); the image
+vector is the tower's own, not the mean of its patches. Where there is no token (id -1, `marked_tokens.py`) nothing
+attends, counts or is predicted.
 
 Names of weights are those of open_clip 4's `mammut` layout. In the shapes n is texts, L tokens, W the decoder's width,
 h its heads, b images, N patches, V the vocabulary.
@@ -62,9 +63,6 @@ class TextDecoder(nn.Module):
 
     resblocks: Any
     cross_attn: Any
-    vocabulary_scale: Tensor
-    """1, or less where CLIP's token embeddings are so large that a tower without training would be sure of every next
-    token; kept with the weights."""
 
     def __init__(self, clip: FrozenClip, image_width: int, settings: DecoderSettings) -> None:
         super().__init__()
@@ -100,11 +98,16 @@ class TextDecoder(nn.Module):
             ]
         )
         _start(self.cross_attn, width)
-        size = self.token_embedding.weight.detach().square().mean().sqrt() * width**0.5  # of logits, at the start
-        self.register_buffer('vocabulary_scale', 1 / size.clamp(min=1))
+        words = self.token_embedding.weight.detach()
+        size = words.square().mean().sqrt() * width**0.5  # of the logits: nobody is sure of a token at the start
+        self.lm_head = nn.Parameter((words / size.clamp(min=1)).T.contiguous())
         self.map_viz2txt_kv = nn.Parameter(torch.randn(image_width, width) * image_width**-0.5)
         self.to(clip.device)
         self.requires_grad_(True)
+
+    def writing_parameters(self) -> list[nn.Parameter]:
+        """Those that only the captioning pass reaches."""
+        return [*self.cross_attn.parameters(), self.map_viz2txt_kv, self.lm_head]
 
     @property
     def context_length(self) -> int:
@@ -151,7 +154,8 @@ class TextDecoder(nn.Module):
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Scores [..., V] of the token that follows each of the tokens [..., W] of the last layer."""
-        return functional.linear(self.ln_final(hidden), self.token_embedding.weight) * self.vocabulary_scale
+        found: Tensor = self.ln_final(hidden) @ self.lm_head
+        return found
 
     def next_logits(self, token: Tensor, place: int, cache: list[KeysValues], seen: list[KeysValues]) -> Tensor:
         """One step of writing: scores [n, V] of what follows, and the cache one token longer, in place.

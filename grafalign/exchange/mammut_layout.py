@@ -56,10 +56,8 @@ def write_mammut(exportable: Exportable, folder: Path) -> None:
     content = {'model_cfg': config, 'preprocess_cfg': exportable.preprocessing}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
     text = decoder.state_dict()
-    scale = text.pop('vocabulary_scale')
     weights = {'logit_scale': model.logit_scale, 'map_viz2txt_kv': text.pop('map_viz2txt_kv')}
     weights |= {f'text.{k}': v for k, v in text.items()}
-    weights['text.lm_head'] = decoder.token_embedding.weight.T.contiguous() * scale
     save_weights(weights | {f'visual.{k}': v for k, v in exportable.visual.state_dict().items()}, folder / WEIGHTS)
 
 

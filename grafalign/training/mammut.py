@@ -32,7 +32,7 @@ class MammutTask(TwoTowerTask):
     ) -> None:
         super().__init__(encoder, preprocess, text, settings)
         if not settings.caption_weight:
-            for parameter in (*text.cross_attn.parameters(), text.map_viz2txt_kv):  # which nothing reaches
+            for parameter in text.writing_parameters():
                 parameter.requires_grad_(False)
 
     @classmethod
