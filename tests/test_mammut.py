@@ -65,41 +65,41 @@ def start(clip: FrozenClip, data: TrainingData, wanted: TrainSettings, dropout: 
     return task.train()
 
 
-def gradients(task: MammutTask, portions: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(task: MammutTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of a step in one process, in two passes without anything kept between them."""
     task.zero_grad()
     loss = torch.zeros((), dtype=torch.float64)
-    if len(portions) > 1:
+    if len(batches) > 1:
         with torch.no_grad():
             vectors = []
-            for number, portion in enumerate(portions):
+            for number, batch in enumerate(batches):
                 torch.manual_seed(number)
-                vectors.append(task({**portion, 'glance': torch.ones(())}))
-        portions = task.prepare(portions, vectors)
-    for number, portion in enumerate(portions):
+                vectors.append(task({**batch, 'vectors_only': torch.ones(())}))
+        batches = task.prepare(batches, vectors)
+    for number, batch in enumerate(batches):
         torch.manual_seed(number)
-        part = task(portion)
+        part = task(batch)
         part.backward()
         loss += part.detach()
     return loss, {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
 
 
-def naive(task: MammutTask, portions: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+def naive(task: MammutTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """The same from one graph over all images, texts and captions."""
     task.zero_grad()
     images, texts, captions, tokens = [], [], torch.zeros((), dtype=torch.float64), 0
-    for number, portion in enumerate(portions):
+    for number, batch in enumerate(batches):
         torch.manual_seed(number)
-        count, words = portion['own'].tolist()
-        found = task.encoder(viewed(task.preprocess, portion, task.settings.augment))
+        count, words = batch['own'].tolist()
+        found = task.encoder(viewed(task.preprocess, batch, task.settings.augment))
         images.append(found.image[:count])
-        texts.append(task.text(portion['tokens'])[:words])
+        texts.append(task.text(batch['tokens'])[:words])
         seen = task.text.look(task.encoder.visual.ln_post(found.tokens))
-        captions = captions + task.text.caption_loss(portion['captions'], seen, portion['captions_of'])
-        tokens += int((portion['captions'][:, 1:] >= 0).sum())
+        captions = captions + task.text.caption_loss(batch['captions'], seen, batch['captions_of'])
+        tokens += int((batch['captions'][:, 1:] >= 0).sum())
     v, t = torch.cat(images), torch.cat(texts)
     z = v @ t.T * task.log_scale.exp()
-    row, text = portions[0]['whole']
+    row, text = batches[0]['whole']
     loss = task.settings.caption_weight * captions / tokens
     if task.settings.form == 'softmax':
         distinct = len(text.unique())
@@ -126,11 +126,11 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(
     data = gather_data(wanted, clip)
     task = start(clip, data, wanted, dropout)
     steps = steps_of(data, clip, wanted, task, micro_batch)
-    portions = [steps[n] for n in range(steps.micro_batches)]
+    batches = [steps[n] for n in range(steps.micro_batches)]
     if dropout:
         task.encoder.tower.token_norm = lambda: task.encoder.visual.ln_post  # type: ignore[method-assign]
-    loss, found = gradients(task, portions)
-    expected_loss, expected = naive(task, portions)
+    loss, found = gradients(task, batches)
+    expected_loss, expected = naive(task, batches)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-11, atol=1e-12)
     assert set(found) == set(expected)
     largest = max(float(g.abs().max()) for g in expected.values())
@@ -148,12 +148,12 @@ def test_every_caption_of_a_step_is_written_once_from_its_own_image(web: Path, c
         steps = steps_of(data, clip, wanted, task, micro_batch)
         written = set()
         for number in range(steps.micro_batches):
-            portion = steps[number]
-            images = number * micro_batch + portion['captions_of']
-            for row, image in zip(portion['captions'].tolist(), images.tolist(), strict=True):
+            batch = steps[number]
+            images = number * micro_batch + batch['captions_of']
+            for row, image in zip(batch['captions'].tolist(), images.tolist(), strict=True):
                 written.add((image, tokenizer.decode(row)))
-        texts = data.texts().take(portion['candidates'].numpy())
-        assert written == {(i, texts[j]) for i, j in portion['whole'].T.tolist()}
+        texts = data.texts().take(batch['candidates'].numpy())
+        assert written == {(i, texts[j]) for i, j in batch['whole'].T.tolist()}
 
 
 def test_the_loop_takes_the_steps_of_the_whole_batch_whatever_the_micro_batch(web: Path, clip: FrozenClip) -> None:

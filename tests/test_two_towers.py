@@ -68,38 +68,38 @@ def dropping(task: TwoTowerTask, share: float) -> TwoTowerTask:
     return task.train()
 
 
-def gradients(task: TwoTowerTask, portions: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(task: TwoTowerTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of a step in one process, as the loop makes them."""
     task.zero_grad()
     loss = torch.zeros((), dtype=torch.float64)
-    if len(portions) > 1:
+    if len(batches) > 1:
         with torch.no_grad():
             vectors = []
-            for number, portion in enumerate(portions):
+            for number, batch in enumerate(batches):
                 torch.manual_seed(number)
-                vectors.append(task({**portion, 'glance': torch.ones(())}))
-        portions = task.prepare(portions, vectors)
-    for number, portion in enumerate(portions):
+                vectors.append(task({**batch, 'vectors_only': torch.ones(())}))
+        batches = task.prepare(batches, vectors)
+    for number, batch in enumerate(batches):
         torch.manual_seed(number)
-        part = task(portion)
+        part = task(batch)
         part.backward()
         loss += part.detach()
     return loss, {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
 
 
-def naive(task: TwoTowerTask, portions: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+def naive(task: TwoTowerTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """The same from one graph over all images and texts, pair by pair."""
     task.zero_grad()
     images, texts = [], []
-    for number, portion in enumerate(portions):
+    for number, batch in enumerate(batches):
         torch.manual_seed(number)
-        count, words = portion['own'].tolist()
-        pixels = viewed(task.preprocess, portion, task.settings.augment)
+        count, words = batch['own'].tolist()
+        pixels = viewed(task.preprocess, batch, task.settings.augment)
         images.append(task.encoder(pixels).image[:count])
-        texts.append(task.text(portion['tokens'])[:words])
+        texts.append(task.text(batch['tokens'])[:words])
     v, t = torch.cat(images), torch.cat(texts).double()
     z = v @ t.T * task.log_scale.exp()
-    row, text = portions[0]['whole']
+    row, text = batches[0]['whole']
     loss = torch.zeros((), dtype=torch.float64)
     distinct = len(text.unique())
     if task.settings.form == 'softmax':
@@ -127,9 +127,9 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(
     data = gather_data(wanted, clip)
     steps = steps_of(data, clip, wanted, micro_batch)[0]
     task = dropping(TwoTowerTask.start(clip, data.sensor, wanted), dropout)
-    portions = [steps[n] for n in range(steps.micro_batches)]
-    loss, found = gradients(task, portions)
-    expected_loss, expected = naive(task, portions)
+    batches = [steps[n] for n in range(steps.micro_batches)]
+    loss, found = gradients(task, batches)
+    expected_loss, expected = naive(task, batches)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-11, atol=1e-12)
     assert set(found) == set(expected)
     largest = max(float(g.abs().max()) for g in expected.values())
@@ -145,11 +145,11 @@ def test_every_text_of_a_step_goes_through_the_tower_once(web: Path, clip: Froze
     for world, micro_batch in ((1, 10), (1, 3), (2, 2), (4, 3), (4, 1)):
         tokens, images = [], 0
         for steps in steps_of(data, clip, wanted, micro_batch, world):
-            portions = [steps[n] for n in range(steps.micro_batches)]
-            tokens += [p['tokens'][: int(p['own'][1])] for p in portions]
-            images += sum(int(p['own'][0]) for p in portions)
-            assert sum(float(p['share']) for p in portions) == pytest.approx(1)
-        expected = clip.tokenizer(texts.take(portions[0]['candidates'].numpy()))
+            batches = [steps[n] for n in range(steps.micro_batches)]
+            tokens += [p['tokens'][: int(p['own'][1])] for p in batches]
+            images += sum(int(p['own'][0]) for p in batches)
+            assert sum(float(p['share']) for p in batches) == pytest.approx(1)
+        expected = clip.tokenizer(texts.take(batches[0]['candidates'].numpy()))
         assert images == 10 and torch.equal(torch.cat(tokens), expected)
 
 
@@ -241,13 +241,13 @@ def test_unreadable_images_are_no_negatives(web: Path, clip: FrozenClip) -> None
     data = gather_data(wanted, clip)
     steps = steps_of(data, clip, wanted, 4)[0]
     task = dropping(TwoTowerTask.start(clip, data.sensor, wanted), 0)
-    portions = [steps[n] for n in range(steps.micro_batches)]
-    gone = portions[0]['tile'] == 1
+    batches = [steps[n] for n in range(steps.micro_batches)]
+    gone = batches[0]['tile'] == 1
     for key in ('tile', 'photo', 'weight'):
-        portions[0][key] = portions[0][key][~gone]
+        batches[0][key] = batches[0][key][~gone]
     with torch.no_grad():
-        vectors = [task({**p, 'glance': torch.ones(())}) for p in portions]
-    prepared = task.prepare(portions, vectors)
+        vectors = [task({**p, 'vectors_only': torch.ones(())}) for p in batches]
+    prepared = task.prepare(batches, vectors)
     assert not prepared[0]['image_gradient'][1].any() and prepared[0]['image_gradient'][0].any()
 
 

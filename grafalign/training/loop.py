@@ -195,7 +195,7 @@ class _Loop:
         """Gradients of all micro-batches of a step, then one step of the optimizer."""
         accelerator, count = self._accelerator, self._steps.micro_batches
         loss = torch.zeros((), device=accelerator.device)
-        for turn, (number, batch) in enumerate(self._portions(step, batches)):
+        for turn, (number, batch) in enumerate(self._micro_batches(step, batches)):
             tiles = len(batch['pixels'])
             self._bad.note(batch.get('bad'))
             self._window.tiles += tiles * accelerator.num_processes
@@ -215,7 +215,7 @@ class _Loop:
         self._window.losses.append(loss)
         self._window.norms.append(full(torch.as_tensor(norm)).detach().to(loss.device))
 
-    def _portions(self, step: int, batches: Iterator[dict[str, Tensor]]) -> Iterable[tuple[int, dict[str, Any]]]:
+    def _micro_batches(self, step: int, read: Iterator[dict[str, Tensor]]) -> Iterable[tuple[int, dict[str, Any]]]:
         """The micro-batches of a step with their numbers, in the order in which their gradients are made.
 
         A task whose loss is one of the whole batch has `prepare`: it is shown all of them first, without gradients. But
@@ -223,20 +223,20 @@ class _Loop:
         comes first.
         """
         count, prepare = self._steps.micro_batches, getattr(self._task, 'prepare', None)
-        read = (self._next(batches) for _ in range(count))
+        every = (self._next(read) for _ in range(count))
         if prepare is None or count == 1:
-            return enumerate(read)
+            return enumerate(every)
         rank = self._accelerator.process_index
-        portions = [p for p in read if len(p['pixels'])]
-        last, made = len(portions) - 1, []
+        batches = [batch for batch in every if len(batch['pixels'])]
+        last, made = len(batches) - 1, []
         with self._accelerator.no_sync(self._model):
-            for number, portion in enumerate(portions):
+            for number, batch in enumerate(batches):
                 with torch.set_grad_enabled(number == last):
-                    batch = {**portion, 'glance': torch.ones(())}
-                    made.append(self._forward(batch, (self._settings.seed, step, number, rank)))
+                    asked = {**batch, 'vectors_only': torch.ones(())}
+                    made.append(self._forward(asked, (self._settings.seed, step, number, rank)))
         vectors = [(images.detach(), texts.detach()) for images, texts, *_ in made]
         with torch.no_grad():
-            prepared: list[dict[str, Any]] = prepare([self._on_device(p) for p in portions], vectors)
+            prepared: list[dict[str, Any]] = prepare([self._on_device(batch) for batch in batches], vectors)
         prepared[last]['made'] = made[last]
         return [(number, prepared[number]) for number in (last, *range(last))]
 

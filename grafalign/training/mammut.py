@@ -18,7 +18,7 @@ from grafalign.encoders.text_decoder import TextDecoder
 from grafalign.store_marker import Sensor
 from grafalign.training.processes import gather_rows
 from grafalign.training.settings import TrainSettings
-from grafalign.training.two_towers import Portion, TwoTowerTask
+from grafalign.training.two_towers import MicroBatch, TwoTowerTask
 from grafalign.training.vector_gradients import VectorGradients
 
 
@@ -45,26 +45,26 @@ class MammutTask(TwoTowerTask):
         decoder = TextDecoder(clip, encoder.patch_proj.in_features, settings.decoder)
         return cls(encoder, TilePreprocessing(sensor, clip), decoder, settings)
 
-    def prepare(self, portions: Sequence[Portion], vectors: Sequence[tuple[Tensor, Tensor]]) -> list[Portion]:
+    def prepare(self, batches: Sequence[MicroBatch], vectors: Sequence[tuple[Tensor, Tensor]]) -> list[MicroBatch]:
         """See `TwoTowerTask`; also counts the tokens of the whole batch."""
-        prepared = super().prepare(portions, vectors)
+        prepared = super().prepare(batches, vectors)
         if not self.settings.caption_weight:
             return prepared
-        own = sum(int((p['captions'][p['captioned'], 1:] >= 0).sum()) for p in portions)
-        world = len(portions[0]['sizes'])
-        count = torch.tensor([[float(own)]], dtype=torch.float64, device=portions[0]['captions'].device)
+        own = sum(int((p['captions'][p['captioned'], 1:] >= 0).sum()) for p in batches)
+        world = len(batches[0]['sizes'])
+        count = torch.tensor([[float(own)]], dtype=torch.float64, device=batches[0]['captions'].device)
         count = gather_rows(count, [1] * world).sum().clamp(min=1)
-        return [portion | {'caption_tokens': count} for portion in prepared]
+        return [batch | {'caption_tokens': count} for batch in prepared]
 
-    def without_gradients(self, portion: Portion) -> Portion:
+    def without_gradients(self, batch: MicroBatch) -> MicroBatch:
         """See `TwoTowerTask`."""
-        return super().without_gradients(portion) | {'caption_tokens': torch.ones((), dtype=torch.float64)}
+        return super().without_gradients(batch) | {'caption_tokens': torch.ones((), dtype=torch.float64)}
 
     def _note(self, whole: VectorGradients) -> None:
         super()._note(whole)
         self.noted['contrastive_loss'] = whole.loss
 
-    def _beside(self, found: Embeddings, batch: Portion) -> Tensor:
+    def _beside(self, found: Embeddings, batch: MicroBatch) -> Tensor:
         """This micro-batch's part of the caption loss, times the number of processes, whose mean is taken."""
         if not self.settings.caption_weight:
             return found.image.new_zeros(())

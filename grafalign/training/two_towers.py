@@ -25,7 +25,7 @@ from grafalign.training.settings import TrainSettings
 from grafalign.training.task import LARGEST_SCALE, viewed
 from grafalign.training.vector_gradients import PairLoss, VectorGradients, vector_gradients
 
-Portion = dict[str, Any]
+MicroBatch = dict[str, Any]
 """A micro-batch of `TokenSteps`."""
 
 
@@ -65,26 +65,29 @@ class TwoTowerTask(nn.Module):
         """The temperature now."""
         return math.exp(-float(self.log_scale.detach()))
 
-    def forward(self, batch: Portion | tuple[Tensor, Tensor, Tensor] | Tensor) -> Any:
+    def forward(self, batch: MicroBatch | tuple[Tensor, Tensor, Tensor] | Tensor) -> Any:
         """What a micro-batch adds to the loss; everything that is asked of the towers goes through here.
 
         Args:
-            batch: a micro-batch with what `prepare` made of it, or the only one of its step; one with `glance` for its
-                vectors, and with gradients also for what they come from, which `made` hands in again; pixels, scale and
-                offset for their `Embeddings`; token ids for the vectors of texts.
+            batch: one of
+                a micro-batch with what `prepare` made of it, or the only one of its step;
+                a micro-batch with `vectors_only`, for its vectors and, with gradients, what they come from, which
+                `made` hands in again;
+                pixels, scale and offset, for their `Embeddings`;
+                token ids, for the vectors of texts.
         """
         if isinstance(batch, Tensor):
             return self.text(batch)
         if isinstance(batch, tuple):
             return self.encoder(self.preprocess(*batch))
         images, texts, found = batch.get('made') or self._make(batch)
-        if 'glance' in batch:
+        if 'vectors_only' in batch:
             return (images, texts, found) if torch.is_grad_enabled() else (images, texts)
         if 'image_gradient' not in batch:
             batch = self.prepare([batch], [(images.detach(), texts.detach())])[0]
         return self._carry(images, texts, batch) + self._beside(found, batch)
 
-    def _make(self, batch: Portion) -> tuple[Tensor, Tensor, Embeddings]:
+    def _make(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Embeddings]:
         """Unit vectors of the images [b, D] and texts [k, D] of a micro-batch that count, and all of its images'."""
         pixels = viewed(self.preprocess, batch, self.settings.augment)
         found: Embeddings = self.encoder(pixels, batch['keep'] if batch['keep'].shape[1] else None)
@@ -94,16 +97,16 @@ class TwoTowerTask(nn.Module):
         nothing = 0 * (found.image[own[0] :].sum() + texts[own[1] :].sum())
         return full_precision(found.image[: own[0]]) + nothing, texts[: own[1]] + nothing, found
 
-    def _beside(self, found: Embeddings, batch: Portion) -> Tensor:
+    def _beside(self, found: Embeddings, batch: MicroBatch) -> Tensor:
         """What is learned of each micro-batch by itself besides the comparison: nothing here."""
         return found.image.new_zeros(())
 
-    def prepare(self, portions: Sequence[Portion], vectors: Sequence[tuple[Tensor, Tensor]]) -> list[Portion]:
+    def prepare(self, batches: Sequence[MicroBatch], vectors: Sequence[tuple[Tensor, Tensor]]) -> list[MicroBatch]:
         """Micro-batches with the gradients of their vectors.
 
         Args:
-            portions: all micro-batches of this process's share of a step.
-            vectors: what `forward` gave for each with `glance`.
+            batches: all micro-batches of this process's share of a step.
+            vectors: what `forward` gave for each with `vectors_only`.
 
         Returns:
             The micro-batches with `image_gradient`, `text_gradient`, `scale_gradient`, `bias_gradient` and `loss`.
@@ -112,14 +115,14 @@ class TwoTowerTask(nn.Module):
             with torch.no_grad():
                 self.log_scale.clamp_(max=LARGEST_SCALE)
         images, texts = (torch.cat([v[i] for v in vectors]) for i in (0, 1))
-        whole = self._whole(portions, images, texts)
+        whole = self._whole(batches, images, texts)
         self._note(whole)
-        world, prepared = len(portions[0]['sizes']), []
-        first_image, first_text = self._begin(portions[0])
-        for portion, (own_images, own_texts) in zip(portions, vectors, strict=True):
+        world, prepared = len(batches[0]['sizes']), []
+        first_image, first_text = self._begin(batches[0])
+        for batch, (own_images, own_texts) in zip(batches, vectors, strict=True):
             last_image, last_text = first_image + len(own_images), first_text + len(own_texts)
             prepared.append(
-                portion
+                batch
                 | {
                     'image_gradient': world * whole.images[first_image:last_image],
                     'text_gradient': world * whole.texts[first_text:last_text],
@@ -131,22 +134,22 @@ class TwoTowerTask(nn.Module):
             first_image, first_text = last_image, last_text
         return prepared
 
-    def without_gradients(self, portion: Portion) -> Portion:
+    def without_gradients(self, batch: MicroBatch) -> MicroBatch:
         """A micro-batch whose vectors have no gradients, to see how much memory it takes."""
-        images, texts = portion['own'].tolist()
+        images, texts = batch['own'].tolist()
         width = self.encoder.patch_proj.out_features
         nothing = {k: torch.zeros(n, width) for k, n in (('image_gradient', images), ('text_gradient', texts))}
         scalars = {k: torch.zeros(1) for k in ('scale_gradient', 'bias_gradient')}
-        return portion | nothing | scalars | {'loss': torch.zeros(())}
+        return batch | nothing | scalars | {'loss': torch.zeros(())}
 
-    def _whole(self, portions: Sequence[Portion], images: Tensor, texts: Tensor) -> VectorGradients:
+    def _whole(self, batches: Sequence[MicroBatch], images: Tensor, texts: Tensor) -> VectorGradients:
         """Loss of the step over all processes; images that could not be read have no pairs and are no negatives."""
-        first = portions[0]
+        first = batches[0]
         read = torch.zeros(len(images), dtype=images.dtype, device=images.device)
         begin = 0
-        for portion in portions:
-            read[begin + portion['tile']] = 1
-            begin += int(portion['own'][0])
+        for batch in batches:
+            read[begin + batch['tile']] = 1
+            begin += int(batch['own'][0])
         everyone = gather_rows(torch.cat([images, read[:, None]], dim=1), first['sizes'].tolist())
         all_texts = gather_rows(texts, first['text_sizes'].tolist())
         there = everyone[:, -1] > 0.5
@@ -159,12 +162,12 @@ class TwoTowerTask(nn.Module):
         of_all[there] = of_read.images.to(of_all.dtype)
         return VectorGradients(of_read.loss, of_all, of_read.texts, of_read.log_scale, of_read.bias)
 
-    def _begin(self, portion: Portion) -> tuple[int, int]:
+    def _begin(self, batch: MicroBatch) -> tuple[int, int]:
         """Where this process's images and texts begin among those of all."""
-        rank = torch.distributed.get_rank() if len(portion['sizes']) > 1 else 0
-        return int(portion['sizes'][:rank].sum()), int(portion['text_sizes'][:rank].sum())
+        rank = torch.distributed.get_rank() if len(batch['sizes']) > 1 else 0
+        return int(batch['sizes'][:rank].sum()), int(batch['text_sizes'][:rank].sum())
 
-    def _carry(self, images: Tensor, texts: Tensor, batch: Portion) -> Tensor:
+    def _carry(self, images: Tensor, texts: Tensor, batch: MicroBatch) -> Tensor:
         """A scalar with the value of this micro-batch's share of the loss and with its gradient."""
         share = batch['share'].to(images.dtype)
         carried = (images * batch['image_gradient']).sum() + (texts * batch['text_gradient']).sum()
