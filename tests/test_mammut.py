@@ -172,6 +172,7 @@ def test_the_loop_takes_the_steps_of_the_whole_batch_whatever_the_micro_batch(we
         torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('processes', 'micro_batch'), [(2, 2), (4, 2)])
 def test_processes_give_what_one_gives(
     processes: int, micro_batch: int, web: Path, clip: FrozenClip, tmp_path: Path
