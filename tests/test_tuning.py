@@ -40,7 +40,7 @@ def gradients(encoder: SatelliteEncoder) -> dict[str, Tensor]:
     """Gradients of a loss that weighs all numbers of both embeddings differently."""
     encoder.zero_grad()
     loss = torch.zeros(())
-    for embedding in encoder(IMAGES):
+    for embedding in encoder(IMAGES)[:2]:
         loss = loss + (embedding * torch.linspace(-1, 1, embedding.numel()).view(embedding.shape)).sum()
     loss.backward()
     return {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
@@ -222,7 +222,7 @@ def test_a_tuned_encoder_compiles_whole(tower: str, saving: bool) -> None:
     compiled: Any = torch.compile(encoder, backend='aot_eager', fullgraph=True)
     encoder.zero_grad()
     loss = torch.zeros(())
-    for embedding in compiled(IMAGES):
+    for embedding in compiled(IMAGES)[:2]:
         loss = loss + (embedding * torch.linspace(-1, 1, embedding.numel()).view(embedding.shape)).sum()
     loss.backward()
     for name, parameter in encoder.named_parameters():

@@ -107,7 +107,7 @@ class AlignmentTask(nn.Module):
         images = viewed(self.preprocess, batch, self.settings.augment)
         found = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
         with torch.autocast(images.device.type, enabled=False):  # the softmax is taken in full precision
-            return self._loss(Embeddings(*(e.float() for e in found)), batch)
+            return self._loss(found._replace(image=found.image.float(), patches=found.patches.float()), batch)
 
     def _loss(self, found: Embeddings, batch: Batch) -> Tensor:
         settings = self.settings
