@@ -33,6 +33,7 @@ from grafalign.training.trainer import refuse_sharding
 from tests.caption_world import COLOURS, captioned_set
 from tests.caption_world import settings as caption_settings
 from tests.training_world import kill_at_steps, run_processes
+from tests.two_passes import contrast, gradients
 
 
 @pytest.fixture(scope='module')
@@ -65,25 +66,6 @@ def start(clip: FrozenClip, data: TrainingData, wanted: TrainSettings, dropout: 
     return task.train()
 
 
-def gradients(task: MammutTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of a step in one process, in two passes without anything kept between them."""
-    task.zero_grad()
-    loss = torch.zeros((), dtype=torch.float64)
-    if len(batches) > 1:
-        with torch.no_grad():
-            vectors = []
-            for number, batch in enumerate(batches):
-                torch.manual_seed(number)
-                vectors.append(task({**batch, 'vectors_only': torch.ones(())}))
-        batches = task.prepare(batches, vectors)
-    for number, batch in enumerate(batches):
-        torch.manual_seed(number)
-        part = task(batch)
-        part.backward()
-        loss += part.detach()
-    return loss, {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
-
-
 def naive(task: MammutTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """The same from one graph over all images, texts and captions."""
     task.zero_grad()
@@ -98,20 +80,7 @@ def naive(task: MammutTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict
         captions = captions + task.text.caption_loss(batch['captions'], seen, batch['captions_of'])
         tokens += int((batch['captions'][:, 1:] >= 0).sum())
     v, t = torch.cat(images), torch.cat(texts)
-    z = v @ t.T * task.log_scale.exp()
-    row, text = batches[0]['whole']
-    loss = task.settings.caption_weight * captions / tokens
-    if task.settings.form == 'softmax':
-        distinct = len(text.unique())
-        for i, j in zip(row.tolist(), text.tolist(), strict=True):
-            loss = loss - functional.log_softmax(z[i], 0)[j] / (len(v) * int((row == i).sum()))
-            back = functional.log_softmax(z[:, j], 0)[i] / (distinct * int((text == j).sum()))
-            loss = loss - task.settings.photo_to_tile * back
-    else:
-        sign = torch.full_like(z, -1)
-        sign[row, text] = 1
-        p = torch.sigmoid(sign * (z + task.bias))
-        loss = loss - ((1 - p) ** task.settings.gamma * torch.log(p)).sum() / len(v)
+    loss = contrast(task, v, t, *batches[0]['whole']) + task.settings.caption_weight * captions / tokens
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional
 
 from grafalign.encoders import FrozenClip
 from grafalign.encoders.text_tower import TEXT_WEIGHTS
@@ -30,6 +29,7 @@ from grafalign.training.two_towers import TwoTowerTask
 from tests.caption_world import COLOURS, captioned_set
 from tests.caption_world import settings as caption_settings
 from tests.training_world import kill_at_steps, run_processes
+from tests.two_passes import contrast, gradients
 
 
 @pytest.fixture(scope='module')
@@ -68,25 +68,6 @@ def dropping(task: TwoTowerTask, share: float) -> TwoTowerTask:
     return task.train()
 
 
-def gradients(task: TwoTowerTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of a step in one process, as the loop makes them."""
-    task.zero_grad()
-    loss = torch.zeros((), dtype=torch.float64)
-    if len(batches) > 1:
-        with torch.no_grad():
-            vectors = []
-            for number, batch in enumerate(batches):
-                torch.manual_seed(number)
-                vectors.append(task({**batch, 'vectors_only': torch.ones(())}))
-        batches = task.prepare(batches, vectors)
-    for number, batch in enumerate(batches):
-        torch.manual_seed(number)
-        part = task(batch)
-        part.backward()
-        loss += part.detach()
-    return loss, {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
-
-
 def naive(task: TwoTowerTask, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """The same from one graph over all images and texts, pair by pair."""
     task.zero_grad()
@@ -98,21 +79,7 @@ def naive(task: TwoTowerTask, batches: list[dict[str, Any]]) -> tuple[Tensor, di
         images.append(task.encoder(pixels).image[:count])
         texts.append(task.text(batch['tokens'])[:words])
     v, t = torch.cat(images), torch.cat(texts).double()
-    z = v @ t.T * task.log_scale.exp()
-    row, text = batches[0]['whole']
-    loss = torch.zeros((), dtype=torch.float64)
-    distinct = len(text.unique())
-    if task.settings.form == 'softmax':
-        for i, j in zip(row.tolist(), text.tolist(), strict=True):
-            loss = loss - functional.log_softmax(z[i], 0)[j] / (len(v) * int((row == i).sum()))
-            back = functional.log_softmax(z[:, j], 0)[i] / (distinct * int((text == j).sum()))
-            loss = loss - task.settings.photo_to_tile * back
-    else:
-        sign = torch.full_like(z, -1)
-        sign[row, text] = 1
-        p = torch.sigmoid(sign * (z + task.bias))
-        gamma = task.settings.gamma if task.settings.form == 'focal' else 0
-        loss = -((1 - p) ** gamma * torch.log(p)).sum() / len(v)
+    loss = contrast(task, v, t, *batches[0]['whole'])
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
 
