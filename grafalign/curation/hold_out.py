@@ -139,11 +139,14 @@ def naming(words: Iterable[str]) -> re.Pattern[str]:
 
 def _singular(word: str) -> str:
     """The word without its plural's ending; the word itself where it has none."""
-    if word.endswith('ies'):
-        return f'{word[:-3]}y'
-    if word.endswith(('ches', 'shes', 'xes', 'sses')):
-        return word[:-2]
-    return word[:-1] if word.endswith('s') and not word.endswith('ss') else word
+    head, of, rest = word.partition(' of ')
+    if head.endswith('ies'):
+        head = f'{head[:-3]}y'
+    elif head.endswith(('ches', 'shes', 'xes', 'sses')):
+        head = head[:-2]
+    elif head.endswith('s') and not head.endswith('ss'):
+        head = head[:-1]
+    return f'{head}{of}{rest}'
 
 
 def _naming(captions: CaptionSet, kind: HeldOutKind) -> npt.NDArray[np.bool_]:
