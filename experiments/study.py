@@ -257,6 +257,17 @@ def paired_difference(
     return float(mean), float(low), float(high)
 
 
+def as_text(estimate: tuple[float, float, float], sign: str = '') -> str:
+    """A value with its interval as a cell of a table; `+` for differences.
+
+    Example:
+        >>> as_text((0.5, 0.45, 0.55)), as_text((0.02, -0.01, 0.05), '+')
+        ('0.500 (0.450 to 0.550)', '+0.020 (-0.010 to +0.050)')
+    """
+    value, low, high = (f'{v:{sign}.3f}' for v in estimate)
+    return f'{value} ({low} to {high})'
+
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -36,7 +37,9 @@ def tiles_to_caption(world: Path, seed: int) -> tuple[PairStore, Shares]:
     out = world / 'random_places'
     if not (out / MARKER).is_file():
         pairs = PairStore(world / 'pairs')
-        _write(out, pairs.sensor, _cut_at_random(SandboxTruth(world / 'sandbox', pairs), seed))
+        tiles, shares = _cut_at_random(SandboxTruth(world / 'sandbox', pairs), seed)
+        write_tiles(out, pairs.sensor, tiles, 'place')
+        np.save(out / 'shares.npy', shares)
     return PairStore(out), np.load(out / 'shares.npy')
 
 
@@ -46,36 +49,39 @@ def class_shares(labels: npt.NDArray[np.integer], classes: int) -> Shares:
     return np.asarray(counts / np.maximum(counts.sum(1, keepdims=True), 1), dtype=np.float32)
 
 
-def _cut_at_random(truth: SandboxTruth, seed: int) -> list[tuple[LabelledTiles, Shares]]:
+def _cut_at_random(truth: SandboxTruth, seed: int) -> tuple[list[LabelledTiles], Shares]:
     """Like `SandboxTruth.chips`, as large as tiles and free to overlap; in parts, as label maps are large."""
     rng = np.random.default_rng((seed, 13))
     grid = truth.recipe.grid
     height, width = truth.raster.shape
     x, y = truth.transform @ (rng.uniform(0, width, 4 * MOST), rng.uniform(0, height, 4 * MOST))
     inside = np.flatnonzero(truth._split(x, y, grid) == 'train')
-    parts: list[tuple[LabelledTiles, Shares]] = []
-    start = 0
-    while sum(len(shares) for _, shares in parts) < MOST and start < len(inside):
+    parts: list[LabelledTiles] = []
+    shares: list[Shares] = []
+    start = count = 0
+    while count < MOST and start < len(inside):
         rows = inside[start : start + _CHUNK]
         tiles = truth._cut(x[rows], y[rows], grid, None, rng)
-        parts.append((tiles, class_shares(tiles.labels, len(truth.classes))))
-        start += _CHUNK
-    return parts
+        tiles = LabelledTiles(*(values[: MOST - count] for values in vars(tiles).values()))
+        shares.append(class_shares(tiles.labels, len(truth.classes)))
+        parts.append(replace(tiles, labels=tiles.labels[:0]))
+        start, count = start + _CHUNK, count + len(tiles.pixels)
+    return parts, np.concatenate(shares)
 
 
-def _write(out: Path, sensor: Sensor, parts: list[tuple[LabelledTiles, Shares]]) -> None:
-    """The first `MOST` tiles as a store, one shard a part."""
+def write_tiles(out: Path, sensor: Sensor, parts: list[LabelledTiles], name: str) -> None:
+    """Tiles as a store without photos, one shard a part; `name` is that of a tile."""
     rows = []
-    for number, (tiles, _) in enumerate(parts):
+    for number, tiles in enumerate(parts):
         with ShardWriter(out / shard_name(number)) as shard:
-            columns = zip(tiles.pixels, tiles.scale, tiles.offset, tiles.lonlat, strict=True)
-            for pixels, scale, offset, lonlat in list(columns)[: MOST - len(rows)]:
-                name = f'place_{len(rows):05d}'
-                where = shard.add(name, pixels, {'tile_id': name})
-                rows.append((name, 'train', shard_name(number), *where, scale, offset, *lonlat))
+            for pixels, scale, offset, lonlat in zip(
+                tiles.pixels, tiles.scale, tiles.offset, tiles.lonlat, strict=True
+            ):
+                tile = f'{name}_{len(rows):05d}'
+                where = shard.add(tile, pixels, {'tile_id': tile})
+                rows.append((tile, 'train', shard_name(number), *where, scale, offset, *lonlat))
     names = ['tile_id', 'split', 'shard', 'byte_offset', 'nbytes', 'scale', 'offset', 'lon', 'lat']
     table = pd.DataFrame(rows, columns=names)
     points = shapely.points(table['lon'], table['lat'])
     write_table(gpd.GeoDataFrame(table, geometry=points, crs='EPSG:4326'), out / 'tiles.parquet')
-    np.save(out / 'shares.npy', np.concatenate([shares for _, shares in parts])[:MOST])
-    StoreMarker(schema_version=SCHEMA_VERSION, sensor=sensor, digest=f'{len(rows)} random places').write(out / MARKER)
+    StoreMarker(schema_version=SCHEMA_VERSION, sensor=sensor, digest=f'{len(rows)} of {name}').write(out / MARKER)

@@ -13,6 +13,7 @@ about, `places.py` where their tiles lie. All are measured on the quickstart's t
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,15 +41,20 @@ TUNING_WORLD, TUNING_SIZE = 7, 3000
 
 def caption_set(world: Path, seed: int, number: int) -> Path:
     """The first tiles of a world's random places with their captions, and its text bank."""
-    out = world / f'captions_{number}'
+    store, shares = tiles_to_caption(world, seed)
+    texts = [c.text for c in write_captions(shares[:number], seed)]
+    return set_of_tiles(store, texts, world / f'captions_{number}', seed)
+
+
+def set_of_tiles(store: PairStore, texts: Sequence[str], out: Path, seed: int) -> Path:
+    """The first tiles of a store with a text each, as a caption set with its text bank; one that is there stays."""
     if (out / 'bank' / 'bank.json').is_file():
         return out
-    store, shares = tiles_to_caption(world, seed)
     with SetWriter(out) as writer:
-        for tile, caption in zip(read_tiles(store), write_captions(shares[:number], seed), strict=False):
+        for tile, text in zip(read_tiles(store), texts, strict=False):
             image = writer.add_image(image_id=tile.image_id, **tile.metadata)
-            writer.add_caption(image=image, image_id=tile.image_id, text=caption.text, kind='human')
-        writer.finish({'captions': number, 'seed': seed}, None, (str(store.path), store.digest))
+            writer.add_caption(image=image, image_id=tile.image_id, text=text, kind='human')
+        writer.finish({'captions': len(texts), 'seed': seed}, None, (str(store.path), store.digest))
     embed_texts(CaptionSet(out), load_clip(CLIP))
     return out
 

@@ -36,6 +36,7 @@ from experiments.study import (
     CLIP,
     DRAWS,
     Cell,
+    as_text,
     chosen,
     labelled,
     load_results,
@@ -213,12 +214,11 @@ def table(content: dict[str, Any]) -> str:
     lines.append('| arm | accuracy, seen | unseen | of four, seen | unseen | average precision, seen | unseen |')
     lines.append('|---|---|---|---|---|---|---|')
     for arm, values in content['arms'].items():
-        cells = [f'{mean:.3f} ({low:.3f} to {high:.3f})' for mean, low, high in values.values()]
+        cells = [as_text(value) for value in values.values()]
         lines.append(f'| {arm} | {" | ".join(cells)} |')
     lines += ['', '| paired difference, unseen kinds | accuracy | of four | average precision |', '|---|---|---|---|']
     for name, values in content['differences'].items():
-        three = [values[m] for m in METRICS if m.startswith('unseen')]
-        cells = [f'{gain:+.3f} ({low:+.3f} to {high:+.3f})' for gain, low, high in three]
+        cells = [as_text(values[m], '+') for m in METRICS if m.startswith('unseen')]
         lines.append(f'| {name} | {" | ".join(cells)} |')
     lines += [
         '',

@@ -26,7 +26,7 @@ import torch
 
 from experiments.captions.run import TRAIN
 from experiments.recipe.smooth import Patches, Smooth, Windows
-from experiments.study import CLIP, DRAWS, mean_over_worlds, paired_difference, store_recipe
+from experiments.study import CLIP, DRAWS, as_text, mean_over_worlds, paired_difference, store_recipe
 from grafalign.benchmarks.sandbox.evaluate import chip_counts
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.statistics import MeanIou, estimates, resampling
@@ -123,15 +123,11 @@ def table(records: dict[int, dict[str, Any]]) -> str:
                 mine, base = (
                     [records[s]['arms'][f'{level} | {way} | {stride}'] for s in seeds] for way in (name, 'windows')
                 )
-                value, low, high = mean_over_worlds(mine, 'miou')
                 each = ', '.join(f'{o["miou"]["value"]:.3f}' for o in mine)
-                gain, below, above = paired_difference(mine, base, 'miou')
-                beside = '' if name == 'windows' else f'{gain:+.3f} ({below:+.3f} to {above:+.3f})'
+                beside = '' if name == 'windows' else as_text(paired_difference(mine, base, 'miou'), '+')
                 cost = np.mean([o['seconds_per_km2'] for o in mine])
-                lines.append(
-                    f'| {level} | {name} | {stride} | {value:.3f} ({low:.3f} to {high:.3f}) | {each} | {cost:.2f} | '
-                    f'{beside} |'
-                )
+                cells = [level, name, str(stride), as_text(mean_over_worlds(mine, 'miou')), each, f'{cost:.2f}', beside]
+                lines.append(f'| {" | ".join(cells)} |')
     lines += ['', 'World 7, in which the smooth way and the mean filter were chosen, stride 16:', '']
     lines += ['| way | level image | level patch |', '|---|---|---|']
     arms = records[7]['arms']
