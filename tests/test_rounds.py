@@ -15,14 +15,16 @@ def land(labels: np.ndarray, side: int) -> Land:
     return Land(LabelledTiles(np.zeros((len(labels), 1, 1, 1)), none, none, labels, np.zeros((len(labels), 2))), side)
 
 
-def test_of_each_class_the_patches_with_the_largest_lead_keep_their_label() -> None:
+def test_surest() -> None:
+    """Of each class the patches with the largest lead keep their label."""
     lead = np.array([0.3, 0.1, 0.2, 0.4, 0.05, 0.5])
     scores = np.zeros((1, 3, 1, 6))
     scores[0, [0, 0, 0, 0, 1, 1], 0, range(6)] = lead
     assert surest(scores, 0.5).tolist() == [[[0, NONE, NONE, 0, NONE, 1]]]
 
 
-def test_a_class_keeps_at_least_one_patch_and_all_keep_theirs_at_a_share_of_one() -> None:
+def test_share() -> None:
+    """A class keeps one patch at least, and all of its patches at a share of one."""
     scores = np.random.default_rng(0).normal(size=(4, 5, 6, 6))
     few = surest(scores, 0.001)
     assert all((few == c).sum() == 1 for c in np.unique(scores.argmax(1)))
@@ -30,7 +32,8 @@ def test_a_class_keeps_at_least_one_patch_and_all_keep_theirs_at_a_share_of_one(
 
 
 @pytest.mark.parametrize('side', [2, 4])
-def test_the_truth_of_a_patch_is_its_most_frequent_class(side: int) -> None:
+def test_truth(side: int) -> None:
+    """The truth of a patch is its most frequent class."""
     rng = np.random.default_rng(side)
     labels = rng.integers(0, 3, (2, 16, 16))
     labels[0, :8, :8] = 255  # a quarter that nobody knows
@@ -46,7 +49,8 @@ def test_the_truth_of_a_patch_is_its_most_frequent_class(side: int) -> None:
                     assert found[quarter * 2 + chip, r, c] == expected
 
 
-def test_pixels_and_labels_of_a_chip_are_cut_in_the_same_order() -> None:
+def test_order() -> None:
+    """Pixels and labels of a chip are cut in the same order."""
     labels = np.arange(2 * 64).reshape(2, 8, 8)
     one = land(labels, 4)
     pixels = np.repeat(labels[:, None], 3, axis=1)
