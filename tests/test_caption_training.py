@@ -262,6 +262,7 @@ def test_more_captions_embed_only_the_new_ones(
     assert bank.numbers.tolist()[-1] == 12
 
 
+@pytest.mark.slow
 def test_a_killed_embedding_goes_on(tmp_path: Path, clip: FrozenClip) -> None:
     """The bank is that of a run without kills."""
     rows = [{'image': '0.png', 'captions': [f'text {a} {b}' for b in range(40)]} for a in range(400)]

@@ -18,7 +18,6 @@ from tests.curation_world import labels_of, make_kinds, web_set
 from tests.killing import killed_at_change, run_through_kills
 
 MOMENTS = (1, 2, 3, 5, 8)
-often = pytest.mark.parametrize('kills', [(2,), pytest.param(MOMENTS, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope='module')
@@ -43,15 +42,13 @@ def test_a_filter_that_was_killed_while_it_was_fitted_is_the_same(kinds: Path, t
     assert whole == broken and tables(tmp_path / 'whole') == tables(tmp_path / 'broken')
 
 
-@often
-def test_a_selection_that_was_killed_is_the_same(
-    kinds: Path, model: Model, tmp_path: Path, kills: tuple[int, ...]
-) -> None:
+@pytest.mark.slow
+def test_a_selection_that_was_killed_is_the_same(kinds: Path, model: Model, tmp_path: Path) -> None:
     """Features, tables and scores are those of a run without kills, and no part stays."""
     fit_filter(labels_of(kinds), model, tmp_path / 'filter', rate=0.05)
     web_set(kinds, tmp_path / 'one' / 'set')
     web_set(kinds, tmp_path / 'two' / 'set')
-    for name, moments in (('one', ()), ('two', kills)):
+    for name, moments in (('one', ()), ('two', MOMENTS)):
         place = tmp_path / name
         args = ['captions', 'filter', str(place / 'set'), str(place / 'kept'), '--model', str(TINY_CLIP_DIR)]
         assert run_through_kills([*args, '--filter', str(tmp_path / 'filter')], place, moments) >= len(moments) / 2
@@ -59,7 +56,7 @@ def test_a_selection_that_was_killed_is_the_same(
     assert not list(tmp_path.rglob('*.part'))
 
 
-@often
+@pytest.mark.parametrize('kills', [(2,), pytest.param(MOMENTS, marks=pytest.mark.slow)])
 def test_a_report_of_copies_that_was_killed_is_the_same(tmp_path: Path, kills: tuple[int, ...]) -> None:
     """The pairs are those of a run without kills, and until the end there is no report."""
     table = folder(tmp_path / 'pictures', 60)

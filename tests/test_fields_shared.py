@@ -15,7 +15,9 @@ from tests.scenes import patchwork, write_scene
 from tests.test_fields import MODEL
 
 
-@pytest.mark.parametrize('engine', ['threads', 'processes', pytest.param('dask', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'engine', ['threads', *(pytest.param(engine, marks=pytest.mark.slow) for engine in ('processes', 'dask'))]
+)
 def test_several_workers_make_the_same_bytes(engine: str, tmp_path: Path) -> None:
     """Whoever makes the bands, the field is that of one process."""
     if engine == 'dask':

@@ -225,7 +225,7 @@ def test_classes_that_are_nearly_one_are_named(model: Model, capsys: pytest.Capt
     assert "'forest' and 'Forest'" in err and 'water' not in err
 
 
-@pytest.mark.parametrize('kilobytes', [20, 200])
+@pytest.mark.parametrize('kilobytes', [pytest.param(20, marks=pytest.mark.slow), 200])
 def test_a_full_disk_is_one_sentence_and_leaves_no_map(field: Field, tmp_path: Path, kilobytes: int) -> None:
     """Whether rows or the COG no longer fit: a sentence with the file's name, and nothing half."""
     limited = ('bash', '-c', f'ulimit -f {kilobytes}; exec "$@"', '--')

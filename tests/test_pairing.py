@@ -125,7 +125,7 @@ def test_a_killed_worker_process_is_told_and_the_next_run_finishes(small: tuple[
     assert contents(out) == contents(whole)
 
 
-@pytest.mark.parametrize('kills', [5, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kills', [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments_changes_no_byte(small: tuple[Path, Path], tmp_path: Path, kills: int) -> None:
     """Killed at moments drawn over the length of a run, the stores are in the end the uninterrupted one."""
     recipe, whole = small

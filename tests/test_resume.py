@@ -32,7 +32,9 @@ from tests.commands import (
 )
 
 CTRL_C, KILL_9 = signal.SIGINT, signal.SIGKILL
-SIGNALS = pytest.mark.parametrize('how', [CTRL_C, KILL_9], ids=['ctrl-c', 'kill-9'])
+SIGNALS = pytest.mark.parametrize(
+    'how', [pytest.param(CTRL_C, id='ctrl-c', marks=pytest.mark.slow), pytest.param(KILL_9, id='kill-9')]
+)
 
 
 def uninterrupted(*args: object) -> None:
@@ -118,7 +120,7 @@ def test_a_stopped_embedding_goes_on(many_photos: Path, tmp_path: Path) -> None:
     assert contents(out / 'bank') == contents(many_photos / 'whole' / 'bank')
 
 
-@pytest.mark.parametrize('suffix', ['npz', 'parquet'])
+@pytest.mark.parametrize('suffix', [pytest.param('npz', marks=pytest.mark.slow), 'parquet'])
 def test_a_part_that_a_disk_has_spoilt_is_named(many_photos: Path, tmp_path: Path, suffix: str) -> None:
     """One sentence with the file and what to do; after it the bank is the same bytes."""
     out = shutil.copytree(many_photos / 'pairs', tmp_path / 'pairs')

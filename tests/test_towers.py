@@ -201,7 +201,9 @@ def test_windows_of_a_padded_encoder_cover_its_tile_alone() -> None:
     torch.testing.assert_close(segment(encoder, images, classes.numpy())[0], expected)
 
 
-@pytest.mark.parametrize('tower', ['class token', 'CoCa', 'SigLIP', 'EVA'])
+@pytest.mark.parametrize(
+    'tower', ['class token', *(pytest.param(tower, marks=pytest.mark.slow) for tower in ('CoCa', 'SigLIP', 'EVA'))]
+)
 def test_an_encoder_compiles_whole(tower: str) -> None:
     """torch.compile finds one graph, without breaks, and it gives the same."""
     encoder = SatelliteEncoder(small_clip(tower), size_px=40, fit='pad').eval()

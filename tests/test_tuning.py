@@ -212,8 +212,10 @@ def test_checkpointing_keeps_less(tower: str) -> None:
     assert sizes[1] < sizes[0] / 2
 
 
-@pytest.mark.parametrize('tower', ['class token', 'SigLIP', 'EVA'])
-@pytest.mark.parametrize('saving', [False, True])
+@pytest.mark.parametrize(
+    'tower', ['class token', *(pytest.param(tower, marks=pytest.mark.slow) for tower in ('SigLIP', 'EVA'))]
+)
+@pytest.mark.parametrize('saving', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_tuned_encoder_compiles_whole(tower: str, saving: bool) -> None:
     """torch.compile finds one graph with adapters and checkpointing, and gives the same gradients."""
     encoder = moved(tuned(tower, LORA.model_copy(update={'grad_checkpointing': saving})))
