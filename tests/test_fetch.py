@@ -187,8 +187,9 @@ def test_a_host_gets_requests_no_faster_than_it_may(server: PhotoServer) -> None
     """With a rate of 20 a second eleven requests of many threads take half a second or more."""
     remote = HERE.model_copy(update={'per_host_rate': 20})
     with Fetcher(remote) as fetcher, ThreadPoolExecutor(11) as threads:
+        started = time.monotonic()  # here, as a busy server may be late to see the first request
         list(threads.map(lambda _: fetcher.fetch(server.url('/photo/0.jpg')), range(11)))
-    assert server.times[-1] - server.times[0] >= 0.45
+        assert time.monotonic() - started >= 0.5
 
 
 def test_a_host_that_is_gone_is_not_asked_for_ever(server: PhotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
