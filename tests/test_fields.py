@@ -18,6 +18,7 @@ from affine import Affine
 from pyproj import Transformer
 
 from grafalign.encoders import FrozenClip, PhotoBank
+from grafalign.encoders.smooth import SmoothAttention
 from grafalign.encoders.windows import WindowEncoder
 from grafalign.errors import GrafalignError, InputError, StaleError
 from grafalign.fields import (
@@ -84,6 +85,20 @@ def test_scores_are_cosines_of_the_words_with_what_the_model_sees(model: Model, 
     part = field.scores(words, rows=slice(20, 50), columns=slice(7, 33))
     np.testing.assert_allclose(part.values, scores.values[:, 20:50, 7:33], atol=1e-6)
     assert part.geobox == field.geobox[20:50, 7:33]
+
+
+def test_a_field_by_smooth_attention_scores_what_it_pools(model: Model, tmp_path: Path) -> None:
+    """In one window a cell's score is the mean of what the windows of 3 x 3 tokens around it say; words are words."""
+    pixels = patchwork(64, 64)
+    field = made(write_scene(tmp_path / 's.tif', pixels), tmp_path / 'f', model, stride=64, of='smooth')
+    assert field.plan.of == 'smooth' and field.plan.patch == 16
+    words = model.embed_texts(['a photo of a forest.', 'a photo of water.'])
+    mean, std = (torch.tensor(v)[:, None, None] for v in (model.preprocessing.mean, model.preprocessing.std))
+    with torch.no_grad():
+        inputs = (torch.from_numpy(pixels).float()[None] / 255 - mean) / std
+        pooled = SmoothAttention(model.encoder())(inputs).patches[0]
+    expected = np.einsum('rcd,kd->krc', pooled.numpy(), words)
+    np.testing.assert_allclose(field.scores(words).values[:, 8::16, 8::16], expected, atol=0.02)
 
 
 @pytest.mark.parametrize('stride', [8, 24, 32, 48, 64])
@@ -311,7 +326,7 @@ def test_what_cannot_be_encoded_is_one_sentence(tmp_path: Path, command: Command
     scene = write_scene(tmp_path / 's.tif', pixels)
     refused(command('field', scene, tmp_path / 'else', '--model', MODEL), 'else', 'new folder')
     refused(command('field', scene, out, '--model', MODEL, '--stride', 65), '65', '64')
-    refused(command('field', scene, out, '--model', MODEL, '--of', 'pixels'), 'patches or windows')
+    refused(command('field', scene, out, '--model', MODEL, '--of', 'pixels'), 'patches, windows or smooth')
     assert not (out / 'field.json').exists()
 
 

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from experiments.recipe.smooth import Smooth, containing, mean_filter
+from experiments.recipe.ways import mean_filter
 from grafalign.encoders import FrozenClip, SatelliteEncoder
+from grafalign.encoders.smooth import SmoothAttention, containing
+from grafalign.errors import InputError
+from tests.small_clips import small_clip
 
 
 @pytest.fixture(scope='module')
@@ -60,15 +63,15 @@ def test_box_filters_are_a_loop_over_windows(
 ) -> None:
     """To double precision, for every width up to the whole grid."""
     with torch.no_grad():
-        found = Smooth(encoder, [width], residual=residual)(images).patches
+        found = SmoothAttention(encoder, [width], residual=residual)(images).patches
         torch.testing.assert_close(found, naive(encoder, images, width, residual), rtol=0, atol=1e-12)
 
 
 def test_several_widths_are_averaged(encoder: SatelliteEncoder, images: Tensor) -> None:
     """Each with the same weight."""
     with torch.no_grad():
-        both = Smooth(encoder, [1, 3], residual=True)(images).patches
-        one, three = (Smooth(encoder, [w], residual=True)(images).patches for w in (1, 3))
+        both = SmoothAttention(encoder, [1, 3], residual=True)(images).patches
+        one, three = (SmoothAttention(encoder, [w], residual=True)(images).patches for w in (1, 3))
     torch.testing.assert_close(both, (one + three) / 2)
 
 
@@ -77,7 +80,7 @@ def test_the_widest_window_is_the_image_but_for_the_class_tokens_own_key(
 ) -> None:
     """One window over all tokens gives every patch the same embedding, near the image's."""
     with torch.no_grad():
-        found = Smooth(encoder, [6], residual=True)(images).patches
+        found = SmoothAttention(encoder, [6], residual=True)(images).patches
         image = encoder(images).image
     torch.testing.assert_close(found, found[:, :1, :1].expand_as(found))
     assert float((found[:, 0, 0] * image).sum(-1).min()) > 0.8
@@ -91,3 +94,16 @@ def test_a_patch_gets_the_mean_of_the_windows_that_contain_it() -> None:
     grid = torch.arange(9.0).view(1, 3, 3, 1)
     filtered = mean_filter(grid, 3)[0, :, :, 0]
     assert filtered[1, 1] == 4 and filtered[0, 0] == (0 + 1 + 3 + 4) / 4
+
+
+@pytest.mark.parametrize('tower', ['mean', 'CoCa', 'SigLIP', 'normed attention'])
+def test_towers_without_a_class_token_are_refused(tower: str) -> None:
+    """What pools by the mean or by an attention pool has no query to narrow; other attentions have other scores."""
+    with pytest.raises(InputError, match='does not pool by a class token'):
+        SmoothAttention(SatelliteEncoder(small_clip(tower)))
+
+
+def test_a_padded_tile_is_refused() -> None:
+    """Its class token sees the padding, too."""
+    with pytest.raises(InputError, match='not padded'):
+        SmoothAttention(SatelliteEncoder(small_clip('class token'), size_px=32, fit='pad'))

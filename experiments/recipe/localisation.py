@@ -8,8 +8,8 @@
 The quickstart's tiles of 320 m at 2.5 m a pixel instead of 5, which makes 8 x 8 tokens of its 4 x 4, with the
 quickstart's photos, rate, batch, temperatures and steps; one run at level `image`, one at level `patch`. Chips of 640 m
 of the test blocks are scored by all ways through the same windows, so that all cost the same number of passes of the
-encoder (`smooth.py` adds a part of one block). Scores of pixels are compared with the truth: mean IoU over 24 classes,
-intervals over blocks of 2 km.
+encoder (smooth attention adds a part of one block). Scores of pixels are compared with the truth: mean IoU over 24
+classes, intervals over blocks of 2 km.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import numpy as np
 import torch
 
 from experiments.captions.run import TRAIN
-from experiments.recipe.smooth import Patches, Smooth, Windows
+from experiments.recipe.ways import Patches, Windows
 from experiments.study import CLIP, DRAWS, as_text, mean_over_worlds, paired_difference, store_recipe
 from grafalign.benchmarks.sandbox.evaluate import chip_counts
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.statistics import MeanIou, estimates, resampling
 from grafalign.encoders import SatelliteEncoder, embed, load_clip
+from grafalign.encoders.smooth import SmoothAttention
 from grafalign.pairing import pair
 from grafalign.store import PairStore
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite, train
@@ -54,8 +55,8 @@ def ways(encoder: SatelliteEncoder) -> dict[str, Any]:
     }
     for widths in ((1,), (3,), (5,), (3, 5, 7)):
         name = f'smooth, w = {", ".join(map(str, widths))}'
-        found[name] = Smooth(encoder, widths, residual=True)
-        found[f'{name}, without the class token'] = Smooth(encoder, widths, residual=False)
+        found[name] = SmoothAttention(encoder, widths, residual=True)
+        found[f'{name}, without the class token'] = SmoothAttention(encoder, widths, residual=False)
     return found
 
 

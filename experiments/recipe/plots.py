@@ -80,8 +80,8 @@ def of_ways(folder: Path, out: Path) -> None:
 def of_rounds(folder: Path, out: Path) -> None:
     """Mean IoU after each round; arms that are measured at the end alone are points."""
     records = _records(folder)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
-    for axis, way in zip(axes, ('patches', 'windows'), strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.4), sharey=True)
+    for axis, way in zip(axes, rounds.WAYS, strict=True):
         for number, name in enumerate(rounds.ARMS):
             places = [(0, [r['start'][way] for r in records])] if name == 'rounds' else []
             for place, last in enumerate(records[0]['arms'][name]['rounds']):

@@ -6,10 +6,10 @@
     python -m experiments.recipe.rounds --table
 
 The image-level model of `localisation.py` scores imagery of the training blocks (200 chips of 640 m, no photos needed)
-for the 24 class names through overlapping windows, which is the best that it does without labels. Of each class's
-patches the surest are kept as labels (the share is tuned), the rest are ignored, and both heads learn on: patches by
-cross-entropy over the classes' text vectors, images by the photos as ever, which holds on to what was learned. In the
-next round the new model's windows give the labels. Arms, all of the same number of steps:
+for the 24 class names by smooth attention, the best that it does without labels. Of each class's patches the surest are
+kept as labels (the share is tuned), the rest are ignored, and both heads learn on: patches by cross-entropy over the
+classes' text vectors, images by the photos as ever, which holds on to what was learned. In the next round the new
+model gives the labels in the same way. Arms, all of the same number of steps:
 
     rounds      labels of the model itself, new in every round
     oracle      the truth instead: what perfect labels would give
@@ -36,12 +36,13 @@ from torch.nn import functional
 
 from experiments.captions.run import TRAIN
 from experiments.recipe.localisation import CHIP_PX, SIZE_PX, TAU, chips_of
-from experiments.recipe.smooth import Patches, Windows
+from experiments.recipe.ways import Patches, Windows
 from experiments.study import CLIP, DRAWS, as_text, mean_over_worlds, paired_difference, store_recipe
 from grafalign.benchmarks.sandbox.evaluate import chip_counts
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.statistics import MeanIou, estimates, resampling
 from grafalign.encoders import SatelliteEncoder, load_clip
+from grafalign.encoders.smooth import SmoothAttention
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings, load_satellite
 from grafalign.training.accelerator import make_accelerator
@@ -176,10 +177,14 @@ class RoundTask(nn.Module):
         return loss + functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=NONE)
 
 
+WAYS = ('patches', 'windows', 'smooth')
+
+
 def mious(encoder: SatelliteEncoder, inputs: Tensor, chips: LabelledTiles, vectors: Any, how: Any) -> dict[str, Any]:
-    """Mean IoU by patches and by windows, with draws."""
+    """Mean IoU by each of `WAYS`, with draws."""
     found = {}
-    for name, way in (('patches', Patches(encoder)), ('windows', Windows(encoder))):
+    ways = {'patches': Patches(encoder), 'windows': Windows(encoder), 'smooth': SmoothAttention(encoder)}
+    for name, way in ways.items():
         guess = np.concatenate([segment(way, one[None], vectors, STRIDE).argmax(1).numpy() for one in inputs])
         counts = MeanIou(chip_counts(chips.labels, guess, len(vectors)))
         draws = np.concatenate([counts(weights) for weights in how.weights()])
@@ -227,10 +232,10 @@ class World:
         return task
 
     def own_labels(self, task: AlignmentTask, share: float) -> Labels:
-        """What a model's windows say of the land, where it is sure."""
+        """What a model says of the land by smooth attention, where it is sure."""
         encoder = task.encoder.eval()
         inputs = self.land.inputs(task)
-        scores = scores_of_patches(Windows(encoder), inputs, self.vectors, encoder.patch_px)
+        scores = scores_of_patches(SmoothAttention(encoder), inputs, self.vectors, encoder.patch_px)
         return self.land.tiles(surest(scores, share))
 
     def measured(self, task: AlignmentTask) -> dict[str, Any]:
@@ -277,14 +282,12 @@ class World:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Means over worlds, beside the windows of the start."""
-    starts = [r['start']['windows'] for r in records]
-    lines = [
-        '# Rounds of pseudo-labels', '', f'{records[0]["share"]:.0%} of each class\'s patches keep their label (tuned '
-        'in world 7).', '',
-        '| arm | round | labels right | patches: mIoU (95 %) | each world | minus windows of the start '
-        '| windows: mIoU (95 %) | each world | minus windows of the start |', f'|{"---|" * 9}',
-    ]  # fmt: skip
+    """Means over worlds, beside what the start gives without any labels."""
+    lines = ['# Rounds of pseudo-labels', '']
+    lines.append(f"{records[0]['share']:.0%} of each class's patches keep their label (tuned in world 7).")
+    lines += ['', '| arm | round | labels right | by | mIoU (95 %) | each world | minus windows of the start |']
+    lines[-1] += ' minus smooth attention of the start |'
+    lines.append(f'|{"---|" * 8}')
     named = [('start', 0, [r['start'] for r in records], '')]
     for name in ARMS:
         for place, last in enumerate(records[0]['arms'][name]['rounds']):
@@ -292,13 +295,14 @@ def table(records: list[dict[str, Any]]) -> str:
             right = np.mean([r['arms'][name]['labels'][last['round'] - 1]['right'] for r in records])
             named.append((name, last['round'], mine, '' if name == 'anchor' else f'{right:.3f}'))
     for name, number, mine, of_labels in named:
-        cells = []
-        for way in ('patches', 'windows'):
+        for way in WAYS:
             sides = [o[way] for o in mine]
             each = ', '.join(f'{o["miou"]["value"]:.3f}' for o in sides)
-            gain = as_text(paired_difference(sides, starts, 'miou'), '+') if sides != starts else ''
-            cells += [as_text(mean_over_worlds(sides, 'miou')), each, gain]
-        lines.append(f'| {name} | {number} | {of_labels} | {" | ".join(cells)} |')
+            cells = [name, str(number), of_labels, way, as_text(mean_over_worlds(sides, 'miou')), each]
+            for before in ('windows', 'smooth'):
+                starts = [r['start'][before] for r in records]
+                cells.append(as_text(paired_difference(sides, starts, 'miou'), '+') if sides != starts else '')
+            lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
 
@@ -324,7 +328,7 @@ def main() -> None:
         tried = {}
         for share in SHARES:
             found = here.arm('rounds', share, here.own_labels(here.start(), share))
-            tried[str(share)] = [{w: r[w]['miou']['value'] for w in ('patches', 'windows')} for r in found['rounds']]
+            tried[str(share)] = [{w: r[w]['miou']['value'] for w in WAYS} for r in found['rounds']]
         record = about | {'command': 'python -m experiments.recipe.rounds --tune', 'shares': tried}
         (RESULTS / 'tuning.json').write_text(json.dumps(record, indent=1) + '\n')
         return

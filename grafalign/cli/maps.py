@@ -16,11 +16,9 @@ Scene = Annotated[
 ]
 Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
 Kind = Annotated[
-    str | None, typer.Option('--of', help='patches, or windows for a model trained at image level; its own by default.')
+    str | None, typer.Option('--of', help='patches; or windows or smooth for a model trained at image level.')
 ]
-Overlap = Annotated[
-    float | None, typer.Option(help='How often an average pixel is encoded; 4 for patches, 16 for windows.')
-]
+Overlap = Annotated[float | None, typer.Option(help='How often an average pixel is encoded; 4, and 16 for windows.')]
 Stride = Annotated[int | None, typer.Option(help='Pixels from window to window, in place of --overlap.', min=1)]
 Bands = Annotated[str | None, typer.Option(help="The scene's bands in the model's order: red,green,blue.")]
 ValueRange = Annotated[
@@ -309,8 +307,8 @@ def field_options(
     """What the options of a command say of fields."""
     from grafalign.fields import FieldOptions
 
-    if of not in (None, 'patches', 'windows'):
-        raise InputError(f'There is no --of {of!r}; give patches or windows.')
+    if of not in (None, 'patches', 'windows', 'smooth'):
+        raise InputError(f'There is no --of {of!r}; give patches, windows or smooth.')
     if numbers not in ('float16', 'int8'):
         raise InputError(f'There are no --numbers {numbers!r}; give float16 or int8.')
     if overlap is not None and stride is not None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from grafalign.artefacts import Marker
 
 MARKER = 'field.json'
-Of = Literal['patches', 'windows']
+Of = Literal['patches', 'windows', 'smooth']
 Numbers = Literal['float16', 'int8']
 
 
@@ -45,7 +45,7 @@ class FieldPlan(BaseModel):
     stride: int
     """In pixels."""
     of: Of
-    """Whether patches of windows or whole windows were embedded."""
+    """What was embedded: patches of windows, whole windows, or patches by smooth attention (`encoders/smooth.py`)."""
     dimensions: int
     """D."""
     bands: tuple[str, ...]

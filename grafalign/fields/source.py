@@ -15,6 +15,7 @@ from torch import Tensor
 from grafalign import console
 from grafalign.config import Settings, load_settings
 from grafalign.encoders.lattice import Lattice, stride_of
+from grafalign.encoders.smooth import SmoothAttention
 from grafalign.encoders.windows import WindowEncoder
 from grafalign.errors import InputError
 from grafalign.fields.build import FieldInput, geobox_of
@@ -36,7 +37,7 @@ _CONNECTIONS = 8
 _FINEST_M = 1e-6
 LATTICE = ('crs', 'transform', 'height', 'width', 'pixel_m', 'cell', 'window', 'patch', 'stride', 'of')
 """What two fields must have in common for their cells to lie on each other."""
-_OVERLAP: dict[Of, float] = {'patches': 4.0, 'windows': 16.0}
+_OVERLAP: dict[Of, float] = {'patches': 4.0, 'windows': 16.0, 'smooth': 4.0}
 """Passes over an average pixel: windows that are one vector each need more of them to show anything small."""
 
 
@@ -92,7 +93,9 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
     value_range = value_range or _range_of(dtype, scene)
     box, pixel_m = field_grid(grid, model.gsd_m, scene, any_gsd=options.any_gsd)
     of: Of = options.of or ('windows' if model.level == 'image' else 'patches' if model.dense else 'windows')
-    patch = model.encoder().patch_px if of == 'patches' else model.preprocessing.size_px
+    patch = model.preprocessing.size_px if of == 'windows' else model.encoder().patch_px
+    if of == 'smooth':
+        SmoothAttention(model.encoder())  # refuses towers that cannot
     window = model.preprocessing.size_px
     stride = options.stride or _stride(window, patch, of, options.overlap or _OVERLAP[of])
     height, width = box.shape
@@ -153,9 +156,10 @@ def is_scene(name: str) -> bool:
 
 def window_encoder(model: Model, plan: FieldPlan) -> WindowEncoder:
     """The model as a field of this plan needs it."""
-    if plan.of == 'patches':
+    if plan.of != 'windows':
         dense = model.encoder()
-        encode: Callable[[Tensor], Tensor] = lambda inputs: dense(inputs).patches  # noqa: E731
+        grids = SmoothAttention(dense) if plan.of == 'smooth' else dense
+        encode: Callable[[Tensor], Tensor] = lambda inputs: grids(inputs).patches  # noqa: E731
     else:
         encode = lambda inputs: torch.nn.functional.normalize(model.images(inputs), dim=-1)[:, None, None]  # noqa: E731
     mean, std = (torch.tensor(v, device=model.device) for v in (model.preprocessing.mean, model.preprocessing.std))
@@ -271,7 +275,7 @@ def _range_of(dtype: str, scene: str) -> tuple[float, float]:
 
 def _stride(window: int, patch: int, of: Of, overlap: float) -> int:
     """Strides of patches go by whole patches, those of windows by eighths of a window."""
-    return stride_of(window, patch if of == 'patches' else max(1, window // 8), overlap)
+    return stride_of(window, max(1, window // 8) if of == 'windows' else patch, overlap)
 
 
 def _crs_name(box: GeoBox) -> str:

@@ -1,9 +1,9 @@
-"""Our reading of smooth attention pooling, and its controls: grids of embeddings for `grafalign.zeroshot.segment`.
+"""Smooth attention pooling: a patch embedding from what the model's own pooling sees of the patch's surroundings.
 
-The paper calls its Smooth-Attention-Operation an attention-pooling mechanism with sliding windows and gives no equation
-that we could read. Ours: for every window of w x w tokens, the pooling query of the model attends to the tokens of that
-window alone, and goes on through the rest of the model as ever; a patch gets the mean of the windows that contain it,
-and these are averaged over some w.
+Barzilai et al. (2025) call their Smooth-Attention-Operation an attention-pooling mechanism with sliding windows; its
+equation could not be read. Our reading: for every window of w x w tokens the class token of the last block attends to
+the tokens of that window alone, and goes on through the rest of the model as ever; a patch gets the mean of the windows
+that contain it, and these are averaged over some w.
 
     s_p = q . k_p / sqrt(d)     of each head, with the class token's query of the last block
     z_W = sum over p in W of softmax_W(s)_p v_p
@@ -17,70 +17,55 @@ filters of exp(s) and exp(s) v. With w = 1 a token is attended to alone (as in M
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
 from torch.nn import functional
 
-from grafalign.encoders import SatelliteEncoder
+from grafalign.encoders.satellite import SatelliteEncoder
+from grafalign.encoders.towers import OpenClipTower, Tower
+from grafalign.errors import InputError
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What `segment` reads: embeddings [B, h, w, D]."""
+class Grid(NamedTuple):
+    """What segmentation reads of an encoder."""
 
     patches: Tensor
+    """[B, h, w, D]"""
 
 
-class Patches:
-    """Patch embeddings, or their means over w x w neighbours."""
-
-    def __init__(self, encoder: SatelliteEncoder, width: int = 1) -> None:
-        self._encoder, self._width = encoder, width
-        self.size_px, self.patch_px = encoder.size_px, encoder.patch_px
-
-    def __call__(self, images: Tensor) -> Grid:
-        """Embeddings of patches."""
-        patches = self._encoder(images).patches
-        return Grid(functional.normalize(mean_filter(patches, self._width), dim=-1))
-
-
-class Windows:
-    """The image embedding of a window, for all of it."""
-
-    def __init__(self, encoder: SatelliteEncoder) -> None:
-        self._encoder = encoder
-        self.size_px, self.patch_px = encoder.size_px, encoder.size_px
-
-    def __call__(self, images: Tensor) -> Grid:
-        """One embedding a window."""
-        return Grid(self._encoder(images).image[:, None, None])
-
-
-class Smooth:
-    """Windows of tokens pooled by the class token's own attention; open_clip's vision transformers only.
+class SmoothAttention:
+    """An encoder's patches by smooth attention pooling.
 
     Args:
-        encoder: with a class token.
-        widths: the w, averaged.
+        encoder: with a class token that pools, and no padding.
+        widths: the w, averaged; those larger than the grid are the whole grid.
         residual: whether the class token itself is added to what it reads, as the model does.
+
+    Raises:
+        GrafalignError: the encoder's image tower pools otherwise.
     """
 
-    def __init__(self, encoder: SatelliteEncoder, widths: Sequence[int], *, residual: bool) -> None:
+    def __init__(self, encoder: SatelliteEncoder, widths: Sequence[int] = (3,), *, residual: bool = True) -> None:
+        if not _pools_by_class_token(encoder.tower) or encoder.canvas_px != encoder.size_px:
+            raise InputError(
+                f'{encoder.model} does not pool by a class token over the tile alone, which smooth attention needs; '
+                'use a ViT of open_clip such as ViT-B-16, not padded, or --of windows.'
+            )
         self._encoder, self._widths, self._residual = encoder, tuple(widths), residual
         self.size_px, self.patch_px = encoder.size_px, encoder.patch_px
 
     def __call__(self, images: Tensor) -> Grid:
-        """Embeddings of patches."""
+        """Embeddings of patches, of normalised images [B, C, S, S]."""
         visual: Any = self._encoder.visual
         *before, last = visual.transformer.resblocks
         tokens = visual._embeds(images)
         for block in before:
             tokens = block(tokens)
-        queries, keys, values = projected(last.attn, last.ln_1(tokens))
+        queries, keys, values = _projected(last.attn, last.ln_1(tokens))
         side = self._encoder.side
         scores = (queries[:, :, :1] * keys[:, :, 1:]).sum(-1) * keys.shape[-1] ** -0.5  # [B, heads, N]
         weight = rearrange((scores - scores.amax(-1, keepdim=True)).exp(), 'b m (h w) -> b m 1 h w', h=side)
@@ -92,8 +77,7 @@ class Smooth:
     def _pooled(self, weight: Tensor, grid: Tensor, own: Tensor, width: int, last: Any) -> Tensor:
         """Mean embedding [B, h, w, D] of the windows of one width that contain a patch."""
         visual: Any = self._encoder.visual
-        side = self._encoder.side
-        width = min(width, side)
+        width = min(width, self._encoder.side)
         both = torch.cat([weight * grid, weight], dim=2).flatten(0, 1)  # [B * heads, d + 1, h, w]
         sums = functional.avg_pool2d(both, width, 1)
         read = rearrange(sums[:, :-1] / sums[:, -1:], '(b m) d h w -> b h w (m d)', b=len(own))
@@ -104,7 +88,15 @@ class Smooth:
         return containing(found, width)
 
 
-def projected(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _pools_by_class_token(tower: Tower) -> bool:
+    """Whether it is open_clip's plain vision transformer, whose last block this file takes apart."""
+    if not isinstance(tower, OpenClipTower) or tower.visual.pool_type != 'tok' or tower.visual.attn_pool is not None:
+        return False
+    last: Any = tower.blocks()[-1]
+    return isinstance(last, ResidualAttentionBlock) and isinstance(last.attn, nn.MultiheadAttention)
+
+
+def _projected(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [B, heads, 1 + N, d] of an attention of torch."""
     every = functional.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
     q, k, v = rearrange(every, 'b n (three m d) -> three b m n d', three=3, m=attention.num_heads)
@@ -128,10 +120,3 @@ def containing(windows: Tensor, width: int) -> Tensor:
         return rearrange(functional.conv_transpose2d(flat, kernel), '(b d) 1 h w -> b h w d', b=len(values))
 
     return spread(windows) / spread(ones)
-
-
-def mean_filter(grid: Tensor, width: int) -> Tensor:
-    """Mean over the width x width neighbours of each token that are there, [B, h, w, D]."""
-    moved = grid.permute(0, 3, 1, 2)
-    found = functional.avg_pool2d(moved, width, 1, width // 2, count_include_pad=False)
-    return found.permute(0, 2, 3, 1)
