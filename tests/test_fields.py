@@ -88,7 +88,7 @@ def test_scores_are_cosines_of_the_words_with_what_the_model_sees(model: Model, 
 
 
 def test_a_field_by_smooth_attention_scores_what_it_pools(model: Model, tmp_path: Path) -> None:
-    """In one window a cell's score is the mean of what the windows of 3 x 3 tokens around it say; words are words."""
+    """In one window a cell's score is that of what the model's own pooling makes of its patch."""
     pixels = patchwork(64, 64)
     field = made(write_scene(tmp_path / 's.tif', pixels), tmp_path / 'f', model, stride=64, of='smooth')
     assert field.plan.of == 'smooth' and field.plan.patch == 16

@@ -29,6 +29,8 @@ from grafalign.encoders.satellite import SatelliteEncoder
 from grafalign.encoders.towers import OpenClipTower, Tower
 from grafalign.errors import InputError
 
+FINE = 8
+
 
 class Grid(NamedTuple):
     """What segmentation reads of an encoder."""
@@ -42,20 +44,24 @@ class SmoothAttention:
 
     Args:
         encoder: with a class token that pools, and no padding.
-        widths: the w, averaged; those larger than the grid are the whole grid.
+        widths: the w, averaged; those larger than the grid are the whole grid. By default 3, and 1 where the grid has
+            fewer than `FINE` tokens along a side: what did best on grids of 8 and of 4 (`experiments/recipe`).
         residual: whether the class token itself is added to what it reads, as the model does.
 
     Raises:
         GrafalignError: the encoder's image tower pools otherwise.
     """
 
-    def __init__(self, encoder: SatelliteEncoder, widths: Sequence[int] = (3,), *, residual: bool = True) -> None:
+    def __init__(
+        self, encoder: SatelliteEncoder, widths: Sequence[int] | None = None, *, residual: bool = True
+    ) -> None:
         if not _pools_by_class_token(encoder.tower) or encoder.canvas_px != encoder.size_px:
             raise InputError(
                 f'{encoder.model} does not pool by a class token over the tile alone, which smooth attention needs; '
                 'use a ViT of open_clip such as ViT-B-16, not padded, or --of windows.'
             )
-        self._encoder, self._widths, self._residual = encoder, tuple(widths), residual
+        self._encoder, self._residual = encoder, residual
+        self._widths = tuple(widths) if widths is not None else (3,) if encoder.side >= FINE else (1,)
         self.size_px, self.patch_px = encoder.size_px, encoder.patch_px
 
     def __call__(self, images: Tensor) -> Grid:
