@@ -60,20 +60,25 @@ def of_hold_out(path: Path, out: Path) -> None:
     _save(figure, out)
 
 
-def of_ways(folder: Path, out: Path) -> None:
-    """Mean IoU of every way by stride, levels side by side."""
-    records = [r for r in _records(folder) if r['world'] != 7]
-    names = list(dict.fromkeys(k.split(' | ')[1] for k in records[0]['arms']))
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True)
-    for axis, level in zip(axes, localisation.TAU, strict=True):
+def of_ways(out: Path) -> None:
+    """Mean IoU of every way by stride, trained at image level, fine and coarse tiles side by side."""
+    kinds = [name for name in localisation.TILES if (RESULTS / f'localisation_{name}').is_dir()]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4 + 4 * len(kinds), 4.6), sharey=True, squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        records = [r for r in _records(RESULTS / f'localisation_{kind}') if r['world'] != 7]
+        keys = [set(r['arms']) for r in records]
+        names = list(
+            dict.fromkeys(k.split(' | ')[1] for k in records[0]['arms'] if all(k in others for others in keys))
+        )
         series = {
             f'stride {stride} px': [
-                mean_over_worlds([r['arms'][f'{level} | {name} | {stride}'] for r in records], 'miou') for name in names
+                mean_over_worlds([r['arms'][f'image | {name} | {stride}'] for r in records], 'miou') for name in names
             ]
-            for stride in localisation.STRIDES
+            for stride in localisation.TILES[kind].strides
         }
-        dots(axis, names, series, f'mIoU, trained at level {level}')
-    axes[0].invert_yaxis()
+        dots(axis, names, series, f'mIoU, {kind} tiles, trained at level image')
+    if len(kinds) > 1:
+        axes[0][0].invert_yaxis()
     _save(figure, out)
 
 
@@ -117,7 +122,7 @@ def main() -> None:
     of_arms(RESULTS / 'mammut', list(mammut.ARMS), recall, RESULTS / 'mammut.png')
     of_arms(RESULTS / 'curriculum', list(curriculum.ARMS), recall, RESULTS / 'curriculum.png')
     of_hold_out(RESULTS / 'hold_out.json', RESULTS / 'hold_out.png')
-    of_ways(RESULTS / 'localisation', RESULTS / 'localisation.png')
+    of_ways(RESULTS / 'localisation.png')
     of_rounds(RESULTS / 'rounds', RESULTS / 'rounds.png')
 
 

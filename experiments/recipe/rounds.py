@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.captions.run import TRAIN
-from experiments.recipe.localisation import CHIP_PX, SIZE_PX, TAU, chips_of
+from experiments.recipe.localisation import TAU, TILES, chips_of
 from experiments.recipe.ways import Patches, Windows
 from experiments.study import CLIP, DRAWS, as_text, mean_over_worlds, paired_difference, store_recipe
 from grafalign.benchmarks.sandbox.evaluate import chip_counts
@@ -57,6 +57,7 @@ from grafalign.zeroshot import class_vectors, segment
 RESULTS = Path(__file__).resolve().parent / 'results' / 'rounds'
 ROUNDS, STEPS, BATCH, CHIPS, STRIDE = 3, 80, 32, 200, 32
 LR, LABEL_TAU = 5e-4, 0.07
+FINE = TILES['fine']
 SHARES = (0.25, 0.75)
 """Of each class's patches, the surest of which are kept; tried in world 7."""
 TUNING_WORLD = 7
@@ -75,7 +76,7 @@ class Land:
     """Patches along a side of a tile."""
 
     def inputs(self, task: AlignmentTask) -> Tensor:
-        """Normalised chips, [N, C, CHIP_PX, CHIP_PX]."""
+        """Normalised chips, [N, C, S, S]."""
         return normalised(task, self.chips)
 
     def tiles(self, grids: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -216,12 +217,12 @@ class World:
         self.data = gather_data(self.settings, self.clip)
         truth = SandboxTruth(world / 'sandbox', PairStore(run / 'pairs'))
         self.vectors = class_vectors(self.clip, truth.classes)
-        self.test = chips_of(world, run, seed)
+        self.test = chips_of(world, run, seed, FINE)
         block_km = store_recipe(world).split.block_km
         self.how = resampling(len(self.test.labels), self.test.lonlat, DRAWS, block_km=block_km)
         start = self.start()
-        side = SIZE_PX // start.encoder.patch_px
-        self.land = Land(truth.chips('train', CHIPS, CHIP_PX, seed), side)
+        side = FINE.size_px // start.encoder.patch_px
+        self.land = Land(truth.chips('train', CHIPS, FINE.chip_px, seed), side)
 
     def start(self) -> AlignmentTask:
         """A task from the image-level run's weights, with both heads learning."""
@@ -247,7 +248,7 @@ class World:
         """One round."""
         torch.manual_seed(self.seed)
         settings = self.settings.model_copy(update={'seed': self.seed + 1000 * number})
-        pairs = PairSteps(self.data.sources, settings, None, size_px=SIZE_PX)
+        pairs = PairSteps(self.data.sources, settings, None, size_px=FINE.size_px)
         pixels = torch.from_numpy(self.land.tiles(self.land.inputs(task).numpy()))
         steps = LabelledSteps(pairs, pixels, labels, settings.seed)
         fit(RoundTask(task.train(), self.vectors), steps, STEPS, settings.peak_lr, settings, make_accelerator('no'))
