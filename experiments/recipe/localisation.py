@@ -6,10 +6,10 @@
     python -m experiments.recipe.localisation --worlds runs/worlds --tiles coarse --seeds 7 0 1 2
     python -m experiments.recipe.localisation --table
 
-The quickstart's tiles of 320 m (`coarse`: 5 m a pixel, 4 x 4 tokens), and at 2.5 m a pixel (`fine`: 8 x 8 tokens), with the
-quickstart's photos, rate, batch, temperatures and steps; one run at level `image`, one at level `patch`. Chips of 640 m
-of the test blocks are scored by all ways through the same windows, so that all cost the same number of passes of the
-encoder (smooth attention adds a part of one block). Scores of pixels are compared with the truth: mean IoU over 24
+The quickstart's tiles of 320 m (`coarse`: 5 m a pixel, 4 x 4 tokens), and at 2.5 m a pixel (`fine`: 8 x 8 tokens), with
+the quickstart's photos, rate, batch, temperatures and steps; one run at level `image`, one at level `patch`. Chips of
+640 m of the test blocks are scored by all ways through the same windows, so that all cost the same number of passes of
+the encoder (smooth attention adds a part of one block). Scores of pixels are compared with the truth: mean IoU over 24
 classes, intervals over blocks of 2 km.
 """
 

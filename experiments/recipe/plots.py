@@ -66,10 +66,8 @@ def of_ways(out: Path) -> None:
     figure, axes = plt.subplots(1, len(kinds), figsize=(4 + 4 * len(kinds), 4.6), sharey=True, squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
         records = [r for r in _records(RESULTS / f'localisation_{kind}') if r['world'] != 7]
-        keys = [set(r['arms']) for r in records]
-        names = list(
-            dict.fromkeys(k.split(' | ')[1] for k in records[0]['arms'] if all(k in others for others in keys))
-        )
+        shared = [k for k in records[0]['arms'] if all(k in r['arms'] for r in records)]
+        names = list(dict.fromkeys(k.split(' | ')[1] for k in shared if k.startswith('image')))
         series = {
             f'stride {stride} px': [
                 mean_over_worlds([r['arms'][f'image | {name} | {stride}'] for r in records], 'miou') for name in names
