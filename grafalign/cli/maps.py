@@ -16,7 +16,8 @@ Scene = Annotated[
 ]
 Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
 Kind = Annotated[
-    str | None, typer.Option('--of', help='patches; or windows or smooth for a model trained at image level.')
+    str | None,
+    typer.Option('--of', help='patches, smooth or windows; smooth by default for a model trained at image level.'),
 ]
 Overlap = Annotated[float | None, typer.Option(help='How often an average pixel is encoded; 4, and 16 for windows.')]
 Stride = Annotated[int | None, typer.Option(help='Pixels from window to window, in place of --overlap.', min=1)]

@@ -26,10 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafalign.encoders.satellite import SatelliteEncoder
-from grafalign.encoders.towers import OpenClipTower, Tower
+from grafalign.encoders.towers import OpenClipTower
 from grafalign.errors import InputError
-
-FINE = 8
 
 
 class Grid(NamedTuple):
@@ -44,8 +42,8 @@ class SmoothAttention:
 
     Args:
         encoder: with a class token that pools, and no padding.
-        widths: the w, averaged; those larger than the grid are the whole grid. By default 3, and 1 where the grid has
-            fewer than `FINE` tokens along a side: what did best on grids of 8 and of 4 (`experiments/recipe`).
+        widths: the w, averaged; those larger than the grid are the whole grid. By default a quarter of the grid's side,
+            which did best on grids of 8 and of 4 tokens (`experiments/recipe`).
         residual: whether the class token itself is added to what it reads, as the model does.
 
     Raises:
@@ -55,13 +53,13 @@ class SmoothAttention:
     def __init__(
         self, encoder: SatelliteEncoder, widths: Sequence[int] | None = None, *, residual: bool = True
     ) -> None:
-        if not _pools_by_class_token(encoder.tower) or encoder.canvas_px != encoder.size_px:
+        if not pools_by_class_token(encoder):
             raise InputError(
                 f'{encoder.model} does not pool by a class token over the tile alone, which smooth attention needs; '
                 'use a ViT of open_clip such as ViT-B-16, not padded, or --of windows.'
             )
         self._encoder, self._residual = encoder, residual
-        self._widths = tuple(widths) if widths is not None else (3,) if encoder.side >= FINE else (1,)
+        self._widths = tuple(widths) if widths is not None else (max(1, encoder.side // 4),)
         self.size_px, self.patch_px = encoder.size_px, encoder.patch_px
 
     def __call__(self, images: Tensor) -> Grid:
@@ -94,9 +92,12 @@ class SmoothAttention:
         return containing(found, width)
 
 
-def _pools_by_class_token(tower: Tower) -> bool:
-    """Whether it is open_clip's plain vision transformer, whose last block this file takes apart."""
-    if not isinstance(tower, OpenClipTower) or tower.visual.pool_type != 'tok' or tower.visual.attn_pool is not None:
+def pools_by_class_token(encoder: SatelliteEncoder) -> bool:
+    """Whether it is open_clip's plain vision transformer, not padded: its last block is what this file takes apart."""
+    tower = encoder.tower
+    if not isinstance(tower, OpenClipTower) or encoder.canvas_px != encoder.size_px:
+        return False
+    if tower.visual.pool_type != 'tok' or tower.visual.attn_pool is not None:
         return False
     last: Any = tower.blocks()[-1]
     return isinstance(last, ResidualAttentionBlock) and isinstance(last.attn, nn.MultiheadAttention)
