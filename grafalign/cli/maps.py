@@ -15,10 +15,7 @@ Scene = Annotated[
     typer.Argument(help='GeoTIFF (path or URL), folder of them, STAC item file, or YAML with `scenes:` and `bbox:`.'),
 ]
 Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
-Kind = Annotated[
-    str | None,
-    typer.Option('--of', help='patches, smooth or windows; smooth by default for a model trained at image level.'),
-]
+Kind = Annotated[str | None, typer.Option('--of', help="patches, smooth or windows; the model's own by default.")]
 Overlap = Annotated[float | None, typer.Option(help='How often an average pixel is encoded; 4, and 16 for windows.')]
 Stride = Annotated[int | None, typer.Option(help='Pixels from window to window, in place of --overlap.', min=1)]
 Bands = Annotated[str | None, typer.Option(help="The scene's bands in the model's order: red,green,blue.")]
