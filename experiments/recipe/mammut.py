@@ -320,9 +320,14 @@ def table(outcomes: list[dict[str, Any]], rates: dict[str, float]) -> str:
         ('open_clip CLIP', 'both towers'),
         ('open_clip CoCa', 'decoder, captions 1'),
     ):
-        sides = chosen(outcomes, arm=one), chosen(outcomes, arm=other)
+        both = [chosen(outcomes, arm=arm) for arm in (one, other)]
+        worlds = {o['world'] for o in both[0]} & {o['world'] for o in both[1]}
+        if not worlds:
+            continue
+        sides = [[o for o in side if o['world'] in worlds] for side in both]
         row = ' | '.join(as_text(paired_difference(*sides, metric), '+') for metric in ('accuracy', 'mean_recall'))
-        lines.append(f'| {one} minus {other} | {row} |')
+        where = '' if len(worlds) == len(both[1]) else f', world {", ".join(map(str, sorted(worlds)))} alone'
+        lines.append(f'| {one} minus {other}{where} | {row} |')
     lines += ['', '| captions | CHAIR_i | CHAIR_s | things named | name the largest | CIDEr-D | distinct |']
     lines.append('|---|---|---|---|---|---|---|')
     writers = {arm: [o['captions'] for o in chosen(outcomes, arm=arm) if 'captions' in o] for arm in ARMS}
