@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -107,3 +108,13 @@ def test_a_padded_tile_is_refused() -> None:
     """Its class token sees the padding, too."""
     with pytest.raises(InputError, match='not padded'):
         SmoothAttention(SatelliteEncoder(small_clip('class token'), size_px=32, fit='pad'))
+
+
+def test_a_token_that_outshines_all_others_leaves_them_their_means(encoder: SatelliteEncoder, images: Tensor) -> None:
+    """Where one score lies hundreds above the rest, windows without it are finite means, not 0 / 0."""
+    single = copy.deepcopy(encoder).float()
+    attention = single.visual.transformer.resblocks[-1].attn
+    with torch.no_grad():
+        attention.in_proj_weight[: 2 * attention.embed_dim] *= 60
+        found = SmoothAttention(single, [2])(images.float()).patches
+    assert torch.isfinite(found).all()

@@ -29,6 +29,10 @@ from grafalign.encoders.satellite import SatelliteEncoder
 from grafalign.encoders.towers import OpenClipTower
 from grafalign.errors import InputError
 
+_FAINTEST = -60.0
+"""A token that scores less below the best one of its image counts as this: exp of much less is 0, and windows of such
+tokens alone would have no mean."""
+
 
 class Grid(NamedTuple):
     """What segmentation reads of an encoder."""
@@ -53,7 +57,7 @@ class SmoothAttention:
     def __init__(
         self, encoder: SatelliteEncoder, widths: Sequence[int] | None = None, *, residual: bool = True
     ) -> None:
-        if not pools_by_class_token(encoder):
+        if not _pools_by_class_token(encoder):
             raise InputError(
                 f'{encoder.model} does not pool by a class token over the tile alone, which smooth attention needs; '
                 'use a ViT of open_clip such as ViT-B-16, not padded, or --of windows.'
@@ -72,7 +76,8 @@ class SmoothAttention:
         queries, keys, values = _projected(last.attn, last.ln_1(tokens))
         side = self._encoder.side
         scores = (queries[:, :, :1] * keys[:, :, 1:]).sum(-1) * keys.shape[-1] ** -0.5  # [B, heads, N]
-        weight = rearrange((scores - scores.amax(-1, keepdim=True)).exp(), 'b m (h w) -> b m 1 h w', h=side)
+        below = (scores - scores.amax(-1, keepdim=True)).clamp_min(_FAINTEST)
+        weight = rearrange(below.exp(), 'b m (h w) -> b m 1 h w', h=side)
         grid = rearrange(values[:, :, 1:], 'b m (h w) d -> b m d h w', h=side)
         own = tokens[:, 0] if self._residual else torch.zeros_like(tokens[:, 0])
         means = [self._pooled(weight, grid, own, width, last) for width in self._widths]
@@ -92,7 +97,7 @@ class SmoothAttention:
         return containing(found, width)
 
 
-def pools_by_class_token(encoder: SatelliteEncoder) -> bool:
+def _pools_by_class_token(encoder: SatelliteEncoder) -> bool:
     """Whether it is open_clip's plain vision transformer, not padded: its last block is what this file takes apart."""
     tower = encoder.tower
     if not isinstance(tower, OpenClipTower) or encoder.canvas_px != encoder.size_px:

@@ -15,7 +15,7 @@ from torch import Tensor
 from grafalign import console
 from grafalign.config import Settings, load_settings
 from grafalign.encoders.lattice import Lattice, stride_of
-from grafalign.encoders.smooth import SmoothAttention, pools_by_class_token
+from grafalign.encoders.smooth import SmoothAttention
 from grafalign.encoders.windows import WindowEncoder
 from grafalign.errors import InputError
 from grafalign.fields.build import FieldInput, geobox_of
@@ -92,7 +92,7 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
     value_range = options.value_range or (like.plan.value_range if like else model.value_range)
     value_range = value_range or _range_of(dtype, scene)
     box, pixel_m = field_grid(grid, model.gsd_m, scene, any_gsd=options.any_gsd)
-    of = options.of or _own(model)
+    of: Of = options.of or ('windows' if model.level == 'image' else 'patches' if model.dense else 'windows')
     patch = model.preprocessing.size_px if of == 'windows' else model.encoder().patch_px
     if of == 'smooth':
         SmoothAttention(model.encoder())  # refuses towers that cannot
@@ -125,13 +125,6 @@ def field_input(scene: str, model: Model, options: FieldOptions) -> FieldInput:
             raise InputError(f'{scene} does not overlap {like.path}; give a scene of the same land.')
         plan = plan.model_copy(update={name: getattr(like.plan, name) for name in LATTICE})
     return FieldInput(plan, sources, given.reader)
-
-
-def _own(model: Model) -> Of:
-    """What a model gives by itself: a model whose patches were not trained pools around them, where it can."""
-    if model.level != 'image':
-        return 'patches' if model.dense else 'windows'
-    return 'smooth' if model.dense and pools_by_class_token(model.encoder()) else 'windows'
 
 
 def scene_rows(field: Field, scene: str, model: Model) -> Strips:
