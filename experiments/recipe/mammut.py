@@ -2,7 +2,7 @@
 
     python -m experiments.study --worlds runs/worlds --seeds 0 1 2 7
     python -m experiments.recipe.mammut --worlds runs/worlds --tune      # rates of three families, in world 7
-    python -m experiments.recipe.mammut --worlds runs/worlds             # 42 trainings, an hour on two cores
+    python -m experiments.recipe.mammut --worlds runs/worlds             # 39 trainings, an hour and a half on two cores
     python -m experiments.recipe.mammut --table
 
 10,000 captioned tiles of random places, one caption each (`experiments/captions/annotator.py`), 400 steps of 64, from
