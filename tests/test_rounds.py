@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.recipe.rounds import NONE, Land, surest
+from experiments.recipe.rounds import Land, surest_labels
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles
+from grafalign.training.self_labels import NONE
 
 
 def land(labels: np.ndarray, side: int) -> Land:
@@ -20,15 +21,15 @@ def test_surest() -> None:
     lead = np.array([0.3, 0.1, 0.2, 0.4, 0.05, 0.5])
     scores = np.zeros((1, 3, 1, 6))
     scores[0, [0, 0, 0, 0, 1, 1], 0, range(6)] = lead
-    assert surest(scores, 0.5).tolist() == [[[0, NONE, NONE, 0, NONE, 1]]]
+    assert surest_labels(scores, 0.5).tolist() == [[[0, NONE, NONE, 0, NONE, 1]]]
 
 
 def test_share() -> None:
     """A class keeps one patch at least, and all of its patches at a share of one."""
     scores = np.random.default_rng(0).normal(size=(4, 5, 6, 6))
-    few = surest(scores, 0.001)
+    few = surest_labels(scores, 0.001)
     assert all((few == c).sum() == 1 for c in np.unique(scores.argmax(1)))
-    np.testing.assert_array_equal(surest(scores, 1.0), scores.argmax(1))
+    np.testing.assert_array_equal(surest_labels(scores, 1.0), scores.argmax(1))
 
 
 @pytest.mark.parametrize('side', [2, 4])

@@ -49,6 +49,7 @@ from grafalign.training.accelerator import make_accelerator
 from grafalign.training.data import PairSteps
 from grafalign.training.gather_data import gather_data
 from grafalign.training.loop import fit
+from grafalign.training.self_labels import NONE, surest
 from grafalign.training.steps import Steps
 from grafalign.training.task import AlignmentTask, viewed
 from grafalign.training.views import symmetry
@@ -62,8 +63,6 @@ SHARES = (0.25, 0.75)
 """Of each class's patches, the surest of which are kept; tried in world 7."""
 TUNING_WORLD = 7
 ARMS = ('rounds', 'oracle', 'shuffled', 'anchor')
-NONE = -1
-"""No label."""
 Labels = npt.NDArray[np.int64]
 
 
@@ -103,27 +102,11 @@ def normalised(task: AlignmentTask, chips: LabelledTiles) -> Tensor:
     return found
 
 
-def surest(scores: npt.NDArray[np.floating], share: float) -> Labels:
-    """Labels of the patches that are surest of their class; the others have none.
-
-    Sure is who has the largest distance between the first and the second class. The share is taken of each class's
-    own patches, so that an easy class does not fill the labels (Zou et al., ECCV 2018).
-
-    Args:
-        scores: of patches [N, K, h, w].
-        share: of each class's patches, at least one.
-
-    Worked example: patches of class 0 with distances 0.3, 0.1, 0.2 and 0.4 and a share of 0.5 keep the first and last.
-    """
+def surest_labels(scores: npt.NDArray[np.floating], share: float) -> Labels:
+    """Labels of the patches that are surest of their class, of scores [N, K, h, w]; the others have none."""
     first_two = np.sort(scores, axis=1)[:, -2:]
-    margin, best = first_two[:, 1] - first_two[:, 0], scores.argmax(1)
-    labels = np.full(best.shape, NONE)
-    for c in np.unique(best):
-        mine = best == c
-        kept = max(1, round(share * int(mine.sum())))
-        least = np.sort(margin[mine])[-kept]
-        labels[mine & (margin >= least)] = c
-    return labels
+    best = scores.argmax(1).astype(np.int16)
+    return surest(best, first_two[:, 1] - first_two[:, 0], share).astype(np.int64)
 
 
 def scores_of_patches(way: Any, inputs: Tensor, vectors: npt.NDArray[np.floating], patch_px: int) -> npt.NDArray[Any]:
@@ -237,7 +220,7 @@ class World:
         encoder = task.encoder.eval()
         inputs = self.land.inputs(task)
         scores = scores_of_patches(SmoothAttention(encoder), inputs, self.vectors, encoder.patch_px)
-        return self.land.tiles(surest(scores, share))
+        return self.land.tiles(surest_labels(scores, share))
 
     def measured(self, task: AlignmentTask) -> dict[str, Any]:
         """Mean IoU of a model on the test chips."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from grafalign.errors import GrafalignError
 from grafalign.store import PairStore
 from grafalign.training.mixture import Mixture
 from grafalign.training.order import shuffled
+from grafalign.training.self_labels import NONE
 from grafalign.training.settings import TrainSettings
 from grafalign.training.sources import Source, store_source
 from grafalign.training.steps import Steps
@@ -85,6 +86,10 @@ class Batch(TypedDict):
     """Tiles of the batch in every process, int64 [W]."""
     bad: Tensor
     """Numbers of the images that could not be read; they have no pairs, int64 [x]."""
+    labels: NotRequired[Tensor]
+    """Words of the patches, before the view's symmetry, int64 [b, side, side]."""
+    labelled: NotRequired[Tensor]
+    """Labelled patches of the step, over the number of processes."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class PairSteps(Steps):
         side: patches along each side of the encoder's grid, for patch dropout.
         size_px: pixels along each side of all images.
         mixture: deals the places of every batch among several sources; one source goes from epoch to epoch.
+        labels: of the patches of all images, [N, side, side], where they have some (`self_labels`).
     """
 
     def __init__(
@@ -139,7 +145,9 @@ class PairSteps(Steps):
         *,
         size_px: int,
         mixture: Mixture | None = None,
+        labels: npt.NDArray[np.int16] | None = None,
     ) -> None:
+        self._labels = labels
         self.settings, self.share, self.side, self.size_px = settings, share or Share(), side, size_px
         self._sources, self._mixture = sources, mixture
         self._divide(micro_batch)
@@ -250,6 +258,11 @@ class PairSteps(Steps):
             'sizes': np.array(sizes),
             'bad': bad,
         }
+        if self._labels is not None:
+            count = int((self._labels[plan.tiles] != NONE).sum())
+            mine_labels = self._labels[plan.tiles[shown]].astype(np.int64)
+            mine_labels[np.isin(plan.tiles[shown], bad)] = NONE
+            arrays |= {'labels': mine_labels, 'labelled': np.array(count / self.share.world)}
         tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
         return Batch(pixels=torch.from_numpy(pixels), **tensors)  # type: ignore[typeddict-item]
 

@@ -35,7 +35,7 @@ _FREE = dict.fromkeys(
         'compile',
     ),
     True,
-) | {'tune': {'grad_checkpointing'}}
+) | {'tune': {'grad_checkpointing'}, 'self_labels': {'run', 'words'}}
 """Settings that do not change what is learned, beyond the last bits of a sum (and what LoRA's dropout draws, where
 micro-batches change). Store, bank and CLIP count by their content, not by where they lie."""
 
@@ -107,6 +107,21 @@ class MaskSettings(Settings):
     """Photos nearer than this to any of the anchor's. Costs [positives, candidates] distances."""
     closer_than: float | None = Field(default=None, gt=-1, lt=1)
     """Photos whose cosine with any of the anchor's is larger. Costs a product [positives, D] x [D, candidates]."""
+
+
+class SelfLabelSettings(Settings):
+    """Patches learn what a finished run says of them; see `self_labels.py` (ours, after Barzilai et al. 2025)."""
+
+    run: Path
+    """Run that was trained at image level: it gives the labels, and the weights to start from."""
+    words: Path
+    """File with a word or phrase a line: what patches are told apart by."""
+    share: float = Field(default=0.25, gt=0, le=1)
+    """Of each word's patches, the surest of which keep it."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of the labels beside the loss of images."""
+    tau: float = Field(default=0.07, gt=0)
+    """Temperature of the words."""
 
 
 class SourceSettings(Settings):
@@ -190,6 +205,8 @@ class TrainSettings(LoopSettings):
     photo_to_tile: float = Field(default=0.0, ge=0)
     """Weight of the other direction, in which every photo or text must find its image (ours; CLIP's is 1). With a
     frozen text tower it needs the whole batch at once: `micro_batch` may not be smaller than a process's share."""
+    self_labels: SelfLabelSettings | None = None
+    """Goes on from a run at image level, and teaches patches what that run sees in them: maps without geotags."""
     photos_per_tile: int = Field(default=25, ge=1)
     """At most this many photos of a tile in one step."""
     placement: PlacementSettings = PlacementSettings()
@@ -239,6 +256,18 @@ class TrainSettings(LoopSettings):
             raise ValueError('`photo_to_tile` compares whole tiles; use it with `level: image` or `both`')
         if self.learn_tau and self.tau < 0.01:
             raise ValueError('`learn_tau` keeps `tau` at 0.01 or above; start it there or higher')
+        return self
+
+    @model_validator(mode='after')
+    def _labels_what_it_can(self) -> Self:
+        if self.self_labels is None:
+            return self
+        if self.level != 'image' or self.text_tower != 'frozen':
+            raise ValueError('`self_labels` are learned beside whole images and frozen texts; use `level: image`')
+        if self.augment.resamples or self.patch_dropout:
+            raise ValueError('`self_labels` belong to whole patches; leave turn, zoom, shift and patch dropout out')
+        if self.fit == 'pad':
+            raise ValueError('`self_labels` need tiles that are not padded; use `fit: resample`')
         return self
 
     @model_validator(mode='after')

@@ -24,6 +24,7 @@ from grafalign.training.objective import (
 )
 from grafalign.training.placement import Where, place
 from grafalign.training.processes import gather_rows
+from grafalign.training.self_labels import label_loss
 from grafalign.training.settings import TrainSettings
 from grafalign.training.views import AugmentSettings, footprint, look, symmetry, veil
 
@@ -39,8 +40,9 @@ class AlignmentTask(nn.Module):
         preprocessing: how stored pixels become its input.
         settings: level, form, temperature, masks, placement.
         bank: embeddings of photos and texts [P, D], of any float type, on any device: no part of the module's state.
-        places: where the photos are, metres in space [P, 3]; needed for `masks.within_m` only.
         gsd_m: ground size of a pixel.
+        places: where the photos are, metres in space [P, 3]; needed for `masks.within_m` only.
+        words: vectors of the words of `self_labels`, [K, D].
     """
 
     def __init__(
@@ -51,10 +53,12 @@ class AlignmentTask(nn.Module):
         bank: Tensor | JoinedBank,
         gsd_m: float,
         places: Tensor | None = None,
+        words: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.preprocess, self.settings, self.gsd_m = encoder, preprocess, settings, gsd_m
         self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
+        self._words = words
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
         self.bias = nn.Parameter(torch.tensor([settings.bias]), requires_grad=settings.form == 'sigmoid')
@@ -69,15 +73,22 @@ class AlignmentTask(nn.Module):
         settings: TrainSettings,
         bank: Tensor | JoinedBank,
         places: Tensor | None = None,
+        start: tuple[SatelliteEncoder, Tensor] | None = None,
     ) -> AlignmentTask:
         """A task whose encoder starts from CLIP's weights; `sensor` names the bands that are used.
+
+        With `start`, from those of a run's encoder, and with the vectors of the words of its labels.
 
         What gets no gradient at this level (the other level's head) is frozen: the optimizer and DDP must know.
         """
         encoder = SatelliteEncoder(clip, sensor.bands, sensor.size_px, settings.fit)
+        if start is not None:
+            encoder.load_state_dict(start[0].state_dict())
         tune(encoder, settings.tune)
-        task = cls(encoder, TilePreprocessing(sensor, clip), settings, bank, sensor.gsd_m, places)
-        for parameter in {'image': encoder.patch_head, 'patch': encoder.image_head, 'both': []}[settings.level]:
+        words = None if start is None else start[1]
+        task = cls(encoder, TilePreprocessing(sensor, clip), settings, bank, sensor.gsd_m, places, words)
+        level = 'both' if settings.self_labels is not None else settings.level
+        for parameter in {'image': encoder.patch_head, 'patch': encoder.image_head, 'both': []}[level]:
             parameter.requires_grad_(False)
         return task
 
@@ -118,6 +129,8 @@ class AlignmentTask(nn.Module):
             loss = self._whole(found.image * scale, batch)
             if settings.photo_to_tile:
                 loss = loss + settings.photo_to_tile * self._reverse(found.image * scale, candidates, batch)
+            if settings.self_labels is not None and self._words is not None:
+                loss = loss + settings.self_labels.weight * self._of_labels(found.patches, batch)
             losses.append(loss)
         if settings.level != 'image':
             anchors = self._placed(found.patches, batch)
@@ -129,6 +142,18 @@ class AlignmentTask(nn.Module):
         if len(losses) == 1:
             return losses[0]
         return (1 - settings.patch_share) * losses[0] + settings.patch_share * losses[1]
+
+    def _of_labels(self, patches: Tensor, batch: Batch) -> Tensor:
+        """The loss of labelled patches."""
+        wanted = self.settings.self_labels
+        if wanted is None or self._words is None:
+            return patches.new_zeros(())
+        labels = batch['labels']
+        if self.settings.augment.symmetry:
+            labels = symmetry(labels[:, None], batch['code'])[:, 0]
+        loss = label_loss(patches, labels, self._words.to(patches), wanted.tau, batch['labelled'].sum())
+        self.noted['label_loss'] = loss.detach()
+        return loss
 
     def _whole(self, scaled: Tensor, batch: Batch) -> Tensor:
         """The loss of whole images: photos are held against photos, and texts against texts.

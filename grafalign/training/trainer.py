@@ -60,13 +60,14 @@ from grafalign.training.checkpoint import (
     latest_checkpoint,
 )
 from grafalign.training.data import PairSteps, Share
-from grafalign.training.gather_data import gather_data, mixture_of
+from grafalign.training.gather_data import TrainingData, gather_data, mixture_of
 from grafalign.training.loop import Run, Validation, fit
 from grafalign.training.mammut import MammutTask
 from grafalign.training.memory import largest_micro_batch, naming_full_memory
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
 from grafalign.training.provenance import describe
 from grafalign.training.run_marker import RunMarker
+from grafalign.training.self_labels import Labels, label_images, read_words
 from grafalign.training.settings import TrainSettings
 from grafalign.training.task import AlignmentTask
 from grafalign.training.token_steps import TokenSteps
@@ -153,15 +154,19 @@ def _train(settings: TrainSettings) -> RunMarker:
         places = torch.cat([places, torch.full((len(bank) - len(places), 3), float('inf'))])
     task: AlignmentTask | TwoTowerTask
     tokenizer: Any = None
+    labels = None
     if settings.text_tower == 'trained':
         task, tokenizer = TwoTowerTask.start(clip, sensor, settings), clip.tokenizer
     elif settings.text_tower == 'decoder':
         task = MammutTask.start(clip, sensor, settings)
         tokenizer = marked_tokenizer(clip, task.text)
     else:
-        task = AlignmentTask.start(clip, sensor, settings, bank, places)
+        labels, start = _self_labels(clip, data, settings, accelerator.device)
+        task = AlignmentTask.start(clip, sensor, settings, bank, places, start)
     mixture = None if settings.steps is None else mixture_of(data, settings, settings.steps)
-    pairs = PairSteps(data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture)
+    pairs = PairSteps(
+        data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture, labels=labels
+    )
     writing = settings.text_tower == 'decoder' and settings.caption_weight > 0
     steps = pairs if tokenizer is None else TokenSteps(pairs, data.texts(), tokenizer, captions=writing)
     micro = _micro_batch(settings, steps, task, accelerator, begun)
@@ -191,7 +196,7 @@ def _train(settings: TrainSettings) -> RunMarker:
     marker = RunMarker(
         format=RunMarker.NEWEST,
         digest=digest,
-        level=settings.level,
+        level=settings.level if settings.self_labels is None else 'both',
         text_tower=settings.text_tower,
         decoder=settings.decoder,
         writes_captions=writing,
@@ -230,6 +235,34 @@ def _train(settings: TrainSettings) -> RunMarker:
     return marker
 
 
+def _self_labels(
+    clip: FrozenClip, data: TrainingData, settings: TrainSettings, device: torch.device
+) -> tuple[Labels | None, tuple[SatelliteEncoder, torch.Tensor] | None]:
+    """Labels of a training with `self_labels`, and the encoder and word vectors that it starts from.
+
+    Raises:
+        GrafalignError: the run is unfinished, of another CLIP, or sees other images.
+    """
+    wanted = settings.self_labels
+    if wanted is None:
+        return None, None
+    model = load_satellite(wanted.run, clip)
+    for name in ('bands', 'size_px', 'value_range'):
+        theirs, ours = getattr(model.sensor, name), getattr(data.sensor, name)
+        if theirs != ours:
+            raise InputError(
+                f'{wanted.run} was trained on images with {name} {theirs}, and these have {ours}; give a run of the '
+                'same kind of images.'
+            )
+    if model.marker.text_tower != 'frozen':
+        raise InputError(
+            f'{wanted.run} has a text tower of its own, which would be lost; give a run with frozen texts.'
+        )
+    encoder, words = model.encoder.to(device), read_words(wanted.words)
+    found = label_images(encoder, model.preprocess.to(device), clip, data.sources, words, wanted.share)
+    return found.labels, (encoder, found.vectors)
+
+
 def refuse_sharding(settings: TrainSettings, kind: DistributedType) -> None:
     """Check that what is trained can be sharded, if it is to be.
 
@@ -245,7 +278,10 @@ def refuse_sharding(settings: TrainSettings, kind: DistributedType) -> None:
 
 def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
     """Digest of all that a run follows from: settings, CLIP, and of the store and its bank what is trained on."""
-    return hashlib.blake2b(f'{settings.digest} {clip.digest} {rows_digest}'.encode(), digest_size=16).hexdigest()
+    parts = [settings.digest, clip.digest, rows_digest]
+    if settings.self_labels is not None:
+        parts += [_marker_of(settings.self_labels.run).digest, *read_words(settings.self_labels.words)]
+    return hashlib.blake2b(' '.join(parts).encode(), digest_size=16).hexdigest()
 
 
 def earth_centred(store: PairStore) -> torch.Tensor:
@@ -302,6 +338,13 @@ def _plain_weights(
     return encoder.state_dict()
 
 
+def _marker_of(run: Path) -> RunMarker:
+    """What a finished run says of itself."""
+    if not (run / 'model.json').is_file():
+        raise DamagedError(f'{run} is not a finished run (no model.json); run `grafalign train` to the end.')
+    return RunMarker.read(run / 'model.json')
+
+
 def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
     """Load a finished run, ready to embed tiles.
 
@@ -313,9 +356,7 @@ def load_satellite(run: Path, clip: FrozenClip | None = None) -> SatelliteModel:
         GrafalignError: the run is unfinished or damaged, or `clip` is another CLIP.
     """
     run = Path(run)
-    if not (run / 'model.json').is_file():
-        raise DamagedError(f'{run} is not a finished run (no model.json); run `grafalign train` to the end.')
-    marker = RunMarker.read(run / 'model.json')
+    marker = _marker_of(run)
     clip = clip or load_clip(marker.clip)
     if clip.digest != marker.clip_digest:
         raise StaleError(
