@@ -85,7 +85,8 @@ def of_rounds(folder: Path, out: Path) -> None:
     records = _records(folder)
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.4), sharey=True)
     for axis, way in zip(axes, rounds.WAYS, strict=True):
-        for number, name in enumerate(rounds.ARMS):
+        every = [*rounds.ARMS, *([rounds.SETTING] if all(rounds.SETTING in r['arms'] for r in records) else [])]
+        for number, name in enumerate(every):
             places = [(0, [r['start'][way] for r in records])] if name == 'rounds' else []
             for place, last in enumerate(records[0]['arms'][name]['rounds']):
                 places.append((last['round'], [r['arms'][name]['rounds'][place][way] for r in records]))

@@ -3,6 +3,7 @@
     (the commands of experiments/recipe/localisation.py first: its runs are where this starts)
     python -m experiments.recipe.rounds --worlds runs/worlds --tune      # how many labels are kept, in world 7
     python -m experiments.recipe.rounds --worlds runs/worlds             # a quarter of an hour a world and core
+    python -m experiments.recipe.rounds --worlds runs/worlds --setting
     python -m experiments.recipe.rounds --table
 
 The image-level model of `localisation.py` scores imagery of the training blocks (200 chips of 640 m, no photos needed)
@@ -15,6 +16,8 @@ model gives the labels in the same way. Arms, all of the same number of steps:
     oracle      the truth instead: what perfect labels would give
     shuffled    labels of the start, each of another tile: what labels without content give
     anchor      no labels: what more steps on photos give
+    setting     one round by `grafalign train` itself (`self_labels`): as many steps, labels of the tiles with photos
+                alone, each scored by itself
 
 The paper calls such rounds ongoing research; thresholds, loss and number of rounds could not be read of it.
 """
@@ -44,7 +47,7 @@ from grafalign.benchmarks.statistics import MeanIou, estimates, resampling
 from grafalign.encoders import SatelliteEncoder, load_clip
 from grafalign.encoders.smooth import SmoothAttention
 from grafalign.store import PairStore
-from grafalign.training import TrainSettings, load_satellite
+from grafalign.training import TrainSettings, load_satellite, train
 from grafalign.training.accelerator import make_accelerator
 from grafalign.training.data import PairSteps
 from grafalign.training.gather_data import gather_data
@@ -63,6 +66,7 @@ SHARES = (0.25, 0.75)
 """Of each class's patches, the surest of which are kept; tried in world 7."""
 TUNING_WORLD = 7
 ARMS = ('rounds', 'oracle', 'shuffled', 'anchor')
+SETTING = 'setting'
 Labels = npt.NDArray[np.int64]
 
 
@@ -189,7 +193,7 @@ class World:
     """
 
     def __init__(self, world: Path, run: Path, seed: int) -> None:
-        self.seed, self.run = seed, run
+        self.seed, self.world, self.run = seed, world, run
         self.clip = load_clip(CLIP)
         self.settings = TrainSettings.model_validate(
             {
@@ -265,6 +269,19 @@ class World:
         return {'rounds': rounds, 'labels': [{'share': s, 'right': r} for s, r in right]}
 
 
+def by_setting(here: World, share: float, out: Path) -> dict[str, Any]:
+    """The same by the product's own setting, measured at its end."""
+    words = out / 'words.txt'
+    out.mkdir(parents=True, exist_ok=True)
+    words.write_text('\n'.join(SandboxTruth(here.world / 'sandbox', PairStore(here.run / 'pairs')).classes) + '\n')
+    changes = {'self_labels': {'run': here.run / 'image', 'words': words, 'share': share, 'tau': LABEL_TAU}}
+    values = here.settings.model_dump(mode='json') | changes | {'out': out / 'run', 'steps': ROUNDS * STEPS}
+    train(TrainSettings.model_validate(values))
+    task = here.start()
+    task.encoder.load_state_dict(load_satellite(out / 'run').encoder.state_dict())
+    return {'rounds': [{'round': 1} | here.measured(task)], 'labels': [{'share': share, 'right': None}]}
+
+
 def table(records: list[dict[str, Any]]) -> str:
     """Means over worlds, beside what the start gives without any labels."""
     lines = ['# Rounds of pseudo-labels', '']
@@ -273,11 +290,11 @@ def table(records: list[dict[str, Any]]) -> str:
     lines[-1] += ' minus smooth attention of the start |'
     lines.append(f'|{"---|" * 8}')
     named = [('start', 0, [r['start'] for r in records], '')]
-    for name in ARMS:
+    for name in (*ARMS, *([SETTING] if all(SETTING in r['arms'] for r in records) else [])):
         for place, last in enumerate(records[0]['arms'][name]['rounds']):
             mine = [r['arms'][name]['rounds'][place] for r in records]
-            right = np.mean([r['arms'][name]['labels'][last['round'] - 1]['right'] for r in records])
-            named.append((name, last['round'], mine, '' if name == 'anchor' else f'{right:.3f}'))
+            right = [r['arms'][name]['labels'][last['round'] - 1]['right'] for r in records]
+            named.append((name, last['round'], mine, '' if not all(right) else f'{np.mean(right):.3f}'))
     for name, number, mine, of_labels in named:
         for way in WAYS:
             sides = [o[way] for o in mine]
@@ -297,6 +314,7 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, default=Path('runs/localisation'))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--tune', action='store_true', help='compare shares of labels in world 7 instead')
+    parser.add_argument('--setting', action='store_true', help="add the product's own setting to worlds that are done")
     parser.add_argument('--table', action='store_true', help='make the table of what is there')
     args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -318,7 +336,13 @@ def main() -> None:
         return
     tried = json.loads((RESULTS / 'tuning.json').read_text())['shares']
     share = max(SHARES, key=lambda s: max(tried[str(s)][-1].values()))
-    for seed in () if args.table else args.seeds:
+    for seed in args.seeds if args.setting else ():
+        path = RESULTS / f'world{seed}.json'
+        record = json.loads(path.read_text())
+        here = World(args.worlds / str(seed), args.runs / str(seed), seed)
+        record['arms'][SETTING] = by_setting(here, share, args.runs / str(seed) / 'self_labels')
+        path.write_text(json.dumps(record) + '\n')
+    for seed in () if args.table or args.setting else args.seeds:
         here = World(args.worlds / str(seed), args.runs / str(seed), seed)
         start = here.start()
         first = here.own_labels(start, share)
