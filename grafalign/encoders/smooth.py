@@ -46,8 +46,8 @@ class SmoothAttention:
 
     Args:
         encoder: with a class token that pools, and no padding.
-        widths: the w, averaged; those larger than the grid are the whole grid. By default a quarter of the grid's side,
-            which did best on grids of 8 and of 4 tokens (`experiments/recipe`).
+        widths: the w, averaged; those larger than the grid are the whole grid. By default a quarter of the grid's side:
+            2 did best on a grid of 8 tokens (`experiments/recipe`).
         residual: whether the class token itself is added to what it reads, as the model does.
 
     Raises:
