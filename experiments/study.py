@@ -257,6 +257,24 @@ def paired_difference(
     return float(mean), float(low), float(high)
 
 
+def study_parser(doc: str | None, runs: str, *, cells: bool = True) -> argparse.ArgumentParser:
+    """What the commands of studies over worlds have in common.
+
+    Args:
+        doc: the study's own text.
+        runs: name of the folder below `runs/` that its trainings go to.
+        cells: whether it is one of cells, which may run side by side.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
+    parser.add_argument('--runs', type=Path, default=Path('runs') / runs)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    if cells:
+        parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
+    parser.add_argument('--table', action='store_true', help='make the tables of what is there')
+    return parser
+
+
 def as_text(estimate: tuple[float, float, float], sign: str = '') -> str:
     """A value with its interval as a cell of a table; `+` for differences.
 

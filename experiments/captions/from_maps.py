@@ -22,7 +22,6 @@ words; templates and evidence stay as they are.
 
 from __future__ import annotations
 
-import argparse
 import json
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,7 +37,16 @@ import shapely
 
 from experiments.captions.annotator import write_captions as annotate
 from experiments.captions.places import class_shares
-from experiments.study import CLIP, Cell, chosen, load_results, mean_over_worlds, paired_difference, run_cells
+from experiments.study import (
+    CLIP,
+    Cell,
+    chosen,
+    load_results,
+    mean_over_worlds,
+    paired_difference,
+    run_cells,
+    study_parser,
+)
 from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
 from grafalign.captions import CaptionSet
 from grafalign.captions.import_set import import_captions
@@ -251,12 +259,7 @@ def table() -> str:
 
 def main() -> None:
     """Run all cells, or make the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
-    parser.add_argument('--runs', type=Path, default=Path('runs/captions_maps'))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
-    parser.add_argument('--table', action='store_true', help='make the table of what is there')
+    parser = study_parser(__doc__, 'captions_maps')
     args = parser.parse_args()
     if not args.table:
         cells = []

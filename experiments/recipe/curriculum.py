@@ -18,7 +18,6 @@ of the rate. Rate and temperature are those that `experiments/captions` tuned in
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from experiments.study import (
     mean_over_worlds,
     paired_difference,
     run_cells,
+    study_parser,
 )
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles
 from grafalign.store import PairStore
@@ -96,21 +96,21 @@ def web_photos(world: Path, seed: int) -> tuple[LabelledTiles, list[str]]:
 def noisy(texts: list[str], rng: np.random.Generator) -> list[str]:
     """Captions as the web has them: some of another picture, some of none."""
     other = np.roll(rng.permutation(len(texts)), 1)
-    found = []
+    noised = []
     for number, text in enumerate(texts):
         kind = rng.random()
         if kind < EMPTY:
-            found.append(str(rng.choice(ALT_TEXTS)).format(number))
+            noised.append(str(rng.choice(ALT_TEXTS)).format(number))
         else:
-            found.append(texts[other[number]] if kind < EMPTY + EXCHANGED else text)
-    return found
+            noised.append(texts[other[number]] if kind < EMPTY + EXCHANGED else text)
+    return noised
 
 
 def sources(world: Path, seed: int) -> dict[str, Path]:
     """The three caption sets of a world, made if they are not there."""
     folder = world / 'curriculum'
-    found = {'web': folder / 'web', 'filtered': folder / 'filtered', 'landmarks': caption_sets(world, seed)['maps']}
-    if not (found['filtered'] / 'bank' / 'bank.json').is_file():
+    sets = {'web': folder / 'web', 'filtered': folder / 'filtered', 'landmarks': caption_sets(world, seed)['maps']}
+    if not (sets['filtered'] / 'bank' / 'bank.json').is_file():
         rng = np.random.default_rng((seed, 41))
         photos, said = web_photos(world, seed)
         places, shares = tiles_to_caption(world, seed)
@@ -124,8 +124,8 @@ def sources(world: Path, seed: int) -> dict[str, Path]:
         true = [c.text for c in write_captions(shares[:TILES], seed)]
         texts = {'web': said, 'filtered': noisy(true, rng) + said[:LEAKED]}
         for name, of in texts.items():
-            set_of_tiles(PairStore(folder / f'{name}_pictures'), of, found[name], seed)
-    return found
+            set_of_tiles(PairStore(folder / f'{name}_pictures'), of, sets[name], seed)
+    return sets
 
 
 def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel:
@@ -156,12 +156,7 @@ def table(outcomes: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run all cells, or make the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
-    parser.add_argument('--runs', type=Path, default=Path('runs/curriculum'))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
-    parser.add_argument('--table', action='store_true', help='make the table of what is there')
+    parser = study_parser(__doc__, 'curriculum')
     args = parser.parse_args()
     if not args.table:
         for seed in args.seeds:  # before cells that share them

@@ -19,7 +19,6 @@ tile counts as unseen in the one fold that holds its class out.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +43,7 @@ from experiments.study import (
     paired_difference,
     run_cells,
     store_recipe,
+    study_parser,
 )
 from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel, embed_tiles
 from grafalign.benchmarks.statistics import Mean, MeanAp, Resampling, Statistic, estimates, ranking, resampling
@@ -236,12 +236,7 @@ def table(content: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run all cells, or make the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
-    parser.add_argument('--runs', type=Path, default=Path('runs/hold_out'))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
-    parser.add_argument('--table', action='store_true', help='make the table of what is there')
+    parser = study_parser(__doc__, 'hold_out')
     args = parser.parse_args()
     records = args.runs / 'records'
     if not args.table:

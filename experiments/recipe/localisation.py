@@ -15,7 +15,6 @@ classes, intervals over blocks of 2 km.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ import torch
 
 from experiments.captions.run import TRAIN
 from experiments.recipe.ways import Patches, Windows
-from experiments.study import CLIP, DRAWS, as_text, mean_over_worlds, paired_difference, store_recipe
+from experiments.study import CLIP, DRAWS, as_text, mean_over_worlds, paired_difference, store_recipe, study_parser
 from grafalign.benchmarks.sandbox.evaluate import chip_counts
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.statistics import MeanIou, estimates, resampling
@@ -175,13 +174,9 @@ def levels_of(records: dict[int, dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Measure worlds, or make the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
-    parser.add_argument('--runs', type=Path, default=Path('runs/localisation'))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser = study_parser(__doc__, 'localisation', cells=False)
     parser.add_argument('--tiles', choices=tuple(TILES), default='fine')
     parser.add_argument('--levels', nargs='+', choices=tuple(TAU), default=list(TAU))
-    parser.add_argument('--table', action='store_true', help='make the tables of what is there')
     args = parser.parse_args()
     folder, tiles = RESULTS / f'localisation_{args.tiles}', TILES[args.tiles]
     folder.mkdir(parents=True, exist_ok=True)

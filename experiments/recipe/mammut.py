@@ -15,7 +15,6 @@ CoCa's text towers and pooling start from nothing, as no CLIP has them.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from collections.abc import Sequence
@@ -42,6 +41,7 @@ from experiments.study import (
     paired_difference,
     run_cells,
     store_recipe,
+    study_parser,
 )
 from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel, embed_tiles
 from grafalign.benchmarks.statistics import Mean, Statistic, estimates, resampling
@@ -342,13 +342,8 @@ def table(outcomes: list[dict[str, Any]], rates: dict[str, float]) -> str:
 
 def main() -> None:
     """Run all cells, or make the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
-    parser.add_argument('--runs', type=Path, default=Path('runs/mammut'))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
+    parser = study_parser(__doc__, 'mammut')
     parser.add_argument('--tune', action='store_true', help='compare rates in world 7 instead')
-    parser.add_argument('--table', action='store_true', help='make the table of what is there')
     args = parser.parse_args()
     if not args.table:
         for seed in (TUNING_WORLD,) if args.tune else args.seeds:  # before cells that share them

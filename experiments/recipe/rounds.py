@@ -24,7 +24,6 @@ The paper calls such rounds ongoing research; thresholds, loss and number of rou
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -40,7 +39,7 @@ from torch.nn import functional
 from experiments.captions.run import TRAIN
 from experiments.recipe.localisation import TAU, TILES, chips_of
 from experiments.recipe.ways import Patches, Windows
-from experiments.study import CLIP, DRAWS, as_text, mean_over_worlds, paired_difference, store_recipe
+from experiments.study import CLIP, DRAWS, as_text, mean_over_worlds, paired_difference, store_recipe, study_parser
 from grafalign.benchmarks.sandbox.evaluate import chip_counts
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.statistics import MeanIou, estimates, resampling
@@ -269,17 +268,17 @@ class World:
         return {'rounds': rounds, 'labels': [{'share': s, 'right': r} for s, r in right]}
 
 
-def by_setting(here: World, share: float, out: Path) -> dict[str, Any]:
+def by_setting(shared: World, share: float, out: Path) -> dict[str, Any]:
     """The same by the product's own setting, measured at its end."""
     words = out / 'words.txt'
     out.mkdir(parents=True, exist_ok=True)
-    words.write_text('\n'.join(SandboxTruth(here.world / 'sandbox', PairStore(here.run / 'pairs')).classes) + '\n')
-    changes = {'self_labels': {'run': here.run / 'image', 'words': words, 'share': share, 'tau': LABEL_TAU}}
-    values = here.settings.model_dump(mode='json') | changes | {'out': out / 'run', 'steps': ROUNDS * STEPS}
+    words.write_text('\n'.join(SandboxTruth(shared.world / 'sandbox', PairStore(shared.run / 'pairs')).classes) + '\n')
+    changes = {'self_labels': {'run': shared.run / 'image', 'words': words, 'share': share, 'tau': LABEL_TAU}}
+    values = shared.settings.model_dump(mode='json') | changes | {'out': out / 'run', 'steps': ROUNDS * STEPS}
     train(TrainSettings.model_validate(values))
-    task = here.start()
+    task = shared.start()
     task.encoder.load_state_dict(load_satellite(out / 'run').encoder.state_dict())
-    return {'rounds': [{'round': 1} | here.measured(task)], 'labels': [{'share': share, 'right': None}]}
+    return {'rounds': [{'round': 1} | shared.measured(task)], 'labels': [{'share': share, 'right': None}]}
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -309,13 +308,9 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Do the rounds of worlds, or make the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--worlds', type=Path, default=Path('runs/worlds'))
-    parser.add_argument('--runs', type=Path, default=Path('runs/localisation'))
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser = study_parser(__doc__, 'localisation', cells=False)
     parser.add_argument('--tune', action='store_true', help='compare shares of labels in world 7 instead')
     parser.add_argument('--setting', action='store_true', help="add the product's own setting to worlds that are done")
-    parser.add_argument('--table', action='store_true', help='make the table of what is there')
     args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     about = {
@@ -326,10 +321,10 @@ def main() -> None:
         },
     }  # fmt: skip
     if args.tune:
-        here = World(args.worlds / str(TUNING_WORLD), args.runs / str(TUNING_WORLD), TUNING_WORLD)
+        shared = World(args.worlds / str(TUNING_WORLD), args.runs / str(TUNING_WORLD), TUNING_WORLD)
         tried = {}
         for share in SHARES:
-            found = here.arm('rounds', share, here.own_labels(here.start(), share))
+            found = shared.arm('rounds', share, shared.own_labels(shared.start(), share))
             tried[str(share)] = [{w: r[w]['miou']['value'] for w in WAYS} for r in found['rounds']]
         record = about | {'command': 'python -m experiments.recipe.rounds --tune', 'shares': tried}
         (RESULTS / 'tuning.json').write_text(json.dumps(record, indent=1) + '\n')
@@ -339,16 +334,16 @@ def main() -> None:
     for seed in args.seeds if args.setting else ():
         path = RESULTS / f'world{seed}.json'
         record = json.loads(path.read_text())
-        here = World(args.worlds / str(seed), args.runs / str(seed), seed)
-        record['arms'][SETTING] = by_setting(here, share, args.runs / str(seed) / 'self_labels')
+        shared = World(args.worlds / str(seed), args.runs / str(seed), seed)
+        record['arms'][SETTING] = by_setting(shared, share, args.runs / str(seed) / 'self_labels')
         path.write_text(json.dumps(record) + '\n')
     for seed in () if args.table or args.setting else args.seeds:
-        here = World(args.worlds / str(seed), args.runs / str(seed), seed)
-        start = here.start()
-        first = here.own_labels(start, share)
+        shared = World(args.worlds / str(seed), args.runs / str(seed), seed)
+        start = shared.start()
+        first = shared.own_labels(start, share)
         record = about | {
             'command': f'python -m experiments.recipe.rounds --seeds {seed}', 'world': seed, 'share': share,
-            'start': here.measured(start), 'arms': {name: here.arm(name, share, first) for name in ARMS},
+            'start': shared.measured(start), 'arms': {name: shared.arm(name, share, first) for name in ARMS},
         }  # fmt: skip
         (RESULTS / f'world{seed}.json').write_text(json.dumps(record) + '\n')
     records = [json.loads(p.read_text()) for p in sorted(RESULTS.glob('world*.json'))]

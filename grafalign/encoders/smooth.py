@@ -60,7 +60,7 @@ class SmoothAttention:
         if not _pools_by_class_token(encoder):
             raise InputError(
                 f'{encoder.model} does not pool by a class token over the tile alone, which smooth attention needs; '
-                'use a ViT of open_clip such as ViT-B-16, not padded, or --of windows.'
+                'use a ViT of open_clip such as ViT-B-16, not padded (or, for a map, --of windows).'
             )
         self._encoder, self._residual = encoder, residual
         self._widths = tuple(widths) if widths is not None else (max(1, encoder.side // 4),)
@@ -93,8 +93,8 @@ class SmoothAttention:
         hidden = own[:, None, None] + last.ls_1(last.attn.out_proj(read))
         hidden = hidden + last.ls_2(last.mlp(last.ln_2(hidden)))
         pooled = visual.ln_post(hidden)
-        found = functional.normalize(pooled if visual.proj is None else pooled @ visual.proj, dim=-1)
-        return containing(found, width)
+        of_windows = functional.normalize(pooled if visual.proj is None else pooled @ visual.proj, dim=-1)
+        return containing(of_windows, width)
 
 
 def _pools_by_class_token(encoder: SatelliteEncoder) -> bool:

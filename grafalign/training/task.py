@@ -145,13 +145,13 @@ class AlignmentTask(nn.Module):
 
     def _of_labels(self, patches: Tensor, batch: Batch) -> Tensor:
         """The loss of labelled patches."""
-        wanted = self.settings.self_labels
-        if wanted is None or self._words is None:
+        how = self.settings.self_labels
+        if how is None or self._words is None:
             return patches.new_zeros(())
         labels = batch['labels']
         if self.settings.augment.symmetry:
             labels = symmetry(labels[:, None], batch['code'])[:, 0]
-        loss = label_loss(patches, labels, self._words.to(patches), wanted.tau, batch['labelled'].sum())
+        loss = label_loss(patches, labels, self._words.to(patches), how.tau, batch['labelled'].sum())
         self.noted['label_loss'] = loss.detach()
         return loss
 

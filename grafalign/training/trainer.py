@@ -243,24 +243,22 @@ def _self_labels(
     Raises:
         GrafalignError: the run is unfinished, of another CLIP, or sees other images.
     """
-    wanted = settings.self_labels
-    if wanted is None:
+    how = settings.self_labels
+    if how is None:
         return None, None
-    model = load_satellite(wanted.run, clip)
+    model = load_satellite(how.run, clip)
     for name in ('bands', 'size_px', 'value_range'):
         theirs, ours = getattr(model.sensor, name), getattr(data.sensor, name)
         if theirs != ours:
             raise InputError(
-                f'{wanted.run} was trained on images with {name} {theirs}, and these have {ours}; give a run of the '
+                f'{how.run} was trained on images with {name} {theirs}, and these have {ours}; give a run of the '
                 'same kind of images.'
             )
     if model.marker.text_tower != 'frozen':
-        raise InputError(
-            f'{wanted.run} has a text tower of its own, which would be lost; give a run with frozen texts.'
-        )
-    encoder, words = model.encoder.to(device), read_words(wanted.words)
-    found = label_images(encoder, model.preprocess.to(device), clip, data.sources, words, wanted.share)
-    return found.labels, (encoder, found.vectors)
+        raise InputError(f'{how.run} has a text tower of its own, which would be lost; give a run with frozen texts.')
+    encoder, words = model.encoder.to(device), read_words(how.words)
+    labelled = label_images(encoder, model.preprocess.to(device), clip, data.sources, words, how.share)
+    return labelled.labels, (encoder, labelled.vectors)
 
 
 def refuse_sharding(settings: TrainSettings, kind: DistributedType) -> None:
