@@ -67,6 +67,9 @@ class StoreMarker(Marker):
     recipe: dict[str, Any] = {}
     """The recipe, as the release that made the store wrote it."""
     recipe_digest: str = ''
+    """Of the recipe, or of `imported`."""
+    imported: dict[str, Any] = {}
+    """How pairs that others made were read; such stores have no recipe."""
     inputs: tuple[InputStamp, ...] = ()
     """Local files that photos and scenes came from."""
     summary: PairSummary | None = None

@@ -72,14 +72,88 @@ def pair(
         raise InputError('Give the folder or URL of the pair store, or --explain to see what pairing would take.')
     out = place(store)
     summary = run(settings, out, workers, retry_failed=retry_failed, update=update)
-    show({k: v for k, v in summary.model_dump().items() if as_json or k != 'reasons'}, store, as_json)
+    show_summary(summary.model_dump(), store, as_json)
+
+
+def show_summary(summary: dict[str, Any], store: str, as_json: bool) -> None:
+    """Tell the counts of a store, why things were rejected, and of odd pixels."""
+    show({k: v for k, v in summary.items() if as_json or k != 'reasons'}, store, as_json)
     if as_json:
         return
     from grafalign import console
 
-    if summary.reasons:
-        console.histogram('rejected', summary.reasons)
-    show_pixels(out)
+    if summary['reasons']:
+        console.histogram('rejected', summary['reasons'])
+    show_pixels(store)
+
+
+@app.command('import-pairs')
+def import_pairs(
+    source: Annotated[Path, typer.Argument(help='Table of pairs (CSV, JSONL, Parquet), or folder of a layout.')],
+    store: Annotated[Path, typer.Argument(help='Folder of the pair store.')],
+    layout: Annotated[str, typer.Option(help='table, cvusa, vigor or university-1652.')] = 'table',
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="OURS=COLUMN, or OURS='folder/{COLUMN}.jpg'; for photo, tile, lon, lat, place, split, ..."),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the table's files; its own by default.")] = None,
+    ground: Annotated[
+        str, typer.Option(help='street, drone or google: the ground side of University-1652.')
+    ] = 'street',
+    size_px: Annotated[int | None, typer.Option(help="Side of every tile; the pictures' own by default.")] = None,
+    gsd: Annotated[float | None, typer.Option(help='Metres a pixel of the pictures, if they do not say.')] = None,
+    bands: Annotated[str | None, typer.Option(help='Names of the bands, as red,green,blue,nir.')] = None,
+    value_range: Annotated[
+        tuple[float, float] | None, typer.Option(help='Values that become black and white; 0 255 for 8 bits.')
+    ] = None,
+    shares: Annotated[
+        tuple[float, float, float] | None, typer.Option(help='Of places in train, val and test; 0.8 0.1 0.1.')
+    ] = None,
+    seed: Annotated[int, typer.Option(help='Of the draw of places.')] = 0,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Make a pair store of pairs that others made: photos and pictures from above of the same places.
+
+    Whole places go to train, val or test: by the column `split`, else by `place`, else by blocks of land, else by tile.
+
+    Example: grafalign import-pairs pairs.csv runs/pairs --column tile=satellite --size-px 224 --gsd 0.3
+
+    Example: grafalign import-pairs VIGOR runs/vigor --layout vigor --size-px 224
+    """
+    from grafalign.config import parse_settings
+    from grafalign.pairing.elsewhere import PairImport
+    from grafalign.pairing.elsewhere import import_pairs as run
+
+    named = dict(part.partition('=')[::2] for part in column or ())
+    if '' in named.values():
+        raise InputError(f'--column {next(k for k, v in named.items() if not v)} is not understood; write OURS=COLUMN.')
+    given = {
+        'source': source,
+        'layout': layout,
+        'columns': named,
+        'root': root,
+        'ground': ground,
+        'size_px': size_px,
+        'gsd_m': gsd,
+        'bands': bands.split(',') if bands else None,
+        'value_range': value_range,
+        'seed': seed,
+    }
+    if shares is not None:
+        given['shares'] = dict(zip(('train', 'val', 'test'), shares, strict=True))
+    summary = run(parse_settings(given, PairImport, 'import-pairs'), store, workers)
+    show(
+        {k: v for k, v in summary.model_dump().items() if as_json or k not in ('reasons', 'failed')},
+        str(store),
+        as_json,
+    )
+    if not as_json:
+        from grafalign import console
+
+        if summary.reasons:
+            console.histogram('rejected', summary.reasons)
+        show_pixels(store)
 
 
 def show_pixels(path: Any) -> None:

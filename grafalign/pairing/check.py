@@ -60,7 +60,7 @@ def check_store(store: PairStore, workers: int | None = None) -> list[Finding]:
         ('reasons', _reasons),
     ]
     for key in ('files', 'summary', 'dtype', 'recipe'):
-        if not getattr(store.marker, key):
+        if not getattr(store.marker, key) and not (key == 'recipe' and store.marker.imported):
             raise DamagedError(f'{store.path / MARKER} has no {key!r}; pair again into an empty folder.')
     findings = [_digests(store, workers), _tiles(store, workers)]
     for name, look in checks:
@@ -186,7 +186,9 @@ def _ids(store: PairStore) -> tuple[int, Iterator[str]]:
         pairs = store.pairs
         yield from _some('pairs.parquet names a tile that is not there:', pairs['tile_id'][pairs['tile'] < 0])
         yield from _some('pairs.parquet names a photo that is not there:', pairs['photo_id'][pairs['photo'] < 0])
-        yield from _some('no pair has the tile', store.tiles['tile_id'][~store.tiles['tile_id'].isin(pairs['tile_id'])])
+        if not store.marker.imported:  # where pairs come from elsewhere, some tiles are only searched among
+            bare = ~store.tiles['tile_id'].isin(pairs['tile_id'])
+            yield from _some('no pair has the tile', store.tiles['tile_id'][bare])
         used = store.photos['photo_id'].isin(pairs['photo_id'])
         yield from _some('no pair has the photo', store.photos['photo_id'][~used])
         twice = pairs.duplicated(['tile_id', 'photo_id'])
@@ -207,6 +209,14 @@ def _corners(tiles: gpd.GeoDataFrame) -> tuple[npt.NDArray[np.float64], npt.NDAr
 def _places(store: PairStore) -> tuple[int, Iterator[str]]:
     """Every photo lies in its tile where the pair says; every tile has the id and the outline of its place."""
     grid, tiles, pairs = _grid(store), store.tiles, store.pairs
+
+    def outside() -> Iterator[str]:
+        size = store.sensor.size_px
+        inside = pairs['row'].between(0, size) & pairs['col'].between(0, size)
+        yield from _some('a pair lies outside its tile:', pairs['photo_id'][~inside])
+
+    if store.marker.imported:
+        return len(pairs), outside()
     left, top = _corners(tiles)
 
     def look() -> Iterator[str]:
@@ -233,8 +243,10 @@ def _places(store: PairStore) -> tuple[int, Iterator[str]]:
 
 def _splits(store: PairStore) -> tuple[int, Iterator[str]]:
     """No tile crosses a split: all blocks of the Earth that it touches have its split, and a photo has one split."""
-    recipe = parse_settings(store.marker.recipe, Recipe, str(store.path / MARKER))
     grid, tiles = _grid(store), store.tiles
+    if store.marker.imported:
+        return len(tiles), _sides(store)
+    recipe = parse_settings(store.marker.recipe, Recipe, str(store.path / MARKER))
     left, top = _corners(tiles)
 
     def look() -> Iterator[str]:
@@ -247,12 +259,17 @@ def _splits(store: PairStore) -> tuple[int, Iterator[str]]:
             names = split_of_blocks(blocks, recipe.split.shares, recipe.plan.seed)
             wrong[here] = (names != tiles['split'].to_numpy(dtype=object)[here][:, None]).any(axis=1)
         yield from _some('a tile crosses splits or has the wrong one:', tiles['tile_id'][wrong])
-        pairs = store.pairs
-        split = pd.Series(tiles['split'].to_numpy(dtype=object)[pairs['tile'].to_numpy()], index=pairs.index)
-        sides = split.groupby(pairs['photo_id']).nunique()
-        yield from _some('a photo is in tiles of several splits:', sides.index[sides > 1].to_series())
+        yield from _sides(store)
 
     return len(tiles), look()
+
+
+def _sides(store: PairStore) -> Iterator[str]:
+    """A photo is on one side alone."""
+    pairs = store.pairs
+    split = pd.Series(store.tiles['split'].to_numpy(dtype=object)[pairs['tile'].to_numpy()], index=pairs.index)
+    sides = split.groupby(pairs['photo_id']).nunique()
+    yield from _some('a photo is in tiles of several splits:', sides.index[sides > 1].to_series())
 
 
 def _reasons(store: PairStore) -> tuple[int, Iterator[str]]:

@@ -1,4 +1,10 @@
-"""Ground photos and the tiles that hold them, both ways, among the photos and tiles of one split of a pair store."""
+"""Ground photos and the tiles that hold them, both ways, among the photos and tiles of one split of a pair store.
+
+Recall as CVUSA, VIGOR and University-1652 count it: at 1, 5, 10 and a hundredth of what is searched among (rounded
+down); average precision as in University-1652's own code, whose precision between two positives is the mean of that
+before and at the later one (Zheng et al. 2020); VIGOR's hit rate, for which a tile that shows the photo's place besides
+the one that is to be found (`role` `semi`) is no mistake. Ties by chance.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from grafalign.datasets.tree import Tree
 from grafalign.encoders.bank import open_bank
 from grafalign.errors import InputError, StaleError
 from grafalign.models import Model
-from grafalign.retrieval import hits_at, positive_ranks
+from grafalign.retrieval import Ranks, hits_at, positive_ranks
 from grafalign.search.sources import open_source
 from grafalign.store import PairStore
 
@@ -36,7 +42,7 @@ def open_pairs(path: str, split: str) -> ImageSet:
         )
         raise InputError(f'{path} has no tile of the split {split}; it has {there or "none at all"}.')
     centre = store.tiles.geometry.iloc[rows].representative_point()
-    places = np.stack([centre.x, centre.y], axis=1)
+    places = np.stack([centre.x, centre.y], axis=1) if centre.notna().all() else None
     return ImageSet(
         Path(path).name,
         split,
@@ -83,24 +89,68 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
     kept = pairs[np.isin(pairs['tile'], rows) & bank.valid[pairs['photo']]]
     if kept.empty:
         raise InputError(f'{path}: no photo of the split {data.split} could be read; there is nothing to find.')
+    role = kept['role'].to_numpy(dtype=object) if 'role' in kept else np.full(len(kept), 'pair', dtype=object)
     photos, photo = np.unique(kept['photo'], return_inverse=True)
     tile = np.searchsorted(rows, kept['tile'])
     vectors = np.asarray(bank.embeddings[photos], dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    to_photo = positive_ranks(tiles, vectors, tile, photo, best_only=True)
-    to_tile = positive_ranks(vectors, tiles, photo, tile, best_only=True)
+    asked, also = role == 'pair', role != 'gallery'
+    if not asked.any():
+        raise InputError(f'{path}: no pair of the split {data.split} has the role `pair`; there is nothing to find.')
     owner = np.full(len(photos), len(tiles), dtype=np.int64)
-    np.minimum.at(owner, photo, tile)
-    per_tile = np.bincount(owner, minlength=len(tiles)).astype(np.float64)
-    with_photos = np.zeros(len(tiles))
-    query_rows = to_photo.query[to_photo.first]
-    with_photos[query_rows] = 1.0
+    np.minimum.at(owner, photo[asked], tile[asked])
     statistics: dict[str, Statistic] = {}
-    for k in KS:
-        hits = np.zeros(len(tiles))
-        hits[query_rows] = hits_at(to_photo, k)
-        statistics[f'tile_to_photo_r@{k}'] = Mean(hits, with_photos)
-    for k in KS:
-        found = np.bincount(owner, weights=hits_at(to_tile, k), minlength=len(tiles)).astype(np.float64)
-        statistics[f'photo_to_tile_r@{k}'] = Mean(found, per_tile)
-    return Outcome(statistics, 'photo_to_tile_r@10', {}, {'photos': len(photos), 'pairs': len(kept)})
+    to_photo = positive_ranks(tiles, vectors, tile[asked], photo[asked])
+    to_tile = positive_ranks(vectors, tiles, photo[asked], tile[asked])
+
+    def of_tiles(values: npt.NDArray[np.float64]) -> Statistic:
+        mine, ones = np.zeros(len(tiles)), np.zeros(len(tiles))
+        mine[to_photo.query[to_photo.first]], ones[to_photo.query[to_photo.first]] = values, 1.0
+        return Mean(mine, ones)
+
+    def of_photos(values: npt.NDArray[np.float64]) -> Statistic:
+        tile_of = owner[to_tile.query[to_tile.first]]
+        sums = np.bincount(tile_of, weights=values, minlength=len(tiles)).astype(np.float64)
+        return Mean(sums, np.bincount(tile_of, minlength=len(tiles)).astype(np.float64))
+
+    for name, ranks, over, count in (
+        ('tile_to_photo', to_photo, of_tiles, len(photos)),
+        ('photo_to_tile', to_tile, of_photos, len(tiles)),
+    ):
+        for k in KS:
+            statistics[f'{name}_r@{k}'] = over(hits_at(ranks, k))
+        statistics[f'{name}_r@1%'] = over(hits_at(ranks, max(1, count // 100)))
+        statistics[f'{name}_ap'] = over(trapezoid_precision(ranks))
+    if (role == 'semi').any():
+        both = positive_ranks(vectors, tiles, photo[also], tile[also])
+        statistics['photo_to_tile_hit_rate'] = of_photos(_hit_rate(both, photo[asked], tile[asked]))
+    return Outcome(statistics, 'photo_to_tile_r@10', {}, {'photos': len(photos), 'pairs': int(asked.sum())})
+
+
+def trapezoid_precision(ranks: Ranks) -> npt.NDArray[np.float64]:
+    """Average precision of each query that has positives by the trapezoid rule, [Q'].
+
+    With a positive number i (from 0) at place p (from 0, tied items count half): the mean over positives of
+    ((i + 1) / (p + 1) + i / p) / 2, where i / p is 1 at the first place.
+
+    Worked example: positives at the places 1 and 3 of a ranking that begins with 0 give
+    ((1/2 + 0/1) / 2 + (2/4 + 1/3) / 2) / 2 = 1/3.
+    """
+    first = ranks.first
+    if not len(first):
+        return np.zeros(0)
+    sizes = np.diff(np.append(first, len(ranks.query)))
+    number = np.arange(len(ranks.query)) - np.repeat(first, sizes)
+    place = number + ranks.above + ranks.tied / 2
+    before = np.where(place > 0, number / np.maximum(place, 1e-9), 1.0)
+    return np.asarray(np.add.reduceat(((number + 1) / (place + 1) + before) / 2, first) / sizes)
+
+
+def _hit_rate(both: Ranks, photo: npt.NDArray[np.int64], tile: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Chance that nothing but tiles of a photo's place stands before its own one, for each photo that has one, [Q']."""
+    wanted = np.isin(both.query * 2**32 + both.item, photo * 2**32 + tile)
+    chance = np.where(both.above == 0, 1 / (both.tied + 1), 0.0)[wanted]
+    query = both.query[wanted]
+    best = np.zeros(int(query.max()) + 1)
+    np.maximum.at(best, query, chance)
+    return best[np.unique(query)]

@@ -1,0 +1,62 @@
+"""Where photos stand in their tiles, and where tiles lie that do not know it themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+from grafalign.geo import METRES_PER_DEGREE
+from grafalign.pairing.elsewhere.tiles import Tiles
+
+
+def place_photos(rows: pd.DataFrame, tiles: Tiles) -> pd.DataFrame:
+    """Rows with `row` and `col` in pixels of the tile.
+
+    Said by the table in pixels of the picture, or found from the photo's position in a georeferenced one; otherwise
+    the photo is taken to stand in the middle.
+
+    Args:
+        rows: one row a pair, with columns of `rows.COLUMNS`.
+        tiles: as they were cut.
+    """
+    size = tiles.sensor.size_px
+    at = np.full((len(rows), 2), size / 2)
+    for number, pair in enumerate(rows.itertuples(index=False)):
+        ground, square = tiles.grounds.get(pair.tile_id), tiles.squares[pair.tile_id]
+        if np.isfinite(pair.row) and np.isfinite(pair.col):
+            place = pair.row, pair.col
+        elif ground is not None and np.isfinite(pair.lon) and np.isfinite(pair.lat):
+            place = ground.row_col(pair.lon, pair.lat)
+        else:
+            continue
+        at[number] = (np.array(place) - (square.top, square.left)) * size / square.side
+    return rows.assign(row=at[:, 0], col=at[:, 1])
+
+
+def outlines(tiles: gpd.GeoDataFrame, rows: pd.DataFrame, sensor: Any) -> gpd.GeoDataFrame:
+    """Tiles with an outline, where their middle is known: from the table, or from a photo that stands in them.
+
+    Args:
+        tiles: `tiles.parquet`; outlines that are there stay.
+        rows: pairs with `row` and `col` in pixels of the tile.
+        sensor: size and metres a pixel.
+    """
+    half = sensor.size_px / 2
+    metres = sensor.gsd_m
+    middle = rows[['tile_id', 'tile_lon', 'tile_lat']].rename(columns={'tile_lon': 'lon', 'tile_lat': 'lat'})
+    north = (rows['row'] - half) * metres / METRES_PER_DEGREE
+    lat = rows['lat'] + north
+    east = (rows['col'] - half) * metres / METRES_PER_DEGREE / np.cos(np.deg2rad(lat))
+    by_photo = pd.DataFrame({'tile_id': rows['tile_id'], 'lon': rows['lon'] - east, 'lat': lat})
+    known = pd.concat([middle, by_photo]).dropna().drop_duplicates('tile_id').set_index('tile_id')
+    known = known.reindex(tiles['tile_id'])
+    up = half * metres / METRES_PER_DEGREE
+    side = up / np.cos(np.deg2rad(known['lat']))
+    lon, lat = known['lon'].to_numpy(), known['lat'].to_numpy()
+    boxes = shapely.box(lon - side, lat - up, lon + side, lat + up)
+    boxes[np.isnan(lon)] = None
+    return tiles.set_geometry(tiles.geometry.where(tiles.geometry.notna(), gpd.GeoSeries(boxes, tiles.index, crs=4326)))

@@ -1,0 +1,184 @@
+"""Make a pair store of pairs that others made: read, check, cut to one size, split by place, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from grafalign import console
+from grafalign.errors import InputError
+from grafalign.files import file_digest, remove_parts, write_table
+from grafalign.locks import exclusive, refuse_other_files
+from grafalign.pairing.elsewhere.ids import in_archive, tile_ids
+from grafalign.pairing.elsewhere.layouts import READERS
+from grafalign.pairing.elsewhere.places import outlines, place_photos
+from grafalign.pairing.elsewhere.rows import ROLES, PairRows, read_table
+from grafalign.pairing.elsewhere.settings import PairImport
+from grafalign.pairing.elsewhere.splits import splits_of
+from grafalign.pairing.elsewhere.tiles import Tiles
+from grafalign.photos.local_images import with_metadata
+from grafalign.photos.table import REJECTED_COLUMNS, SCHEMA, canonical
+from grafalign.photos.uris import SCHEMES, is_local, resolve_uris
+from grafalign.store import MARKER, SCHEMA_VERSION, PairStore
+from grafalign.store_marker import PairSummary, StoreMarker
+
+_TABLES = ('photos', 'tiles', 'pairs', 'rejected')
+_OWN = (MARKER, 'tiles', 'bank', *(f'{name}.parquet' for name in _TABLES))
+Rejected = list[tuple[str, str, str, str]]
+"""Rows of `REJECTED_COLUMNS`."""
+
+
+def import_pairs(settings: PairImport, out: Path, workers: int | None = None) -> PairSummary:
+    """Write a pair store of pairs that others made; one that is complete and of the same settings stays.
+
+    Args:
+        settings: what is read, and how.
+        out: the store's folder.
+        workers: threads that decode pictures.
+
+    Returns:
+        Counts of the store.
+
+    Raises:
+        GrafalignError: the source cannot be read or holds no usable pair, pictures do not fit together, a place is in
+            two splits, or `out` holds something else.
+    """
+    with exclusive(out):
+        if (out / MARKER).is_file():
+            marker = PairStore(out).marker
+            if marker.recipe_digest != settings.digest or marker.summary is None:
+                raise InputError(f'{out} holds another store; give another folder or delete it.')
+            console.log(f'{out} is already complete.')
+            return marker.summary
+        refuse_other_files(out, _OWN, 'the store')
+        remove_parts(out)
+        if settings.layout == 'table':
+            given = read_table(settings.source, settings.columns, settings.root)
+        else:
+            given = READERS[settings.layout](settings.source, settings.ground)
+        return _write(settings, given, out, workers)
+
+
+def _write(settings: PairImport, given: PairRows, out: Path, workers: int | None) -> PairSummary:
+    name = str(settings.source)
+    rows, rejected = _resolved(given, name)
+    rows['split'] = splits_of(rows, settings.shares, settings.seed, name)
+    photos = _photos(rows, rejected, workers)
+    cutter = Tiles(settings, given.gsd_m, out)
+    tiles = cutter.write(rows.sort_values('tile_id').drop_duplicates('tile_id')[['tile_id', 'tile', 'split']], workers)
+    rejected += cutter.rejected
+    there = rows['photo_id'].isin(photos['photo_id']) & rows['tile_id'].isin(tiles['tile_id'])
+    pairs = rows[there].drop_duplicates(['tile_id', 'photo_id']).sort_values(['tile_id', 'photo_id'], ignore_index=True)
+    if pairs.empty:
+        kind, first, reason, _ = next(iter(rejected), ('row', '1', 'names no photo', ''))
+        raise InputError(f'{name} has no pair of a photo and a tile that can be read ({kind} {first}: {reason}).')
+    pairs = place_photos(pairs, cutter)
+    inside = pairs['row'].between(0, cutter.sensor.size_px) & pairs['col'].between(0, cutter.sensor.size_px)
+    pairs = pairs[inside].reset_index(drop=True)
+    lost = photos.loc[~photos['photo_id'].isin(pairs['photo_id']), 'photo_id']
+    rejected += [('photo', str(i), 'in no tile that can be read, or outside of it', '') for i in lost]
+    tables = {
+        'photos': _photo_table(photos[photos['photo_id'].isin(pairs['photo_id'])]),
+        'tiles': outlines(tiles, pairs, cutter.sensor),
+        'pairs': pairs[['tile_id', 'photo_id', 'row', 'col', 'role']].assign(days_apart=np.nan),
+        'rejected': pd.DataFrame(rejected, columns=list(REJECTED_COLUMNS), dtype='string')
+        .drop_duplicates(['kind', 'id'])
+        .sort_values(['kind', 'id'], ignore_index=True),
+    }
+    return _finish(settings, cutter, tables, out)
+
+
+def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
+    """Rows with ids and absolute files; those that cannot be used are rejected."""
+    rows = given.frame.copy()
+    rejected: Rejected = [('photo', i, 'malformed row', detail) for i, detail in given.malformed]
+    rows['photo_id'] = rows['photo_id'].fillna(rows['photo'])
+    given_ids = pd.Series([None if pd.isna(i) else in_archive(i) for i in rows['tile_id']], dtype='string')
+    rows['tile_id'] = given_ids.fillna(tile_ids(rows['tile']))
+    problem = pd.Series(pd.NA, index=rows.index, dtype='string').mask(rows['tile'].isna(), 'the row names no tile')
+    for kind in ('tile', 'photo'):
+        uris, wrong = resolve_uris(pa.array(rows[kind], pa.string()), str(given.root), SCHEMES)
+        rows[kind] = uris.to_pandas().astype('string')
+        problem = problem.fillna(wrong.to_pandas().astype('string'))
+    away = rows['tile'].notna() & ~is_local(pa.array(rows['tile'], pa.string()))
+    problem = problem.mask(problem.isna() & away, 'its tile is not on this machine')
+    far = rows['lon'].abs().gt(180) | rows['lat'].abs().gt(90)
+    problem = problem.mask(problem.isna() & far, 'impossible position')
+    for photo, tile, reason in zip(rows['photo_id'], rows['tile_id'], problem, strict=True):
+        if pd.notna(reason):
+            what = ('tile', str(tile)) if pd.isna(photo) else ('photo', str(photo))
+            rejected.append((*what, str(reason), ''))
+    odd = ~rows['role'].isin(ROLES)
+    if odd.any():
+        raise InputError(f'{name} has the role {rows["role"][odd].iloc[0]!r}; write {", ".join(ROLES)}.')
+    rows = rows[problem.isna()].reset_index(drop=True)
+    if rows.empty:
+        raise InputError(f'{name} has no row that can be used (the first: {rejected[0][2]}); mend the table.')
+    for kind in ('photo', 'tile'):
+        files = rows.dropna(subset=[kind]).groupby(f'{kind}_id')[kind].nunique()
+        if (files > 1).any():
+            twice = files.index[files > 1]
+            raise InputError(
+                f'{name} gives the {kind}_id {twice[0]!r} to several files ({len(twice):,} such ids); give every '
+                f'{kind} an id of its own, or leave the column out.'
+            )
+    return rows, rejected
+
+
+def _photos(rows: pd.DataFrame, rejected: Rejected, workers: int | None) -> pd.DataFrame:
+    """The photos that can be read, once each, sorted by id; the others are rejected."""
+    once = rows.dropna(subset=['photo']).drop_duplicates('photo_id').sort_values('photo_id', ignore_index=True)
+    columns = {ours: pa.array(once[ours], from_pandas=True) for ours in SCHEMA.names if ours in once}
+    table = canonical(columns | {'uri': pa.array(once['photo'], pa.string())}, len(once))
+    local = np.flatnonzero(is_local(table['uri'].combine_chunks()))
+    if len(local):
+        table = with_metadata(table.combine_chunks(), local, set(), True, workers)
+    kinds = {pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype(), pa.string(): pd.StringDtype()}
+    frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get)
+    bad = frame['problem'].notna()
+    rejected += [
+        ('photo', str(i), str(p), '') for i, p in zip(frame['photo_id'][bad], frame['problem'][bad], strict=True)
+    ]
+    return frame[~bad].drop(columns=['problem', 'detail', 'unsure'])
+
+
+def _photo_table(photos: pd.DataFrame) -> gpd.GeoDataFrame:
+    points = gpd.points_from_xy(photos['lon'], photos['lat'], crs='EPSG:4326')
+    points[photos['lon'].isna().to_numpy() | photos['lat'].isna().to_numpy()] = None
+    return gpd.GeoDataFrame(photos.drop(columns=['lon', 'lat']), geometry=points)
+
+
+def _finish(settings: PairImport, cutter: Tiles, tables: dict[str, Any], out: Path) -> PairSummary:
+    """Write the tables, then the marker."""
+    for name in _TABLES:
+        write_table(tables[name], out / f'{name}.parquet')
+    rejected = tables['rejected']
+    lost = int((rejected['kind'] == 'photo').sum())
+    summary = PairSummary(
+        photos=len(tables['photos']) + lost,
+        rejected=lost,
+        tiles=len(tables['tiles']),
+        pairs=len(tables['pairs']),
+        failed=0,
+        splits={str(k): int(v) for k, v in tables['tiles']['split'].value_counts().sort_index().items()},
+        reasons={str(k): int(v) for k, v in rejected['reason'].value_counts().items()},
+    )
+    files = {f'{name}.parquet': file_digest(out / f'{name}.parquet') for name in _TABLES} | cutter.files
+    StoreMarker(
+        schema_version=SCHEMA_VERSION,
+        sensor=cutter.sensor,
+        dtype=cutter.dtype,
+        imported=settings.model_dump(mode='json'),
+        recipe_digest=settings.digest,
+        summary=summary,
+        files=files,
+        digest=hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest(),
+    ).write(out / MARKER)
+    return summary

@@ -1,0 +1,396 @@
+"""Pairs that others made: tables and published layouts become pair stores; what is wrong is one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from grafalign.benchmarks.tasks.photo_tile import open_pairs
+from grafalign.pairing.check import check_store
+from grafalign.pairing.elsewhere.ids import in_archive, tile_ids
+from grafalign.pairing.elsewhere.layouts import VIGOR_GSD_M
+from grafalign.pairing.elsewhere.pictures import cut
+from grafalign.pairing.elsewhere.splits import groups, splits_of
+from grafalign.store import PairStore
+from tests.commands import Command, contents, refused
+
+SHARES = {'train': 0.6, 'val': 0.2, 'test': 0.2}
+
+
+def picture(path: Path, seed: int = 0, height: int = 32, width: int = 32) -> Path:
+    """A picture of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def make_table(folder: Path, count: int = 12, **columns: list[Any]) -> Path:
+    """A table of pairs with their pictures, two photos of every place."""
+    rows = []
+    for number in range(count):
+        picture(folder / 'ground' / f'{number}.jpg', number, 24, 40)
+        picture(folder / 'above' / f'{number // 2}.png', 100 + number // 2)
+        rows.append({'photo': f'ground/{number}.jpg', 'tile': f'above/{number // 2}.png', 'place': f'p{number // 2}'})
+    table = folder / 'pairs.csv'
+    pd.DataFrame(rows).assign(**columns).to_csv(table, index=False)
+    return table
+
+
+def run(command: Command, table: Path, out: Path, *options: object) -> tuple[int, str]:
+    """`import-pairs` of tiles with pixels of half a metre."""
+    return command('import-pairs', table, out, '--gsd', 0.5, *options)
+
+
+def test_a_table_becomes_a_store_that_checks(command: Command, tmp_path: Path) -> None:
+    """Pixels are those of the files, photos stand in the middle, and a photo that is missing is rejected."""
+    table = make_table(tmp_path)
+    (tmp_path / 'ground' / '3.jpg').unlink()
+    assert run(command, table, tmp_path / 'store')[0] == 0
+    store = PairStore(tmp_path / 'store')
+    assert not [f for f in check_store(store) if f.problems]
+    assert (len(store.tiles), len(store.photos), len(store.pairs)) == (6, 11, 11)
+    assert store.rejected[['id', 'reason']].to_numpy().tolist() == [['ground/3.jpg', 'file is missing']]
+    for row, uri in enumerate(store.tiles['uri']):
+        expected = np.moveaxis(np.asarray(Image.open(uri)), -1, 0)
+        np.testing.assert_array_equal(store.read_tile(row), expected)
+    assert (store.pairs[['row', 'col']] == 16).all().all()
+    assert (store.sensor.gsd_m, store.sensor.size_px, store.sensor.bands) == (0.5, 32, ('red', 'green', 'blue'))
+    split = store.tiles['split'].to_numpy()[store.pairs['tile']]
+    assert pd.Series(split).groupby(store.pairs['photo_id'].to_numpy()).nunique().max() == 1
+
+
+def test_the_same_command_makes_the_same_bytes_once(command: Command, tmp_path: Path) -> None:
+    """A second run leaves the store; one into another folder gives the same bytes; other settings are refused."""
+    table = make_table(tmp_path)
+    for out in ('a', 'a', 'b'):
+        assert run(command, table, tmp_path / out)[0] == 0
+    assert contents(tmp_path / 'a') == contents(tmp_path / 'b')
+    refused(run(command, table, tmp_path / 'a', '--seed', 1), 'holds another store')
+
+
+def test_columns_are_named_and_put_together(command: Command, tmp_path: Path) -> None:
+    """A pattern makes file names of a row's own values; what no column tells is one sentence."""
+    table = make_table(tmp_path)
+    frame = pd.DataFrame({'name': range(12), 'scene': [n // 2 for n in range(12)]})
+    frame.to_csv(table, index=False)
+    refused(run(command, table, tmp_path / 'a'), 'no column for the file of the photo', '--column photo=COLUMN')
+    named = ('--column', 'photo=ground/{name}.jpg', '--column', 'tile=above/{scene}.png')
+    assert run(command, table, tmp_path / 'a', *named)[0] == 0
+    assert len(PairStore(tmp_path / 'a').pairs) == 12
+    refused(run(command, table, tmp_path / 'b', '--column', 'photo=ground/{no}.jpg'), "no column 'no' for photo", table)
+    refused(run(command, table, tmp_path / 'b', '--column', 'phot=name'), "no column 'phot'")
+    refused(run(command, table, tmp_path / 'b', *named, '--column', 'lon={name}'), 'lon is a number')
+
+
+def test_tiles_of_two_sizes_need_a_size(command: Command, tmp_path: Path) -> None:
+    """The sentence names both pictures; with a size all are its middle squares."""
+    table = make_table(tmp_path)
+    picture(tmp_path / 'above' / '4.png', 7, 48, 64)
+    refused(run(command, table, tmp_path / 'a'), 'above/4.png has 48 x 64 px', '0.png has 32 x 32', '--size-px')
+    assert run(command, table, tmp_path / 'a', '--size-px', 16)[0] == 0
+    store = PairStore(tmp_path / 'a')
+    assert store.read_tile(4).shape == (3, 16, 16) and store.sensor.gsd_m == pytest.approx(1.0)
+    picture(tmp_path / 'above' / '0.png', 7, 30, 32)
+    refused(run(command, table, tmp_path / 'b'), '30 x 32 px', 'middle squares')
+
+
+def test_a_place_in_two_splits_is_named(command: Command, tmp_path: Path) -> None:
+    """So is a tile or a photo, and a split that is none; synonyms are known."""
+    splits = ['train'] * 6 + ['Validation'] * 2 + ['test'] * 4
+    table = make_table(tmp_path, split=splits)
+    assert run(command, table, tmp_path / 'a')[0] == 0
+    assert PairStore(tmp_path / 'a').tiles['split'].tolist() == ['train'] * 3 + ['val'] + ['test'] * 2
+    make_table(tmp_path, split=['train'] * 5 + ['test'] * 7)
+    refused(run(command, table, tmp_path / 'b'), 'puts the place p2 into test and train')
+    make_table(tmp_path, split=['train'] * 11 + ['holdout'])
+    refused(run(command, table, tmp_path / 'b'), "row 12 has the split 'holdout'", 'train, val or test')
+    make_table(tmp_path, split=['train'] * 11 + [None])
+    refused(run(command, table, tmp_path / 'b'), 'row 12 has no split')
+
+
+def test_ids_that_repeat_are_named(command: Command, tmp_path: Path) -> None:
+    """An id stands for one file."""
+    table = make_table(tmp_path, photo_id=['a', 'b'] * 6)
+    refused(run(command, table, tmp_path / 'a'), "the photo_id 'a' to several files", '2 such ids')
+
+
+def test_nothing_that_can_be_read_is_one_sentence(command: Command, tmp_path: Path) -> None:
+    """No tile, no photo, no table, no rows."""
+    table = make_table(tmp_path)
+    shutil.move(tmp_path / 'above', tmp_path / 'below')
+    refused(run(command, table, tmp_path / 'a'), 'None of the 6 tiles can be used', 'above/0.png')
+    shutil.move(tmp_path / 'below', tmp_path / 'above')
+    shutil.rmtree(tmp_path / 'ground')
+    refused(run(command, table, tmp_path / 'b'), 'no pair of a photo and a tile', 'file is missing')
+    refused(run(command, tmp_path / 'no.csv', tmp_path / 'c'), 'There is no table')
+    table.write_text('photo,tile\n')
+    refused(run(command, table, tmp_path / 'd'), 'has no row')
+    refused(run(command, table, tmp_path, '--layout', 'cvusa'), 'holds')
+
+
+def test_a_damaged_tile_loses_its_photos_alone(command: Command, tmp_path: Path) -> None:
+    """Both are rejected with their reasons, and the rest goes on."""
+    table = make_table(tmp_path)
+    (tmp_path / 'above' / '2.png').write_bytes(b'no picture')
+    assert run(command, table, tmp_path / 'a')[0] == 0
+    store = PairStore(tmp_path / 'a')
+    assert len(store.pairs) == 10 and not [f for f in check_store(store) if f.problems]
+    lost = dict(zip(store.rejected['id'], store.rejected['reason'], strict=True))
+    assert lost == {
+        '2': 'cannot be read',
+        'ground/4.jpg': 'in no tile that can be read, or outside of it',
+        'ground/5.jpg': 'in no tile that can be read, or outside of it',
+    }
+
+
+def test_files_outside_of_the_folder_are_not_read(command: Command, tmp_path: Path) -> None:
+    """A row that climbs out is rejected, as is a tile on the web."""
+    table = make_table(tmp_path / 'in')
+    picture(tmp_path / 'out.png')
+    frame = pd.read_csv(table)
+    frame.loc[0, 'photo'], frame.loc[2, 'tile'] = '../out.png', 'https://localhost/1.png'
+    frame.to_csv(table, index=False)
+    assert run(command, table, tmp_path / 'a')[0] == 0
+    assert sorted(PairStore(tmp_path / 'a').rejected['reason']) == [
+        'its tile is not on this machine',
+        'uri leaves the root folder',
+    ]
+
+
+def test_positions_place_photos_in_georeferenced_tiles(command: Command, tmp_path: Path) -> None:
+    """Row and column follow from longitude and latitude, metres a pixel from the file, outlines from both."""
+    from rasterio.warp import transform
+
+    east, north = 500_000.0, 5_000_000.0
+    rows = []
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        left, top = east + 200 * number, north
+        path = tmp_path / f't{number}.tif'
+        profile = {'driver': 'GTiff', 'width': 48, 'height': 40, 'count': 3, 'dtype': 'uint8', 'crs': 'EPSG:32632'}
+        with rasterio.open(path, 'w', transform=rasterio.Affine(2, 0, left, 0, -2, top), **profile) as file:
+            file.write(rng.integers(0, 255, (3, 40, 48), dtype=np.uint8))
+        picture(tmp_path / f'{number}.jpg', number)
+        (lon,), (lat,) = transform('EPSG:32632', 'EPSG:4326', [left + 2 * 14.0], [top - 2 * 10.0])
+        rows.append({'photo': f'{number}.jpg', 'tile': path.name, 'lon': lon, 'lat': lat})
+    pd.DataFrame(rows).to_csv(tmp_path / 'pairs.csv', index=False)
+    code, err = command('import-pairs', tmp_path / 'pairs.csv', tmp_path / 'store', '--size-px', 20)
+    assert code == 0, err
+    store = PairStore(tmp_path / 'store')
+    assert store.sensor.gsd_m == pytest.approx(4.0, rel=1e-3)
+    np.testing.assert_allclose(store.pairs['row'], 10 / 2, atol=1e-3)
+    np.testing.assert_allclose(store.pairs['col'], (14 - 4) / 2, atol=1e-3)  # the middle square begins at column 4
+    metric = store.tiles.to_crs(32632).geometry
+    np.testing.assert_allclose(metric.bounds.iloc[1].tolist(), [east + 208, north - 80, east + 288, north], atol=0.1)
+    assert not [f for f in check_store(store) if f.problems]
+
+
+def test_tiles_without_a_place_are_a_set_without_places(command: Command, tmp_path: Path) -> None:
+    """Where some tiles do not know theirs, intervals are taken over images."""
+    table = make_table(tmp_path, split=['test'] * 12)
+    assert run(command, table, tmp_path / 'a')[0] == 0
+    data = open_pairs(str(tmp_path / 'a'), 'test')
+    assert data.lonlat() is None and len(data) == 6
+
+
+def test_bands_and_ranges_are_asked_for(command: Command, tmp_path: Path) -> None:
+    """Five bands need names, 16 bits a range; two kinds of numbers are two imports."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(3):
+        picture(tmp_path / f'{number}.jpg', number)
+        profile = {'driver': 'GTiff', 'width': 16, 'height': 16, 'count': 5, 'dtype': 'uint16'}
+        with rasterio.open(tmp_path / f'{number}.tif', 'w', **profile) as file:
+            file.write(rng.integers(0, 4000, (5, 16, 16), dtype=np.uint16))
+        rows.append({'photo': f'{number}.jpg', 'tile': f'{number}.tif'})
+    table = tmp_path / 'pairs.csv'
+    pd.DataFrame(rows).to_csv(table, index=False)
+    refused(run(command, table, tmp_path / 'a'), 'uint16 numbers', '--value-range')
+    limits = ('--value-range', 0, 3000)
+    refused(run(command, table, tmp_path / 'a', *limits), 'has 5 bands', '--bands')
+    named = (*limits, '--bands', 'blue,green,red,edge,nir')
+    assert run(command, table, tmp_path / 'a', *named)[0] == 0
+    picture(tmp_path / '2.tif', 0, 16, 16)
+    refused(run(command, table, tmp_path / 'b', *named), '2.tif has 3 bands', 'by themselves')
+
+
+def test_cvusa(command: Command, tmp_path: Path) -> None:
+    """Its lists name tiles before panoramas; the second one is the test set."""
+    for name, numbers in (('train-19zl', range(4)), ('val-19zl', range(4, 6))):
+        lines = [
+            f'bingmap/19/{n:07d}.jpg,streetview/panos/{n:07d}.jpg,streetview/annotations/{n:07d}.png' for n in numbers
+        ]
+        (tmp_path / 'splits').mkdir(exist_ok=True)
+        (tmp_path / 'splits' / f'{name}.csv').write_text('\n'.join(lines) + '\n')
+    for number in range(6):
+        picture(tmp_path / 'bingmap' / '19' / f'{number:07d}.jpg', number, 30, 30)
+        picture(tmp_path / 'streetview' / 'panos' / f'{number:07d}.jpg', number, 20, 60)
+    code, err = command('import-pairs', tmp_path, tmp_path / 'store', '--layout', 'cvusa')
+    assert code == 0 and '0.24 m is assumed' in err
+    store = PairStore(tmp_path / 'store')
+    assert store.tiles['split'].tolist() == ['train'] * 4 + ['test'] * 2
+    assert [Path(p).stem for p in store.pairs['photo_id']] == [f'{n:07d}' for n in range(6)]
+    (tmp_path / 'splits' / 'val-19zl.csv').unlink()
+    refused(
+        command('import-pairs', tmp_path, tmp_path / 'b', '--layout', 'cvusa'), 'val-19zl.csv of CVUSA cannot be read'
+    )
+
+
+def test_vigor(command: Command, tmp_path: Path) -> None:
+    """Two cities train and two test; positions in file names place panoramas; three tiles of four are no mistake."""
+    make_vigor(tmp_path)
+    code, err = command('import-pairs', tmp_path, tmp_path / 'store', '--layout', 'vigor', '--size-px', 64)
+    assert code == 0, err
+    store = PairStore(tmp_path / 'store')
+    assert not [f for f in check_store(store) if f.problems]
+    splits = dict(zip(store.tiles['tile_id'].str.split('_').str[0], store.tiles['split'], strict=True))
+    assert len(store.tiles) == 4 * 5 and len(store.photos) == 4 * 2
+    assert store.pairs['role'].value_counts().to_dict() == {'semi': 24, 'pair': 8} and splits
+    assert set(store.tiles['split'][store.tiles['uri'].str.contains('Chicago')]) == {'test'}
+    chicago = store.pairs[store.pairs['photo_id'].str.contains('Chicago') & (store.pairs['role'] == 'pair')]
+    # 10 m north and 6 m east of the middle of a picture of 640 px, shown in 64
+    expected = [(320 - 10 / VIGOR_GSD_M['Chicago']) / 10, (320 + 6 / VIGOR_GSD_M['Chicago']) / 10]
+    np.testing.assert_allclose(chicago[['row', 'col']].iloc[0], expected, atol=0.02)
+    lists = tmp_path / 'splits' / 'Chicago' / 'pano_label_balanced.txt'
+    lists.write_text('pano,1,2,.jpg satellite_1_2.png 0 0\n')
+    refused(command('import-pairs', tmp_path, tmp_path / 'b', '--layout', 'vigor'), 'line 1 has 4 words', lists)
+
+
+def make_vigor(folder: Path) -> None:
+    """Two panoramas and five tiles in each city; tile 4 is in no pair."""
+    degree = 111_320.0
+    for number, city in enumerate(('NewYork', 'Seattle', 'Chicago', 'SanFrancisco')):
+        lat, lon = 40.0 + number, -80.0 - number
+        tiles = [f'satellite_{lat + 0.00005 * k}_{lon + 0.00005 * k}.png' for k in range(5)]
+        for k, tile in enumerate(tiles):
+            picture(folder / city / 'satellite' / tile, 10 * number + k, 640, 640)
+        lines = []
+        for k in range(2):
+            at = lat + 10 / degree + 0.00005 * k, lon + 6 / degree / np.cos(np.deg2rad(lat)) + 0.00005 * k
+            pano = f'{city}{k},{at[0]},{at[1]},.jpg'
+            picture(folder / city / 'panorama' / pano, 50 + k, 16, 32)
+            order = [k, *(o for o in range(4) if o != k)]
+            lines.append(' '.join([pano, *(f'{tiles[o]} 0.0 0.0' for o in order)]))
+        lists = folder / 'splits' / city
+        lists.mkdir(parents=True)
+        (lists / 'pano_label_balanced.txt').write_text('\n'.join(lines) + '\n')
+        (lists / 'satellite_list.txt').write_text('\n'.join(tiles) + '\n')
+
+
+def test_university(command: Command, tmp_path: Path) -> None:
+    """Buildings of the gallery that nobody asks for are searched among; the ground side is chosen."""
+    make_university(tmp_path)
+    code, err = command('import-pairs', tmp_path, tmp_path / 's', '--layout', 'university-1652', '--ground', 'drone')
+    assert code == 0, err
+    store = PairStore(tmp_path / 's')
+    assert not [f for f in check_store(store) if f.problems]
+    assert store.tiles['split'].value_counts().to_dict() == {'test': 4, 'train': 2}
+    roles = store.pairs['role'].groupby(store.tiles['split'].to_numpy()[store.pairs['tile']]).value_counts()
+    assert roles.to_dict() == {('test', 'pair'): 6, ('test', 'gallery'): 6, ('train', 'pair'): 6}
+    refused(command('import-pairs', tmp_path / 'test', tmp_path / 't', '--layout', 'university-1652'), 'There is no')
+
+
+def make_university(folder: Path) -> None:
+    """Two buildings to train on, two that are asked for, two more in the gallery."""
+    for place, buildings in (('train/{}', ('0001', '0002')), ('test/gallery_{}', ('0003', '0004', '0005', '0006'))):
+        for building in buildings:
+            picture(folder / place.format('satellite') / building / f'{building}.jpg', int(building))
+            for k in range(3):
+                picture(folder / place.format('drone') / building / f'image-{k:02d}.jpeg', int(building) * 10 + k)
+    for building in ('0003', '0004'):
+        picture(folder / 'test' / 'query_satellite' / building / f'{building}.jpg', int(building))
+
+
+def test_layouts_and_tables_are_told_apart(command: Command, tmp_path: Path) -> None:
+    """An unknown layout, a layout with columns, a column without a value."""
+    table = make_table(tmp_path)
+    refused(run(command, table, tmp_path / 'a', '--layout', 'kitti'), 'layout', 'cvusa')
+    refused(
+        run(command, tmp_path, tmp_path / 'a', '--layout', 'cvusa', '--column', 'photo=x'), '`columns` are of tables'
+    )
+    refused(run(command, table, tmp_path / 'a', '--column', 'photo'), '--column photo is not understood')
+    refused(run(command, table, tmp_path / 'a', '--shares', 0.5, 0.1, 0.1), '`shares` must sum to 1')
+    assert run(command, table, tmp_path / 'a', '--json')[0] == 0
+    assert json.loads((tmp_path / 'a' / 'dataset.json').read_text())['imported']['gsd_m'] == 0.5
+
+
+rows_of_pairs = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(0, 6), st.one_of(st.none(), st.integers(0, 4))), min_size=1, max_size=30
+)
+
+
+@given(rows_of_pairs, st.integers(0, 9))
+def test_whatever_shares_a_photo_tile_or_place_is_on_one_side(pairs: list[Any], seed: int) -> None:
+    """The groups are those of a search from row to row, and a group has one split."""
+    frame = pd.DataFrame(pairs, columns=['photo', 'tile', 'place']).astype('string')
+    frame = frame.assign(lon=np.nan, lat=np.nan, split=pd.Series(pd.NA, index=frame.index, dtype='string'))
+    found = groups(frame)
+    for start in range(len(frame)):
+        reached, front = {start}, [start]
+        while front:
+            here = frame.iloc[front.pop()]
+            for other in range(len(frame)):
+                same = any(
+                    pd.notna(here[c]) and pd.notna(frame[c].iloc[other]) and here[c] == frame[c].iloc[other]
+                    for c in ('photo', 'tile', 'place')
+                )
+                if same and other not in reached:
+                    reached.add(other)
+                    front.append(other)
+        assert set(np.flatnonzero(found == found[start])) == reached
+    splits = splits_of(frame, SHARES, seed, 'table')
+    assert pd.Series(splits).groupby(found).nunique().max() == 1
+
+
+def test_photos_of_one_block_of_land_are_on_one_side() -> None:
+    """Where all positions are known, places are blocks of 20 km; the order of rows does not matter."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            'photo': [f'{n}' for n in range(300)],
+            'tile': [f't{n}' for n in range(300)],
+            'place': pd.Series(pd.NA, index=range(300), dtype='string'),
+            'split': pd.Series(pd.NA, index=range(300), dtype='string'),
+            'lon': rng.uniform(5, 8, 300),
+            'lat': rng.uniform(45, 48, 300),
+        }
+    )
+    splits = pd.Series(splits_of(frame, SHARES, 3, 'table'))
+    height = 20 / 111.32
+    row = np.floor((frame['lat'] + 90) / height)
+    assert splits.groupby([row, np.floor(frame['lon'] / 0.01)]).nunique().max() == 1  # closer than 1 km in a block row
+    order = rng.permutation(300)
+    again = splits_of(frame.iloc[order].reset_index(drop=True), SHARES, 3, 'table')
+    np.testing.assert_array_equal(again, splits.to_numpy()[order])
+    assert set(splits) == {'train', 'val', 'test'}
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(0, 100))
+def test_a_cut_keeps_the_middle_and_the_mean(height: int, width: int, size: int, seed: int) -> None:
+    """An even picture stays as it is, a square one of the right size too, and numbers stay in their type."""
+    flat = np.full((2, height, width), 7, np.uint16)
+    assert (cut(flat, size) == 7).all() and cut(flat, size).dtype == np.uint16
+    pixels = np.random.default_rng(seed).integers(0, 255, (3, height, width), dtype=np.uint8)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    np.testing.assert_array_equal(cut(pixels, side), pixels[:, top : top + side, left : left + side])
+
+
+def test_tile_ids_are_short_plain_and_each_once() -> None:
+    """Names of files where they differ, with folders where they do not, cut with a digest where they are long."""
+    assert tile_ids(pd.Series(['a/x.png', 'b/y.png', None])).tolist()[:2] == ['x', 'y']
+    assert tile_ids(pd.Series(['a/x.png', 'b/x.png'])).tolist() == ['a-x', 'b-x']
+    assert tile_ids(pd.Series(['x.png', 'x.tif'])).tolist() == ['x.png', 'x.tif']
+    long = [in_archive(f'{"ä" * 100}/{n}') for n in range(2)]
+    assert len(set(long)) == 2 and all(len(name.encode()) <= 90 for name in long)
