@@ -254,6 +254,41 @@ def embed(
     show({'photos': rows, 'unreadable': failed, 'dimensions': width}, str(out or f'{store}/bank'), as_json)
 
 
+@app.command('import-bank')
+def import_bank(
+    store: Annotated[Path, typer.Argument(help='Pair store.')],
+    embeddings: Annotated[Path, typer.Argument(help='Folder of clip-retrieval, .npz (embeddings, ids) or .parquet.')],
+    model: Annotated[str, typer.Option(help='The CLIP that made them: open_clip name or folder.')],
+    pretrained: Pretrained = None,
+    id_column: Annotated[
+        str | None, typer.Option(help='Column of ids in Parquet files: of photos, or their addresses or file names.')
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The bank's folder; STORE/bank by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take photo embeddings that were made elsewhere as the bank of a store; a few photos are embedded to compare.
+
+    Photos without a row are left to `grafalign embed STORE --retry-failed`, which embeds them alone.
+
+    Example: grafalign import-bank runs/pairs embeddings --model ViT-B-32 --pretrained openai
+    """
+    from grafalign.encoders import ClipSettings, best_device, load_clip
+    from grafalign.encoders import import_bank as run
+    from grafalign.store import PairStore
+
+    clip = load_clip(ClipSettings(model=model, pretrained=pretrained), best_device())
+    made = run(PairStore(store), embeddings, clip, out, id_column)
+    summary = {
+        'photos': made.photos,
+        'matched': made.matched,
+        'without a row': made.missing,
+        'rows that are no vectors': made.unusable,
+        'rows of other photos': made.others,
+        'cosine with embeddings made here': made.cosine,
+    }
+    show(summary, str(out or store / 'bank'), as_json)
+
+
 @app.command('filter')
 def filter_photos(
     store: Annotated[str, typer.Argument(help='Pair store with a photo bank.')],

@@ -5,6 +5,7 @@ from grafalign.encoders.bank import PhotoBank, load_bank
 from grafalign.encoders.clip import ClipSettings, FrozenClip, best_device, load_clip
 from grafalign.encoders.content import ContentFilters, filter_bank
 from grafalign.encoders.embedding import embed
+from grafalign.encoders.import_bank import import_bank
 from grafalign.encoders.preprocessing import TilePreprocessing
 from grafalign.encoders.satellite import Embeddings, SatelliteEncoder
 from grafalign.encoders.text_bank import TextBank, embed_texts, load_text_bank
@@ -25,6 +26,7 @@ __all__ = [
     'embed',
     'embed_texts',
     'filter_bank',
+    'import_bank',
     'load_bank',
     'load_clip',
     'load_text_bank',

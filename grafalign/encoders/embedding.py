@@ -46,7 +46,8 @@ from grafalign.store import PairStore
 _CHUNK = 128
 """Photos that go through CLIP together, and what a killed run loses at most a few of; 77 MB at 224 px."""
 _BLOCK = 1 << 16
-_NEXT = 'next'
+NEXT = 'next'
+"""Below a bank: its next state, while it is written."""
 
 
 def embed(
@@ -76,9 +77,9 @@ def embed(
             no photo could be read, or the store is on a URL and no folder is given.
     """
     out = bank_folder(store, out)
-    remote = remote or _remote_settings(store)
+    remote = remote or remote_settings(store)
     with naming_full_disk(out), exclusive(out):
-        _move_in(out)
+        move_in(out)
         existing = bank_rows(out, store, clip) if (out / MARKER).is_file() else None
         _bring_up_to_date(store, clip, out, existing, workers, remote, retry_failed)
     return open_bank(store, out, clip)
@@ -120,23 +121,23 @@ def _bring_up_to_date(
             'are they still there?'
         )
     table = _joined(kept, todo, existing, fresh)
-    following = out / _NEXT
+    following = out / NEXT
     shutil.rmtree(following, ignore_errors=True)
     following.mkdir()
-    _write_embeddings(following / 'embeddings.npy', kept, existing, parts, _width(clip))
+    _write_embeddings(following / 'embeddings.npy', kept, existing, parts, width_of(clip))
     write_table(table, following / 'photos.parquet')
     marker = BankMarker(
         format=BankMarker.NEWEST, clip=clip.digest, clip_settings=clip.settings.model_dump(), photos=len(photos)
     )
     marker.write(following / MARKER)
-    _move_in(out)
+    move_in(out)
     _remove_parts(out)
     _log_unreadable(table)
 
 
-def _move_in(out: Path) -> None:
+def move_in(out: Path) -> None:
     """Let the next state of a bank, if it is whole, take the place of the one before; may be killed and repeated."""
-    following = out / _NEXT
+    following = out / NEXT
     if not (following / MARKER).is_file():
         return
     (out / MARKER).unlink(missing_ok=True)  # from here on there is no bank, until all files are those of the next one
@@ -147,7 +148,7 @@ def _move_in(out: Path) -> None:
 
 
 def _remove_parts(out: Path) -> None:
-    for folder in (*out.glob('parts-*'), out / _NEXT):
+    for folder in (*out.glob('parts-*'), out / NEXT):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -158,7 +159,8 @@ def _question(store: PairStore, clip: FrozenClip, todo: npt.NDArray[np.int64]) -
     return hashlib.blake2b(clip.digest.encode() + b'reason' + rows, digest_size=6).hexdigest()
 
 
-def _remote_settings(store: PairStore) -> RemoteSettings:
+def remote_settings(store: PairStore) -> RemoteSettings:
+    """How the photos of a store are fetched, as its recipe says."""
     photos = store.marker.recipe.get('photos') or {}
     return parse_settings(photos.get('remote') or {}, RemoteSettings, f'{store.path / STORE_MARKER}, photos.remote')
 
@@ -251,7 +253,7 @@ def _compute(
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     files = [parts / f'{number:07d}.npz' for number in range(len(chunks))]
     missing = [number for number, file in enumerate(files) if not file.is_file()]
-    width = _width(clip)
+    width = width_of(clip)
     read = read_chunks(uris, clip, remote, [chunks[number] for number in missing], workers)
     for number, chunk in console.track(read, 'embedding photos', len(todo), step=_CHUNK):
         fine = chunk.metadata['reason'].isna().to_numpy(dtype=bool)
@@ -280,5 +282,6 @@ def _log_unreadable(photos: pd.DataFrame) -> None:
     )
 
 
-def _width(clip: FrozenClip) -> int:
+def width_of(clip: FrozenClip) -> int:
+    """Numbers in an embedding."""
     return int(clip.encode_text(['']).shape[1])

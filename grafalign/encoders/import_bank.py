@@ -1,0 +1,217 @@
+"""A photo bank of embeddings that somebody else made, so that ten million photos are not embedded twice.
+
+Rows are matched by id, and a few photos are embedded here to see whether the rows are really of the CLIP that is named.
+Photos that have no row are left for `grafalign embed --retry-failed`, which embeds them alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from grafalign import console
+from grafalign.encoders.bank import MARKER, BankMarker, PhotoBank, bank_folder, identity_of, open_bank
+from grafalign.encoders.clip import FrozenClip
+from grafalign.encoders.embedding import NEXT, move_in, remote_settings, width_of
+from grafalign.encoders.embedding_files import Part, read_parts
+from grafalign.encoders.reading import metadata_table, read_chunks
+from grafalign.errors import InputError, StaleError, naming_full_disk
+from grafalign.files import write_table
+from grafalign.locks import exclusive
+from grafalign.photos.exif import PhotoMetadata
+from grafalign.store import PairStore
+
+NO_ROW, NO_NUMBER = 'no embedding was given', 'the embedding given is not finite or zero'
+_LOOKED_AT = 16
+"""Photos that are embedded here as well."""
+_ALIKE = 0.9
+"""Median cosine with one's own embedding above which both are of one CLIP: other decoders and resizers give 0.97 and
+more, other models about 0."""
+_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class ImportedBank:
+    """What became of the rows."""
+
+    bank: PhotoBank
+    photos: int
+    """Of the store."""
+    matched: int
+    missing: int
+    """Photos without a row."""
+    unusable: int
+    """Rows that are not finite or zero."""
+    others: int
+    """Rows of photos that the store does not hold."""
+    cosine: float | None
+    """Median with the same photos' embeddings made here; None where none of them could be read."""
+
+
+def import_bank(
+    store: PairStore, source: Path, clip: FrozenClip, out: Path | None = None, id_column: str | None = None
+) -> ImportedBank:
+    """Make the bank of a store from embeddings that somebody else made.
+
+    Args:
+        store: the pair store.
+        source: see `embedding_files`.
+        clip: the CLIP that the embeddings are of.
+        out: the bank's folder; `STORE/bank` by default.
+        id_column: the column of ids of Parquet files. Ids are those of photos, or else their uris or file names.
+
+    Raises:
+        GrafalignError: nothing matches, an id repeats, the width or the name of the model is another than the CLIP's,
+            photos come out otherwise here, or there is a bank already.
+    """
+    out = bank_folder(store, out)
+    with naming_full_disk(out), exclusive(out):
+        move_in(out)
+        if (out / MARKER).is_file():
+            raise InputError(f'{out} holds a bank already; delete it, or give another folder with --out.')
+        following = out / NEXT
+        shutil.rmtree(following, ignore_errors=True)
+        following.mkdir()
+        photos = store.photos
+        names = _Names(photos)
+        shape = len(photos), width_of(clip)
+        rows = np.lib.format.open_memmap(following / 'embeddings.npy', mode='w+', dtype='<f2', shape=shape)
+        state = np.zeros(len(photos), np.int8)
+        """0: no row, 1: one, 2: one that is no vector."""
+        others = 0
+        plain = True
+        with console.progress('reading embeddings', len(photos)) as bar:
+            for part in read_parts(source, id_column):
+                _check_part(part, clip, shape[1])
+                at = names.rows(part.ids)
+                others += int((at < 0).sum())
+                repeated = _repeated(part, at, state)
+                if repeated is not None:
+                    raise InputError(f'{part.file} has the id {repeated!r} twice; leave one of the rows out.')
+                here = np.flatnonzero(at >= 0)
+                vectors, good, unit = _normalised(part.vectors[here])
+                plain &= unit
+                rows[at[here]] = vectors
+                state[at[here]] = np.where(good, 1, 2)
+                bar.advance(len(here))
+        if not (state == 1).any():
+            raise InputError(
+                f'No row of {source} is of a photo of {store.path} (one of them is {photos["photo_id"].iloc[0]!r}); '
+                'name the column of their ids with --id-column.'
+            )
+        if not plain:
+            console.log(f'{source}: rows are not of unit length; each was divided by its length')
+        cosine = _compare(store, rows, state, clip, source)
+        rows.flush()
+        write_table(_table(photos, state), following / 'photos.parquet')
+        BankMarker(
+            format=BankMarker.NEWEST, clip=clip.digest, clip_settings=clip.settings.model_dump(), photos=len(photos)
+        ).write(following / MARKER)
+        move_in(out)
+    return ImportedBank(
+        open_bank(store, out, clip),
+        photos=len(photos),
+        matched=int((state == 1).sum()),
+        missing=int((state == 0).sum()),
+        unusable=int((state == 2).sum()),
+        others=others,
+        cosine=cosine,
+    )
+
+
+class _Names:
+    """Finds photos by one kind of name: ids, addresses, or names of files."""
+
+    def __init__(self, photos: pd.DataFrame) -> None:
+        uri = photos['uri'].astype(str)
+        file = uri.str.rsplit('/', n=1).str[-1]
+        kinds = photos['photo_id'], uri, file, file.str.rsplit('.', n=1).str[0]
+        self._kinds, self._chosen = [pd.Index(kind.astype(str)) for kind in kinds], -1
+
+    def rows(self, ids: list[str]) -> npt.NDArray[np.int64]:
+        """Rows of photos, -1 where there is none; the kind of name that fits the first rows best is kept."""
+        if self._chosen < 0:
+            found = [int((kind.get_indexer(ids) >= 0).sum()) if kind.is_unique else 0 for kind in self._kinds]
+            self._chosen = int(np.argmax(found))
+            if not any(found):
+                self._chosen = -1
+                return np.full(len(ids), -1)
+        return np.asarray(self._kinds[self._chosen].get_indexer(ids), dtype=np.int64)
+
+
+def _check_part(part: Part, clip: FrozenClip, width: int) -> None:
+    known = {str(v) for v in (clip.settings.model, clip.settings.pretrained) if v}
+    if part.model is not None and part.model not in known and not any(part.model.endswith(name) for name in known):
+        raise StaleError(
+            f'{part.file} says that it was made by {part.model}, not by {clip.settings.model}; name that model.'
+        )
+    if part.vectors.shape[1] != width:
+        raise StaleError(
+            f'{part.file} has rows of {part.vectors.shape[1]} numbers and {clip.settings.model} makes {width}: they '
+            'are of another CLIP; name that one.'
+        )
+
+
+def _repeated(part: Part, at: npt.NDArray[np.int64], state: npt.NDArray[np.int8]) -> str | None:
+    """An id that came before, in this part or in one before it."""
+    known = np.flatnonzero(at >= 0)
+    first = np.zeros(len(known), bool)
+    first[np.unique(at[known], return_index=True)[1]] = True
+    again = known[~first | (state[at[known]] > 0)]
+    return part.ids[int(again[0])] if len(again) else None
+
+
+def _normalised(vectors: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_], bool]:
+    """Rows of unit length as a bank keeps them, which of them are vectors, and whether all had unit length."""
+    exact = np.asarray(vectors, dtype=np.float32)
+    length = np.linalg.norm(exact, axis=1)
+    good = np.isfinite(length) & (length > 0)
+    unit = bool((np.abs(length[good] - 1) < _TOLERANCE).all())
+    exact = np.where(good[:, None], exact / np.where(good, length, 1)[:, None], 0)
+    return exact.astype(np.float16), good, unit
+
+
+def _compare(
+    store: PairStore, rows: npt.NDArray[np.float16], state: npt.NDArray[np.int8], clip: FrozenClip, source: Path
+) -> float | None:
+    """Median cosine of some rows with what the CLIP makes of their photos here.
+
+    Raises:
+        GrafalignError: they have little in common.
+    """
+    there = np.flatnonzero(state == 1)
+    picked = there[np.linspace(0, len(there) - 1, min(_LOOKED_AT, len(there))).astype(int)]
+    ((_, chunk),) = read_chunks(store.photos['uri'].tolist(), clip, remote_settings(store), [picked], None)
+    read = chunk.metadata['reason'].isna().to_numpy(dtype=bool)
+    if not read.any():
+        console.log(
+            f'none of {len(picked)} photos could be read, so the rows were not compared with {clip.settings.model}'
+        )
+        return None
+    own = clip.encode_images(chunk.images).cpu().numpy()[read]
+    cosine = (own * rows[picked[read]].astype(np.float32)).sum(1)
+    median = float(np.median(cosine))
+    if median < _ALIKE:
+        worst = store.photos['photo_id'].iloc[int(picked[read][np.argmin(cosine)])]
+        raise StaleError(
+            f'{source} is not of {clip.settings.model} ({clip.settings.pretrained}): rows of {len(cosine)} photos have '
+            f'a median cosine of {median:.2f} with what it makes of them (photo {worst}: {cosine.min():.2f}); '
+            'name the CLIP that made them.'
+        )
+    return median
+
+
+def _table(photos: pd.DataFrame, state: npt.NDArray[np.int8]) -> pd.DataFrame:
+    """`photos.parquet`: nothing is known of the photos but whether there is a row."""
+    problems = {0: PhotoMetadata(problem=NO_ROW), 1: PhotoMetadata(), 2: PhotoMetadata(problem=NO_NUMBER)}
+    kinds = metadata_table([(problems[kind], kind != 1) for kind in (0, 1, 2)])
+    table = kinds.iloc[state].reset_index(drop=True)
+    table.insert(0, 'photo_id', photos['photo_id'].astype('string').array)
+    for number, (name, values) in enumerate(identity_of(photos).items(), start=1):
+        table.insert(number, name, values)
+    return table
