@@ -63,6 +63,12 @@ class FrozenClip:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    @property
+    def scale(self) -> float:
+        """The inverse temperature that images and texts were trained with; CLIP's 100 where the model keeps none."""
+        learned = getattr(self.model, 'logit_scale', None)
+        return 100.0 if learned is None else float(learned.exp())
+
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit text embeddings [len(texts), D]."""
         with torch.no_grad():

@@ -118,7 +118,7 @@ def filter_bank(
             keep, reject = vectors_of(clip, prompts.keep), vectors_of(clip, prompts.reject)
             for start in range(0, len(rows), _BLOCK):
                 here = rows[start : start + _BLOCK]
-                scores = reject_scores(opened.embeddings[here].astype(np.float32), keep, reject, _scale(clip))
+                scores = reject_scores(opened.embeddings[here].astype(np.float32), keep, reject, clip.scale)
                 best = np.where(scores >= limits, scores, -1).argmax(1)
                 out = scores[np.arange(len(here)), best] >= limits[best]
                 reason[here[out]] = np.array(names, dtype=object)[best[out]]
@@ -162,11 +162,6 @@ def reject_scores(photos: Floats, keep: Floats, reject: Floats, scale: float) ->
     """
     ahead = scale * (photos @ reject.T - (photos @ keep.T).max(1, keepdims=True))
     return np.asarray(1 / (1 + np.exp(-ahead.clip(-80, 80))), dtype=np.float32)
-
-
-def _scale(clip: FrozenClip) -> float:
-    learned = getattr(clip.model, 'logit_scale', None)
-    return 100.0 if learned is None else float(learned.exp())
 
 
 def _prompts(filters: ContentFilters) -> ContentPrompts:

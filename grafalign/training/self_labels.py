@@ -14,7 +14,6 @@ No label of a person is used. The run is asked once; another round is another tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from torch.nn import functional
 from grafalign import console
 from grafalign.encoders import FrozenClip, SatelliteEncoder, TilePreprocessing
 from grafalign.encoders.smooth import SmoothAttention
-from grafalign.errors import GrafalignError, InputError
+from grafalign.errors import GrafalignError
 from grafalign.training.sources import Source
 from grafalign.zeroshot import class_vectors
 
@@ -43,26 +42,6 @@ class SelfLabels:
     """Unit text embeddings of the words, [K, D]."""
     labels: Labels
     """Word of each patch of each image, over all sources, or `NONE`: [N, side, side]."""
-
-
-def read_words(path: Path) -> list[str]:
-    """A word or phrase a line.
-
-    Raises:
-        GrafalignError: the file cannot be read, has fewer than two words, or one twice.
-    """
-    try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f'{path} cannot be read ({error}); give a text file with a word a line.') from None
-    words = [' '.join(line.partition('#')[0].split()) for line in lines]
-    words = [word for word in words if word]
-    if len(words) < 2:
-        raise InputError(f'{path} holds {len(words)} word{"s" * (len(words) != 1)}, and a choice needs two; add some.')
-    twice = next((word for i, word in enumerate(words) if word in words[:i]), None)
-    if twice is not None:
-        raise InputError(f'{path} lists {twice!r} twice; leave one out.')
-    return words
 
 
 def label_images(

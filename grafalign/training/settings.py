@@ -35,9 +35,9 @@ _FREE = dict.fromkeys(
         'compile',
     ),
     True,
-) | {'tune': {'grad_checkpointing'}, 'self_labels': {'run', 'words'}}
+) | {'tune': {'grad_checkpointing'}, 'self_labels': {'run', 'words'}, 'word_anchors': {'list'}}
 """Settings that do not change what is learned, beyond the last bits of a sum (and what LoRA's dropout draws, where
-micro-batches change). Store, bank and CLIP count by their content, not by where they lie."""
+micro-batches change). Store, bank, CLIP and words count by their content, not by where they lie."""
 
 
 class LoopSettings(Settings):
@@ -124,6 +124,17 @@ class SelfLabelSettings(Settings):
     """Temperature of the words."""
 
 
+class WordAnchorSettings(Settings):
+    """Words that a tile shall be described by as its photos are; see `word_anchors.py` (ours)."""
+
+    weight: float = Field(default=0.5, gt=0, le=1)
+    """Of the words in the loss; the comparison with photos has the rest."""
+    list: Path | None = None
+    """File with a word or phrase a line, or a YAML list; by default a thousand that ship, of what is seen in places."""
+    share: float = Field(default=1.0, ge=0, le=1)
+    """How much of the photos' own shares is divided out: with 0 words that many photos show win."""
+
+
 class SourceSettings(Settings):
     """One of the sources of `data`."""
 
@@ -207,6 +218,8 @@ class TrainSettings(LoopSettings):
     frozen text tower it needs the whole batch at once: `micro_batch` may not be smaller than a process's share."""
     self_labels: SelfLabelSettings | None = None
     """Goes on from a run at image level, and teaches patches what that run sees in them: maps without geotags."""
+    word_anchors: WordAnchorSettings | None = None
+    """Word anchors beside the photos (`word_anchors: {}` for the shipped list); costs a product [photos, words] a step."""
     photos_per_tile: int = Field(default=25, ge=1)
     """At most this many photos of a tile in one step."""
     placement: PlacementSettings = PlacementSettings()
@@ -254,6 +267,8 @@ class TrainSettings(LoopSettings):
             raise ValueError('`patch_dropout` leaves patches without an embedding; use it with `level: image` only')
         if self.photo_to_tile and self.level == 'patch':
             raise ValueError('`photo_to_tile` compares whole tiles; use it with `level: image` or `both`')
+        if self.word_anchors is not None and all(s.store is None for s in self.sources):
+            raise ValueError('`word_anchors` say what photos show; give a `store`')
         if self.learn_tau and self.tau < 0.01:
             raise ValueError('`learn_tau` keeps `tau` at 0.01 or above; start it there or higher')
         return self
@@ -279,6 +294,8 @@ class TrainSettings(LoopSettings):
                 raise ValueError('`form: focal` compares whole batches; use it with `text_tower: trained`')
             return self
         tower = f'`text_tower: {self.text_tower}`'
+        if self.word_anchors is not None:
+            raise ValueError(f'{tower} moves the words; leave `word_anchors` out')
         if any(s.store is not None for s in self.sources):
             raise ValueError(f'{tower} learns from captions; give caption sets only in `data`')
         if self.negatives != 'batch' or self.masks != MaskSettings():

@@ -27,6 +27,7 @@ from grafalign.training.processes import gather_rows
 from grafalign.training.self_labels import label_loss
 from grafalign.training.settings import TrainSettings
 from grafalign.training.views import AugmentSettings, footprint, look, symmetry, veil
+from grafalign.training.word_anchors import WordAnchors
 
 LARGEST_SCALE = math.log(100)
 """CLIP's bound: tau is never learned to be less than 0.01."""
@@ -42,7 +43,8 @@ class AlignmentTask(nn.Module):
         bank: embeddings of photos and texts [P, D], of any float type, on any device: no part of the module's state.
         gsd_m: ground size of a pixel.
         places: where the photos are, metres in space [P, 3]; needed for `masks.within_m` only.
-        words: vectors of the words of `self_labels`, [K, D].
+        label_vectors: of the words of `self_labels`, [K, D].
+        word_anchors: where the settings ask for them.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class AlignmentTask(nn.Module):
         bank: Tensor | JoinedBank,
         gsd_m: float,
         places: Tensor | None = None,
-        words: Tensor | None = None,
+        label_vectors: Tensor | None = None,
+        word_anchors: WordAnchors | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.preprocess, self.settings, self.gsd_m = encoder, preprocess, settings, gsd_m
         self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
-        self._words = words
+        self._label_vectors, self._word_anchors = label_vectors, word_anchors
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
         self.bias = nn.Parameter(torch.tensor([settings.bias]), requires_grad=settings.form == 'sigmoid')
@@ -74,6 +77,7 @@ class AlignmentTask(nn.Module):
         bank: Tensor | JoinedBank,
         places: Tensor | None = None,
         start: tuple[SatelliteEncoder, Tensor] | None = None,
+        word_anchors: WordAnchors | None = None,
     ) -> AlignmentTask:
         """A task whose encoder starts from CLIP's weights; `sensor` names the bands that are used.
 
@@ -85,8 +89,10 @@ class AlignmentTask(nn.Module):
         if start is not None:
             encoder.load_state_dict(start[0].state_dict())
         tune(encoder, settings.tune)
-        words = None if start is None else start[1]
-        task = cls(encoder, TilePreprocessing(sensor, clip), settings, bank, sensor.gsd_m, places, words)
+        vectors = None if start is None else start[1]
+        task = cls(
+            encoder, TilePreprocessing(sensor, clip), settings, bank, sensor.gsd_m, places, vectors, word_anchors
+        )
         level = 'both' if settings.self_labels is not None else settings.level
         for parameter in {'image': encoder.patch_head, 'patch': encoder.image_head, 'both': []}[level]:
             parameter.requires_grad_(False)
@@ -129,7 +135,9 @@ class AlignmentTask(nn.Module):
             loss = self._whole(found.image * scale, batch)
             if settings.photo_to_tile:
                 loss = loss + settings.photo_to_tile * self._reverse(found.image * scale, candidates, batch)
-            if settings.self_labels is not None and self._words is not None:
+            pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
+            loss = self._with_words(loss, found.image, candidates, pairs, batch)
+            if settings.self_labels is not None:
                 loss = loss + settings.self_labels.weight * self._of_labels(found.patches, batch)
             losses.append(loss)
         if settings.level != 'image':
@@ -138,7 +146,8 @@ class AlignmentTask(nn.Module):
             pairs = Pairs(rows, batch['photo'], batch['weight'])
             same = settings.masks.same_tile
             listed = _by_pair(batch['listed'], batch['tile'], len(found.image)) if same else None
-            losses.append(self._contrast(anchors * scale, candidates, pairs, listed))
+            loss = self._contrast(anchors * scale, candidates, pairs, listed)
+            losses.append(self._with_words(loss, anchors, candidates, pairs, batch))
         if len(losses) == 1:
             return losses[0]
         return (1 - settings.patch_share) * losses[0] + settings.patch_share * losses[1]
@@ -146,12 +155,12 @@ class AlignmentTask(nn.Module):
     def _of_labels(self, patches: Tensor, batch: Batch) -> Tensor:
         """The loss of labelled patches."""
         how = self.settings.self_labels
-        if how is None or self._words is None:
+        if how is None or self._label_vectors is None:
             return patches.new_zeros(())
         labels = batch['labels']
         if self.settings.augment.symmetry:
             labels = symmetry(labels[:, None], batch['code'])[:, 0]
-        loss = label_loss(patches, labels, self._words.to(patches), how.tau, batch['labelled'].sum())
+        loss = label_loss(patches, labels, self._label_vectors.to(patches), how.tau, batch['labelled'].sum())
         self.noted['label_loss'] = loss.detach()
         return loss
 
@@ -179,6 +188,16 @@ class AlignmentTask(nn.Module):
             candidates = Candidates(self._bank[0], batch['candidates'][first:last])
             losses.append(self._contrast(scaled[tiles], candidates, pairs, listed))
         return losses[0] + losses[1]
+
+    def _with_words(self, loss: Tensor, anchors: Tensor, candidates: Candidates, pairs: Pairs, batch: Batch) -> Tensor:
+        """The loss with its share of word anchors, if there are any; texts of captions are none of their photos."""
+        if self._word_anchors is None or self.settings.word_anchors is None:
+            return loss
+        photo = pairs.candidate < int(batch['photos'])
+        of_words = self._word_anchors.loss(anchors, candidates, Pairs(*(v[photo] for v in pairs)))
+        self.noted['words_loss'] = of_words.detach()
+        weight = self.settings.word_anchors.weight
+        return (1 - weight) * loss + weight * of_words
 
     def _contrast(self, scaled: Tensor, candidates: Candidates, pairs: Pairs, listed: Tensor | None) -> Tensor:
         wanted = self.settings.masks

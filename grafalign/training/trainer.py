@@ -67,13 +67,15 @@ from grafalign.training.memory import largest_micro_batch, naming_full_memory
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
 from grafalign.training.provenance import describe
 from grafalign.training.run_marker import RunMarker
-from grafalign.training.self_labels import Labels, label_images, read_words
+from grafalign.training.self_labels import Labels, label_images
 from grafalign.training.settings import TrainSettings
 from grafalign.training.task import AlignmentTask
 from grafalign.training.token_steps import TokenSteps
 from grafalign.training.trackers import end_trackers, start_trackers
 from grafalign.training.two_towers import TwoTowerTask
 from grafalign.training.validation import caption_quality, recall, sets_to_validate
+from grafalign.training.word_anchors import WordAnchors, make_word_anchors
+from grafalign.training.word_list import SHIPPED, read_words
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def _train(settings: TrainSettings) -> RunMarker:
         tokenizer = marked_tokenizer(clip, task.text)
     else:
         labels, start = _self_labels(clip, data, settings, accelerator.device)
-        task = AlignmentTask.start(clip, sensor, settings, bank, places, start)
+        anchors = _word_anchors(clip, data, settings, accelerator.device)
+        task = AlignmentTask.start(clip, sensor, settings, bank, places, start, anchors)
     mixture = None if settings.steps is None else mixture_of(data, settings, settings.steps)
     pairs = PairSteps(
         data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture, labels=labels
@@ -261,6 +264,17 @@ def _self_labels(
     return labelled.labels, (encoder, labelled.vectors)
 
 
+def _word_anchors(
+    clip: FrozenClip, data: TrainingData, settings: TrainSettings, device: torch.device
+) -> WordAnchors | None:
+    """Word anchors, where the settings ask for them."""
+    if settings.word_anchors is None:
+        return None
+    photos = np.unique(np.concatenate([s.candidate for s in data.sources if s.kind == 'photos']))
+    bank = data.bank(torch.device('cpu'))
+    return make_word_anchors(clip, settings.word_anchors.list, bank, photos, settings.word_anchors.share).to(device)
+
+
 def refuse_sharding(settings: TrainSettings, kind: DistributedType) -> None:
     """Check that what is trained can be sharded, if it is to be.
 
@@ -275,10 +289,12 @@ def refuse_sharding(settings: TrainSettings, kind: DistributedType) -> None:
 
 
 def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
-    """Digest of all that a run follows from: settings, CLIP, and of the store and its bank what is trained on."""
+    """Digest of all that a run follows from: settings, CLIP, words, and of the store and its bank what is trained on."""
     parts = [settings.digest, clip.digest, rows_digest]
     if settings.self_labels is not None:
         parts += [_marker_of(settings.self_labels.run).digest, *read_words(settings.self_labels.words)]
+    if settings.word_anchors is not None:
+        parts += read_words(settings.word_anchors.list or SHIPPED)
     return hashlib.blake2b(' '.join(parts).encode(), digest_size=16).hexdigest()
 
 

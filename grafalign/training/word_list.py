@@ -1,0 +1,41 @@
+"""Files of words, and the list that ships: things that can be seen in places, from the ground or from above."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from grafalign.errors import InputError
+
+SHIPPED = Path(__file__).with_name('place_words.txt')
+
+
+def read_words(file: Path) -> list[str]:
+    """A word or phrase a line (`#` begins a comment), or a YAML list.
+
+    Raises:
+        GrafalignError: it cannot be read, has fewer than two words, or one twice.
+    """
+    try:
+        text = file.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'{file} cannot be read ({error}); give a text file with a word a line.') from None
+    if file.suffix.lower() in ('.yaml', '.yml'):
+        try:
+            lines = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f'{file} is no YAML ({error}); write `- word` lines.') from None
+        if not isinstance(lines, list) or not all(isinstance(word, str) for word in lines):
+            raise InputError(f'{file} is no list of words; write `- word` lines.')
+    else:
+        lines = [line.partition('#')[0] for line in text.splitlines()]
+    words = [' '.join(line.split()) for line in lines if line.strip()]
+    if len(words) < 2:
+        raise InputError(f'{file} holds {len(words)} word{"s" * (len(words) != 1)}, and a choice needs two; add some.')
+    seen: set[str] = set()
+    for word in words:
+        if word.casefold() in seen:
+            raise InputError(f'{file} lists {word!r} twice, which would count it twice; leave one out.')
+        seen.add(word.casefold())
+    return words
