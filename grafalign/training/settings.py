@@ -219,7 +219,7 @@ class TrainSettings(LoopSettings):
     self_labels: SelfLabelSettings | None = None
     """Goes on from a run at image level, and teaches patches what that run sees in them: maps without geotags."""
     word_anchors: WordAnchorSettings | None = None
-    """Word anchors beside the photos (`word_anchors: {}` for the shipped list); costs a product [photos, words] a step."""
+    """Word anchors beside the photos (`word_anchors: {}`: the shipped list). Costs a product [photos, words] a step."""
     photos_per_tile: int = Field(default=25, ge=1)
     """At most this many photos of a tile in one step."""
     placement: PlacementSettings = PlacementSettings()
