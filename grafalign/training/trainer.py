@@ -289,7 +289,7 @@ def refuse_sharding(settings: TrainSettings, kind: DistributedType) -> None:
 
 
 def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
-    """Digest of all that a run follows from: settings, CLIP, words, and of the store and its bank what is trained on."""
+    """Digest of all that a run follows from: settings, CLIP, words, rows of the store and of its bank."""
     parts = [settings.digest, clip.digest, rows_digest]
     if settings.self_labels is not None:
         parts += [_marker_of(settings.self_labels.run).digest, *read_words(settings.self_labels.words)]
