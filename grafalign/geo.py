@@ -128,9 +128,26 @@ class TileGrid:
         """Fractional row and column of positions in tiles with the given corners."""
         return (top - y) / self.gsd_m, (x - left) / self.gsd_m
 
-    def holds(self, row: Floats, col: Floats) -> npt.NDArray[np.bool_]:
-        """Whether a row and column fall inside: left and top edges belong to the tile, right and bottom do not."""
-        return (row >= 0) & (row < self.size_px) & (col >= 0) & (col < self.size_px)
+    def holds(self, row: Floats, col: Floats, part: float = 1.0) -> npt.NDArray[np.bool_]:
+        """Whether a row and column fall inside: left and top edges belong to the tile, right and bottom do not.
+
+        Args:
+            row: pixels from the top edge.
+            col: pixels from the left edge.
+            part: of the side: the square of that share in the tile's middle is meant.
+        """
+        low, high = self.inner(part)
+        return (row >= low) & (row < high) & (col >= low) & (col < high)
+
+    def inner(self, part: float) -> tuple[float, float]:
+        """First and last row (and column) of the square in a tile's middle whose side is a share of the tile's.
+
+        Example:
+            >>> TileGrid(64, 10).inner(0.5)
+            (16.0, 48.0)
+        """
+        half = self.size_px * part / 2
+        return self.size_px / 2 - half, self.size_px / 2 + half
 
     def geobox(self, epsg: int, left: float, top: float) -> GeoBox:
         """The tile as an odc.geo GeoBox."""

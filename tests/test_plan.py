@@ -56,14 +56,17 @@ def test_every_photo_is_in_a_tile_that_holds_it(centre: tuple[float, float]) -> 
         assert 0 <= row.row < GRID.size_px and 0 <= row.col < GRID.size_px
 
 
-def naive(table: pd.DataFrame, grid: TileGrid) -> tuple[list[str], set[tuple[int, int]]]:
+def naive(
+    table: pd.DataFrame, grid: TileGrid, core: float = 1.0, reach: float = 1.0
+) -> tuple[list[str], set[tuple[int, int]]]:
     """Tile ids and (tile, photo) members by a plain loop over the photos in hash order; no cap and no split."""
     lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
     tiles: list[tuple[int, float, float]] = []
 
-    def inside(tile: tuple[int, float, float]) -> np.ndarray:
-        x, y = project(lon, lat, tile[0])
-        return grid.holds(*grid.row_col(x, y, np.array(tile[1]), np.array(tile[2])))
+    def inside(tile: tuple[int, float, float], part: float) -> np.ndarray:
+        row, col = grid.row_col(*project(lon, lat, tile[0]), np.array(tile[1]), np.array(tile[2]))
+        low, high = grid.size_px / 2 * (1 - part), grid.size_px / 2 * (1 + part)
+        return (row >= low) & (row < high) & (col >= low) & (col < high)
 
     held = np.zeros(len(table), dtype=bool)
     for photo in np.argsort(ranks(table['photo_id'].tolist(), 0)).tolist():
@@ -71,8 +74,8 @@ def naive(table: pd.DataFrame, grid: TileGrid) -> tuple[list[str], set[tuple[int
             epsg = int(utm_epsg(lon[photo], lat[photo]))
             left, top = grid.corner(*project(lon[photo], lat[photo], epsg))
             tiles.append((epsg, float(left), float(top)))
-            held |= inside(tiles[-1])
-    members = {(n, int(photo)) for n, tile in enumerate(tiles) for photo in np.flatnonzero(inside(tile))}
+            held |= inside(tiles[-1], core)
+    members = {(n, int(photo)) for n, tile in enumerate(tiles) for photo in np.flatnonzero(inside(tile, reach))}
     return [grid.tile_id(*t) for t in tiles], members
 
 
@@ -99,7 +102,9 @@ def places(draw: st.DrawFn) -> tuple[TileGrid, pd.DataFrame]:
     lon = draw(st.one_of(st.sampled_from(EDGES_LON), st.floats(-180, 180)))
     lat = draw(st.one_of(st.sampled_from(EDGES_LAT), st.floats(-80, 84)))
     half = grid.side_m / 2
-    steps = st.one_of(st.sampled_from([0.0, half, -half, 2 * half, grid.gsd_m]), st.floats(-3 * half, 3 * half))
+    steps = st.one_of(
+        st.sampled_from([0.0, half, -half, half / 2, half / 4, 2 * half, grid.gsd_m]), st.floats(-3 * half, 3 * half)
+    )
     offsets = np.array(draw(st.lists(st.tuples(steps, steps), min_size=2, max_size=16)))
     epsg = int(utm_epsg(np.array(float(lon)), np.array(float(lat))))
     x, y = project(np.array(float(lon)), np.array(float(lat)), epsg)
@@ -109,14 +114,14 @@ def places(draw: st.DrawFn) -> tuple[TileGrid, pd.DataFrame]:
     return grid, photos(np.append(lons[kept], float(lon)), np.append(lats[kept], float(lat)))
 
 
-@given(places())
+@given(places(), st.sampled_from([(1.0, 1.0), (0.5, 0.5), (0.5, 1.0), (0.25, 0.4)]))
 @settings(max_examples=400, deadline=None)
-def test_the_rule_holds_all_over_the_globe(drawn: tuple[TileGrid, pd.DataFrame]) -> None:
-    """At every kind of border, with photos on tile edges, tiles and members are the naive loop's, and none is lost."""
+def test_the_rule_holds_all_over_the_globe(drawn: tuple[TileGrid, pd.DataFrame], parts: tuple[float, float]) -> None:
+    """At every kind of border, with photos on the edges of tiles or cores, it is the naive loop's, and none is lost."""
     grid, table = drawn
     lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
-    found = make_plan(table['photo_id'], lon, lat, grid, 1000, 0, 5000, {'train': 1.0})
-    ids, members = naive(table, grid)
+    found = make_plan(table['photo_id'], lon, lat, grid, 1000, 0, 5000, {'train': 1.0}, 0, *parts)
+    ids, members = naive(table, grid, *parts)
     assert found.tiles['tile_id'].tolist() == ids and len(set(ids)) == len(ids)
     assert set(zip(found.pairs['tile'], found.pairs['photo'], strict=True)) == members
     assert set(found.pairs['photo']) == set(range(len(table))) and not len(found.dropped)

@@ -2,8 +2,10 @@
 
 Photos are visited in a fixed pseudo-random order (a hash of photo id and seed). A photo that no tile holds yet seeds a
 tile centred on it; in the end every photo inside a tile belongs to it, and at most `max_photos` are kept per tile,
-chosen by the same hash. Tiles that touch blocks of two splits, or lie within a buffer of another split's block, are
-dropped: no pixel is on both sides, and no place is shown from both either.
+chosen by the same hash. With a `core` a photo counts as held only in the inner part of a tile (ours: more tiles, which
+overlap, from the same photos), and with a `reach` only photos in the inner part belong to it. Tiles that touch blocks
+of two splits, or lie within a buffer of another split's block, are dropped: no pixel is on both sides, and no place is
+shown from both either.
 
 The visit is the one step that must be taken photo by photo; all others work on whole columns. Both cost time and memory
 in proportion to the number of photos (`experiments/performance/planning.md`).
@@ -68,6 +70,8 @@ def make_plan(
     block_km: float,
     shares: dict[str, float],
     buffer_m: float = 0.0,
+    core: float = 1.0,
+    reach: float = 1.0,
 ) -> Plan:
     """Plan the tiles for a photo table.
 
@@ -81,16 +85,18 @@ def make_plan(
         block_km: side of the split blocks.
         shares: share of each split.
         buffer_m: metres that a tile keeps from blocks of other splits.
+        core: share of a tile's side within which a photo needs no tile of its own.
+        reach: share of a tile's side within which photos belong to it.
     """
     rank = ranks(photo_ids, seed)
     places = _places(lon, lat, grid)
-    epsg, left, top = _seed_tiles(rank, places, grid)
+    epsg, left, top = _seed_tiles(rank, places, grid, core)
     split = _splits(epsg, left, top, grid, block_km, shares, seed)
     near = np.zeros(len(epsg), dtype=bool)
     if buffer_m:
         near = (split != None) & (_splits(epsg, left, top, grid, block_km, shares, seed, buffer_m) == None)  # noqa: E711
         split[near] = None
-    photo, tile, row, col = _members(epsg, left, top, places, grid)
+    photo, tile, row, col = _members(epsg, left, top, places, grid, reach)
     order = np.lexsort((rank[photo], tile))
     photo, tile, row, col = photo[order], tile[order], row[order], col[order]
     first = np.searchsorted(tile, np.arange(len(epsg)))
@@ -179,13 +185,14 @@ def _cells(zone: Ints, x: Floats, y: Floats, side: float) -> Ints:
     return ((zone % 1000) * _SPAN + j) * _SPAN + i
 
 
-def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid) -> tuple[Ints, Floats, Floats]:
+def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid, core: float) -> tuple[Ints, Floats, Floats]:
     """Visit the photos by rank; return zone, left and top of the tiles they seed, in that order.
 
     A tile is filed under the cell of its top left corner, so one that holds a position is filed under the position's
     own cell, the one to the left, the one above, or the one between those two.
     """
-    side, gsd, size = grid.side_m, grid.gsd_m, grid.size_px
+    side, gsd = grid.side_m, grid.gsd_m
+    low, high = grid.inner(core)
     order = np.lexsort((~places.own, rank[places.photo]))  # each photo's own zone first
     filed: dict[int, list[tuple[float, float]]] = {}
     seeds: list[int] = []
@@ -222,7 +229,7 @@ def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid) -> tuple[Ints, Floa
             for key in (cell, cell - 1, cell + _SPAN, cell + _SPAN - 1):
                 for tile_left, tile_top in filed.get(key, ()):
                     # the very arithmetic of `row_col` and `holds`: on an edge another one may round the other way
-                    if 0 <= (tile_top - py) / gsd < size and 0 <= (px - tile_left) / gsd < size:
+                    if low <= (tile_top - py) / gsd < high and low <= (px - tile_left) / gsd < high:
                         covered = True
                         break
                 else:
@@ -264,9 +271,9 @@ def _splits(
 
 
 def _members(
-    epsg: Ints, left: Floats, top: Floats, places: _Places, grid: TileGrid
+    epsg: Ints, left: Floats, top: Floats, places: _Places, grid: TileGrid, reach: float
 ) -> tuple[Ints, Ints, Floats, Floats]:
-    """Every photo in every tile: photo and tile numbers, row and column in pixels."""
+    """Every photo within the reach of every tile: photo and tile numbers, row and column in pixels."""
     side = grid.side_m
     corner = _cells(epsg, left, top, side)
     by_cell = np.argsort(corner, kind='stable')
@@ -281,7 +288,7 @@ def _members(
             at = np.repeat(np.arange(len(photo)), count)
             tile = by_cell[np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)]
             row, col = grid.row_col(x[at], y[at], left[tile], top[tile])
-            inside = grid.holds(row, col)
+            inside = grid.holds(row, col, reach)
             found.append((photo[at][inside], tile[inside], row[inside], col[inside]))
     photo, tile, row, col = (np.concatenate(part) for part in zip(*found, strict=True))
     return photo, tile, row, col

@@ -116,6 +116,8 @@ def _plan(recipe: Recipe, work: Place, photos: Photos) -> Plan:
             split.block_km,
             split.shares,
             recipe.buffer_m,
+            settings.core,
+            settings.reach,
         )
         if not len(plan.tiles):
             raise InputError(
