@@ -74,8 +74,9 @@ class Cell:
         return '_'.join([*(f'{k}-{v}' for k, v in self.values.items()), f'world-{self.world}']).replace('/', '-')
 
 
-Trainer = Callable[[Cell, Path, TrainSettings], SatelliteModel]
-Measure = Callable[[SatelliteModel, Path, int], dict[str, Any]]
+Trainer = Callable[[Cell, Path, TrainSettings], Any]
+"""Trains a cell and gives what its `Measure` takes."""
+Measure = Callable[[Any, Path, int], dict[str, Any]]
 """What is measured of a model in a world of a seed; with `draws`, which are kept on one line."""
 
 
@@ -112,14 +113,19 @@ def store_recipe(world: Path) -> Recipe:
 
 
 def measure(model: SatelliteModel, world: Path, seed: int) -> dict[str, Any]:
-    """Zero-shot accuracy over test tiles (image embeddings) and mIoU over chips (patch embeddings).
+    """Zero-shot accuracy over test tiles (image embeddings) and mIoU over chips (patch embeddings)."""
+    vectors = class_vectors(model.clip, labelled(world, seed)[2])
+    ready = ZeroShotModel(model.encoder, model.preprocess, vectors, range(len(model.sensor.bands)))
+    return measure_vectors(ready, world, seed)
+
+
+def measure_vectors(ready: ZeroShotModel, world: Path, seed: int) -> dict[str, Any]:
+    """The same of an encoder with the vectors that stand for the classes, whether of words or learned.
 
     Kept besides are draws of both over resampled tiles and chips. All cells of a world draw the same tiles and chips,
     so differences between cells are paired.
     """
     test, chips, classes = labelled(world, seed)
-    every = range(len(model.sensor.bands))
-    ready = ZeroShotModel(model.encoder, model.preprocess, class_vectors(model.clip, classes), every)
     right = class_scores(embed_tiles(ready, test), ready.classes).argmax(1) == test.labels
     counts = chip_counts(chips.labels, segment_chips(ready, chips)[0], len(classes))
     block_km = store_recipe(world).split.block_km
