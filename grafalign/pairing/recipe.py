@@ -60,7 +60,7 @@ class PlanSettings(Settings):
     """Photos kept per tile (25 in GRAFT)."""
     core: float = Field(default=1.0, ge=0.05, le=1)
     """Inner part of a tile, as a share of its side: a photo that lies in no tile's core seeds a tile of its own. 1 is
-    GRAFT's rule; a smaller core gives more tiles for the same photos, which overlap (0.33 and 0.2: 3.3 and 4.7 times as
+    GRAFT's rule; a smaller core gives more tiles for the same photos, which overlap (0.33 and 0.2: 3.2 and 4.5 times as
     many in the sandbox)."""
     reach: float = Field(default=1.0, gt=0, le=1)
     """Inner part of a tile whose photos belong to it, at least `core`: what lies in the middle speaks of the whole."""
