@@ -42,13 +42,14 @@ def geodesics(start: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @pytest.mark.parametrize('place', [(11.0, 48.0), (179.9999, 70.0), (-60.0, -54.0)])
 @pytest.mark.parametrize('heading', [0.0, 95.0, 270.0])
-def test_a_view_lies_along_its_heading(place: tuple[float, float], heading: float) -> None:
+@pytest.mark.parametrize(('view', 'degrees'), [(np.nan, 65), (20.0, 20)])
+def test_a_view_lies_along_its_heading(place: tuple[float, float], heading: float, view: float, degrees: float) -> None:
     """On average along it, within half the field of view and the compass's error, at 60 m, wherever on Earth."""
     rng = np.random.default_rng(0)
-    points = points_in_view(np.array([place]), np.array([heading]), np.array([0.01]), 4000, rng)
+    points = points_in_view(np.array([place]), np.array([heading]), np.array([view]), np.array([0.01]), 4000, rng)
     azimuth, metres = geodesics(np.array(place), points)
     off = (azimuth - heading + 180) % 360 - 180
-    assert abs(off.mean()) < 2 and np.quantile(abs(off), 0.99) < 32.5 + 3 * 10
+    assert abs(off.mean()) < 2 and np.quantile(abs(off), 0.99) < degrees / 2 + 3 * 10
     assert metres.mean() == pytest.approx(60, rel=0.06)
 
 
@@ -56,7 +57,9 @@ def test_without_a_heading_a_photo_may_look_anywhere() -> None:
     """All directions are as likely."""
     rng = np.random.default_rng(0)
     place = np.array([[11.0, 48.0]])
-    azimuth, _ = geodesics(place[0], points_in_view(place, np.array([np.nan]), np.array([5.0]), 4000, rng))
+    azimuth, _ = geodesics(
+        place[0], points_in_view(place, np.array([np.nan]), np.array([np.nan]), np.array([5.0]), 4000, rng)
+    )
     assert np.histogram(azimuth, bins=8, range=(-180, 180))[0] == pytest.approx(np.full(8, 500), abs=90)
 
 

@@ -259,6 +259,29 @@ def test_heic_photos_are_read_where_the_plugin_is() -> None:
     assert np.abs(np.asarray(open_photo(content), dtype=float) - expected).mean() < 8
 
 
+@pytest.mark.parametrize(
+    ('focal_mm', 'size', 'turned', 'degrees'),
+    [
+        (18, (600, 400), False, 90),  # 36 mm of film behind 18 mm
+        (28, (600, 400), False, 65.5),
+        (28, (600, 400), True, 46.4),  # the film's 24 mm lie across a photo that is held upright
+        (50, (400, 600), False, 27),
+        (0, (600, 400), False, None),  # EXIF's unknown
+        (28, (900, 300), False, None),  # a panorama
+        (None, (600, 400), False, None),
+    ],
+)
+def test_the_field_of_view_follows_from_the_focal_length(
+    focal_mm: int | None, size: tuple[int, int], turned: bool, degrees: float | None
+) -> None:
+    """As of 35-mm film, across the photo as it is seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    exif.get_ifd(EXIF_IFD).update({} if focal_mm is None else {41989: focal_mm})
+    found = read_metadata(encoded(picture(*size), exif=exif)).field_of_view_deg
+    assert found == (None if degrees is None else pytest.approx(degrees, abs=0.1))
+
+
 # --- garbage ----------------------------------------------------------------------------------------------------------
 
 
@@ -272,7 +295,7 @@ def with_exif(body: bytes) -> bytes:
 def checked(metadata: PhotoMetadata) -> None:
     """Metadata hold what their types promise."""
     assert isinstance(metadata, PhotoMetadata)
-    for value in (metadata.lon, metadata.lat, metadata.accuracy_m, metadata.heading_deg):
+    for value in (metadata.lon, metadata.lat, metadata.accuracy_m, metadata.heading_deg, metadata.field_of_view_deg):
         assert value is None or isinstance(value, float)
     assert metadata.taken_at is None or metadata.taken_at.tzinfo is not None
     assert metadata.problem is None or 0 < len(metadata.problem) < 100
@@ -280,7 +303,7 @@ def checked(metadata: PhotoMetadata) -> None:
 
 
 ENTRY = st.tuples(
-    st.sampled_from([1, 2, 3, 4, 7, 17, 29, 31, 256, 274, 306, 34665, 34853, 36867, 36881, 40965]),
+    st.sampled_from([1, 2, 3, 4, 7, 17, 29, 31, 256, 274, 306, 34665, 34853, 36867, 36881, 40965, 41989]),
     st.integers(0, 14),
     st.one_of(st.integers(0, 4), st.integers(0, 2**32 - 1)),
     st.one_of(st.integers(0, 200), st.integers(0, 2**32 - 1)),

@@ -110,6 +110,10 @@ def test_a_run_depends_on_its_pairs_and_photos(own_store: Path, store: PairStore
         heading_deg=[5.5 if i == photo else v for i, v in enumerate(store.photos['heading_deg'])]
     )
     assert changed(own_store, 'photos', gpd.GeoDataFrame(headings), bank) != before
+    views = store.photos.assign(field_of_view_deg=[50.0 if i == photo else np.nan for i in range(len(store.photos))])
+    assert changed(own_store, 'photos', gpd.GeoDataFrame(views), bank) != before
+    without = store.photos.drop(columns='field_of_view_deg')  # a store of before cameras were asked
+    assert changed(own_store, 'photos', gpd.GeoDataFrame(without), bank) == before
     valid = bank.valid.copy()
     valid[photo] = False
     assert training_rows_digest(store, replace(bank, valid=valid)) != before

@@ -19,9 +19,11 @@ SIZE = SIDE * PATCH
 inside = st.floats(0, SIZE - 0.01)
 
 
-def where(row: float, col: float, sigma: float = 5.0, heading: float = math.nan, reach: float = 40.0) -> Where:
+def where(
+    row: float, col: float, sigma: float = 5.0, heading: float = math.nan, reach: float = 40.0, view: float = math.nan
+) -> Where:
     """One photo."""
-    return Where(*(torch.tensor([v]) for v in (row, col, sigma, heading, reach)))
+    return Where(*(torch.tensor([v]) for v in (row, col, sigma, heading, view, reach)))
 
 
 @pytest.mark.parametrize('kind', ['point', 'gaussian', 'view_cone'])
@@ -89,10 +91,19 @@ def test_a_cone_that_looks_out_of_the_tile_falls_back() -> None:
     assert float(out.patches[0, 0, 3]) > 0.5
 
 
+def test_a_photo_that_tells_its_field_of_view_has_that_one() -> None:
+    """Whatever the settings say; one that tells none has theirs."""
+    wide, narrow = (PlacementSettings(kind='view_cone', field_of_view_deg=d) for d in (120, 30))
+    by_settings = place(where(56.0, 56.0, heading=1.0), narrow, SIDE, PATCH).patches
+    told = place(where(56.0, 56.0, heading=1.0, view=math.radians(30)), wide, SIDE, PATCH).patches
+    torch.testing.assert_close(told, by_settings)
+    assert float((told - place(where(56.0, 56.0, heading=1.0), wide, SIDE, PATCH).patches).abs().max()) > 0.01
+
+
 def test_many_cones_at_once_equal_each_alone() -> None:
     """The number of photos computed together changes nothing."""
     g = torch.Generator().manual_seed(0)
-    many = Where(*(torch.rand(300, generator=g) * s for s in (SIZE, SIZE, 9, 6, 50)))
+    many = Where(*(torch.rand(300, generator=g) * s for s in (SIZE, SIZE, 9, 6, 2, 50)))
     together, _ = view_cone(many, 65, SIDE, PATCH)
     alone, _ = view_cone(Where(*(v[299:] for v in many)), 65, SIDE, PATCH)
     torch.testing.assert_close(together[299:], alone)

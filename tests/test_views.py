@@ -123,7 +123,7 @@ def test_placements_move_with_the_pixels(seed: int, row: float, col: float) -> N
     moved = look(spot(row, col, sigma), torch.from_numpy(matrix), torch.from_numpy(shift), 'zeros')
     zoom = zoom_of(matrix)[0]
     patches = torch.nn.functional.avg_pool2d(moved, 8)[0, 0] * 64 / (2 * math.pi * (sigma * zoom) ** 2)
-    where = Where(*(torch.tensor([v]) for v in (r[0], c[0], np.float32(sigma * zoom), np.nan, 1.0)))
+    where = Where(*(torch.tensor([v]) for v in (r[0], c[0], np.float32(sigma * zoom), np.nan, np.nan, 1.0)))
     tile_part = footprint(torch.from_numpy(matrix), torch.from_numpy(shift), SIZE, 8)[0] > 0.99
     placed = gaussian(where, 6, 8)[0]
     torch.testing.assert_close(placed[tile_part], patches[tile_part], atol=0.012, rtol=0.05)

@@ -61,11 +61,11 @@ def collect_places(
     rows = _held_out(store, bank)
     photos = store.photos
     lonlat = np.stack([photos.geometry.x, photos.geometry.y], axis=1)[rows]
-    heading, accuracy = (
+    heading, view, accuracy = (
         photos[name].to_numpy(dtype=float, na_value=np.nan)[rows] if name in photos else np.full(len(rows), np.nan)
-        for name in ('heading_deg', 'accuracy_m')
+        for name in ('heading_deg', 'field_of_view_deg', 'accuracy_m')
     )
-    points = points_in_view(lonlat, heading, accuracy, POINTS, rng)
+    points = points_in_view(lonlat, heading, view, accuracy, POINTS, rng)
     chosen, vectors = _shown(fields, points, rng)
     if len(chosen) < FEWEST:
         raise InputError(

@@ -19,7 +19,12 @@ _VIEW = PlacementSettings(kind='view_cone')
 
 
 def points_in_view(
-    lonlat: Floats, heading_deg: Floats, accuracy_m: Floats, count: int, rng: np.random.Generator
+    lonlat: Floats,
+    heading_deg: Floats,
+    field_of_view_deg: Floats,
+    accuracy_m: Floats,
+    count: int,
+    rng: np.random.Generator,
 ) -> Floats:
     """Points of the ground that photos look at.
 
@@ -29,6 +34,7 @@ def points_in_view(
     Args:
         lonlat: geotags in degrees, [P, 2].
         heading_deg: clockwise from true north, [P]; NaN where unknown: then it may look anywhere.
+        field_of_view_deg: across the photo, [P]; NaN where unknown.
         accuracy_m: radius that holds the place in 68 % of cases, [P]; NaN or 0 where unknown.
         count: points a photo.
         rng: random numbers.
@@ -44,8 +50,8 @@ def points_in_view(
         np.degrees(np.arctan2(error[..., 0], error[..., 1])),
         np.hypot(error[..., 0], error[..., 1]),
     )
-    half = _VIEW.field_of_view_deg / 2
-    looks = heading_deg[:, None] + rng.uniform(-half, half, shape) + rng.normal(size=shape) * _COMPASS_DEG
+    half = np.where(np.isnan(field_of_view_deg), _VIEW.field_of_view_deg, field_of_view_deg)[:, None] / 2
+    looks = heading_deg[:, None] + half * rng.uniform(-1, 1, shape) + rng.normal(size=shape) * _COMPASS_DEG
     anywhere = rng.uniform(0, 360, shape)
     return _moved(stands, np.where(np.isnan(looks), anywhere, looks), rng.exponential(_VIEW.reach_m, shape))
 

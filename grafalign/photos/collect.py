@@ -25,7 +25,7 @@ from grafalign.photos.table import (
 from grafalign.photos.uris import is_local, resolve_uris
 from grafalign.photos.values import whole
 
-FROM_FILES = ('taken_at', 'heading_deg', 'accuracy_m')
+FROM_FILES = ('taken_at', 'heading_deg', 'field_of_view_deg', 'accuracy_m')
 """What images tell where their table does not speak of it at all."""
 
 

@@ -17,7 +17,16 @@ from PIL import Image
 from grafalign.files import stream_digest
 from grafalign.foreign.files import PASSING, ForeignFileError, open_plain
 from grafalign.foreign.images import UPRIGHT, open_image, orientation
-from grafalign.photos.exif_values import camera_time, edit_time_counts, gps_time, heading, number, position, taken_time
+from grafalign.photos.exif_values import (
+    camera_time,
+    edit_time_counts,
+    field_of_view,
+    gps_time,
+    heading,
+    number,
+    position,
+    taken_time,
+)
 
 GPS_IFD, EXIF_IFD = 0x8825, 0x8769
 MAX_FILE_BYTES = 500_000_000
@@ -51,6 +60,8 @@ class PhotoMetadata:
     lat: float | None = None
     accuracy_m: float | None = None
     heading_deg: float | None = None
+    field_of_view_deg: float | None = None
+    """Across the upright photo."""
     taken_at: datetime | None = None
     problem: str | None = None
     """Why the image cannot be used, or None."""
@@ -219,11 +230,15 @@ def _said(image: Image.Image) -> PhotoMetadata:
             stamps.append(exif.get(306))
         camera = next((t for t in (camera_time(stamp, offset) for stamp in stamps) if t is not None), None)
         when = taken_time(gps_time(gps.get(29), gps.get(7)), camera)
+        width, height = image.size
+        if UPRIGHT.get(orientation(image)) in _QUARTER_TURNS:
+            width, height = height, width
         return PhotoMetadata(
             lon=lon,
             lat=lat,
             accuracy_m=number(gps.get(31)),
             heading_deg=heading(gps.get(17), gps.get(16), lon, lat, when),
+            field_of_view_deg=field_of_view(detail.get(41989), width, height),
             taken_at=when,
             place_problem=problem,
         )

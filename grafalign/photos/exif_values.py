@@ -170,6 +170,36 @@ def heading(
     return (degrees + _declination(lon, lat, when)) % 360
 
 
+def field_of_view(focal_35mm: Any, width: int | None, height: int | None) -> float | None:
+    """Degrees across an upright photo.
+
+    The 35-mm equivalent of a focal length is one of equal angle along the diagonal (CIPA DC-008, `FocalLengthIn35mm-
+    Film`), which is 43.27 mm on film:  2 arctan( 43.27 / 2f * width / diagonal )
+
+    Args:
+        focal_35mm: millimetres; 0 stands for unknown.
+        width: pixels across, upright.
+        height: pixels down.
+
+    Returns:
+        None where nothing is said, where no lens has such a focal length, or where the photo is so long (over 2.5 to
+        1) that it was put together of several.
+
+    Example:
+        >>> round(field_of_view(28, 6000, 4000), 1), field_of_view(28, 12000, 3000)
+        (65.5, None)
+    """
+    focal = number(focal_35mm)
+    if focal is None or not _SHORTEST_MM <= focal <= _LONGEST_MM or not width or not height:
+        return None
+    if max(width, height) > _LONGEST_SHAPE * min(width, height):
+        return None
+    return math.degrees(2 * math.atan(_FILM_DIAGONAL_MM / 2 / focal * width / math.hypot(width, height)))
+
+
+_FILM_DIAGONAL_MM = 43.27
+_SHORTEST_MM, _LONGEST_MM = 4, 5000
+_LONGEST_SHAPE = 2.5
 _FIRST_MODEL, _LAST_MODEL = 2010, 2029
 """Years that the models of pygeomag hold for; declination moves by a tenth of a degree a year."""
 

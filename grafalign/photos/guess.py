@@ -15,6 +15,7 @@ GUESSES = {
     'lat': ('lat', 'latitude'),
     'accuracy_m': ('accuracy_m', 'accuracy'),
     'heading_deg': ('heading_deg', 'heading', 'compass_angle'),
+    'field_of_view_deg': ('field_of_view_deg', 'field_of_view', 'fov_deg'),
     'taken_at': ('taken_at', 'datetime', 'date_taken', 'captured_at'),
     'licence': ('licence', 'license'),
     'author': ('author', 'user', 'owner'),

@@ -30,7 +30,7 @@ def with_metadata(
     Args:
         table: Arrow table of `SCHEMA`, `problem` and `detail`.
         rows: rows whose `uri` is a path on this machine.
-        ours: which of lon, lat, accuracy_m, heading_deg and taken_at come from the images.
+        ours: which of lon, lat, accuracy_m, heading_deg, field_of_view_deg and taken_at come from the images.
         verify: decode all pixels.
         workers: threads.
     """

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         'lat': pa.float64(),
         'accuracy_m': pa.float64(),
         'heading_deg': pa.float64(),
+        'field_of_view_deg': pa.float64(),
         'taken_at': TIME,
         'uri': pa.string(),
         'licence': pa.string(),
@@ -45,9 +46,10 @@ class Photos:
     """The photo table of a source: usable photos, and rejected ones with their reasons."""
 
     table: pd.DataFrame
-    """`COLUMNS`, sorted by `photo_id`: `lon`, `lat` (degrees), `accuracy_m`, `heading_deg` (clockwise from north) are
-    float64 with NaN for unknown, `taken_at` datetime64[us, UTC], `width`, `height` (pixels) Int32, `digest` the hex
-    digest of the file's bytes, `dhash` UInt64; strings lie in Arrow, not in Python objects."""
+    """`COLUMNS`, sorted by `photo_id`: `lon`, `lat` (degrees), `accuracy_m`, `heading_deg` (clockwise from north) and
+    `field_of_view_deg` (across) are float64 with NaN for unknown, `taken_at` datetime64[us, UTC], `width`, `height`
+    (pixels) Int32, `digest` the hex digest of the file's bytes, `dhash` UInt64; strings lie in Arrow, not in Python
+    objects."""
     rejected: pd.DataFrame
     """`REJECTED_COLUMNS`, strings, sorted by `id`."""
 
@@ -80,6 +82,8 @@ def canonical(columns: dict[str, Column], rows: int, taken_at: TimeSettings | No
     accuracy, heading = (made[n].to_numpy(zero_copy_only=False) for n in ('accuracy_m', 'heading_deg'))
     made['accuracy_m'] = pa.array(np.where(accuracy >= 0, accuracy, np.nan))
     made['heading_deg'] = pa.array(np.mod(heading, 360))
+    view = made['field_of_view_deg'].to_numpy(zero_copy_only=False)
+    made['field_of_view_deg'] = pa.array(np.where((view > 0) & (view <= 360), view, np.nan))
     made['photo_id'] = pc.coalesce(made['photo_id'], made['uri'])
     made['problem'] = texts(columns['problem']) if 'problem' in columns else pa.nulls(rows, pa.string())
     made['detail'] = texts(columns['detail']) if 'detail' in columns else _raw_places(columns, made, rows)

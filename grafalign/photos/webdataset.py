@@ -134,7 +134,10 @@ def _suffix(tar: str) -> str:
 
 
 def _from_exif(cells: Column, found: Mapping[str, Any]) -> dict[str, Column]:
-    """Columns from the exif texts, for rows where the columns of the table do not speak."""
+    """Columns from the exif texts, for rows where the columns of the table do not speak.
+
+    The field of view is left out: shards hold images that may have been cropped.
+    """
     columns: dict[str, list[Any]] = {n: [] for n in ('lon', 'lat', 'accuracy_m', 'heading_deg', 'taken_at')}
     problems: list[str | None] = []
     for cell in cells.to_pylist():

@@ -76,6 +76,8 @@ class Batch(TypedDict):
     """Its standard deviation along each axis, in pixels of the view, [n]."""
     heading: Tensor
     """Radians clockwise from the top of the view, NaN where unknown, [n]."""
+    field_of_view: Tensor
+    """Radians across the photo, NaN where its camera tells none, [n]."""
     zoom: Tensor
     """Pixels of the view for each pixel of the tile, [n]."""
     listed: Tensor
@@ -158,9 +160,9 @@ class PairSteps(Steps):
             np.concatenate([getattr(s, name) + n for s, n in zip(sources, pairs[:-1], strict=True)])
             for name in ('first', 'last')
         )
-        self._photo, self._position, self._sigma_px, self._heading = (
+        self._photo, self._position, self._sigma_px, self._heading, self._field_of_view = (
             np.concatenate([getattr(s, name) for s in sources])
-            for name in ('candidate', 'position', 'sigma_px', 'heading')
+            for name in ('candidate', 'position', 'sigma_px', 'heading', 'field_of_view')
         )
         self._candidates = {k: _distinct([s for s in sources if s.kind == k]) for k in ('photos', 'captions')}
         self.tiles = np.concatenate([s.rows for s in sources])
@@ -252,6 +254,7 @@ class PairSteps(Steps):
             'col': plan.col[own],
             'sigma_px': self._sigma_px[pair] * zoom,
             'heading': turn_headings(self._heading[pair], matrix),
+            'field_of_view': self._field_of_view[pair],
             'zoom': zoom,
             'listed': listed,
             'whole': whole,

@@ -37,7 +37,7 @@ class PlacementSettings(Settings):
     unknown_accuracy_m: float = Field(default=10.0, gt=0)
     """Accuracy of photos that state none: radius that holds the true place in 68 % of cases."""
     field_of_view_deg: float = Field(default=65.0, gt=0, le=360)
-    """Width of the field of view."""
+    """Width of the field of view of photos whose camera tells none (EXIF's focal length as of 35-mm film)."""
     reach_m: float = Field(default=60.0, gt=0)
     """Distance over which the weight of what is seen falls to 1/e."""
 
@@ -52,6 +52,8 @@ class Where(NamedTuple):
     """Standard deviation of the place along each axis, [N]."""
     heading: Tensor
     """Radians clockwise from the top of the view, NaN where unknown, [N]."""
+    field_of_view: Tensor
+    """Radians across the photo, NaN where unknown, [N]."""
     reach_px: Tensor
     """[N]"""
 
@@ -122,7 +124,8 @@ def _share(centre: Tensor, sigma: Tensor, side: int, patch_px: float) -> Tensor:
 def view_cone(where: Where, field_of_view_deg: float, side: int, patch_px: float) -> tuple[Tensor, Tensor]:
     """Weight of the ground in the field of view, blurred by the uncertainty of the place.
 
-    At distance d the weight is exp(-d / reach) / max(d, one patch): a camera shows the near ground larger.
+    At distance d the weight is exp(-d / reach) / max(d, one patch): a camera shows the near ground larger. A photo that
+    tells its own field of view has that one.
 
     Returns:
         [N, side, side], and the share of all weight (over three tiles by three) that lies inside the tile, [N].
@@ -143,7 +146,9 @@ def _cones(where: Where, field_of_view_deg: float, side: int, patch_px: float) -
     far = (down.square() + right.square()).sqrt()
     off = torch.atan2(right, -down) - where.heading.nan_to_num()[:, None, None]
     off = torch.atan2(off.sin(), off.cos()).abs()
-    half, soft = math.radians(field_of_view_deg) / 2, math.radians(_COMPASS_DEG)
+    known = where.field_of_view.isfinite()
+    half = torch.where(known, where.field_of_view, math.radians(field_of_view_deg))[:, None, None] / 2
+    soft = math.radians(_COMPASS_DEG)
     weight = torch.special.ndtr((half - off) / soft) * torch.exp(-far / where.reach_px[:, None, None])
     weight = weight / far.clamp_min(patch_px)
     n = 3 * side

@@ -44,6 +44,9 @@ def training_rows_digest(store: PairStore, bank: PhotoBank) -> str:
     of_photos = pd.DataFrame({'photo_id': photos['photo_id'].astype(str), 'lon': lonlat['x'], 'lat': lonlat['y']})
     for name in ('accuracy_m', 'heading_deg'):
         of_photos[name] = photos[name].astype('float64') if name in photos else np.nan
+    if 'field_of_view_deg' in photos and photos['field_of_view_deg'].notna().any():
+        # where no camera tells its own, the digest is that of stores without the column
+        of_photos['field_of_view_deg'] = photos['field_of_view_deg'].astype('float64')
     of_photos['content'] = bank.photos['digest'].astype('string').fillna('').to_numpy(dtype=object)[rows]
     state.update(_hashed(of_photos))
     return state.hexdigest()

@@ -47,6 +47,8 @@ class Source:
     """Standard deviation of that position along each axis, [N]."""
     heading: Floats
     """Radians clockwise from true north, NaN where unknown, [N]."""
+    field_of_view: Floats
+    """Radians across the photo, NaN where its camera tells none, [N]."""
     image_ids: npt.NDArray[np.object_] | pa.ChunkedArray
     """What people call all images of the store or set."""
 
@@ -88,7 +90,8 @@ def store_source(
         candidate=photo,
         position=pairs[['row', 'col']].to_numpy(dtype=np.float32),
         sigma_px=_sigma_px(store, unknown_accuracy_m)[photo],
-        heading=_headings(store)[photo],
+        heading=_angles(store, 'heading_deg')[photo],
+        field_of_view=_angles(store, 'field_of_view_deg')[photo],
         image_ids=store.tiles['tile_id'].to_numpy(dtype=object),
     )
 
@@ -140,6 +143,7 @@ def caption_source(
         position=np.full((len(candidate), 2), middle, dtype=np.float32),
         sigma_px=np.ones(len(candidate), dtype=np.float32),
         heading=np.full(len(candidate), np.nan, dtype=np.float32),
+        field_of_view=np.full(len(candidate), np.nan, dtype=np.float32),
         image_ids=captions.images['image_id'],
     )
 
@@ -182,12 +186,13 @@ def _sigma_px(store: PairStore, unknown_m: float) -> Floats:
     return np.asarray(accuracy / RADIUS_PER_SIGMA / store.sensor.gsd_m, dtype=np.float32)
 
 
-def _headings(store: PairStore) -> Floats:
-    """Heading of every photo in radians clockwise from true north, NaN where unknown, [P].
+def _angles(store: PairStore, name: str) -> Floats:
+    """An angle of every photo in radians, NaN where unknown, [P].
 
-    Tiles are up along their zone's grid north, which is off by up to 3 degrees: less than a phone's compass.
+    Headings are clockwise from true north. Tiles are up along their zone's grid north, which is off by up to 3 degrees:
+    less than a phone's compass.
     """
     photos = store.photos
-    if 'heading_deg' not in photos:
+    if name not in photos:
         return np.full(len(photos), np.nan, dtype=np.float32)
-    return np.deg2rad(photos['heading_deg'].to_numpy(dtype=np.float32, na_value=np.nan))
+    return np.deg2rad(photos[name].to_numpy(dtype=np.float32, na_value=np.nan))

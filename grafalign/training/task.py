@@ -234,7 +234,7 @@ class AlignmentTask(nn.Module):
         settings, side = self.settings, patches.shape[1]
         tile = batch['tile']
         reach = settings.placement.reach_m / self.gsd_m * batch['zoom']
-        where = Where(batch['row'], batch['col'], batch['sigma_px'], batch['heading'], reach)
+        where = Where(batch['row'], batch['col'], batch['sigma_px'], batch['heading'], batch['field_of_view'], reach)
         covered = None
         if settings.augment.resamples:
             covered = footprint(batch['matrix'], batch['shift'], self.encoder.size_px, self.encoder.patch_px)[tile]

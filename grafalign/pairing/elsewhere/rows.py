@@ -16,7 +16,7 @@ from grafalign.photos.guess import GUESSES as OF_PHOTOS
 from grafalign.photos.values import numbers, texts
 
 TEXTS = ('photo', 'tile', 'photo_id', 'tile_id', 'place', 'split', 'role', 'taken_at', 'licence', 'author', 'source')
-NUMBERS = ('lon', 'lat', 'tile_lon', 'tile_lat', 'row', 'col', 'heading_deg', 'accuracy_m')
+NUMBERS = ('lon', 'lat', 'tile_lon', 'tile_lat', 'row', 'col', 'heading_deg', 'field_of_view_deg', 'accuracy_m')
 COLUMNS = (*TEXTS, *NUMBERS)
 ROLES = ('pair', 'semi', 'gallery')
 GUESSES = {name: OF_PHOTOS.get(name, (name,)) for name in COLUMNS} | {
