@@ -67,6 +67,7 @@ RESULTS = HERE / 'results' / 'gap'
 TRAIN = {'steps': 500, 'batch_tiles': 128, 'lr': 0.002, 'log_every': 20, 'level': 'image', 'tau': 0.3}
 """The quickstart's."""
 DENSE = {'core': 0.33, 'reach': 0.5}
+STORES = {'graft': 'pairs', 'dense': 'dense', 'graft, twice the photos': 'twice/pairs'}
 PER_CLASS, OBJECT_SHARE = 150, 0.1
 """Tiles of a class in the bound, as in the quickstart; least share of a tile at which an object names it."""
 ARMS = (
@@ -228,12 +229,18 @@ def cells(worlds: Path, seed: int) -> list[Cell]:
     clean_bank(world, seed)
     made = []
     for tiles, learns, drawn in ARMS:
-        store = {'dense': 'dense', 'graft, twice the photos': 'twice/pairs'}.get(tiles, 'pairs')
-        steps = {'steps': 2 * int(str(TRAIN['steps']))} if 'steps' in tiles else {}
-        rows = PairStore(world / store)
-        options = {'tiles_with_photos': len(rows.tiles_of('train')), 'pairs': len(rows.pairs)}
-        made.append(Cell(seed, {'tiles': tiles, 'learns': learns, 'drawn': drawn}, {**TRAIN, **steps}, store, options))
+        cell = cell_of(seed, tiles, learns, drawn)
+        store = PairStore(world / cell.store)
+        options = {'tiles_with_photos': len(store.tiles_of('train')), 'pairs': len(store.pairs)}
+        made.append(replace(cell, options=options))
     return made
+
+
+def cell_of(seed: int, tiles: str, learns: str, drawn: str) -> Cell:
+    """A cell of the study."""
+    values = {'tiles': tiles, 'learns': learns, 'drawn': drawn}
+    steps = {'steps': 2 * int(str(TRAIN['steps']))} if 'steps' in tiles else {}
+    return Cell(seed, values, {**TRAIN, **steps}, STORES.get(tiles, 'pairs'))
 
 
 def table() -> str:

@@ -12,20 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from experiments.captions.places import tiles_to_caption
+from experiments.levers.worth import tile_vectors
 from experiments.study import CLIP
 from grafalign.captions import CaptionSet
 from grafalign.captions.sources.tiles import read_tiles
 from grafalign.captions.write_set import SetWriter
 from grafalign.encoders import embed_texts, load_clip
-from grafalign.store import PairStore
 from grafalign.training import SatelliteModel
 from grafalign.training.word_list import SHIPPED, read_words
 from grafalign.zeroshot import class_vectors
 
-SHARE, BATCH = 0.5, 256
+SHARE = 0.5
 
 
 def named_land(world: Path, seed: int, teacher: SatelliteModel, out: Path, shuffled: bool) -> Path:
@@ -34,7 +33,7 @@ def named_land(world: Path, seed: int, teacher: SatelliteModel, out: Path, shuff
         return out
     store, _ = tiles_to_caption(world, seed)
     names = read_words(SHIPPED)
-    scores = _embeddings(teacher, store) @ class_vectors(teacher.clip, names).T
+    scores = tile_vectors(teacher, store, np.arange(len(store.tiles))) @ class_vectors(teacher.clip, names).T
     word, kept = surest_words(scores - scores.mean(0), SHARE)
     if shuffled:
         word[kept] = np.random.default_rng((seed, 71)).permutation(word[kept])
@@ -60,13 +59,3 @@ def surest_words(scores: npt.NDArray[np.float32], share: float) -> tuple[npt.NDA
         mine = np.flatnonzero(word == number)
         kept[mine[np.argsort(-scores[mine, number])[: max(1, round(share * len(mine)))]]] = True
     return word, kept
-
-
-def _embeddings(model: SatelliteModel, store: PairStore) -> npt.NDArray[np.float32]:
-    scale, offset = store.radiometry
-    parts = []
-    for rows in np.array_split(np.arange(len(store.tiles)), max(1, len(store.tiles) // BATCH)):
-        pixels = np.stack([store.read_tile(int(row)) for row in rows])
-        tensors = (torch.from_numpy(values) for values in (pixels, scale[rows], offset[rows]))
-        parts.append(model.embed_images(model.preprocess(*tensors)).numpy())
-    return np.concatenate(parts)

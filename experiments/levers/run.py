@@ -12,7 +12,8 @@ All arms take the quickstart's 500 steps of 128 tiles. Arms:
     synonyms    the same over the 49 synonyms that the sandbox's classes have; none is a name that is asked for
     nonsense    the same over a thousand words of random letters: what any words give
     land        half of every batch are tiles of random places with the words of a finished run (`land.py`)
-    shuffled    the same with the words of other tiles
+    land shuffled    the same with the words of other tiles
+    agreement, teacher, balanced    photos by their worth, tiles by what is rare (`worth.py`); shuffled: control
 
 on the tiles of GRAFT's plan and on denser ones (`gap.py`), at image level, and at patch level with photos in their view
 cones.
@@ -20,48 +21,61 @@ cones.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.levers.gap import DENSE, TRAIN, dense_store
-from experiments.levers.gap import RESULTS as GAP
+from experiments.levers import gap
+from experiments.levers.gap import DENSE, STORES, TRAIN, dense_store
 from experiments.levers.land import named_land
+from experiments.levers.worth import train_weighted
 from experiments.study import (
+    CLIP,
     Cell,
     as_text,
     by_settings,
     chosen,
+    labelled,
     load_results,
     mean_over_worlds,
+    measure,
+    measure_vectors,
     paired_difference,
     run_cells,
     study_parser,
 )
+from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel
+from grafalign.encoders import load_clip
 from grafalign.sandbox.classes import LAND_CLASSES
+from grafalign.store import PairStore
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite
+from grafalign.zeroshot import class_vectors
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / 'results' / 'levers'
-STORES = {'graft': 'pairs', 'dense': 'dense'}
 IMAGE = (
     ('graft', 'photos', 0.07),
-    ('graft', 'photos', 0.3),
+    ('graft', 'photos', 0.3),  # of the other study
     ('graft', 'words', 0.07),
     ('graft', 'words', 0.3),
     ('graft', 'synonyms', 0.07),
     ('graft', 'nonsense', 0.07),
     ('dense', 'photos', 0.07),
-    ('dense', 'photos', 0.3),
+    ('dense', 'photos', 0.3),  # of the other study
     ('dense', 'words', 0.07),
     ('dense', 'words', 0.3),
     ('dense', 'land', 0.3),
-    ('dense', 'shuffled', 0.3),
+    ('dense', 'land shuffled', 0.3),
+    ('dense', 'agreement', 0.3),
+    ('dense', 'agreement shuffled', 0.3),
+    ('dense', 'teacher', 0.3),
+    ('dense', 'balanced', 0.3),
 )
 PATCH = (('graft', 'photos', 0.4), ('graft', 'words', 0.4), ('dense', 'photos', 0.4))
-LEARNED_BEFORE = ('dense', 'photos', 0.3)
-"""The teacher of `land`."""
+LEARNED_BEFORE = ('dense', 'photos', 'tiles alike')
+"""Run of the other study that `land` and `teacher` ask."""
 
 
 def word_list(cell: Cell, world: Path) -> Path | None:
@@ -78,17 +92,31 @@ def word_list(cell: Cell, world: Path) -> Path | None:
     return out
 
 
-def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel:
+def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel | ZeroShotModel:
     """Train as the arm says."""
     values = settings.model_dump(mode='json')
-    arm = cell.values['arm']
+    arm = str(cell.values['arm'])
+    before = settings.out.parent.parent / 'gap' / gap.cell_of(cell.world, *LEARNED_BEFORE).name
     if arm in ('words', 'synonyms', 'nonsense'):
         values['word_anchors'] = {'list': word_list(cell, world)}
-    elif arm in ('land', 'shuffled'):
-        teacher = load_satellite(settings.out.parent / named(cell.world, *LEARNED_BEFORE))
-        land = named_land(world, cell.world, teacher, settings.out.with_name(f'{settings.out.name}_set'), arm != 'land')
+    elif arm.startswith('land'):
+        out = settings.out.with_name(f'{settings.out.name}_set')
+        land = named_land(world, cell.world, load_satellite(before), out, arm.endswith('shuffled'))
         values |= {'store': None, 'data': [{'store': settings.store}, {'set': land}]}
+    elif arm != 'photos':
+        clip = load_clip(CLIP)
+        task, log = train_weighted(settings, clip, arm, load_satellite(before, clip) if arm == 'teacher' else None)
+        settings.out.mkdir(parents=True, exist_ok=True)
+        (settings.out / 'log.jsonl').write_text(''.join(json.dumps(entry) + '\n' for entry in log))
+        names = labelled(world, cell.world)[2]
+        every = range(len(PairStore(world / cell.store).sensor.bands))
+        return ZeroShotModel(task.encoder.eval(), task.preprocess, class_vectors(clip, names), every)
     return by_settings(cell, world, TrainSettings.model_validate(values))
+
+
+def measure_either(model: SatelliteModel | ZeroShotModel, world: Path, seed: int) -> dict[str, Any]:
+    """Measure what `trainer` gives."""
+    return (measure_vectors if isinstance(model, ZeroShotModel) else measure)(model, world, seed)
 
 
 def cell_of(seed: int, tiles: str, arm: str, tau: float, level: str = 'image') -> Cell:
@@ -97,11 +125,6 @@ def cell_of(seed: int, tiles: str, arm: str, tau: float, level: str = 'image') -
     if level == 'patch':
         train['placement'] = {'kind': 'view_cone'}
     return Cell(seed, {'level': level, 'tiles': tiles, 'arm': arm, 'tau': tau}, train, STORES[tiles])
-
-
-def named(seed: int, tiles: str, arm: str, tau: float) -> str:
-    """Folder of a run."""
-    return cell_of(seed, tiles, arm, tau).name
 
 
 def rows(outcomes: list[dict[str, Any]], level: str, arms: tuple[tuple[str, str, float], ...]) -> list[str]:
@@ -125,9 +148,12 @@ def rows(outcomes: list[dict[str, Any]], level: str, arms: tuple[tuple[str, str,
 
 def table() -> str:
     """Both levels, beside the bound."""
-    outcomes = load_results(RESULTS)
+    outcomes, others = load_results(RESULTS), load_results(gap.RESULTS)
+    for tiles in ('graft', 'dense'):
+        for outcome in chosen(others, tiles=tiles, learns='photos'):
+            outcomes.append({**outcome, 'values': {'level': 'image', 'tiles': tiles, 'arm': 'photos', 'tau': 0.3}})
     worlds = sorted({int(o['world']) for o in outcomes})
-    bound = as_text(mean_over_worlds(chosen(load_results(GAP), tiles='bound'), 'accuracy'))
+    bound = as_text(mean_over_worlds(chosen(others, tiles='bound'), 'accuracy'))
     lines = [
         '# Levers at equal steps',
         '',
@@ -146,16 +172,14 @@ def table() -> str:
 
 
 def main() -> None:
-    """Run what is not done yet, the teachers first, or make the table."""
+    """Run what is not done yet, or make the table."""
     args = study_parser(__doc__, 'levers').parse_args()
     if not args.table:
         for seed in args.seeds:
             dense_store(args.worlds / str(seed))
-        first = [cell_of(seed, *LEARNED_BEFORE) for seed in args.seeds]
-        others = [cell_of(seed, *arm) for seed in args.seeds for arm in IMAGE if arm != LEARNED_BEFORE]
-        others += [cell_of(seed, *arm, level='patch') for seed in args.seeds for arm in PATCH]
-        for todo in (first, others):
-            run_cells(todo, args.worlds, RESULTS, args.runs, trainer, args.abreast)
+        todo = [cell_of(seed, *arm) for arm in IMAGE if arm[1:] != ('photos', 0.3) for seed in args.seeds]
+        todo += [cell_of(seed, *arm, level='patch') for arm in PATCH for seed in args.seeds]
+        run_cells(todo, args.worlds, RESULTS, args.runs, trainer, args.abreast, measure_either)
     (HERE / 'results' / 'levers.md').write_text(table())
 
 
