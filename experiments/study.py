@@ -51,6 +51,7 @@ from grafalign.zeroshot import class_scores, class_vectors
 CLIP = ClipSettings(model=str(TINY_CLIP_DIR))
 CHIPS, CHIP_PX, TEST_PER_CLASS = 60, 128, 40
 DRAWS = 400
+_FILE_NAME = str.maketrans({'/': '-', ' ': '-', ',': None})
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Cell:
     @property
     def name(self) -> str:
         """File name of the result."""
-        return '_'.join([*(f'{k}-{v}' for k, v in self.values.items()), f'world-{self.world}']).replace('/', '-')
+        return '_'.join([*(f'{k}-{v}' for k, v in self.values.items()), f'world-{self.world}']).translate(_FILE_NAME)
 
 
 Trainer = Callable[[Cell, Path, TrainSettings], Any]

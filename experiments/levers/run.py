@@ -177,8 +177,8 @@ def main() -> None:
     if not args.table:
         for seed in args.seeds:
             dense_store(args.worlds / str(seed))
-        todo = [cell_of(seed, *arm) for arm in IMAGE if arm[1:] != ('photos', 0.3) for seed in args.seeds]
-        todo += [cell_of(seed, *arm, level='patch') for arm in PATCH for seed in args.seeds]
+        todo = [cell_of(seed, *arm, level='patch') for arm in PATCH for seed in args.seeds]
+        todo += [cell_of(seed, *arm) for arm in IMAGE if arm[1:] != ('photos', 0.3) for seed in args.seeds]
         run_cells(todo, args.worlds, RESULTS, args.runs, trainer, args.abreast, measure_either)
     (HERE / 'results' / 'levers.md').write_text(table())
 
