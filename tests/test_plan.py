@@ -8,10 +8,10 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyproj import Transformer
+from pyproj import Geod, Transformer
 
 from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
-from grafalign.pairing.plan import Plan, make_plan, split_of_blocks
+from grafalign.pairing.plan import Plan, ahead, make_plan, split_of_blocks
 from grafalign.photos.ranks import ranks
 
 GRID = TileGrid(64, 5)
@@ -125,6 +125,32 @@ def test_the_rule_holds_all_over_the_globe(drawn: tuple[TileGrid, pd.DataFrame],
     assert found.tiles['tile_id'].tolist() == ids and len(set(ids)) == len(ids)
     assert set(zip(found.pairs['tile'], found.pairs['photo'], strict=True)) == members
     assert set(found.pairs['photo']) == set(range(len(table))) and not len(found.dropped)
+
+
+@given(places(), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_photos_count_before_their_cameras(drawn: tuple[TileGrid, pd.DataFrame], seed: int) -> None:
+    """Tiles and members are those of the places that are seen; rows and columns are the cameras', inside the tile."""
+    grid, table = drawn
+    lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
+    rng = np.random.default_rng(seed)
+    heading = np.where(rng.random(len(lon)) < 0.7, rng.uniform(0, 360, len(lon)), np.nan)
+    metres = grid.side_m / 8
+    seen = ahead(lon, lat, heading, metres)
+    _, _, far = Geod(ellps='WGS84').inv(lon, lat, *seen)
+    moved = np.isfinite(heading) & (np.abs(lat) < 79)
+    np.testing.assert_allclose(far[moved], metres, rtol=1e-6)
+    np.testing.assert_allclose(far[np.isnan(heading)], 0, atol=1e-6)
+    how = (grid, 1000, 0, 5000, {'train': 1.0}, 0, 0.25, 0.5)
+    found, there = make_plan(table['photo_id'], lon, lat, *how, seen), make_plan(table['photo_id'], *seen, *how)
+    pd.testing.assert_frame_equal(found.tiles, there.tiles)
+    pd.testing.assert_frame_equal(found.pairs[['tile', 'photo']], there.pairs[['tile', 'photo']])
+    assert found.pairs[['row', 'col']].ge(0).all(None) and found.pairs[['row', 'col']].lt(grid.size_px).all(None)
+    for row in found.pairs.itertuples():
+        tile = found.tiles.iloc[row.tile]
+        x, y = project(lon[row.photo], lat[row.photo], int(tile['epsg']))
+        assert row.col == pytest.approx((x - tile['left']) / grid.gsd_m, abs=1e-6)
+        assert row.row == pytest.approx((tile['top'] - y) / grid.gsd_m, abs=1e-6)
 
 
 @given(places())

@@ -8,7 +8,7 @@ The same encoder from the same weights, 500 steps of 128 tiles at image level, l
 product) or from labels (the trainer of the bound, learned class vectors), on tiles of one of three kinds:
 
     graft      those of GRAFT's plan: a photo that no tile holds yet seeds one
-    dense      those of `plan: {core: 0.33, reach: 0.5}` from the same photos
+    dense      those of `plan: {core: 0.2, reach: 0.5, ahead_m: 25}` from the same photos
     bound      tiles of all classes alike, also where nobody photographs: what the quickstart's bound is trained on
 
 and from what is said of a tile, from the truest to what a photo says:
@@ -66,7 +66,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / 'results' / 'gap'
 TRAIN = {'steps': 500, 'batch_tiles': 128, 'lr': 0.002, 'log_every': 20, 'level': 'image', 'tau': 0.3}
 """The quickstart's."""
-DENSE = {'core': 0.33, 'reach': 0.5}
+DENSE = {'core': 0.2, 'reach': 0.5, 'ahead_m': 25}
 STORES = {'graft': 'pairs', 'dense': 'dense', 'graft, twice the photos': 'twice/pairs'}
 PER_CLASS, OBJECT_SHARE = 150, 0.1
 """Tiles of a class in the bound, as in the quickstart; least share of a tile at which an object names it."""

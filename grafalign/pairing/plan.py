@@ -3,7 +3,8 @@
 Photos are visited in a fixed pseudo-random order (a hash of photo id and seed). A photo that no tile holds yet seeds a
 tile centred on it; in the end every photo inside a tile belongs to it, and at most `max_photos` are kept per tile,
 chosen by the same hash. With a `core` a photo counts as held only in the inner part of a tile (ours: more tiles, which
-overlap, from the same photos), and with a `reach` only photos in the inner part belong to it. Tiles that touch blocks
+overlap, from the same photos), and with a `reach` only photos in the inner part belong to it. Photos may count at a
+place before their cameras; the rows and columns that are kept are the cameras'. Tiles that touch blocks
 of two splits, or lie within a buffer of another split's block, are dropped: no pixel is on both sides, and no place is
 shown from both either.
 
@@ -21,8 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pyproj import Geod
 
-from grafalign.geo import SHORTEST_DEGREE_M, TileGrid, blocks_touched, project, utm_epsg
+from grafalign.geo import (
+    SHORTEST_DEGREE_M,
+    UTM_NORTH_LIMIT,
+    UTM_SOUTH_LIMIT,
+    TileGrid,
+    blocks_touched,
+    project,
+    utm_epsg,
+)
 from grafalign.photos.ranks import ranks
 
 Floats = npt.NDArray[np.float64]
@@ -72,6 +82,7 @@ def make_plan(
     buffer_m: float = 0.0,
     core: float = 1.0,
     reach: float = 1.0,
+    seen: tuple[Floats, Floats] | None = None,
 ) -> Plan:
     """Plan the tiles for a photo table.
 
@@ -87,9 +98,10 @@ def make_plan(
         buffer_m: metres that a tile keeps from blocks of other splits.
         core: share of a tile's side within which a photo needs no tile of its own.
         reach: share of a tile's side within which photos belong to it.
+        seen: degrees east and north at which photos count, [P] each, near where they were taken; there by default.
     """
     rank = ranks(photo_ids, seed)
-    places = _places(lon, lat, grid)
+    places = _places(*(seen or (lon, lat)), grid)
     epsg, left, top = _seed_tiles(rank, places, grid, core)
     split = _splits(epsg, left, top, grid, block_km, shares, seed)
     near = np.zeros(len(epsg), dtype=bool)
@@ -99,6 +111,8 @@ def make_plan(
     photo, tile, row, col = _members(epsg, left, top, places, grid, reach)
     order = np.lexsort((rank[photo], tile))
     photo, tile, row, col = photo[order], tile[order], row[order], col[order]
+    if seen is not None:
+        row, col = _cameras(lon[photo], lat[photo], epsg[tile], left[tile], top[tile], grid)
     first = np.searchsorted(tile, np.arange(len(epsg)))
     kept = np.arange(len(tile)) - first[tile] < max_photos
     usable = np.array([s is not None for s in split], dtype=bool)
@@ -128,6 +142,30 @@ def make_plan(
         )
     )
     return Plan(tiles, pairs, pd.DataFrame({'photo': lost, 'reason': reason.astype('category')}))
+
+
+def ahead(lon: Floats, lat: Floats, heading_deg: Floats, metres: float) -> tuple[Floats, Floats]:
+    """Places before cameras, along the ellipsoid; where a heading is NaN, the camera's own.
+
+    Places that UTM does not reach stay the camera's, too.
+    """
+    known = np.isfinite(heading_deg)
+    there = [lon.copy(), lat.copy()]
+    far = np.full(int(known.sum()), metres)
+    east, north, _ = Geod(ellps='WGS84').fwd(lon[known], lat[known], heading_deg[known], far)
+    within = (north >= UTM_SOUTH_LIMIT) & (north <= UTM_NORTH_LIMIT)
+    there[0][known] = np.where(within, east, lon[known])
+    there[1][known] = np.where(within, north, lat[known])
+    return there[0], there[1]
+
+
+def _cameras(lon: Floats, lat: Floats, epsg: Ints, left: Floats, top: Floats, grid: TileGrid) -> tuple[Floats, Floats]:
+    """Rows and columns of cameras in the tiles of their photos."""
+    row, col = np.empty(len(lon)), np.empty(len(lon))
+    for zone in np.unique(epsg):
+        mine = epsg == zone
+        row[mine], col[mine] = grid.row_col(*project(lon[mine], lat[mine], int(zone)), left[mine], top[mine])
+    return row, col
 
 
 @dataclass(frozen=True)

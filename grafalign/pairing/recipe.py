@@ -64,6 +64,9 @@ class PlanSettings(Settings):
     many in the sandbox)."""
     reach: float = Field(default=1.0, gt=0, le=1)
     """Inner part of a tile whose photos belong to it, at least `core`: what lies in the middle speaks of the whole."""
+    ahead_m: float = Field(default=0.0, ge=0)
+    """Metres before the camera at which a photo counts, for what tile it seeds and belongs to, where its heading is
+    known: photos show what lies before them. 0 is GRAFT's rule."""
     seed: int = 0
 
     @model_validator(mode='after')
@@ -131,6 +134,11 @@ class Recipe(Settings):
     def _core_of_pixels(self) -> Self:
         if self.plan.core * self.sensor.size_px < 4:
             raise ValueError('plan.core must span four pixels at least, or tiles would be the same but for a pixel')
+        inside_m = (1 - self.plan.reach) * self.grid.side_m / 2
+        if self.plan.ahead_m and self.plan.ahead_m > inside_m - self.sensor.gsd_m:
+            raise ValueError(
+                'plan.ahead_m reaches out of the tile, where the camera would stand beside it; lower it, or plan.reach'
+            )
         return self
 
     @model_validator(mode='after')

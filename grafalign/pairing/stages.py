@@ -22,7 +22,7 @@ from grafalign import console
 from grafalign.errors import GrafalignError, InputError
 from grafalign.files import Place, write_atomically, write_table
 from grafalign.geo import SHORTEST_DEGREE_M
-from grafalign.pairing.plan import Plan, make_plan
+from grafalign.pairing.plan import Plan, ahead, make_plan
 from grafalign.pairing.recipe import Recipe
 from grafalign.photos import Photos, read_photos
 from grafalign.scenes import Choice, Scene, choose_scenes, load_scenes, regions_of
@@ -106,10 +106,11 @@ def _plan(recipe: Recipe, work: Place, photos: Photos) -> Plan:
     """
     if not (work / 'plan_tiles.parquet').exists():
         table, settings, split = photos.table, recipe.plan, recipe.split
+        lon, lat, heading = (table[name].to_numpy(dtype=float) for name in ('lon', 'lat', 'heading_deg'))
         plan = make_plan(
             table['photo_id'],
-            table['lon'].to_numpy(),
-            table['lat'].to_numpy(),
+            lon,
+            lat,
             recipe.grid,
             settings.max_photos,
             settings.seed,
@@ -118,6 +119,7 @@ def _plan(recipe: Recipe, work: Place, photos: Photos) -> Plan:
             recipe.buffer_m,
             settings.core,
             settings.reach,
+            ahead(lon, lat, heading, settings.ahead_m) if settings.ahead_m else None,
         )
         if not len(plan.tiles):
             raise InputError(
