@@ -78,7 +78,6 @@ def test_vigor_counts_as_vigor_does(clip: FrozenClip, tmp_path: Path) -> None:
     assert len(photos) == 4 and len(tiles) == 10
     assert found['photo_to_tile_r@1'] == found['photo_to_tile_r@1%'] == pytest.approx(np.mean(first))
     assert found['photo_to_tile_hit_rate'] == pytest.approx(np.mean(hits))
-    assert np.mean(hits) >= np.mean(first)
 
 
 def test_university_counts_as_university_does(clip: FrozenClip, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -79,7 +80,7 @@ def test_every_form_gives_the_bank_that_embedding_gives(
 def test_photos_without_a_row_are_embedded_alone(
     bare: Path, store: PairStore, bank: PhotoBank, clip: FrozenClip, command: Command, tmp_path: Path
 ) -> None:
-    """Until then they are left out, as are rows that are not finite or zero."""
+    """Until then they are left out, as are rows that are zero or not finite."""
     ids, vectors = rows(store, bank)
     vectors = vectors.astype(np.float32) * 7  # not of unit length
     vectors[0], vectors[1, 3] = 0, np.nan
@@ -91,7 +92,7 @@ def test_photos_without_a_row_are_embedded_alone(
     assert out == {*ids[-5:], *ids[:2]}
     assert sorted(left.rejected['reason'].unique()) == [
         'no embedding was given',
-        'the embedding given is not finite or zero',
+        'the embedding given is zero or not finite',
     ]
     code, err = command('embed', bare, *CLIP, '--retry-failed')
     assert code == 0, err
@@ -111,10 +112,31 @@ def test_embeddings_of_another_clip_are_refused(
     refused(command('import-bank', bare, tmp_path / 'named.npz', *CLIP), 'made by ViT-L-14')
     turned = vectors @ np.linalg.qr(np.random.default_rng(0).normal(size=(96, 96)))[0]
     source = as_parquet(tmp_path / 'turned.parquet', ids, turned)
-    refused(command('import-bank', bare, source, *CLIP), 'median cosine', 'name the CLIP that made them')
+    refused(command('import-bank', bare, source, *CLIP), 'cosine below 0.9', 'name the CLIP that made them')
     mixed = as_parquet(tmp_path / 'mixed.parquet', ids, np.roll(vectors, 1, axis=0))  # each row of another photo
-    refused(command('import-bank', bare, mixed, *CLIP), 'median cosine')
+    refused(command('import-bank', bare, mixed, *CLIP), 'cosine below 0.9')
+    shards = as_clip_retrieval(tmp_path / 'shards', ids, vectors)
+    one = shards / 'img_emb' / 'img_emb_7.npy'
+    np.save(one, np.load(one)[:, ::-1])  # one shard of eleven is of another model
+    refused(command('import-bank', bare, shards, *CLIP), 'or not all of it')
+    np.savez(tmp_path / 'spelled.npz', ids=np.array(ids), embeddings=vectors, model=np.array('Tiny_CLIP/x'))
+    assert not (bare / 'bank' / 'next').exists()  # nothing of the size of a bank is left
+    assert command('import-bank', bare, tmp_path / 'spelled.npz', *CLIP)[0] == 0
+    shutil.rmtree(bare / 'bank')
     assert not (bare / 'bank' / 'bank.json').exists()
+
+
+def test_rows_that_nothing_can_be_compared_with_are_refused(
+    bare: Path, store: PairStore, bank: PhotoBank, command: Command, tmp_path: Path
+) -> None:
+    """Where no photo can be read: unless the user says so."""
+    photos = gpd.read_parquet(bare / 'photos.parquet')
+    photos.assign(uri=[f'{tmp_path}/gone/{i}.jpg' for i in range(len(photos))]).to_parquet(bare / 'photos.parquet')
+    ids, vectors = rows(store, bank)
+    source = as_parquet(tmp_path / 'e.parquet', ids, vectors)
+    refused(command('import-bank', bare, source, *CLIP), 'can be read', '--unchecked')
+    code, err = command('import-bank', bare, source, *CLIP, '--unchecked')
+    assert code == 0, err
 
 
 def test_rows_that_make_no_sense_are_named(
@@ -126,6 +148,8 @@ def test_rows_that_make_no_sense_are_named(
     refused(command('import-bank', bare, source, *CLIP), f'the id {ids[0]!r} twice')
     source = as_parquet(tmp_path / 'other.parquet', [f'x{i}' for i in range(len(ids))], vectors)
     refused(command('import-bank', bare, source, *CLIP), 'No row of', '--id-column')
+    source = as_parquet(tmp_path / 'none.parquet', [None, *ids[1:]], vectors)
+    refused(command('import-bank', bare, source, *CLIP), 'without an id (row 1)')
     np.savez(tmp_path / 'few.npz', ids=np.array(ids), embeddings=vectors[:-2])
     refused(
         command('import-bank', bare, tmp_path / 'few.npz', *CLIP), f'{len(ids) - 2:,} embeddings and {len(ids):,} ids'

@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grafalign.benchmarks.tasks.photo_tile import open_pairs
+from grafalign.captions.sources.tiles import read_tiles
 from grafalign.pairing.check import check_store
 from grafalign.pairing.elsewhere.ids import in_archive, tile_ids
 from grafalign.pairing.elsewhere.layouts import VIGOR_GSD_M
 from grafalign.pairing.elsewhere.pictures import cut
+from grafalign.pairing.elsewhere.rows import complete
 from grafalign.pairing.elsewhere.splits import groups, splits_of
+from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
+from grafalign.training.trainer import earth_centred
 from tests.commands import Command, contents, refused
 
 SHARES = {'train': 0.6, 'val': 0.2, 'test': 0.2}
@@ -79,6 +83,74 @@ def test_the_same_command_makes_the_same_bytes_once(command: Command, tmp_path: 
     refused(run(command, table, tmp_path / 'a', '--seed', 1), 'holds another store')
 
 
+def test_an_edited_table_is_another_store(command: Command, tmp_path: Path) -> None:
+    """Nothing that was added is taken for done; the same table by another path, or moved, is the same store."""
+    table = make_table(tmp_path / 'in')
+    assert run(command, table, tmp_path / 'a')[0] == 0
+    assert run(command, tmp_path / 'in' / '..' / 'in' / 'pairs.csv', tmp_path / 'a')[0] == 0
+    shutil.move(tmp_path / 'in', tmp_path / 'moved')
+    assert run(command, tmp_path / 'moved' / 'pairs.csv', tmp_path / 'a')[0] == 0
+    with (tmp_path / 'moved' / 'pairs.csv').open('a') as file:
+        file.write('ground/0.jpg,above/3.png,p3\n')
+    refused(run(command, tmp_path / 'moved' / 'pairs.csv', tmp_path / 'a'), 'before it was changed')
+
+
+def test_what_cannot_be_used_is_kept_with_its_reason(command: Command, tmp_path: Path) -> None:
+    """Cells that are no numbers, positions that nobody has, times that were never, photos outside of their tile."""
+    rows, cols = [np.nan] * 12, [np.nan] * 12
+    rows[2], cols[2], rows[3], cols[3] = 99, 5, 31.9, 0
+    lon, lat, taken = ['7.5'] * 12, ['46.5'] * 12, ['2021-05-06'] * 12
+    lon[4], lon[5], lat[6], taken[8], lon[7], lat[7] = '7,5', 'n/a', '97', '0001-01-01', '0', '0.0'
+    table = make_table(tmp_path, row=rows, col=cols, lon=lon, lat=lat, taken_at=taken)
+    assert run(command, table, tmp_path / 'a')[0] == 0
+    store = PairStore(tmp_path / 'a')
+    found = {i: r for i, r in zip(store.rejected['id'], store.rejected['reason'], strict=True) if ' on ' not in i}
+    assert {k: v for k, v in found.items() if k != 'ground/2.jpg'} == {
+        'ground/4.jpg': 'lon is no number',
+        'ground/6.jpg': 'impossible coordinates',
+        'ground/7.jpg': 'position 0, 0',
+        'ground/8.jpg': 'impossible time',
+    }
+    assert 'the photo is outside the tile' in set(store.rejected['reason'])
+    assert store.photos.geometry[store.photos['photo_id'] == 'ground/5.jpg'].isna().all()  # unknown is no mistake
+    assert not [f for f in check_store(store) if f.problems]
+    make_table(tmp_path, taken_at=['03/04/2020'] * 12)
+    refused(run(command, table, tmp_path / 'b'), "'03/04/2020' may have its day or its month first")
+
+
+def test_a_store_without_places_goes_all_the_way(command: Command, tmp_path: Path) -> None:
+    """It is trained on, exported with a card that says so, and its tiles can be captioned."""
+    table = make_table(tmp_path, count=16, split=['train'] * 16)
+    assert run(command, table, tmp_path / 'store')[0] == 0
+    clip = ('--model', TINY_CLIP_DIR)
+    assert command('embed', tmp_path / 'store', *clip)[0] == 0
+    train = tmp_path / 'train.yaml'
+    settings = f'store: {tmp_path}/store\nout: {tmp_path}/run\nclip: {{model: {TINY_CLIP_DIR}}}\n'
+    train.write_text(settings + 'steps: 2\nbatch_tiles: 4\ntrackers: []\nmasks: {within_m: 100}\n')
+    code, err = command('train', train)
+    assert code == 0, err
+    assert command('export', tmp_path / 'run', tmp_path / 'model')[0] == 0
+    card = (tmp_path / 'model' / 'README.md').read_text()
+    assert 'Place: not known' in card and 'of pairs from elsewhere' in card
+    assert [item.image_id for item in read_tiles(PairStore(tmp_path / 'store'))] == [f'{n}' for n in range(8)]
+
+
+def test_a_photo_without_a_place_is_far_from_all_others(command: Command, tmp_path: Path) -> None:
+    """And moves no other photo's place."""
+    lon = [7.0 + 0.01 * n for n in range(12)]
+    lon[2] = np.nan
+    table = make_table(tmp_path, lon=lon, lat=[46.0] * 12)
+    assert run(command, table, tmp_path / 'a')[0] == 0
+    store = PairStore(tmp_path / 'a')
+    places = earth_centred(store)
+    assert places.shape == (12, 3)
+    missing = store.photos['photo_id'].to_numpy() == 'ground/2.jpg'
+    assert np.isinf(places[missing]).all() and np.isfinite(places[~missing]).all()
+    east = store.photos.geometry.x.to_numpy()[~missing]
+    angle = np.rad2deg(np.arctan2(places[~missing, 1], places[~missing, 0]))
+    np.testing.assert_allclose(angle, east, atol=1e-4)
+
+
 def test_columns_are_named_and_put_together(command: Command, tmp_path: Path) -> None:
     """A pattern makes file names of a row's own values; what no column tells is one sentence."""
     table = make_table(tmp_path)
@@ -94,13 +166,15 @@ def test_columns_are_named_and_put_together(command: Command, tmp_path: Path) ->
 
 
 def test_tiles_of_two_sizes_need_a_size(command: Command, tmp_path: Path) -> None:
-    """The sentence names both pictures; with a size all are its middle squares."""
+    """The sentence names both pictures; with a size all are its middle squares, if their pixels are of a size, too."""
     table = make_table(tmp_path)
-    picture(tmp_path / 'above' / '4.png', 7, 48, 64)
-    refused(run(command, table, tmp_path / 'a'), 'above/4.png has 48 x 64 px', '0.png has 32 x 32', '--size-px')
+    picture(tmp_path / 'above' / '4.png', 7, 36, 64)
+    refused(run(command, table, tmp_path / 'a'), 'above/4.png has 36 x 64 px', '0.png has 32 x 32', '--size-px')
     assert run(command, table, tmp_path / 'a', '--size-px', 16)[0] == 0
     store = PairStore(tmp_path / 'a')
     assert store.read_tile(4).shape == (3, 16, 16) and store.sensor.gsd_m == pytest.approx(1.0)
+    picture(tmp_path / 'above' / '4.png', 7, 64, 64)
+    refused(run(command, table, tmp_path / 'b', '--size-px', 16), 'pixels of 2 m as a tile', '0.png has 1 m')
     picture(tmp_path / 'above' / '0.png', 7, 30, 32)
     refused(run(command, table, tmp_path / 'b'), '30 x 32 px', 'middle squares')
 
@@ -114,9 +188,9 @@ def test_a_place_in_two_splits_is_named(command: Command, tmp_path: Path) -> Non
     make_table(tmp_path, split=['train'] * 5 + ['test'] * 7)
     refused(run(command, table, tmp_path / 'b'), 'puts the place p2 into test and train')
     make_table(tmp_path, split=['train'] * 11 + ['holdout'])
-    refused(run(command, table, tmp_path / 'b'), "row 12 has the split 'holdout'", 'train, val or test')
+    refused(run(command, table, tmp_path / 'b'), "11.jpg has the split 'holdout'", 'train, val or test')
     make_table(tmp_path, split=['train'] * 11 + [None])
-    refused(run(command, table, tmp_path / 'b'), 'row 12 has no split')
+    refused(run(command, table, tmp_path / 'b'), '11.jpg has no split')
 
 
 def test_ids_that_repeat_are_named(command: Command, tmp_path: Path) -> None:
@@ -254,10 +328,17 @@ def test_vigor(command: Command, tmp_path: Path) -> None:
     assert code == 0, err
     store = PairStore(tmp_path / 'store')
     assert not [f for f in check_store(store) if f.problems]
-    splits = dict(zip(store.tiles['tile_id'].str.split('_').str[0], store.tiles['split'], strict=True))
     assert len(store.tiles) == 4 * 5 and len(store.photos) == 4 * 2
-    assert store.pairs['role'].value_counts().to_dict() == {'semi': 24, 'pair': 8} and splits
-    assert set(store.tiles['split'][store.tiles['uri'].str.contains('Chicago')]) == {'test'}
+    assert store.pairs['role'].value_counts().to_dict() == {'semi': 24, 'pair': 8}
+    cities = store.tiles['uri'].str.split('/').str[-3]
+    assert store.tiles['split'].groupby(cities).unique().map(list).to_dict() == {
+        'NewYork': ['train'], 'Seattle': ['train'], 'Chicago': ['test'], 'SanFrancisco': ['test']
+    }  # fmt: skip
+    middle = store.tiles.geometry.centroid  # tile 4, which no panorama is in, among them
+    named = store.tiles['uri'].str.extract(r'satellite_([-.0-9]+)_([-.0-9]+)\.png').astype(float)
+    np.testing.assert_allclose(middle.y, named[0], atol=1e-7)
+    np.testing.assert_allclose(middle.x, named[1], atol=1e-7)
+    assert not store.tiles['tile_id'].str.contains('.', regex=False).any()
     chicago = store.pairs[store.pairs['photo_id'].str.contains('Chicago') & (store.pairs['role'] == 'pair')]
     # 10 m north and 6 m east of the middle of a picture of 640 px, shown in 64
     expected = [(320 - 10 / VIGOR_GSD_M['Chicago']) / 10, (320 + 6 / VIGOR_GSD_M['Chicago']) / 10]
@@ -299,6 +380,9 @@ def test_university(command: Command, tmp_path: Path) -> None:
     roles = store.pairs['role'].groupby(store.tiles['split'].to_numpy()[store.pairs['tile']]).value_counts()
     assert roles.to_dict() == {('test', 'pair'): 6, ('test', 'gallery'): 6, ('train', 'pair'): 6}
     refused(command('import-pairs', tmp_path / 'test', tmp_path / 't', '--layout', 'university-1652'), 'There is no')
+    (tmp_path / 'train' / 'google').mkdir()
+    google = ('--layout', 'university-1652', '--ground', 'google')
+    refused(command('import-pairs', tmp_path, tmp_path / 't', *google), 'gallery_google', 'another --ground')
 
 
 def make_university(folder: Path) -> None:
@@ -334,7 +418,7 @@ rows_of_pairs = st.lists(
 def test_whatever_shares_a_photo_tile_or_place_is_on_one_side(pairs: list[Any], seed: int) -> None:
     """The groups are those of a search from row to row, and a group has one split."""
     frame = pd.DataFrame(pairs, columns=['photo', 'tile', 'place']).astype('string')
-    frame = frame.assign(lon=np.nan, lat=np.nan, split=pd.Series(pd.NA, index=frame.index, dtype='string'))
+    frame = complete(frame)
     found = groups(frame)
     for start in range(len(frame)):
         reached, front = {start}, [start]
@@ -351,21 +435,24 @@ def test_whatever_shares_a_photo_tile_or_place_is_on_one_side(pairs: list[Any], 
         assert set(np.flatnonzero(found == found[start])) == reached
     splits = splits_of(frame, SHARES, seed, 'table')
     assert pd.Series(splits).groupby(found).nunique().max() == 1
+    order = np.random.default_rng(seed).permutation(len(frame))
+    np.testing.assert_array_equal(
+        splits_of(frame.iloc[order].reset_index(drop=True), SHARES, seed, 'table'), splits[order]
+    )
 
 
 def test_photos_of_one_block_of_land_are_on_one_side() -> None:
-    """Where all positions are known, places are blocks of 20 km; the order of rows does not matter."""
+    """Places are blocks of 20 km, by the photo or the tile; the order of rows does not matter."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
             'photo': [f'{n}' for n in range(300)],
             'tile': [f't{n}' for n in range(300)],
-            'place': pd.Series(pd.NA, index=range(300), dtype='string'),
-            'split': pd.Series(pd.NA, index=range(300), dtype='string'),
             'lon': rng.uniform(5, 8, 300),
             'lat': rng.uniform(45, 48, 300),
         }
     )
+    frame = complete(frame)
     splits = pd.Series(splits_of(frame, SHARES, 3, 'table'))
     height = 20 / 111.32
     row = np.floor((frame['lat'] + 90) / height)
@@ -374,10 +461,15 @@ def test_photos_of_one_block_of_land_are_on_one_side() -> None:
     again = splits_of(frame.iloc[order].reset_index(drop=True), SHARES, 3, 'table')
     np.testing.assert_array_equal(again, splits.to_numpy()[order])
     assert set(splits) == {'train', 'val', 'test'}
+    by_tile = frame.assign(tile_lon=frame['lon'], tile_lat=frame['lat'])
+    by_tile.loc[::2, ['lon', 'lat']] = np.nan
+    np.testing.assert_array_equal(splits_of(by_tile, SHARES, 3, 'table'), splits)
+    by_tile.loc[0, ['tile_lon', 'tile_lat']] = np.nan  # one that nobody places is drawn by itself
+    np.testing.assert_array_equal(splits_of(by_tile, SHARES, 3, 'table')[1:], splits[1:])
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(0, 100))
-def test_a_cut_keeps_the_middle_and_the_mean(height: int, width: int, size: int, seed: int) -> None:
+def test_a_cut_keeps_the_middle(height: int, width: int, size: int, seed: int) -> None:
     """An even picture stays as it is, a square one of the right size too, and numbers stay in their type."""
     flat = np.full((2, height, width), 7, np.uint16)
     assert (cut(flat, size) == 7).all() and cut(flat, size).dtype == np.uint16
@@ -387,10 +479,19 @@ def test_a_cut_keeps_the_middle_and_the_mean(height: int, width: int, size: int,
     np.testing.assert_array_equal(cut(pixels, side), pixels[:, top : top + side, left : left + side])
 
 
+def test_a_smaller_tile_shows_the_same_ground() -> None:
+    """A ramp keeps its values at the same places, to a thousandth, and its mean."""
+    ramp = np.tile(np.arange(64, dtype=np.float32), (1, 64, 1))
+    small = cut(ramp, 16)
+    np.testing.assert_allclose(small[0, :, 2:-2], np.tile(1.5 + 4 * np.arange(2, 14), (16, 1)), atol=1e-3)
+    assert small.mean() == pytest.approx(ramp.mean(), abs=1e-3)
+
+
 def test_tile_ids_are_short_plain_and_each_once() -> None:
     """Names of files where they differ, with folders where they do not, cut with a digest where they are long."""
     assert tile_ids(pd.Series(['a/x.png', 'b/y.png', None])).tolist()[:2] == ['x', 'y']
     assert tile_ids(pd.Series(['a/x.png', 'b/x.png'])).tolist() == ['a-x', 'b-x']
-    assert tile_ids(pd.Series(['x.png', 'x.tif'])).tolist() == ['x.png', 'x.tif']
+    assert tile_ids(pd.Series(['x.png', 'x.tif'])).tolist() == ['xppng', 'xptif']
+    assert tile_ids(pd.Series(['x/b.png', 'y/b.png', 'x-b.png'])).nunique() == 3
     long = [in_archive(f'{"ä" * 100}/{n}') for n in range(2)]
     assert len(set(long)) == 2 and all(len(name.encode()) <= 90 for name in long)

@@ -79,8 +79,8 @@ def test_shares_are_those_of_the_photos(clip: FrozenClip, tmp_path: Path) -> Non
     rows = np.arange(10, 40)
     whole = make_word_anchors(clip, tmp_path / 'w.txt', bank, rows, 1.0)
     says = (clip.scale * bank[10:40] @ whole.vectors.T).softmax(1)
-    torch.testing.assert_close(whole.log_share, says.mean(0).log())
-    assert (make_word_anchors(clip, tmp_path / 'w.txt', bank, rows, 0.0).log_share == 0).all()
+    torch.testing.assert_close(whole.log_prior, says.mean(0).log())
+    assert (make_word_anchors(clip, tmp_path / 'w.txt', bank, rows, 0.0).log_prior == 0).all()
     flat = bank[:1].expand(50, -1)
     with pytest.raises(InputError, match='All 30 photos have one embedding'):
         make_word_anchors(clip, tmp_path / 'w.txt', flat, rows, 1.0)
@@ -106,6 +106,11 @@ def test_lists_that_are_none_are_named(clip: FrozenClip, tmp_path: Path) -> None
     (tmp_path / 'w.yaml').write_text('forest: 1\n')
     with pytest.raises(InputError, match='no list of words'):
         read_words(tmp_path / 'w.yaml')
+    (tmp_path / 'w.yaml').write_text('[' * 3000)
+    with pytest.raises(InputError, match='cannot be read'):
+        read_words(tmp_path / 'w.yaml')
+    file.write_bytes(b'\xef\xbb\xbfforest\r\nwater\r\n')
+    assert read_words(file) == ['forest', 'water']
     (tmp_path / 'w.yaml').write_text('- forest\n- water\n')
     assert read_words(tmp_path / 'w.yaml') == ['forest', 'water']
 
@@ -143,16 +148,22 @@ def test_micro_batches_take_the_steps_of_the_whole_batch(
 def test_a_run_knows_its_words_by_their_content(store: PairStore, bank: PhotoBank, tmp_path: Path) -> None:
     """A moved list is the same run, a changed one another."""
     file, moved = tmp_path / 'w.txt', tmp_path / 'v.txt'
-    file.write_text('forest\nwater\n')
-    moved.write_text('forest\nwater\n')
-    train(settings_of(store, tmp_path / 'run', {'list': file}))
-    train(settings_of(store, tmp_path / 'run', {'list': moved}))
-    moved.write_text('forest\nlake\n')
+    file.write_text('old town\nhall\n')
+    moved.write_text('old town\nhall\n')
+    train(settings_of(store, tmp_path / 'run', {'words': file}))
+    train(settings_of(store, tmp_path / 'run', {'words': moved}))
+    moved.write_text('old\ntown hall\n')
     with pytest.raises(StaleError, match='other settings'):
-        train(settings_of(store, tmp_path / 'run', {'list': moved}))
+        train(settings_of(store, tmp_path / 'run', {'words': moved}))
 
 
 def test_words_without_photos_are_refused(tmp_path: Path) -> None:
     """Captions have their own words, and text towers that move have none to be anchored to."""
+    clip = {'model': 'x'}
     with pytest.raises(ValueError, match='give a `store`'):
-        TrainSettings(data=str(tmp_path / 'set'), out=tmp_path / 'o', clip={'model': 'x'}, word_anchors={})  # type: ignore[arg-type]
+        TrainSettings.model_validate(
+            {'data': str(tmp_path / 'set'), 'out': tmp_path / 'o', 'clip': clip, 'word_anchors': {}}
+        )
+    moving = {'data': str(tmp_path / 'set'), 'store': None, 'text_tower': 'trained', 'word_anchors': {}}
+    with pytest.raises(ValueError, match='word_anchors'):
+        TrainSettings.model_validate({**moving, 'out': tmp_path / 'o', 'clip': clip})

@@ -52,8 +52,9 @@ from experiments.study import (
 from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel, store_tiles
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.sandbox.supervised import LabelSteps, SupervisedTask
+from grafalign.config import parse_settings
 from grafalign.encoders import FrozenClip, SatelliteEncoder, TilePreprocessing, embed, load_bank, load_clip
-from grafalign.pairing import pair
+from grafalign.pairing import Recipe, pair
 from grafalign.quickstart import quickstart_experiment
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
 from grafalign.store import PairStore
@@ -93,8 +94,8 @@ Shares = npt.NDArray[np.float32]
 def dense_store(world: Path) -> Path:
     """The world's photos on more tiles, with their bank; made once."""
     out = world / 'dense'
-    recipe = store_recipe(world)
-    pair(recipe.model_copy(update={'plan': recipe.plan.model_copy(update=DENSE)}), out)
+    recipe = store_recipe(world).model_dump(mode='json')
+    pair(parse_settings({**recipe, 'plan': {**recipe['plan'], **DENSE}}, Recipe, 'dense'), out)
     embed(PairStore(out), load_clip(CLIP))
     return out
 

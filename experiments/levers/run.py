@@ -98,7 +98,7 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel 
     arm = str(cell.values['arm'])
     before = settings.out.parent.parent / 'gap' / gap.cell_of(cell.world, *LEARNED_BEFORE).name
     if arm in ('words', 'synonyms', 'nonsense'):
-        values['word_anchors'] = {'list': word_list(cell, world)}
+        values['word_anchors'] = {'words': word_list(cell, world)}
     elif arm.startswith('land'):
         out = settings.out.with_name(f'{settings.out.name}_set')
         land = named_land(world, cell.world, load_satellite(before), out, arm.endswith('shuffled'))

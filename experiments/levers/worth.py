@@ -72,7 +72,7 @@ def agreement(photos: Floats, owner: npt.NDArray[np.int64], tiles: Floats | None
         tiles: unit vectors of the tiles [n, D]; None for the other photos.
 
     Worked example: of three photos of a tile, two equal and one at right angles to them, the two have a cosine of 0.7
-    with the mean of the others and the third one of 0: weights of 16.4, 16.4 and 1.
+    with the mean of the others and the third one of 0: weights of 16.9, 16.9 and 1.
     """
     if tiles is None:
         total = np.zeros((int(owner.max()) + 1, photos.shape[1]), dtype=np.float32)

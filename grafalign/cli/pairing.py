@@ -136,24 +136,14 @@ def import_pairs(
         'ground': ground,
         'size_px': size_px,
         'gsd_m': gsd,
-        'bands': bands.split(',') if bands else None,
+        'bands': [band.strip() for band in bands.split(',')] if bands else None,
         'value_range': value_range,
         'seed': seed,
     }
     if shares is not None:
         given['shares'] = dict(zip(('train', 'val', 'test'), shares, strict=True))
     summary = run(parse_settings(given, PairImport, 'import-pairs'), store, workers)
-    show(
-        {k: v for k, v in summary.model_dump().items() if as_json or k not in ('reasons', 'failed')},
-        str(store),
-        as_json,
-    )
-    if not as_json:
-        from grafalign import console
-
-        if summary.reasons:
-            console.histogram('rejected', summary.reasons)
-        show_pixels(store)
+    show_summary(summary.model_dump(), str(store), as_json)
 
 
 def show_pixels(path: Any) -> None:
@@ -264,6 +254,9 @@ def import_bank(
         str | None, typer.Option(help='Column of ids in Parquet files: of photos, or their addresses or file names.')
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The bank's folder; STORE/bank by default.")] = None,
+    unchecked: Annotated[
+        bool, typer.Option('--unchecked', help='Take them even where no photo can be read to compare.')
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Take photo embeddings that were made elsewhere as the bank of a store; a few photos are embedded to compare.
@@ -277,15 +270,16 @@ def import_bank(
     from grafalign.store import PairStore
 
     clip = load_clip(ClipSettings(model=model, pretrained=pretrained), best_device())
-    made = run(PairStore(store), embeddings, clip, out, id_column)
-    summary = {
-        'photos': made.photos,
-        'matched': made.matched,
-        'without a row': made.missing,
-        'rows that are no vectors': made.unusable,
-        'rows of other photos': made.others,
-        'cosine with embeddings made here': made.cosine,
+    made = run(PairStore(store), embeddings, clip, out, id_column, unchecked)
+    names = {
+        'photos': 'photos',
+        'matched': 'matched',
+        'missing': 'without a row',
+        'unusable': 'rows that are no vectors',
+        'others': 'rows of other photos',
+        'cosine': 'cosine with embeddings made here',
     }
+    summary = {key if as_json else label: getattr(made, key) for key, label in names.items()}
     show(summary, str(out or store / 'bank'), as_json)
 
 

@@ -74,16 +74,7 @@ def read_parts(path: Path, id_column: str | None = None) -> Iterator[Part]:
             raise InputError(f'{path} holds neither img_emb/*.npy nor *.parquet; give the folder that does.')
     except GrafalignError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        pa.ArrowException,
-    ) as error:
+    except _DAMAGE as error:
         reason = ' '.join(str(error).split())[:200]
         raise InputError(f'{path} cannot be read as embeddings ({reason}); copy or save it again.') from None
 
@@ -100,7 +91,7 @@ def _npz(path: Path) -> Iterator[Part]:
             if name not in file:
                 raise InputError(f'{path} holds no `{name}` but {", ".join(file)}; save `embeddings` and `ids`.')
         model = str(file['model']) if 'model' in file else None
-        ids = [str(i) for i in file['ids'].tolist()]
+        ids = _texts(path, file['ids'].tolist())
         yield _checked(path, ids, np.asarray(file['embeddings']), model)
 
 
@@ -112,7 +103,7 @@ def _numpy(file: Path, folder: Path, id_column: str | None) -> Iterator[Part]:
         raise InputError(f'{file} has no metadata_{number}.parquet in {folder} that names its rows; copy it there.')
     vectors = np.load(file, mmap_mode='r', allow_pickle=False)
     names = _ids(beside[0], id_column)
-    ids = [str(i) for i in pq.read_table(beside[0], columns=[names])[names].to_pylist()]
+    ids = _texts(beside[0], pq.read_table(beside[0], columns=[names])[names].to_pylist())
     if len(ids) != len(vectors):
         raise InputError(f'{file} has {len(vectors):,} rows and {beside[0]} {len(ids):,}; they do not belong together.')
     for at in range(0, len(ids), _ROWS):
@@ -135,7 +126,7 @@ def _parquet(path: Path, id_column: str | None) -> Iterator[Part]:
                 f'{path} has embeddings of {min(lengths)} and {max(lengths)} numbers; make them of one model.'
             )
         vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), lengths[0])
-        yield _checked(path, [str(i) for i in batch.column(of_ids).to_pylist()], vectors, None)
+        yield _checked(path, _texts(path, batch.column(of_ids).to_pylist()), vectors, None)
 
 
 def _ids(path: Path, wanted: str | None) -> str:
@@ -148,6 +139,13 @@ def _ids(path: Path, wanted: str | None) -> str:
             f'{", ".join(names[:40])}.'
         )
     return found
+
+
+def _texts(path: Path, ids: list[Any]) -> list[str]:
+    """Ids as texts."""
+    if any(i is None for i in ids):
+        raise InputError(f'{path} has a row without an id (row {ids.index(None) + 1}); leave it out.')
+    return [i.decode('utf-8', 'replace') if isinstance(i, bytes) else str(i) for i in ids]
 
 
 def _checked(path: Path, ids: list[str], vectors: npt.NDArray[Any], model: str | None) -> Part:

@@ -6,6 +6,7 @@ Photos that have no row are left for `grafalign embed --retry-failed`, which emb
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,12 @@ from grafalign.locks import exclusive
 from grafalign.photos.exif import PhotoMetadata
 from grafalign.store import PairStore
 
-NO_ROW, NO_NUMBER = 'no embedding was given', 'the embedding given is not finite or zero'
-_LOOKED_AT = 16
-"""Photos that are embedded here as well."""
-_ALIKE = 0.9
-"""Median cosine with one's own embedding above which both are of one CLIP: other decoders and resizers give 0.97 and
-more, other models about 0."""
+NO_ROW, NO_NUMBER = 'no embedding was given', 'the embedding given is zero or not finite'
+_LOOKED_AT, _OF_A_FILE = 64, 16
+"""Photos that are embedded here as well, at most, in all and of each file: one shard may be of another model."""
+_ALIKE, _MOST_UNLIKE = 0.9, 0.1
+"""Cosine with one's own embedding above which both are of one CLIP (other decoders and resizers give 0.97 and more,
+other models about 0), and the share of photos that may lie below it, as some may have changed at their address."""
 _TOLERANCE = 0.01
 
 
@@ -50,11 +51,16 @@ class ImportedBank:
     others: int
     """Rows of photos that the store does not hold."""
     cosine: float | None
-    """Median with the same photos' embeddings made here; None where none of them could be read."""
+    """Median with the same photos' embeddings made here; None where none of them could be read (`unchecked`)."""
 
 
 def import_bank(
-    store: PairStore, source: Path, clip: FrozenClip, out: Path | None = None, id_column: str | None = None
+    store: PairStore,
+    source: Path,
+    clip: FrozenClip,
+    out: Path | None = None,
+    id_column: str | None = None,
+    unchecked: bool = False,
 ) -> ImportedBank:
     """Make the bank of a store from embeddings that somebody else made.
 
@@ -63,11 +69,13 @@ def import_bank(
         source: see `embedding_files`.
         clip: the CLIP that the embeddings are of.
         out: the bank's folder; `STORE/bank` by default.
-        id_column: the column of ids of Parquet files. Ids are those of photos, or else their uris or file names.
+        id_column: the column of ids of Parquet files. Ids are those of photos, or their uris, or file names: whichever
+            the first rows are found by.
+        unchecked: take the rows even where no photo can be read here to compare them.
 
     Raises:
         GrafalignError: nothing matches, an id repeats, the width or the name of the model is another than the CLIP's,
-            photos come out otherwise here, or there is a bank already.
+            photos come out otherwise here or cannot be read, or there is a bank already.
     """
     out = bank_folder(store, out)
     with naming_full_disk(out), exclusive(out):
@@ -77,51 +85,70 @@ def import_bank(
         following = out / NEXT
         shutil.rmtree(following, ignore_errors=True)
         following.mkdir()
-        photos = store.photos
-        names = _Names(photos)
-        shape = len(photos), width_of(clip)
-        rows = np.lib.format.open_memmap(following / 'embeddings.npy', mode='w+', dtype='<f2', shape=shape)
-        state = np.zeros(len(photos), np.int8)
-        """0: no row, 1: one, 2: one that is no vector."""
-        others = 0
-        plain = True
-        with console.progress('reading embeddings', len(photos)) as bar:
-            for part in read_parts(source, id_column):
-                _check_part(part, clip, shape[1])
-                at = names.rows(part.ids)
-                others += int((at < 0).sum())
-                repeated = _repeated(part, at, state)
-                if repeated is not None:
-                    raise InputError(f'{part.file} has the id {repeated!r} twice; leave one of the rows out.')
-                here = np.flatnonzero(at >= 0)
-                vectors, good, unit = _normalised(part.vectors[here])
-                plain &= unit
-                rows[at[here]] = vectors
-                state[at[here]] = np.where(good, 1, 2)
-                bar.advance(len(here))
-        if not (state == 1).any():
-            raise InputError(
-                f'No row of {source} is of a photo of {store.path} (one of them is {photos["photo_id"].iloc[0]!r}); '
-                'name the column of their ids with --id-column.'
-            )
-        if not plain:
-            console.log(f'{source}: rows are not of unit length; each was divided by its length')
-        cosine = _compare(store, rows, state, clip, source)
-        rows.flush()
-        write_table(_table(photos, state), following / 'photos.parquet')
-        BankMarker(
-            format=BankMarker.NEWEST, clip=clip.digest, clip_settings=clip.settings.model_dump(), photos=len(photos)
-        ).write(following / MARKER)
+        try:
+            state, others, cosine = _fill(store, source, clip, following, id_column, unchecked)
+        except BaseException:
+            shutil.rmtree(following, ignore_errors=True)  # nothing of the size of the bank is left behind
+            raise
         move_in(out)
     return ImportedBank(
         open_bank(store, out, clip),
-        photos=len(photos),
+        photos=len(state),
         matched=int((state == 1).sum()),
         missing=int((state == 0).sum()),
         unusable=int((state == 2).sum()),
         others=others,
         cosine=cosine,
     )
+
+
+def _fill(
+    store: PairStore, source: Path, clip: FrozenClip, following: Path, id_column: str | None, unchecked: bool
+) -> tuple[npt.NDArray[np.int8], int, float | None]:
+    """Write a bank into a folder.
+
+    Returns:
+        Of every photo 0 (no row), 1 (one), or 2 (one that is no vector); how many rows are of other photos; and the
+        median cosine with embeddings made here.
+    """
+    photos = store.photos
+    names = _Names(photos)
+    shape = len(photos), width_of(clip)
+    rows = np.lib.format.open_memmap(following / 'embeddings.npy', mode='w+', dtype='<f2', shape=shape)
+    state = np.zeros(len(photos), np.int8)
+    file_of = np.zeros(len(photos), np.int32)
+    files: dict[Path, int] = {}
+    others = 0
+    plain = True
+    with console.progress('reading embeddings', len(photos)) as bar:
+        for part in read_parts(source, id_column):
+            _check_part(part, clip, shape[1])
+            at = names.rows(part.ids)
+            others += int((at < 0).sum())
+            repeated = _repeated(part, at, state)
+            if repeated is not None:
+                raise InputError(f'{part.file} has the id {repeated!r} twice; leave one of the rows out.')
+            here = np.flatnonzero(at >= 0)
+            vectors, good, unit = _normalised(part.vectors[here])
+            plain &= unit
+            rows[at[here]] = vectors
+            state[at[here]] = np.where(good, 1, 2)
+            file_of[at[here]] = files.setdefault(part.file, len(files))
+            bar.advance(len(here))
+    if not (state == 1).any():
+        raise InputError(
+            f'No row of {source} is of a photo of {store.path} (one of them is {photos["photo_id"].iloc[0]!r}); '
+            'name the column of their ids with --id-column.'
+        )
+    if not plain:
+        console.log(f'{source}: rows are not of unit length; each was divided by its length')
+    cosine = _compare(store, rows, np.where(state == 1, file_of, -1), clip, source, unchecked)
+    rows.flush()
+    write_table(_table(photos, state), following / 'photos.parquet')
+    BankMarker(
+        format=BankMarker.NEWEST, clip=clip.digest, clip_settings=clip.settings.model_dump(), photos=len(photos)
+    ).write(following / MARKER)
+    return state, others, cosine
 
 
 class _Names:
@@ -145,16 +172,27 @@ class _Names:
 
 
 def _check_part(part: Part, clip: FrozenClip, width: int) -> None:
-    known = {str(v) for v in (clip.settings.model, clip.settings.pretrained) if v}
-    if part.model is not None and part.model not in known and not any(part.model.endswith(name) for name in known):
+    model = clip.settings.model
+    if part.model is not None and f'-{_spelled(Path(model).name)}-' not in f'-{_spelled(part.model)}-':
         raise StaleError(
-            f'{part.file} says that it was made by {part.model}, not by {clip.settings.model}; name that model.'
+            f'{part.file} says that it was made by {part.model}, not by {model}; name that model, or leave its name '
+            'out of the file if both are one.'
         )
     if part.vectors.shape[1] != width:
         raise StaleError(
-            f'{part.file} has rows of {part.vectors.shape[1]} numbers and {clip.settings.model} makes {width}: they '
-            'are of another CLIP; name that one.'
+            f'{part.file} has rows of {part.vectors.shape[1]} numbers and {model} makes {width}: they are of another '
+            'CLIP; name that one.'
         )
+
+
+def _spelled(name: str) -> str:
+    """A model's name in one spelling: OpenAI writes ViT-B/32 and open_clip ViT-B-32.
+
+    Example:
+        >>> _spelled('open_clip:ViT-B/32')
+        'open-clip-vit-b-32'
+    """
+    return re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
 
 
 def _repeated(part: Part, at: npt.NDArray[np.int64], state: npt.NDArray[np.int8]) -> str | None:
@@ -177,33 +215,52 @@ def _normalised(vectors: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.float
 
 
 def _compare(
-    store: PairStore, rows: npt.NDArray[np.float16], state: npt.NDArray[np.int8], clip: FrozenClip, source: Path
+    store: PairStore,
+    rows: npt.NDArray[np.float16],
+    file_of: npt.NDArray[np.int32],
+    clip: FrozenClip,
+    source: Path,
+    unchecked: bool,
 ) -> float | None:
-    """Median cosine of some rows with what the CLIP makes of their photos here.
+    """Median cosine of some rows of every file (-1: no row) with what the CLIP makes of their photos here.
 
     Raises:
-        GrafalignError: they have little in common.
+        GrafalignError: they have little in common, or none of the photos can be read.
     """
-    there = np.flatnonzero(state == 1)
-    picked = there[np.linspace(0, len(there) - 1, min(_LOOKED_AT, len(there))).astype(int)]
+    picked = _some_of_each(file_of)
     ((_, chunk),) = read_chunks(store.photos['uri'].tolist(), clip, remote_settings(store), [picked], None)
     read = chunk.metadata['reason'].isna().to_numpy(dtype=bool)
+    model = clip.settings.model
     if not read.any():
-        console.log(
-            f'none of {len(picked)} photos could be read, so the rows were not compared with {clip.settings.model}'
+        if unchecked:
+            return None
+        raise InputError(
+            f'None of {len(picked)} photos of {store.path} can be read, so nothing shows that {source} is of {model}; '
+            'bring the photos back, or give --unchecked.'
         )
-        return None
     own = clip.encode_images(chunk.images).cpu().numpy()[read]
     cosine = (own * rows[picked[read]].astype(np.float32)).sum(1)
-    median = float(np.median(cosine))
-    if median < _ALIKE:
+    unlike, file = cosine < _ALIKE, file_of[picked[read]]
+    of_file = np.bincount(file, unlike)
+    if unlike.mean() > _MOST_UNLIKE or (of_file > np.maximum(np.bincount(file) / 2, 1)).any():
         worst = store.photos['photo_id'].iloc[int(picked[read][np.argmin(cosine)])]
         raise StaleError(
-            f'{source} is not of {clip.settings.model} ({clip.settings.pretrained}): rows of {len(cosine)} photos have '
-            f'a median cosine of {median:.2f} with what it makes of them (photo {worst}: {cosine.min():.2f}); '
-            'name the CLIP that made them.'
+            f'{source} is not of {model} ({clip.settings.pretrained}), or not all of it: {unlike.sum()} of '
+            f'{len(cosine)} rows have a cosine below {_ALIKE} with what it makes of their photos (photo {worst}: '
+            f'{cosine.min():.2f}); name the CLIP that made them.'
         )
-    return median
+    return float(np.median(cosine))
+
+
+def _some_of_each(file_of: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Photos to look at, spread over the files and over the rows of each."""
+    order = np.argsort(file_of, kind='stable')
+    order = order[file_of[order] >= 0]
+    parts = np.split(order, np.unique(file_of[order], return_index=True)[1][1:])
+    parts = [parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, _LOOKED_AT).astype(int))]
+    count = min(_OF_A_FILE, _LOOKED_AT // len(parts))
+    some = [part[np.unique(np.linspace(0, len(part) - 1, count).astype(int))] for part in parts]
+    return np.sort(np.concatenate(some))
 
 
 def _table(photos: pd.DataFrame, state: npt.NDArray[np.int8]) -> pd.DataFrame:

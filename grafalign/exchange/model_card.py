@@ -232,17 +232,22 @@ def _photos(data: DataMarker) -> str:
     """What is told of a pair store."""
     rows = [f'| {n} | {c.tiles:,} | {c.photos:,} | {c.pairs:,} |' for n, c in data.splits.items()]
     splits = '\n'.join(rows)
-    west, south, east, north = data.bounds
+    place = 'not known'
+    if data.bounds is not None:
+        west, south, east, north = data.bounds
+        place = f'longitude {west:.3f} to {east:.3f}, latitude {south:.3f} to {north:.3f} degrees'
+    apart = 'as the pairs came, or whole places' if data.imported else 'blocks of land'
+    made = ('of pairs from elsewhere, read so', data.imported) if data.imported else ('by this recipe', data.recipe)
     lines = [
-        'Trained on `train`; splits are blocks of land.',
+        f'Trained on `train`; splits are {apart}.',
         f'| split | tiles | photos | pairs |\n|---|---|---|---|\n{splits}',
         f'- Sensor: {markdown(data.sensor.name)}, {data.sensor.gsd_m} m a pixel, bands '
         f'{markdown(", ".join(data.sensor.bands))}.',
-        f'- Place: longitude {west:.3f} to {east:.3f}, latitude {south:.3f} to {north:.3f} degrees.',
+        f'- Place: {place}.',
         f'- Photos taken: {_period(data.photos_taken)}; scenes: {_period(data.scenes_taken)}.',
         f'- Sources of the photos: {_counts(data.sources)}.',
         f'- Licences of the photos: {_counts(data.licences)}. No photo is in these files.',
-        f'Pair store {data.store_digest}, made by this recipe:\n\n{fenced(_yaml(data.recipe), "yaml")}',
+        f'Pair store {data.store_digest}, made {made[0]}:\n\n{fenced(_yaml(made[1]), "yaml")}',
     ]
     return '\n\n'.join(lines[:2]) + '\n\n' + '\n'.join(lines[2:7]) + '\n\n' + lines[7]
 

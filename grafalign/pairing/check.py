@@ -211,8 +211,7 @@ def _places(store: PairStore) -> tuple[int, Iterator[str]]:
     grid, tiles, pairs = _grid(store), store.tiles, store.pairs
 
     def outside() -> Iterator[str]:
-        size = store.sensor.size_px
-        inside = pairs['row'].between(0, size) & pairs['col'].between(0, size)
+        inside = grid.holds(pairs['row'].to_numpy(), pairs['col'].to_numpy())
         yield from _some('a pair lies outside its tile:', pairs['photo_id'][~inside])
 
     if store.marker.imported:

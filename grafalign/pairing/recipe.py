@@ -60,8 +60,7 @@ class PlanSettings(Settings):
     """Photos kept per tile (25 in GRAFT)."""
     core: float = Field(default=1.0, ge=0.05, le=1)
     """Inner part of a tile, as a share of its side: a photo that lies in no tile's core seeds a tile of its own. 1 is
-    GRAFT's rule; a smaller core gives more tiles for the same photos, which overlap (0.33 and 0.2: 3.2 and 4.5 times as
-    many in the sandbox)."""
+    GRAFT's rule; a smaller core gives more tiles for the same photos, which overlap."""
     reach: float = Field(default=1.0, gt=0, le=1)
     """Inner part of a tile whose photos belong to it, at least `core`: what lies in the middle speaks of the whole."""
     ahead_m: float = Field(default=0.0, ge=0)
@@ -131,9 +130,13 @@ class Recipe(Settings):
     run: RunSettings = Field(default=RunSettings(), exclude=True)
 
     @model_validator(mode='after')
-    def _core_of_pixels(self) -> Self:
+    def _core_spans_pixels(self) -> Self:
         if self.plan.core * self.sensor.size_px < 4:
             raise ValueError('plan.core must span four pixels at least, or tiles would be the same but for a pixel')
+        return self
+
+    @model_validator(mode='after')
+    def _cameras_stay_inside(self) -> Self:
         inside_m = (1 - self.plan.reach) * self.grid.side_m / 2
         if self.plan.ahead_m and self.plan.ahead_m > inside_m - self.sensor.gsd_m:
             raise ValueError(

@@ -6,6 +6,7 @@ and times, and the recipe; no photo, no author, no path of this machine and no k
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
@@ -56,10 +57,12 @@ class DataMarker(Marker):
     photos_taken: tuple[str, str] | None
     """First and last day (UTC), where any is known."""
     scenes_taken: tuple[str, str] | None
-    bounds: tuple[float, float, float, float]
-    """West, south, east, north of the tiles in degrees."""
+    bounds: tuple[float, float, float, float] | None
+    """West, south, east, north of the tiles in degrees; None where no tile knows its place."""
     recipe: dict[str, Any]
     """The pairing recipe, as the release that made the store wrote it, without paths of its machine."""
+    imported: dict[str, Any] | None = None
+    """How pairs were read that were made elsewhere; None for a store that was paired by its recipe."""
     recipe_digest: str | None
     store_digest: str
 
@@ -131,6 +134,7 @@ def describe_data(store: PairStore) -> DataMarker:
     order = [n for n in ('train', 'val', 'test') if n in splits]
     recipe = without_paths(store.marker.recipe)
     (recipe.get('photos') or {}).pop('remote', None)  # how photos were fetched decides nothing
+    imported = store.marker.imported
     west, south, east, north = (round(float(v), 6) for v in tiles.total_bounds)
     return DataMarker(
         format=DataMarker.NEWEST,
@@ -144,8 +148,9 @@ def describe_data(store: PairStore) -> DataMarker:
         collections=_counts(tiles, 'collection'),
         photos_taken=_period(photos, 'taken_at'),
         scenes_taken=_period(tiles, 'datetime'),
-        bounds=(west, south, east, north),
+        bounds=(west, south, east, north) if math.isfinite(west) else None,
         recipe=recipe,
+        imported=without_paths(imported) if imported else None,
         recipe_digest=store.marker.recipe_digest or None,
         store_digest=store.digest,
     )

@@ -35,7 +35,7 @@ _FREE = dict.fromkeys(
         'compile',
     ),
     True,
-) | {'tune': {'grad_checkpointing'}, 'self_labels': {'run', 'words'}, 'word_anchors': {'list'}}
+) | {'tune': {'grad_checkpointing'}, 'self_labels': {'run', 'words'}, 'word_anchors': {'words'}}
 """Settings that do not change what is learned, beyond the last bits of a sum (and what LoRA's dropout draws, where
 micro-batches change). Store, bank, CLIP and words count by their content, not by where they lie."""
 
@@ -128,11 +128,11 @@ class WordAnchorSettings(Settings):
     """Words that a tile shall be described by as its photos are; see `word_anchors.py` (ours)."""
 
     weight: float = Field(default=0.5, gt=0, le=1)
-    """Of the words in the loss; the comparison with photos has the rest."""
-    list: Path | None = None
+    """Of the words in the loss; the comparison of tiles with photos has the rest, captions have their own."""
+    words: Path | None = None
     """File with a word or phrase a line, or a YAML list; by default a thousand that ship, of what is seen in places."""
-    share: float = Field(default=1.0, ge=0, le=1)
-    """How much of the photos' own shares is divided out: with 0 words that many photos show win."""
+    prior_strength: float = Field(default=1.0, ge=0, le=1)
+    """How much of the photos' own prior of words is divided out; with 0 words that many photos show win."""
 
 
 class SourceSettings(Settings):

@@ -132,11 +132,11 @@ class AlignmentTask(nn.Module):
         candidates = Candidates(self._bank[0], batch['candidates'])
         losses = []
         if settings.level != 'patch':
-            loss = self._whole(found.image * scale, batch)
+            of_photos, of_texts = self._whole(found.image * scale, batch)
+            pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
+            loss = self._with_words(of_photos, found.image, candidates, pairs, batch) + of_texts
             if settings.photo_to_tile:
                 loss = loss + settings.photo_to_tile * self._reverse(found.image * scale, candidates, batch)
-            pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
-            loss = self._with_words(loss, found.image, candidates, pairs, batch)
             if settings.self_labels is not None:
                 loss = loss + settings.self_labels.weight * self._of_labels(found.patches, batch)
             losses.append(loss)
@@ -164,8 +164,8 @@ class AlignmentTask(nn.Module):
         self.noted['label_loss'] = loss.detach()
         return loss
 
-    def _whole(self, scaled: Tensor, batch: Batch) -> Tensor:
-        """The loss of whole images: photos are held against photos, and texts against texts.
+    def _whole(self, scaled: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses of whole images: photos are held against photos, and texts against texts.
 
         CLIP's photos and texts lie in two cones: to tell one from the other would teach nothing of their content, and
         a photo that shows what a text says is none of its negatives.
@@ -173,7 +173,9 @@ class AlignmentTask(nn.Module):
         count, photos = len(batch['candidates']), int(batch['photos'])
         if photos in (0, count):
             pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
-            return self._contrast(scaled, Candidates(self._bank[0], batch['candidates']), pairs, batch['listed'])
+            loss = self._contrast(scaled, Candidates(self._bank[0], batch['candidates']), pairs, batch['listed'])
+            none = torch.zeros_like(loss)
+            return (loss, none) if photos else (none, loss)
         losses = []
         for first, last in ((0, photos), (photos, count)):
             mine = (batch['photo'] >= first) & (batch['photo'] < last)
@@ -187,7 +189,7 @@ class AlignmentTask(nn.Module):
             ]
             candidates = Candidates(self._bank[0], batch['candidates'][first:last])
             losses.append(self._contrast(scaled[tiles], candidates, pairs, listed))
-        return losses[0] + losses[1]
+        return losses[0], losses[1]
 
     def _with_words(self, loss: Tensor, anchors: Tensor, candidates: Candidates, pairs: Pairs, batch: Batch) -> Tensor:
         """The loss with its share of word anchors, if there are any; texts of captions are none of their photos."""

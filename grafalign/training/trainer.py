@@ -268,11 +268,12 @@ def _word_anchors(
     clip: FrozenClip, data: TrainingData, settings: TrainSettings, device: torch.device
 ) -> WordAnchors | None:
     """Word anchors, where the settings ask for them."""
-    if settings.word_anchors is None:
+    how = settings.word_anchors
+    if how is None:
         return None
     photos = np.unique(np.concatenate([s.candidate for s in data.sources if s.kind == 'photos']))
     bank = data.bank(torch.device('cpu'))
-    return make_word_anchors(clip, settings.word_anchors.list, bank, photos, settings.word_anchors.share).to(device)
+    return make_word_anchors(clip, how.words, bank, photos, how.prior_strength).to(device)
 
 
 def refuse_sharding(settings: TrainSettings, kind: DistributedType) -> None:
@@ -292,18 +293,22 @@ def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
     """Digest of all that a run follows from: settings, CLIP, words, rows of the store and of its bank."""
     parts = [settings.digest, clip.digest, rows_digest]
     if settings.self_labels is not None:
-        parts += [_marker_of(settings.self_labels.run).digest, *read_words(settings.self_labels.words)]
+        parts += [_marker_of(settings.self_labels.run).digest, '\n'.join(read_words(settings.self_labels.words))]
     if settings.word_anchors is not None:
-        parts += read_words(settings.word_anchors.list or SHIPPED)
+        parts.append('\n'.join(read_words(settings.word_anchors.words or SHIPPED)))
     return hashlib.blake2b(' '.join(parts).encode(), digest_size=16).hexdigest()
 
 
 def earth_centred(store: PairStore) -> torch.Tensor:
-    """Places of a store's photos on a sphere, metres from the Earth's centre, float32 [P, 3]: good to half a metre."""
-    lonlat = np.deg2rad(store.photos.geometry.get_coordinates().to_numpy())
-    lon, lat = lonlat[:, 0], lonlat[:, 1]
+    """Places of a store's photos on a sphere, metres from the Earth's centre, float32 [P, 3]: good to half a metre.
+
+    Photos without a place are infinitely far from everything.
+    """
+    points = store.photos.geometry
+    lon, lat = np.deg2rad(points.x.to_numpy()), np.deg2rad(points.y.to_numpy())
     unit = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], 1)
-    return torch.from_numpy((unit * EARTH_RADIUS_M).astype(np.float32))
+    metres = np.where(np.isfinite(unit), unit * EARTH_RADIUS_M, np.inf)
+    return torch.from_numpy(metres.astype(np.float32))
 
 
 def _micro_batch(

@@ -1,16 +1,17 @@
 """Word anchors: a tile shall say of a list of words what CLIP says of the tile's photos.
 
-    q_j = softmax_w( s g_j . u_w - log m_w )      of a photo g_j over W words u_w; s is CLIP's inverse temperature,
+    q_j = softmax_w( s g_j . u_w - b log m_w )    of a photo g_j over W words u_w; s is CLIP's inverse temperature,
                                                   m_w the mean of softmax_w(s g . u) over the photos trained on
     L   = sum_r sum_j w_rj  -sum_w q_jw log softmax_w( s a_r . u_w )     rows a_r and weights are the objective's
 
 Photos compared with photos need a temperature that suits how alike the photos of a place are; words do not: what is
 taught is what zero-shot classification asks. It is relational distillation of CLIP's image side into the satellite
-encoder through its text side (as Wu et al., "TinyCLIP", ICCV 2023, distil one CLIP into another). With m divided out, a
-word that many photos show is no better than another (`share: 0` leaves it in).
+encoder through its text side (as Wu et al., "TinyCLIP", ICCV 2023, distil one CLIP into another). Subtracting the log
+of the prior m, b times, is logit adjustment (Menon et al., ICLR 2021): with b = 1 a word that many photos show is no
+better than another.
 
-The second factor is linear in a_r but for the log-sum-exp over words, so L needs one vector a row besides it: the mean
-of the words under the photos' distributions. The rest is the contrastive loss of rows against words, in its blocks.
+With c_r = sum_j w_rj and t_r = sum_j w_rj sum_w q_jw u_w it is  L = sum_r c_r log sum_w exp(s a_r . u_w) - s a_r . t_r,
+so a row needs one vector of its photos, t_r, and the first term is the contrastive loss of rows against words.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ class WordAnchors:
 
     vectors: Tensor
     """Unit text embeddings, [W, D]."""
-    log_share: Tensor
-    """What is taken off a photo's logits: log m times its strength, [W]."""
+    log_prior: Tensor
+    """What is taken off a photo's logits: b log m, [W]."""
     scale: float
     """CLIP's inverse temperature."""
 
     def to(self, device: torch.device) -> WordAnchors:
         """The same on another device."""
-        return WordAnchors(self.vectors.to(device), self.log_share.to(device), self.scale)
+        return WordAnchors(self.vectors.to(device), self.log_prior.to(device), self.scale)
 
     def means(self, photos: Tensor) -> Tensor:
         """For every photo [n, D] the mean of the words under its distribution, [n, D]."""
-        words, offset = self.vectors.to(photos.dtype), self.log_share.to(photos.dtype)
+        words, offset = self.vectors.to(photos.dtype), self.log_prior.to(photos.dtype)
         rows = max(1, block_of(photos) // len(words))
         parts = [(self.scale * part @ words.T - offset).softmax(1) @ words for part in photos.split(rows)]
         return torch.cat(parts) if parts else photos
@@ -81,7 +82,7 @@ class WordAnchors:
 
 
 def make_word_anchors(
-    clip: FrozenClip, words: Path | None, bank: Bank, rows: npt.NDArray[np.int64], share: float
+    clip: FrozenClip, words: Path | None, bank: Bank, rows: npt.NDArray[np.int64], prior_strength: float
 ) -> WordAnchors:
     """Anchors of a list of words.
 
@@ -90,7 +91,7 @@ def make_word_anchors(
         words: file with a word or phrase a line, or a YAML list; the shipped list by default.
         bank: embeddings of the photos.
         rows: those that are trained on, each once.
-        share: how much of the photos' own shares is divided out, 0 to 1.
+        prior_strength: b, 0 to 1.
 
     Raises:
         GrafalignError: the file has fewer than two words, a word twice or one that is longer than CLIP reads; or all
@@ -114,4 +115,4 @@ def make_word_anchors(
             f'All {count:,} photos have one embedding, of which no word can tell anything; embed them again.'
         )
     mean = (total / max(count, 1)).clamp_min(1e-12)
-    return WordAnchors(vectors, (share * mean.log()).float(), scale)
+    return WordAnchors(vectors, (prior_strength * mean.log()).float(), scale)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
+from grafalign.config import read_yaml
 from grafalign.errors import InputError
 
 SHIPPED = Path(__file__).with_name('place_words.txt')
@@ -18,18 +17,15 @@ def read_words(file: Path) -> list[str]:
         GrafalignError: it cannot be read, has fewer than two words, or one twice.
     """
     try:
-        text = file.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
+        if file.suffix.lower() in ('.yaml', '.yml'):
+            lines = read_yaml(file)
+        else:
+            text = file.read_text(encoding='utf-8-sig')
+            lines = [line.partition('#')[0] for line in text.splitlines()]
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no YAML
         raise InputError(f'{file} cannot be read ({error}); give a text file with a word a line.') from None
-    if file.suffix.lower() in ('.yaml', '.yml'):
-        try:
-            lines = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f'{file} is no YAML ({error}); write `- word` lines.') from None
-        if not isinstance(lines, list) or not all(isinstance(word, str) for word in lines):
-            raise InputError(f'{file} is no list of words; write `- word` lines.')
-    else:
-        lines = [line.partition('#')[0] for line in text.splitlines()]
+    if not isinstance(lines, list) or not all(isinstance(word, str) for word in lines):
+        raise InputError(f'{file} is no list of words; write `- word` lines.')
     words = [' '.join(line.split()) for line in lines if line.strip()]
     if len(words) < 2:
         raise InputError(f'{file} holds {len(words)} word{"s" * (len(words) != 1)}, and a choice needs two; add some.')

@@ -1,9 +1,10 @@
 """Ground photos and the tiles that hold them, both ways, among the photos and tiles of one split of a pair store.
 
-Recall as CVUSA, VIGOR and University-1652 count it: at 1, 5, 10 and a hundredth of what is searched among (rounded
-down); average precision as in University-1652's own code, whose precision between two positives is the mean of that
-before and at the later one (Zheng et al. 2020); VIGOR's hit rate, for which a tile that shows the photo's place besides
-the one that is to be found (`role` `semi`) is no mistake. Ties by chance.
+Recall as the code of CVUSA's and VIGOR's authors and followers counts it: at 1, 5, 10 and a hundredth of what is
+searched among, rounded down, plus one (`int(0.01 * n) + 1`; University-1652 rounds to the nearest). Average precision
+as in University-1652's own code, whose precision between two positives is the mean of that before and at the later one
+(Zheng et al. 2020). VIGOR's hit rate, for which a tile that shows the photo's place besides the one that is to be found
+(`role` `semi`) is no mistake. Ties by chance.
 """
 
 from __future__ import annotations
@@ -119,12 +120,22 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
     ):
         for k in KS:
             statistics[f'{name}_r@{k}'] = over(hits_at(ranks, k))
-        statistics[f'{name}_r@1%'] = over(hits_at(ranks, max(1, count // 100)))
+        statistics[f'{name}_r@1%'] = over(hits_at(ranks, one_percent(count)))
         statistics[f'{name}_ap'] = over(trapezoid_precision(ranks))
     if (role == 'semi').any():
         both = positive_ranks(vectors, tiles, photo[also], tile[also])
         statistics['photo_to_tile_hit_rate'] = of_photos(_hit_rate(both, photo[asked], tile[asked]))
     return Outcome(statistics, 'photo_to_tile_r@10', {}, {'photos': len(photos), 'pairs': int(asked.sum())})
+
+
+def one_percent(count: int) -> int:
+    """How many of the first answers are a hundredth of what is searched among.
+
+    Example: CVUSA's test set, as its followers count it.
+        >>> one_percent(8884), one_percent(10)
+        (89, 1)
+    """
+    return count // 100 + 1
 
 
 def trapezoid_precision(ranks: Ranks) -> npt.NDArray[np.float64]:

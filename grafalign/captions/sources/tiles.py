@@ -17,8 +17,7 @@ def read_tiles(store: PairStore) -> Iterator[Item]:
         metadata = {
             'digest': store.tile_digest(row),
             'split': str(split),
-            'lon': at.x,
-            'lat': at.y,
+            **({} if at is None else {'lon': at.x, 'lat': at.y}),
             'gsd_m': store.sensor.gsd_m,
             'width': size,
             'height': size,

@@ -26,7 +26,7 @@ from grafalign.datasets.pictures import is_picture
 from grafalign.errors import InputError
 from grafalign.geo import METRES_PER_DEGREE
 from grafalign.pairing.elsewhere.rows import PairRows, complete
-from grafalign.pairing.elsewhere.settings import Ground
+from grafalign.pairing.elsewhere.settings import GroundView
 
 VIGOR_GSD_M = {'NewYork': 0.113248, 'Seattle': 0.100817, 'SanFrancisco': 0.118141, 'Chicago': 0.111262}
 """Metres a pixel of 640, as measured by Lentsch et al. (SliceMatch, CVPR 2023)."""
@@ -38,7 +38,7 @@ UNIVERSITY_GSD_M = 0.3
 """Not published; roofs of buildings fill the pictures."""
 
 
-def read_cvusa(folder: Path, _: Ground) -> PairRows:
+def read_cvusa(folder: Path, _: GroundView) -> PairRows:
     """Pairs of CVUSA; its test set is `test`."""
     parts = []
     for name, split in (('train-19zl.csv', 'train'), ('val-19zl.csv', 'test')):
@@ -52,7 +52,7 @@ def read_cvusa(folder: Path, _: Ground) -> PairRows:
     return PairRows(complete(pd.concat(parts, ignore_index=True)), folder.resolve(), CVUSA_GSD_M)
 
 
-def read_vigor(folder: Path, _: Ground) -> PairRows:
+def read_vigor(folder: Path, _: GroundView) -> PairRows:
     """Pairs of VIGOR's cross-area protocol."""
     rows: list[dict[str, Any]] = []
     for city, split in VIGOR_SPLIT.items():
@@ -67,7 +67,9 @@ def read_vigor(folder: Path, _: Ground) -> PairRows:
             for tile, role in zip(words[1::3], ('pair', 'semi', 'semi', 'semi'), strict=True):
                 rows.append(_vigor_pair(city, words[0], tile) | {'split': split, 'role': role})
         for line in _lines(lists / 'satellite_list.txt', 'VIGOR'):
-            rows.append({'tile': f'{city}/satellite/{line.split()[0]}', 'split': split})
+            name = line.split()[0]
+            lat, lon = _middle(city, name)
+            rows.append({'tile': f'{city}/satellite/{name}', 'split': split, 'tile_lon': lon, 'tile_lat': lat})
     frame = complete(pd.DataFrame(rows))
     return PairRows(frame, folder.resolve(), float(np.mean(list(VIGOR_GSD_M.values()))))
 
@@ -76,11 +78,9 @@ def _vigor_pair(city: str, photo: str, tile: str) -> dict[str, Any]:
     """A panorama in a tile: both file names hold positions, the tile's is that of its middle."""
     try:
         lat, lon = (float(v) for v in photo.split(',')[1:3])
-        middle_lat, middle_lon = (float(v) for v in Path(tile).stem.split('_')[1:3])
     except ValueError:
-        raise InputError(
-            f"VIGOR's list of {city} names {photo} and {tile}, which hold no positions; copy the list again."
-        ) from None
+        raise _no_position(city, photo) from None
+    middle_lat, middle_lon = _middle(city, tile)
     gsd_m = VIGOR_GSD_M[city]
     north = (lat - middle_lat) * METRES_PER_DEGREE
     east = (lon - middle_lon) * METRES_PER_DEGREE * np.cos(np.deg2rad(lat))
@@ -96,11 +96,29 @@ def _vigor_pair(city: str, photo: str, tile: str) -> dict[str, Any]:
     }
 
 
-def read_university(folder: Path, ground: Ground) -> PairRows:
+def _middle(city: str, tile: str) -> tuple[float, float]:
+    """Latitude and longitude in the name of a tile."""
+    try:
+        lat, lon = (float(v) for v in Path(tile).stem.split('_')[1:3])
+    except ValueError:
+        raise _no_position(city, tile) from None
+    return lat, lon
+
+
+def _no_position(city: str, name: str) -> InputError:
+    return InputError(f"VIGOR's list of {city} names {name}, which holds no position; copy the list again.")
+
+
+def read_university(folder: Path, ground: GroundView) -> PairRows:
     """Pairs of University-1652: buildings from space, and from the street or a drone."""
     rows: list[dict[str, Any]] = []
     asked = {path.name for path in _folders(folder / 'test' / 'query_satellite')}
     for split, above, below in (('train', 'satellite', ground), ('test', 'gallery_satellite', f'gallery_{ground}')):
+        if not (folder / split / below).is_dir():
+            raise InputError(
+                f'There is no {folder / split / below}; unpack it, or choose another --ground: street, drone, or '
+                'google, which is published for training alone.'
+            )
         for building in _folders(folder / split / above):
             role = 'pair' if split == 'train' or building.name in asked else 'gallery'
             said = {'place': f'{split} {building.name}', 'split': split, 'role': role}
@@ -116,7 +134,7 @@ def read_university(folder: Path, ground: Ground) -> PairRows:
 
 def _assume(name: str, gsd_m: float) -> None:
     console.log(
-        f'{name} does not say how large a pixel is: {gsd_m:g} m is assumed, which matters to `placement` alone.'
+        f'{name} does not say how large a pixel is: {gsd_m:g} m is assumed, which is what outlines and placement go by.'
     )
 
 
@@ -141,7 +159,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
         yield from sorted(path for path in folder.iterdir() if is_picture(path.name))
 
 
-READERS: dict[str, Callable[[Path, Ground], PairRows]] = {
+READERS: dict[str, Callable[[Path, GroundView], PairRows]] = {
     'cvusa': read_cvusa,
     'vigor': read_vigor,
     'university-1652': read_university,

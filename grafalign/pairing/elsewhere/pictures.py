@@ -35,7 +35,7 @@ class Square:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Georeference:
     """Where a georeferenced picture lies."""
 
     crs: str
@@ -69,7 +69,7 @@ class Tile:
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     """physical = stored * scale + offset, by band."""
-    ground: Ground | None
+    ground: Georeference | None
 
     @property
     def square(self) -> Square:
@@ -103,13 +103,13 @@ def read_tile(path: Path, size_px: int | None) -> Tile:
     return Tile(pixels if size_px is None else cut(pixels, size_px), (height, width), scale, offset, ground)
 
 
-def _ground(raster: Any) -> Ground:
+def _ground(raster: Any) -> Georeference:
     wkt, affine = raster.crs.to_wkt(), raster.transform
     x, y = affine @ (raster.width / 2, raster.height / 2)
     metres = unit_metres(wkt, x, y)
     if raster.crs.is_geographic:  # degrees of longitude are shorter away from the equator
         metres *= float(np.sqrt(np.cos(np.deg2rad(y))))
-    return Ground(wkt, affine, float(np.sqrt(abs(affine.determinant))) * metres)
+    return Georeference(wkt, affine, float(np.sqrt(abs(affine.determinant))) * metres)
 
 
 def cut(pixels: Pixels, size_px: int) -> Pixels:

@@ -37,26 +37,27 @@ def place_photos(rows: pd.DataFrame, tiles: Tiles) -> pd.DataFrame:
     return rows.assign(row=at[:, 0], col=at[:, 1])
 
 
-def outlines(tiles: gpd.GeoDataFrame, rows: pd.DataFrame, sensor: Any) -> gpd.GeoDataFrame:
+def outlines(tiles: gpd.GeoDataFrame, rows: pd.DataFrame, pairs: pd.DataFrame, sensor: Any) -> gpd.GeoDataFrame:
     """Tiles with an outline, where their middle is known: from the table, or from a photo that stands in them.
 
     Args:
         tiles: `tiles.parquet`; outlines that are there stay.
-        rows: pairs with `row` and `col` in pixels of the tile.
+        rows: all rows, those of tiles without photos, too.
+        pairs: rows with a photo, `row` and `col` in pixels of the tile.
         sensor: size and metres a pixel.
     """
     half = sensor.size_px / 2
     metres = sensor.gsd_m
     middle = rows[['tile_id', 'tile_lon', 'tile_lat']].rename(columns={'tile_lon': 'lon', 'tile_lat': 'lat'})
-    north = (rows['row'] - half) * metres / METRES_PER_DEGREE
-    lat = rows['lat'] + north
-    east = (rows['col'] - half) * metres / METRES_PER_DEGREE / np.cos(np.deg2rad(lat))
-    by_photo = pd.DataFrame({'tile_id': rows['tile_id'], 'lon': rows['lon'] - east, 'lat': lat})
+    north = (pairs['row'] - half) * metres / METRES_PER_DEGREE
+    by_photo = pd.DataFrame({'tile_id': pairs['tile_id'], 'lat': pairs['lat'] + north})
+    east = (pairs['col'] - half) * metres / METRES_PER_DEGREE / np.cos(np.deg2rad(by_photo['lat']))
+    by_photo['lon'] = pairs['lon'] - east
     known = pd.concat([middle, by_photo]).dropna().drop_duplicates('tile_id').set_index('tile_id')
     known = known.reindex(tiles['tile_id'])
-    up = half * metres / METRES_PER_DEGREE
-    side = up / np.cos(np.deg2rad(known['lat']))
     lon, lat = known['lon'].to_numpy(), known['lat'].to_numpy()
+    up = half * metres / METRES_PER_DEGREE
+    side = up / np.cos(np.deg2rad(lat))
     boxes = shapely.box(lon - side, lat - up, lon + side, lat + up)
     boxes[np.isnan(lon)] = None
     return tiles.set_geometry(tiles.geometry.where(tiles.geometry.notna(), gpd.GeoSeries(boxes, tiles.index, crs=4326)))

@@ -18,6 +18,8 @@ from grafalign.photos.values import numbers, texts
 TEXTS = ('photo', 'tile', 'photo_id', 'tile_id', 'place', 'split', 'role', 'taken_at', 'licence', 'author', 'source')
 NUMBERS = ('lon', 'lat', 'tile_lon', 'tile_lat', 'row', 'col', 'heading_deg', 'field_of_view_deg', 'accuracy_m')
 COLUMNS = (*TEXTS, *NUMBERS)
+PROBLEM = 'problem'
+"""Beside them: why a row cannot be used, as far as the table itself tells."""
 ROLES = ('pair', 'semi', 'gallery')
 GUESSES = {name: OF_PHOTOS.get(name, (name,)) for name in COLUMNS} | {
     'photo_id': ('photo_id',),
@@ -25,6 +27,8 @@ GUESSES = {name: OF_PHOTOS.get(name, (name,)) for name in COLUMNS} | {
     'tile': ('tile', 'overhead', 'satellite', 'sat', 'aerial', 'reference', 'tile_file'),
     'place': ('place', 'place_id', 'location'),
 }
+_UNKNOWN = ('', 'nan', 'na', 'n/a', 'none', 'null', '-')
+"""How tables write that a number is not known."""
 _FIELD = re.compile(r'{([^{}]+)}')
 
 
@@ -33,11 +37,11 @@ class PairRows:
     """Rows of pairs.
 
     Attributes:
-        frame: `COLUMNS`. `photo` and `tile` name files, below `root` unless they are absolute; a row without a photo
-            is a tile that is only searched among. `lon` and `lat` are those of the photo, `row` and `col` where it
-            stands in the tile's picture, in pixels from its upper left corner. `role` is `pair`; or `semi`: the tile
-            shows the photo's place, but is not the one to be found; or `gallery`: both are searched among, and neither
-            is asked for.
+        frame: `COLUMNS` and `problem`. `photo` and `tile` name files, below `root` unless they are absolute; a row
+            without a photo is a tile that is only searched among. `lon` and `lat` are those of the photo, `row` and
+            `col` where it stands in the tile's picture, in pixels from its upper left corner. `role` is `pair`; or
+            `semi`: the tile shows the photo's place, but is not the one to be found; or `gallery`: both are searched
+            among, and neither is asked for.
         root: folder of the files.
         gsd_m: metres a pixel of the pictures, where a layout knows it.
         malformed: lines that are no rows, and what is wrong with them.
@@ -59,6 +63,8 @@ def complete(frame: pd.DataFrame) -> pd.DataFrame:
         else:
             empty = pd.Series(pd.NA, index=frame.index, dtype='string')
             found[name] = empty if column is None else column.astype('string')
+    problem = frame.get(PROBLEM, pd.Series(pd.NA, index=frame.index))
+    found[PROBLEM] = problem.astype('string')
     made = pd.DataFrame(found, index=frame.index).reset_index(drop=True)
     return made.assign(role=made['role'].fillna('pair'))
 
@@ -93,10 +99,13 @@ def read_table(path: Path, columns: Mapping[str, str], root: Path | None) -> Pai
         malformed += batch.malformed
         if len(batch.table):
             plain = {name: texts(batch.table[name]) for name in batch.table.column_names}
-            made = {}
+            made = {PROBLEM: pd.Series(pd.NA, index=range(len(batch.table)), dtype='string')}
             for ours, source in sources.items():
                 if ours in NUMBERS:
                     made[ours] = pd.Series(numbers(batch.table[source]))
+                    said = _filled(source, plain).str.strip().fillna('')
+                    odd = made[ours].isna() & ~said.str.lower().isin(_UNKNOWN)
+                    made[PROBLEM] = made[PROBLEM].mask(odd & made[PROBLEM].isna(), f'{ours} is no number')
                 else:
                     made[ours] = _filled(source, plain)
             parts.append(complete(pd.DataFrame(made)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ import pyarrow as pa
 from grafalign import console
 from grafalign.errors import InputError
 from grafalign.files import file_digest, remove_parts, write_table
+from grafalign.geo import TileGrid
 from grafalign.locks import exclusive, refuse_other_files
 from grafalign.pairing.elsewhere.ids import in_archive, tile_ids
 from grafalign.pairing.elsewhere.layouts import READERS
 from grafalign.pairing.elsewhere.places import outlines, place_photos
-from grafalign.pairing.elsewhere.rows import ROLES, PairRows, read_table
+from grafalign.pairing.elsewhere.rows import PROBLEM, ROLES, PairRows, read_table
 from grafalign.pairing.elsewhere.settings import PairImport
 from grafalign.pairing.elsewhere.splits import splits_of
 from grafalign.pairing.elsewhere.tiles import Tiles
 from grafalign.photos.local_images import with_metadata
-from grafalign.photos.table import REJECTED_COLUMNS, SCHEMA, canonical
+from grafalign.photos.table import REJECTED_COLUMNS, SCHEMA, Marks, canonical, mark_impossible_times
 from grafalign.photos.uris import SCHEMES, is_local, resolve_uris
 from grafalign.store import MARKER, SCHEMA_VERSION, PairStore
 from grafalign.store_marker import PairSummary, StoreMarker
@@ -51,26 +53,38 @@ def import_pairs(settings: PairImport, out: Path, workers: int | None = None) ->
             two splits, or `out` holds something else.
     """
     with exclusive(out):
-        if (out / MARKER).is_file():
-            marker = PairStore(out).marker
-            if marker.recipe_digest != settings.digest or marker.summary is None:
-                raise InputError(f'{out} holds another store; give another folder or delete it.')
-            console.log(f'{out} is already complete.')
-            return marker.summary
-        refuse_other_files(out, _OWN, 'the store')
-        remove_parts(out)
         if settings.layout == 'table':
             given = read_table(settings.source, settings.columns, settings.root)
         else:
             given = READERS[settings.layout](settings.source, settings.ground)
-        return _write(settings, given, out, workers)
+        digest = _digest(settings, given)
+        if (out / MARKER).is_file():
+            marker = PairStore(out).marker
+            if marker.recipe_digest != digest or marker.summary is None:
+                raise InputError(
+                    f'{out} holds another store: of other settings, or of {settings.source} before it was changed; '
+                    'give another folder or delete it.'
+                )
+            console.log(f'{out} is already complete.')
+            return marker.summary
+        refuse_other_files(out, _OWN, 'the store')
+        remove_parts(out)
+        shutil.rmtree(out / 'tiles', ignore_errors=True)  # of a try that did not end
+        return _write(settings, given, digest, out, workers)
 
 
-def _write(settings: PairImport, given: PairRows, out: Path, workers: int | None) -> PairSummary:
+def _digest(settings: PairImport, given: PairRows) -> str:
+    """Digest of the settings and of all rows, so that an edited table is another store."""
+    rows = pd.util.hash_pandas_object(given.frame.astype('string').fillna(''), index=False).to_numpy()
+    content = settings.digest.encode() + rows.tobytes() + repr(given.malformed).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _write(settings: PairImport, given: PairRows, digest: str, out: Path, workers: int | None) -> PairSummary:
     name = str(settings.source)
     rows, rejected = _resolved(given, name)
     rows['split'] = splits_of(rows, settings.shares, settings.seed, name)
-    photos = _photos(rows, rejected, workers)
+    photos = _photos(rows, rejected, name, workers)
     cutter = Tiles(settings, given.gsd_m, out)
     tiles = cutter.write(rows.sort_values('tile_id').drop_duplicates('tile_id')[['tile_id', 'tile', 'split']], workers)
     rejected += cutter.rejected
@@ -80,19 +94,23 @@ def _write(settings: PairImport, given: PairRows, out: Path, workers: int | None
         kind, first, reason, _ = next(iter(rejected), ('row', '1', 'names no photo', ''))
         raise InputError(f'{name} has no pair of a photo and a tile that can be read ({kind} {first}: {reason}).')
     pairs = place_photos(pairs, cutter)
-    inside = pairs['row'].between(0, cutter.sensor.size_px) & pairs['col'].between(0, cutter.sensor.size_px)
+    grid = TileGrid(cutter.sensor.size_px, cutter.sensor.gsd_m)
+    inside = grid.holds(pairs['row'].to_numpy(), pairs['col'].to_numpy())
+    for pair in pairs[~inside].itertuples():
+        where = f'{pair.photo_id} on {pair.tile_id}'
+        rejected.append(('pair', where, 'the photo is outside the tile', f'{pair.row:.1f}, {pair.col:.1f}'))
     pairs = pairs[inside].reset_index(drop=True)
     lost = photos.loc[~photos['photo_id'].isin(pairs['photo_id']), 'photo_id']
     rejected += [('photo', str(i), 'in no tile that can be read, or outside of it', '') for i in lost]
     tables = {
         'photos': _photo_table(photos[photos['photo_id'].isin(pairs['photo_id'])]),
-        'tiles': outlines(tiles, pairs, cutter.sensor),
+        'tiles': outlines(tiles, rows, pairs, cutter.sensor),
         'pairs': pairs[['tile_id', 'photo_id', 'row', 'col', 'role']].assign(days_apart=np.nan),
         'rejected': pd.DataFrame(rejected, columns=list(REJECTED_COLUMNS), dtype='string')
         .drop_duplicates(['kind', 'id'])
         .sort_values(['kind', 'id'], ignore_index=True),
     }
-    return _finish(settings, cutter, tables, out)
+    return _finish(settings, digest, cutter, tables, out)
 
 
 def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
@@ -102,15 +120,18 @@ def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
     rows['photo_id'] = rows['photo_id'].fillna(rows['photo'])
     given_ids = pd.Series([None if pd.isna(i) else in_archive(i) for i in rows['tile_id']], dtype='string')
     rows['tile_id'] = given_ids.fillna(tile_ids(rows['tile']))
-    problem = pd.Series(pd.NA, index=rows.index, dtype='string').mask(rows['tile'].isna(), 'the row names no tile')
+    problem = rows[PROBLEM].mask(rows[PROBLEM].isna() & rows['tile'].isna(), 'the row names no tile')
     for kind in ('tile', 'photo'):
         uris, wrong = resolve_uris(pa.array(rows[kind], pa.string()), str(given.root), SCHEMES)
         rows[kind] = uris.to_pandas().astype('string')
         problem = problem.fillna(wrong.to_pandas().astype('string'))
     away = rows['tile'].notna() & ~is_local(pa.array(rows['tile'], pa.string()))
     problem = problem.mask(problem.isna() & away, 'its tile is not on this machine')
-    far = rows['lon'].abs().gt(180) | rows['lat'].abs().gt(90)
-    problem = problem.mask(problem.isna() & far, 'impossible position')
+    for east, north in (('lon', 'lat'), ('tile_lon', 'tile_lat')):
+        far = rows[east].abs().gt(180) | rows[north].abs().gt(90)
+        problem = problem.mask(problem.isna() & far, 'impossible coordinates')
+        unset = rows[east].abs().lt(1e-6) & rows[north].abs().lt(1e-6)
+        problem = problem.mask(problem.isna() & unset, 'position 0, 0')
     for photo, tile, reason in zip(rows['photo_id'], rows['tile_id'], problem, strict=True):
         if pd.notna(reason):
             what = ('tile', str(tile)) if pd.isna(photo) else ('photo', str(photo))
@@ -132,16 +153,24 @@ def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
     return rows, rejected
 
 
-def _photos(rows: pd.DataFrame, rejected: Rejected, workers: int | None) -> pd.DataFrame:
+def _photos(rows: pd.DataFrame, rejected: Rejected, name: str, workers: int | None) -> pd.DataFrame:
     """The photos that can be read, once each, sorted by id; the others are rejected."""
     once = rows.dropna(subset=['photo']).drop_duplicates('photo_id').sort_values('photo_id', ignore_index=True)
     columns = {ours: pa.array(once[ours], from_pandas=True) for ours in SCHEMA.names if ours in once}
     table = canonical(columns | {'uri': pa.array(once['photo'], pa.string())}, len(once))
+    unsure = table['unsure'].drop_null()
+    if len(unsure):
+        raise InputError(
+            f'{name}: the time {unsure[0].as_py()!r} may have its day or its month first; write times as 2021-04-03.'
+        )
+    marks = Marks(table)
+    mark_impossible_times(marks)
     local = np.flatnonzero(is_local(table['uri'].combine_chunks()))
     if len(local):
         table = with_metadata(table.combine_chunks(), local, set(), True, workers)
     kinds = {pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype(), pa.string(): pd.StringDtype()}
     frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get)
+    frame['problem'] = frame['problem'].mask(frame['problem'].isna() & ~marks.free, 'impossible time')
     bad = frame['problem'].notna()
     rejected += [
         ('photo', str(i), str(p), '') for i, p in zip(frame['photo_id'][bad], frame['problem'][bad], strict=True)
@@ -155,7 +184,7 @@ def _photo_table(photos: pd.DataFrame) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame(photos.drop(columns=['lon', 'lat']), geometry=points)
 
 
-def _finish(settings: PairImport, cutter: Tiles, tables: dict[str, Any], out: Path) -> PairSummary:
+def _finish(settings: PairImport, recipe_digest: str, cutter: Tiles, tables: dict[str, Any], out: Path) -> PairSummary:
     """Write the tables, then the marker."""
     for name in _TABLES:
         write_table(tables[name], out / f'{name}.parquet')
@@ -176,7 +205,7 @@ def _finish(settings: PairImport, cutter: Tiles, tables: dict[str, Any], out: Pa
         sensor=cutter.sensor,
         dtype=cutter.dtype,
         imported=settings.model_dump(mode='json'),
-        recipe_digest=settings.digest,
+        recipe_digest=recipe_digest,
         summary=summary,
         files=files,
         digest=hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest(),

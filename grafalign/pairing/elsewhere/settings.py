@@ -12,7 +12,7 @@ from grafalign.config import Settings, settings_digest
 MEANING = 1
 """Raised when the same settings come to mean another store."""
 Layout = Literal['table', 'cvusa', 'vigor', 'university-1652']
-Ground = Literal['street', 'drone', 'google']
+GroundView = Literal['street', 'drone', 'google']
 
 
 class PairImport(Settings):
@@ -25,7 +25,7 @@ class PairImport(Settings):
     """Our name of a column to the table's, or to a pattern of its columns: `{photo: 'ground/{name}.jpg'}`."""
     root: Path | None = None
     """Folder that the table's files are relative to; the table's own by default."""
-    ground: Ground = 'street'
+    ground: GroundView = 'street'
     """Which views of University-1652 are the ground side."""
     size_px: int | None = Field(default=None, ge=8, le=4096)
     """Side of every tile: the middle square of each picture is brought to it. By default all are as they are, and of
@@ -54,5 +54,5 @@ class PairImport(Settings):
 
     @property
     def digest(self) -> str:
-        """Digest of all that decides what the store holds."""
-        return settings_digest(self, MEANING, set())
+        """Digest of the settings that decide what the store holds; where the source lies does not."""
+        return settings_digest(self, MEANING, {'source', 'root'})

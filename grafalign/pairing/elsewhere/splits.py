@@ -10,21 +10,22 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from grafalign import console
 from grafalign.errors import InputError
 from grafalign.geo import blocks_touched
 from grafalign.pairing.plan import split_of_blocks
 
 NAMES = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'test': 'test'}
 BLOCK_KM = 20.0
-"""Side of the blocks of land that stand for places where all positions are known and nothing else is; as in recipes."""
+"""Side of the blocks of land that stand for places where the table names none; as in recipes."""
 
 
 def splits_of(rows: pd.DataFrame, shares: dict[str, float], seed: int, source: str) -> npt.NDArray[np.object_]:
     """The split of every row.
 
     Rows that share a photo, a tile or a place belong together. A column `split` is taken as it is; otherwise places are
-    drawn by a keyed hash of their name: `place`, else the block of land of the photo, where all positions are known,
-    else the tile.
+    drawn by a keyed hash: of `place` where the table has that column; else of the block of land that the row's photo or
+    tile lies in, and of the tile where neither position is known. Whatever the order of the rows, it is the same draw.
 
     Args:
         rows: of `rows.COLUMNS`.
@@ -41,18 +42,30 @@ def splits_of(rows: pd.DataFrame, shares: dict[str, float], seed: int, source: s
     group = groups(rows)
     if rows['split'].notna().any():
         return _given(rows, group, source)
-    placed = rows['lon'].notna() & rows['lat'].notna()
+    files = rows['tile_id'].fillna(rows['tile']).fillna(rows['photo'])
     if rows['place'].notna().any():
-        names = rows['place'].fillna(rows['tile']).fillna(rows['photo'])
-    elif placed.all():
-        lon, lat = rows['lon'].to_numpy(), rows['lat'].to_numpy()
-        names = pd.Series(blocks_touched(lon, lat, lon, lat, BLOCK_KM, 1)[:, 0]).astype(str)
-        group = groups(rows.assign(place=names.to_numpy()))
+        names = rows['place'].fillna(files)
     else:
-        names = rows['tile'].fillna(rows['photo'])
-    first = names.to_numpy(dtype=object)[_first(group)]
-    numbers = np.array([_number(name) for name in first], dtype=np.int64)
-    return np.asarray(split_of_blocks(numbers, shares, seed)[group], dtype=object)
+        blocks = _blocks(rows)
+        group = groups(rows.assign(place=blocks))
+        names = blocks.fillna(files)
+        without = int(blocks.isna().sum())
+        if 0 < without < len(rows):
+            console.log(f'{source}: {without:,} of {len(rows):,} rows have no position; they are split tile by tile')
+    number = np.array([_number(name) for name in names], dtype=np.int64)
+    least = np.full(int(group.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(least, group, number)
+    return np.asarray(split_of_blocks(least, shares, seed)[group], dtype=object)
+
+
+def _blocks(rows: pd.DataFrame) -> pd.Series:
+    """Block of land of each row, by its photo's position or its tile's; missing where none is known."""
+    lon, lat = (rows[name].fillna(rows[f'tile_{name}']).to_numpy() for name in ('lon', 'lat'))
+    known = np.isfinite(lon) & np.isfinite(lat)
+    blocks = pd.Series(pd.NA, index=rows.index, dtype='string')
+    places = lon[known], lat[known]
+    blocks[known] = blocks_touched(*places, *places, BLOCK_KM, 1)[:, 0].astype(str)
+    return blocks
 
 
 def groups(rows: pd.DataFrame) -> npt.NDArray[np.int64]:
@@ -78,7 +91,8 @@ def _given(rows: pd.DataFrame, group: npt.NDArray[np.int64], source: str) -> npt
     if len(wrong):
         value = rows['split'].iloc[wrong[0]]
         what = 'no split' if pd.isna(value) else f'the split {value!r}'
-        raise InputError(f'{source}, row {wrong[0] + 1} has {what}; write train, val or test in every row.')
+        file = rows['photo'].fillna(rows['tile']).iloc[wrong[0]]
+        raise InputError(f'{source}: the row of {file} has {what}; write train, val or test in every row.')
     names = said.to_numpy(dtype=object)
     for column in ('place', 'tile', 'photo'):
         known = rows[column].notna().to_numpy()
@@ -90,11 +104,6 @@ def _given(rows: pd.DataFrame, group: npt.NDArray[np.int64], source: str) -> npt
                 f'({len(double):,} such); give all rows of a {column} one split, or leave the column out.'
             )
     return names
-
-
-def _first(group: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first row of every group."""
-    return np.unique(group, return_index=True)[1]
 
 
 def _number(name: object) -> int:

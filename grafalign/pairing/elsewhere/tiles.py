@@ -13,13 +13,15 @@ import pandas as pd
 from grafalign import console, engine
 from grafalign.datasets.pictures import BANDS_BY_COUNT, check_depth, default_range
 from grafalign.errors import GrafalignError, InputError
-from grafalign.pairing.elsewhere.pictures import Ground, Square, Tile, read_tile
+from grafalign.pairing.elsewhere.pictures import Georeference, Square, Tile, read_tile
 from grafalign.pairing.elsewhere.settings import PairImport
 from grafalign.pairing.pixel_shares import shares_of
 from grafalign.store import ShardWriter, shard_name
 from grafalign.store_marker import Sensor
 
 _SHARD_TILES = 256
+_GSD_RATIO = 1.25
+"""Between the largest and the smallest pixels that pass for one: Web Mercator's grow with latitude."""
 
 
 class Tiles:
@@ -38,7 +40,7 @@ class Tiles:
         self.rejected: list[tuple[str, str, str, str]] = []
         self.squares: dict[str, Square] = {}
         """What each tile shows of its picture."""
-        self.grounds: dict[str, Ground] = {}
+        self.grounds: dict[str, Georeference] = {}
         """Where georeferenced tiles lie."""
         self._first: str | None = None
 
@@ -95,7 +97,18 @@ class Tiles:
             size = ' x '.join(map(str, tile.shape))
             remedy = 'give --size-px to bring all tiles to one size'
             self._clash(row.tile, f'{size} px', ' x '.join(map(str, shape)), remedy)
+        gsd_m = self._gsd_of(str(row.tile), tile)
+        if not 1 / _GSD_RATIO <= gsd_m / self.sensor.gsd_m <= _GSD_RATIO:
+            remedy = 'import them by themselves, or bring their pictures to one size and scale first'
+            self._clash(row.tile, f'pixels of {gsd_m:g} m as a tile', f'{self.sensor.gsd_m:g} m', remedy)
         return tile
+
+    def _gsd_of(self, path: str, tile: Tile) -> float:
+        """Metres a pixel of a picture at the size of a tile."""
+        gsd_m = self._settings.gsd_m or self._known_gsd or (tile.ground.gsd_m if tile.ground else None)
+        if gsd_m is None:
+            raise InputError(f'{path} does not say how many metres a pixel is; give --gsd.')
+        return gsd_m * tile.square.side / tile.pixels.shape[1]
 
     def _clash(self, path: str, has: str, first: str, remedy: str) -> None:
         raise InputError(f'{path} has {has} and {self._first} has {first}; {remedy}.')
@@ -112,13 +125,9 @@ class Tiles:
         bands = settings.bands or BANDS_BY_COUNT.get(len(tile.pixels), ())
         if len(bands) != len(tile.pixels):
             raise InputError(f'{path} has {len(tile.pixels)} bands; name them all with --bands.')
-        gsd_m = settings.gsd_m or self._known_gsd or (tile.ground.gsd_m if tile.ground else None)
-        if gsd_m is None:
-            raise InputError(f'{path} does not say how many metres a pixel is; give --gsd.')
+        gsd_m = self._gsd_of(path, tile)
         self._first = path
-        self.sensor = Sensor(
-            settings.layout, tuple(bands), round(gsd_m * tile.square.side / height, 6), height, value_range
-        )
+        self.sensor = Sensor(settings.layout, tuple(bands), round(gsd_m, 6), height, value_range)
 
     def _shard(self, tiles: list[tuple[Any, Tile]]) -> list[dict[str, Any]]:
         """Write one shard; its rows of `tiles.parquet`."""
