@@ -248,6 +248,8 @@ def table() -> str:
     """A row an arm: accuracy, and beside the row of photos on GRAFT's tiles."""
     outcomes = load_results(RESULTS)
     base = chosen(outcomes, tiles='graft', learns='photos')
+    if not base:
+        raise SystemExit(f'{RESULTS} holds no results; run the study first.')
     bound = mean_over_worlds(chosen(outcomes, tiles='bound'), 'accuracy')[0]
     lines = [
         '# What the distance between photos and labels is made of',
@@ -277,7 +279,8 @@ def main() -> None:
     if not args.table:
         todo = [cell for seed in args.seeds for cell in cells(args.worlds, seed)]
         run_cells(todo, args.worlds, RESULTS, args.runs, trainer, args.abreast, measure_vectors)
-    (HERE / 'results' / 'gap.md').write_text(table())
+    text = table()
+    (HERE / 'results' / 'gap.md').write_text(text)
 
 
 if __name__ == '__main__':

@@ -131,6 +131,8 @@ def rows(outcomes: list[dict[str, Any]], level: str, arms: tuple[tuple[str, str,
     """A row an arm."""
     metric = {'image': 'accuracy', 'patch': 'miou'}[level]
     base = chosen(outcomes, level=level, tiles=arms[0][0], arm='photos', tau=0.3 if level == 'image' else 0.4)
+    if not base:
+        return ['Not run yet.']
     lines = [
         f"| tiles | arm | tau | {metric} | beside photos on GRAFT's tiles at {base[0]['values']['tau']} | "
         'ms a step | memory, MB |',
@@ -152,6 +154,8 @@ def table() -> str:
     for tiles in ('graft', 'dense'):
         for outcome in chosen(others, tiles=tiles, learns='photos'):
             outcomes.append({**outcome, 'values': {'level': 'image', 'tiles': tiles, 'arm': 'photos', 'tau': 0.3}})
+    if not chosen(outcomes, arm='photos', tau=0.3):
+        raise SystemExit(f'{gap.RESULTS} and {RESULTS} hold no results; run the studies first.')
     worlds = sorted({int(o['world']) for o in outcomes})
     bound = as_text(mean_over_worlds(chosen(others, tiles='bound'), 'accuracy'))
     lines = [
@@ -180,7 +184,8 @@ def main() -> None:
         todo = [cell_of(seed, *arm, level='patch') for arm in PATCH for seed in args.seeds]
         todo += [cell_of(seed, *arm) for arm in IMAGE if arm[1:] != ('photos', 0.3) for seed in args.seeds]
         run_cells(todo, args.worlds, RESULTS, args.runs, trainer, args.abreast, measure_either)
-    (HERE / 'results' / 'levers.md').write_text(table())
+    text = table()
+    (HERE / 'results' / 'levers.md').write_text(text)
 
 
 if __name__ == '__main__':
