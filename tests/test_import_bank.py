@@ -126,6 +126,28 @@ def test_embeddings_of_another_clip_are_refused(
     assert not (bare / 'bank' / 'bank.json').exists()
 
 
+def test_a_folder_of_something_else_is_left_alone(
+    bare: Path, store: PairStore, bank: PhotoBank, command: Command, tmp_path: Path
+) -> None:
+    """A store, or the embeddings themselves; and an import that was killed in its last step is finished."""
+    ids, vectors = rows(store, bank)
+    (tmp_path / 'emb').mkdir()
+    source = as_parquet(tmp_path / 'emb' / 'photos.parquet', ids, vectors)
+    refused(command('import-bank', bare, source, *CLIP, '--out', bare), 'is a pair store')
+    refused(command('embed', bare, *CLIP, '--out', bare), 'is a pair store')
+    before = source.read_bytes()
+    refused(command('import-bank', bare, tmp_path / 'emb', *CLIP, '--out', tmp_path / 'emb'), 'holds photos.parquet')
+    assert source.read_bytes() == before
+    assert command('import-bank', bare, source, *CLIP)[0] == 0
+    made = bare / 'bank'
+    (made / 'next').mkdir()
+    for name in ('embeddings.npy', 'photos.parquet', 'bank.json'):
+        (made / name).rename(made / 'next' / name)
+    code, err = command('import-bank', bare, source, *CLIP)
+    assert code == 0 and 'killed in its last step' in err
+    assert load_bank(PairStore(bare)).valid.all() == bank.photos['reason'].isna().all()
+
+
 def test_rows_that_nothing_can_be_compared_with_are_refused(
     bare: Path, store: PairStore, bank: PhotoBank, command: Command, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from grafalign.benchmarks.tasks.photo_tile import open_pairs
 from grafalign.captions.sources.tiles import read_tiles
+from grafalign.errors import InputError
 from grafalign.pairing.check import check_store
 from grafalign.pairing.elsewhere.ids import in_archive, tile_ids
 from grafalign.pairing.elsewhere.layouts import VIGOR_GSD_M
@@ -81,6 +82,31 @@ def test_the_same_command_makes_the_same_bytes_once(command: Command, tmp_path: 
         assert run(command, table, tmp_path / out)[0] == 0
     assert contents(tmp_path / 'a') == contents(tmp_path / 'b')
     refused(run(command, table, tmp_path / 'a', '--seed', 1), 'holds another store')
+
+
+def test_nothing_of_the_user_is_deleted_or_overwritten(command: Command, tmp_path: Path) -> None:
+    """Neither pictures in a folder called tiles, nor a table of a name that a store has."""
+    table = make_table(tmp_path / 'in')
+    shutil.move(tmp_path / 'in' / 'above', tmp_path / 'in' / 'tiles')
+    frame = pd.read_csv(table)
+    frame['tile'] = frame['tile'].str.replace('above', 'tiles')
+    table.unlink()
+    frame.to_parquet(tmp_path / 'in' / 'pairs.parquet')
+    before = contents(tmp_path / 'in')
+    refused(run(command, tmp_path / 'in' / 'pairs.parquet', tmp_path / 'in'), 'holds', 'give a new folder')
+    assert {k: v for k, v in contents(tmp_path / 'in').items() if k in before} == before
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / '.importing').touch()  # of an import that was killed
+    (tmp_path / 'out' / 'tiles').mkdir()
+    (tmp_path / 'out' / 'tiles' / '00009.tar').write_bytes(b'of before')
+    assert run(command, tmp_path / 'in' / 'pairs.parquet', tmp_path / 'out')[0] == 0
+    assert not [f for f in check_store(PairStore(tmp_path / 'out')) if f.problems]
+
+
+def test_photos_that_are_all_outside_are_one_sentence(command: Command, tmp_path: Path) -> None:
+    """As where row and column are of pictures of another size."""
+    table = make_table(tmp_path, row=[500] * 12, col=[3] * 12)
+    refused(run(command, table, tmp_path / 'a'), 'every photo lies outside its tile', 'ground/0.jpg at row 500')
 
 
 def test_an_edited_table_is_another_store(command: Command, tmp_path: Path) -> None:
@@ -315,6 +341,17 @@ def test_cvusa(command: Command, tmp_path: Path) -> None:
     store = PairStore(tmp_path / 'store')
     assert store.tiles['split'].tolist() == ['train'] * 4 + ['test'] * 2
     assert [Path(p).stem for p in store.pairs['photo_id']] == [f'{n:07d}' for n in range(6)]
+    with (tmp_path / 'splits' / 'train-19zl.csv').open('a') as file:
+        file.write('../out.jpg,streetview/panos/0000000.jpg,x\n')
+    code, err = command('import-pairs', tmp_path, tmp_path / 'c', '--layout', 'cvusa')
+    assert code == 0, err
+    assert PairStore(tmp_path / 'c').rejected[['kind', 'reason']].to_numpy().tolist() == [
+        ['pair', 'uri leaves the root folder']
+    ]
+    (tmp_path / 'splits' / 'train-19zl.csv').write_text('')
+    (tmp_path / 'splits' / 'val-19zl.csv').write_text('')
+    code, err = command('import-pairs', tmp_path, tmp_path / 'd', '--layout', 'cvusa')
+    assert code == InputError.exit_code and 'lists no pair' in err
     (tmp_path / 'splits' / 'val-19zl.csv').unlink()
     refused(
         command('import-pairs', tmp_path, tmp_path / 'b', '--layout', 'cvusa'), 'val-19zl.csv of CVUSA cannot be read'

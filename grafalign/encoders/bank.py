@@ -28,6 +28,7 @@ from grafalign.artefacts import Marker
 from grafalign.encoders.clip import FrozenClip
 from grafalign.errors import DamagedError, InputError, StaleError
 from grafalign.files import file_digest, write_atomically
+from grafalign.store import MARKER as STORE_MARKER
 from grafalign.store import PairStore
 
 MARKER = 'bank.json'
@@ -239,6 +240,8 @@ def bank_folder(store: PairStore, out: Path | None = None) -> Path:
         GrafalignError: the store is on a URL and no folder is given.
     """
     if out is not None:
+        if (out / STORE_MARKER).is_file():
+            raise InputError(f'{out} is a pair store, whose photos.parquet a bank would replace; give another folder.')
         return out
     if not isinstance(store.path, Path):
         raise InputError(f'The bank of {store.path} needs a folder on this machine, as it is memory-mapped; give one.')

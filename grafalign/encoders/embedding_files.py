@@ -7,7 +7,9 @@ FILE.parquet  a column of ids and a column `embedding` of lists; or a folder of 
 
 from __future__ import annotations
 
+import lzma
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,7 +28,10 @@ from grafalign.files import parquet_batches
 
 ID_COLUMNS = ('photo_id', 'id', 'key', 'image_path', 'uri', 'url')
 _VECTORS = ('embedding', 'embeddings', 'image_embedding', 'img_emb')
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException)
+_DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, RuntimeError, MemoryError, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException,
+)  # fmt: skip
 """What numpy and pyarrow raise on damaged files."""
 _ROWS = 1 << 14
 _NUMBER = re.compile(r'(\d+)$')

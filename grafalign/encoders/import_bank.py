@@ -23,7 +23,7 @@ from grafalign.encoders.embedding_files import Part, read_parts
 from grafalign.encoders.reading import metadata_table, read_chunks
 from grafalign.errors import InputError, StaleError, naming_full_disk
 from grafalign.files import write_table
-from grafalign.locks import exclusive
+from grafalign.locks import exclusive, refuse_other_files
 from grafalign.photos.exif import PhotoMetadata
 from grafalign.store import PairStore
 
@@ -79,43 +79,48 @@ def import_bank(
     """
     out = bank_folder(store, out)
     with naming_full_disk(out), exclusive(out):
-        move_in(out)
+        following = out / NEXT
+        if (following / MARKER).is_file():  # an import that was killed when all was written
+            move_in(out)
+            console.log(f'{out} is complete; it was killed in its last step.')
+            return _counted(open_bank(store, out, clip))
         if (out / MARKER).is_file():
             raise InputError(f'{out} holds a bank already; delete it, or give another folder with --out.')
-        following = out / NEXT
+        refuse_other_files(out, (NEXT,), 'the bank')
+        if following.is_dir():
+            refuse_other_files(following, ('embeddings.npy', 'photos.parquet'), 'the bank')
         shutil.rmtree(following, ignore_errors=True)
         following.mkdir()
         try:
-            state, others, cosine = _fill(store, source, clip, following, id_column, unchecked)
+            others, cosine = _fill(store, source, clip, following, id_column, unchecked)
         except BaseException:
             shutil.rmtree(following, ignore_errors=True)  # nothing of the size of the bank is left behind
             raise
         move_in(out)
-    return ImportedBank(
-        open_bank(store, out, clip),
-        photos=len(state),
-        matched=int((state == 1).sum()),
-        missing=int((state == 0).sum()),
-        unusable=int((state == 2).sum()),
-        others=others,
-        cosine=cosine,
-    )
+    return _counted(open_bank(store, out, clip), others, cosine)
+
+
+def _counted(bank: PhotoBank, others: int = 0, cosine: float | None = None) -> ImportedBank:
+    """A bank with the counts of its photos."""
+    reason = bank.photos['reason']
+    missing, unusable = int((reason == NO_ROW).sum()), int((reason == NO_NUMBER).sum())
+    matched = len(reason) - missing - unusable
+    return ImportedBank(bank, len(reason), matched, missing, unusable, others, cosine)
 
 
 def _fill(
     store: PairStore, source: Path, clip: FrozenClip, following: Path, id_column: str | None, unchecked: bool
-) -> tuple[npt.NDArray[np.int8], int, float | None]:
+) -> tuple[int, float | None]:
     """Write a bank into a folder.
 
     Returns:
-        Of every photo 0 (no row), 1 (one), or 2 (one that is no vector); how many rows are of other photos; and the
-        median cosine with embeddings made here.
+        How many rows are of other photos, and the median cosine with embeddings made here.
     """
     photos = store.photos
     names = _Names(photos)
     shape = len(photos), width_of(clip)
     rows = np.lib.format.open_memmap(following / 'embeddings.npy', mode='w+', dtype='<f2', shape=shape)
-    state = np.zeros(len(photos), np.int8)
+    state = np.zeros(len(photos), np.int8)  # 0: no row, 1: one, 2: one that is no vector
     file_of = np.zeros(len(photos), np.int32)
     files: dict[Path, int] = {}
     others = 0
@@ -148,7 +153,7 @@ def _fill(
     BankMarker(
         format=BankMarker.NEWEST, clip=clip.digest, clip_settings=clip.settings.model_dump(), photos=len(photos)
     ).write(following / MARKER)
-    return state, others, cosine
+    return others, cosine
 
 
 class _Names:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from grafalign.config import read_yaml
 from grafalign.errors import InputError
+from grafalign.foreign.files import ForeignFileError, open_plain
 
+_MOST_BYTES = 16 << 20
 SHIPPED = Path(__file__).with_name('place_words.txt')
 
 
@@ -20,9 +22,10 @@ def read_words(file: Path) -> list[str]:
         if file.suffix.lower() in ('.yaml', '.yml'):
             lines = read_yaml(file)
         else:
-            text = file.read_text(encoding='utf-8-sig')
+            with open_plain(file, _MOST_BYTES) as stream:
+                text = stream.read().decode('utf-8-sig')
             lines = [line.partition('#')[0] for line in text.splitlines()]
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no YAML
+    except (OSError, ValueError, ForeignFileError) as error:  # ValueError: no UTF-8, or no YAML
         raise InputError(f'{file} cannot be read ({error}); give a text file with a word a line.') from None
     if not isinstance(lines, list) or not all(isinstance(word, str) for word in lines):
         raise InputError(f'{file} is no list of words; write `- word` lines.')

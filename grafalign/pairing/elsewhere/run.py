@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from grafalign import console
 from grafalign.errors import InputError
-from grafalign.files import file_digest, remove_parts, write_table
+from grafalign.files import file_digest, write_table
 from grafalign.geo import TileGrid
 from grafalign.locks import exclusive, refuse_other_files
 from grafalign.pairing.elsewhere.ids import in_archive, tile_ids
@@ -32,7 +32,8 @@ from grafalign.store import MARKER, SCHEMA_VERSION, PairStore
 from grafalign.store_marker import PairSummary, StoreMarker
 
 _TABLES = ('photos', 'tiles', 'pairs', 'rejected')
-_OWN = (MARKER, 'tiles', 'bank', *(f'{name}.parquet' for name in _TABLES))
+_BEGUN = '.importing'
+"""A file that says that what else is in the folder was written by an import that did not end."""
 Rejected = list[tuple[str, str, str, str]]
 """Rows of `REJECTED_COLUMNS`."""
 
@@ -67,10 +68,14 @@ def import_pairs(settings: PairImport, out: Path, workers: int | None = None) ->
                 )
             console.log(f'{out} is already complete.')
             return marker.summary
-        refuse_other_files(out, _OWN, 'the store')
-        remove_parts(out)
-        shutil.rmtree(out / 'tiles', ignore_errors=True)  # of a try that did not end
-        return _write(settings, given, digest, out, workers)
+        if (out / _BEGUN).is_file():
+            shutil.rmtree(out / 'tiles', ignore_errors=True)
+        else:
+            refuse_other_files(out, (), 'the store')  # nothing is deleted or overwritten that is not ours
+        (out / _BEGUN).touch()
+        summary = _write(settings, given, digest, out, workers)
+        (out / _BEGUN).unlink()
+        return summary
 
 
 def _digest(settings: PairImport, given: PairRows) -> str:
@@ -82,6 +87,8 @@ def _digest(settings: PairImport, given: PairRows) -> str:
 
 def _write(settings: PairImport, given: PairRows, digest: str, out: Path, workers: int | None) -> PairSummary:
     name = str(settings.source)
+    if given.frame.empty:
+        raise InputError(f'{name} lists no pair; copy its lists again.')
     rows, rejected = _resolved(given, name)
     rows['split'] = splits_of(rows, settings.shares, settings.seed, name)
     photos = _photos(rows, rejected, name, workers)
@@ -99,16 +106,24 @@ def _write(settings: PairImport, given: PairRows, digest: str, out: Path, worker
     for pair in pairs[~inside].itertuples():
         where = f'{pair.photo_id} on {pair.tile_id}'
         rejected.append(('pair', where, 'the photo is outside the tile', f'{pair.row:.1f}, {pair.col:.1f}'))
+    if not inside.any():
+        first = pairs.iloc[0]
+        raise InputError(
+            f'{name}: every photo lies outside its tile ({first["photo_id"]} at row {first["row"]:.0f}, column '
+            f'{first["col"]:.0f} of {first["tile_id"]}); check row and col, or whether lon and lat are exchanged.'
+        )
     pairs = pairs[inside].reset_index(drop=True)
     lost = photos.loc[~photos['photo_id'].isin(pairs['photo_id']), 'photo_id']
     rejected += [('photo', str(i), 'in no tile that can be read, or outside of it', '') for i in lost]
+    used = set(pairs['photo_id'])  # a row of a photo that has others is no loss of the photo
+    rejected = [('pair', i, r, d) if k == 'photo' and i in used else (k, i, r, d) for k, i, r, d in rejected]
     tables = {
         'photos': _photo_table(photos[photos['photo_id'].isin(pairs['photo_id'])]),
         'tiles': outlines(tiles, rows, pairs, cutter.sensor),
         'pairs': pairs[['tile_id', 'photo_id', 'row', 'col', 'role']].assign(days_apart=np.nan),
         'rejected': pd.DataFrame(rejected, columns=list(REJECTED_COLUMNS), dtype='string')
-        .drop_duplicates(['kind', 'id'])
-        .sort_values(['kind', 'id'], ignore_index=True),
+        .drop_duplicates(['kind', 'id', 'reason'])
+        .sort_values(['kind', 'id', 'reason'], ignore_index=True),
     }
     return _finish(settings, digest, cutter, tables, out)
 
@@ -122,10 +137,10 @@ def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
     rows['tile_id'] = given_ids.fillna(tile_ids(rows['tile']))
     problem = rows[PROBLEM].mask(rows[PROBLEM].isna() & rows['tile'].isna(), 'the row names no tile')
     for kind in ('tile', 'photo'):
-        uris, wrong = resolve_uris(pa.array(rows[kind], pa.string()), str(given.root), SCHEMES)
+        uris, wrong = resolve_uris(_column(rows[kind]), str(given.root), SCHEMES)
         rows[kind] = uris.to_pandas().astype('string')
         problem = problem.fillna(wrong.to_pandas().astype('string'))
-    away = rows['tile'].notna() & ~is_local(pa.array(rows['tile'], pa.string()))
+    away = rows['tile'].notna() & ~is_local(_column(rows['tile']))
     problem = problem.mask(problem.isna() & away, 'its tile is not on this machine')
     for east, north in (('lon', 'lat'), ('tile_lon', 'tile_lat')):
         far = rows[east].abs().gt(180) | rows[north].abs().gt(90)
@@ -153,11 +168,16 @@ def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
     return rows, rejected
 
 
+def _column(texts: pd.Series) -> pa.Array:
+    """Texts as one Arrow array, whatever number of parts they were read in."""
+    return pa.array(texts.to_numpy(dtype=object), pa.string(), from_pandas=True)
+
+
 def _photos(rows: pd.DataFrame, rejected: Rejected, name: str, workers: int | None) -> pd.DataFrame:
     """The photos that can be read, once each, sorted by id; the others are rejected."""
     once = rows.dropna(subset=['photo']).drop_duplicates('photo_id').sort_values('photo_id', ignore_index=True)
     columns = {ours: pa.array(once[ours], from_pandas=True) for ours in SCHEMA.names if ours in once}
-    table = canonical(columns | {'uri': pa.array(once['photo'], pa.string())}, len(once))
+    table = canonical(columns | {'uri': _column(once['photo'])}, len(once))
     unsure = table['unsure'].drop_null()
     if len(unsure):
         raise InputError(
@@ -189,7 +209,7 @@ def _finish(settings: PairImport, recipe_digest: str, cutter: Tiles, tables: dic
     for name in _TABLES:
         write_table(tables[name], out / f'{name}.parquet')
     rejected = tables['rejected']
-    lost = int((rejected['kind'] == 'photo').sum())
+    lost = int(rejected['id'][rejected['kind'] == 'photo'].nunique())
     summary = PairSummary(
         photos=len(tables['photos']) + lost,
         rejected=lost,

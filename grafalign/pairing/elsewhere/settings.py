@@ -30,7 +30,7 @@ class PairImport(Settings):
     size_px: int | None = Field(default=None, ge=8, le=4096)
     """Side of every tile: the middle square of each picture is brought to it. By default all are as they are, and of
     one size."""
-    gsd_m: float | None = Field(default=None, gt=0)
+    gsd_m: float | None = Field(default=None, ge=1e-3, le=1e6)
     """Metres a pixel of the pictures, where they do not tell it themselves."""
     bands: tuple[str, ...] | None = None
     """Names of the pictures' bands; red, green and blue by default, and near infrared for a fourth."""
@@ -38,13 +38,13 @@ class PairImport(Settings):
     """Values that become 0 and 1 at the model's input; those of 8 bits by default."""
     shares: dict[str, float] = {'train': 0.8, 'val': 0.1, 'test': 0.1}
     """Of places in train, val and test, where no column says to which a pair belongs."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode='after')
     def _sensible(self) -> Self:
         if set(self.shares) - {'train', 'val', 'test'}:
             raise ValueError('`shares` knows train, val and test')
-        if abs(sum(self.shares.values()) - 1) > 1e-6 or min(self.shares.values()) < 0:
+        if not (abs(sum(self.shares.values()) - 1) <= 1e-6 and min(self.shares.values()) >= 0):
             raise ValueError('`shares` must sum to 1')
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ValueError('`value_range` must rise')
