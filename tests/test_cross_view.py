@@ -17,7 +17,7 @@ from grafalign.encoders import FrozenClip, embed
 from grafalign.pairing.elsewhere import PairImport, import_pairs
 from grafalign.retrieval import positive_ranks
 from grafalign.store import PairStore
-from tests.test_import_pairs import make_university, make_vigor
+from tests.made_pairs import make_university, make_vigor
 
 
 def precision_of_a_list(right: list[bool]) -> float:

@@ -130,19 +130,19 @@ def test_the_rule_holds_all_over_the_globe(drawn: tuple[TileGrid, pd.DataFrame],
 @given(places(), st.integers(0, 2**32 - 1))
 @settings(max_examples=100, deadline=None)
 def test_photos_count_before_their_cameras(drawn: tuple[TileGrid, pd.DataFrame], seed: int) -> None:
-    """Tiles and members are those of the places that are seen; rows and columns are the cameras', inside the tile."""
+    """Tiles and members are those of the places that are viewed; rows and columns are the cameras', inside the tile."""
     grid, table = drawn
     lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
     rng = np.random.default_rng(seed)
     heading = np.where(rng.random(len(lon)) < 0.7, rng.uniform(0, 360, len(lon)), np.nan)
     metres = grid.side_m / 8
-    seen = ahead(lon, lat, heading, metres)
-    _, _, far = Geod(ellps='WGS84').inv(lon, lat, *seen)
+    viewed = ahead(lon, lat, heading, metres)
+    _, _, far = Geod(ellps='WGS84').inv(lon, lat, *viewed)
     moved = np.isfinite(heading) & (np.abs(lat) < 79)
     np.testing.assert_allclose(far[moved], metres, rtol=1e-6)
     np.testing.assert_allclose(far[np.isnan(heading)], 0, atol=1e-6)
     how = (grid, 1000, 0, 5000, {'train': 1.0}, 0, 0.25, 0.5)
-    found, there = make_plan(table['photo_id'], lon, lat, *how, seen), make_plan(table['photo_id'], *seen, *how)
+    found, there = make_plan(table['photo_id'], lon, lat, *how, viewed), make_plan(table['photo_id'], *viewed, *how)
     pd.testing.assert_frame_equal(found.tiles, there.tiles)
     pd.testing.assert_frame_equal(found.pairs[['tile', 'photo']], there.pairs[['tile', 'photo']])
     assert found.pairs[['row', 'col']].ge(0).all(None) and found.pairs[['row', 'col']].lt(grid.size_px).all(None)

@@ -261,12 +261,12 @@ def table() -> str:
         '|---|---|---|---|---|---|---|',
     ]
     for tiles, learns, drawn in ARMS:
-        found = chosen(outcomes, tiles=tiles, learns=learns, drawn=drawn)
-        if not found:
+        results = chosen(outcomes, tiles=tiles, learns=learns, drawn=drawn)
+        if not results:
             continue
-        value = mean_over_worlds(found, 'accuracy')
-        many = '' if tiles == 'bound' else f'{np.mean([o["options"]["tiles_with_photos"] for o in found]):,.0f}'
-        beside = '' if found == base else as_text(paired_difference(found, base, 'accuracy'), '+')
+        value = mean_over_worlds(results, 'accuracy')
+        many = '' if tiles == 'bound' else f'{np.mean([o["options"]["tiles_with_photos"] for o in results]):,.0f}'
+        beside = '' if results == base else as_text(paired_difference(results, base, 'accuracy'), '+')
         lines.append(
             f'| {tiles} | {many} | {learns} | {drawn} | {as_text(value)} | {value[0] / bound:.2f} | {beside} |'
         )

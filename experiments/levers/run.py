@@ -139,11 +139,11 @@ def rows(outcomes: list[dict[str, Any]], level: str, arms: tuple[tuple[str, str,
         '|---|---|---|---|---|---|---|',
     ]
     for tiles, arm, tau in arms:
-        found = chosen(outcomes, level=level, tiles=tiles, arm=arm, tau=tau)
-        if found:
-            value = as_text(mean_over_worlds(found, metric))
-            beside = '' if found == base else as_text(paired_difference(found, base, metric), '+')
-            step, memory = (np.mean([o[k] for o in found]) for k in ('step_ms', 'peak_memory_mb'))
+        results = chosen(outcomes, level=level, tiles=tiles, arm=arm, tau=tau)
+        if results:
+            value = as_text(mean_over_worlds(results, metric))
+            beside = '' if results == base else as_text(paired_difference(results, base, metric), '+')
+            step, memory = (np.mean([o[k] for o in results]) for k in ('step_ms', 'peak_memory_mb'))
             lines.append(f'| {tiles} | {arm} | {tau} | {value} | {beside} | {step:.0f} | {memory:,.0f} |')
     return lines
 

@@ -86,8 +86,8 @@ def read_parts(path: Path, id_column: str | None = None) -> Iterator[Part]:
 
 def _number(path: Path) -> tuple[int, str]:
     """Files by the number in their name: `img_emb_10` after `img_emb_9`."""
-    found = _NUMBER.search(path.stem)
-    return (int(found[1]) if found else -1), path.name
+    digits = _NUMBER.search(path.stem)
+    return (int(digits[1]) if digits else -1), path.name
 
 
 def _npz(path: Path) -> Iterator[Part]:
@@ -134,16 +134,16 @@ def _parquet(path: Path, id_column: str | None) -> Iterator[Part]:
         yield _checked(path, _texts(path, batch.column(of_ids).to_pylist()), vectors, None)
 
 
-def _ids(path: Path, wanted: str | None) -> str:
+def _ids(path: Path, id_column: str | None) -> str:
     """The column of ids."""
     names = pq.read_schema(path).names
-    found = wanted if wanted is not None else next((name for name in ID_COLUMNS if name in names), None)
-    if found is None or found not in names:
+    column = id_column if id_column is not None else next((name for name in ID_COLUMNS if name in names), None)
+    if column is None or column not in names:
         raise InputError(
-            f'{path} has no column {wanted or "of ids"}; name one with --id-column. Its columns are '
+            f'{path} has no column {id_column or "of ids"}; name one with --id-column. Its columns are '
             f'{", ".join(names[:40])}.'
         )
-    return found
+    return column
 
 
 def _texts(path: Path, ids: list[Any]) -> list[str]:

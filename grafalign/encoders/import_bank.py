@@ -133,13 +133,13 @@ def _fill(
             repeated = _repeated(part, at, state)
             if repeated is not None:
                 raise InputError(f'{part.file} has the id {repeated!r} twice; leave one of the rows out.')
-            here = np.flatnonzero(at >= 0)
-            vectors, good, unit = _normalised(part.vectors[here])
+            matched = np.flatnonzero(at >= 0)
+            vectors, good, unit = _normalised(part.vectors[matched])
             plain &= unit
-            rows[at[here]] = vectors
-            state[at[here]] = np.where(good, 1, 2)
-            file_of[at[here]] = files.setdefault(part.file, len(files))
-            bar.advance(len(here))
+            rows[at[matched]] = vectors
+            state[at[matched]] = np.where(good, 1, 2)
+            file_of[at[matched]] = files.setdefault(part.file, len(files))
+            bar.advance(len(matched))
     if not (state == 1).any():
         raise InputError(
             f'No row of {source} is of a photo of {store.path} (one of them is {photos["photo_id"].iloc[0]!r}); '
@@ -168,9 +168,9 @@ class _Names:
     def rows(self, ids: list[str]) -> npt.NDArray[np.int64]:
         """Rows of photos, -1 where there is none; the kind of name that fits the first rows best is kept."""
         if self._chosen < 0:
-            found = [int((kind.get_indexer(ids) >= 0).sum()) if kind.is_unique else 0 for kind in self._kinds]
-            self._chosen = int(np.argmax(found))
-            if not any(found):
+            counts = [int((kind.get_indexer(ids) >= 0).sum()) if kind.is_unique else 0 for kind in self._kinds]
+            self._chosen = int(np.argmax(counts))
+            if not any(counts):
                 self._chosen = -1
                 return np.full(len(ids), -1)
         return np.asarray(self._kinds[self._chosen].get_indexer(ids), dtype=np.int64)
@@ -202,10 +202,10 @@ def _spelled(name: str) -> str:
 
 def _repeated(part: Part, at: npt.NDArray[np.int64], state: npt.NDArray[np.int8]) -> str | None:
     """An id that came before, in this part or in one before it."""
-    known = np.flatnonzero(at >= 0)
-    first = np.zeros(len(known), bool)
-    first[np.unique(at[known], return_index=True)[1]] = True
-    again = known[~first | (state[at[known]] > 0)]
+    matched = np.flatnonzero(at >= 0)
+    first = np.zeros(len(matched), bool)
+    first[np.unique(at[matched], return_index=True)[1]] = True
+    again = matched[~first | (state[at[matched]] > 0)]
     return part.ids[int(again[0])] if len(again) else None
 
 

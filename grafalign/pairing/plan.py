@@ -82,7 +82,7 @@ def make_plan(
     buffer_m: float = 0.0,
     core: float = 1.0,
     reach: float = 1.0,
-    seen: tuple[Floats, Floats] | None = None,
+    viewed: tuple[Floats, Floats] | None = None,
 ) -> Plan:
     """Plan the tiles for a photo table.
 
@@ -98,10 +98,10 @@ def make_plan(
         buffer_m: metres that a tile keeps from blocks of other splits.
         core: share of a tile's side within which a photo needs no tile of its own.
         reach: share of a tile's side within which photos belong to it.
-        seen: degrees east and north at which photos count, [P] each, near where they were taken; there by default.
+        viewed: degrees east and north at which photos count, [P] each, near where they were taken; there by default.
     """
     rank = ranks(photo_ids, seed)
-    places = _places(*(seen or (lon, lat)), grid)
+    places = _places(*(viewed or (lon, lat)), grid)
     epsg, left, top = _seed_tiles(rank, places, grid, core)
     split = _splits(epsg, left, top, grid, block_km, shares, seed)
     near = np.zeros(len(epsg), dtype=bool)
@@ -111,7 +111,7 @@ def make_plan(
     photo, tile, row, col = _members(epsg, left, top, places, grid, reach)
     order = np.lexsort((rank[photo], tile))
     photo, tile, row, col = photo[order], tile[order], row[order], col[order]
-    if seen is not None:
+    if viewed is not None:
         row, col = _cameras(lon[photo], lat[photo], epsg[tile], left[tile], top[tile], grid)
     first = np.searchsorted(tile, np.arange(len(epsg)))
     kept = np.arange(len(tile)) - first[tile] < max_photos

@@ -32,9 +32,9 @@ def read_words(file: Path) -> list[str]:
     words = [' '.join(line.split()) for line in lines if line.strip()]
     if len(words) < 2:
         raise InputError(f'{file} holds {len(words)} word{"s" * (len(words) != 1)}, and a choice needs two; add some.')
-    seen: set[str] = set()
+    folded: set[str] = set()
     for word in words:
-        if word.casefold() in seen:
+        if word.casefold() in folded:
             raise InputError(f'{file} lists {word!r} twice, which would count it twice; leave one out.')
-        seen.add(word.casefold())
+        folded.add(word.casefold())
     return words

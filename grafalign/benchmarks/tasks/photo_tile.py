@@ -159,9 +159,9 @@ def trapezoid_precision(ranks: Ranks) -> npt.NDArray[np.float64]:
 
 def _hit_rate(both: Ranks, photo: npt.NDArray[np.int64], tile: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Chance that nothing but tiles of a photo's place stands before its own one, for each photo that has one, [Q']."""
-    wanted = np.isin(both.query * 2**32 + both.item, photo * 2**32 + tile)
-    chance = np.where(both.above == 0, 1 / (both.tied + 1), 0.0)[wanted]
-    query = both.query[wanted]
+    own = np.isin(both.query * 2**32 + both.item, photo * 2**32 + tile)
+    chance = np.where(both.above == 0, 1 / (both.tied + 1), 0.0)[own]
+    query = both.query[own]
     best = np.zeros(int(query.max()) + 1)
     np.maximum.at(best, query, chance)
     return best[np.unique(query)]

@@ -112,7 +112,7 @@ def _no_position(city: str, name: str) -> InputError:
 def read_university(folder: Path, ground: GroundView) -> PairRows:
     """Pairs of University-1652: buildings from space, and from the street or a drone."""
     rows: list[dict[str, Any]] = []
-    asked = {path.name for path in _folders(folder / 'test' / 'query_satellite')}
+    queried = {path.name for path in _folders(folder / 'test' / 'query_satellite')}
     for split, above, below in (('train', 'satellite', ground), ('test', 'gallery_satellite', f'gallery_{ground}')):
         if not (folder / split / below).is_dir():
             raise InputError(
@@ -120,7 +120,7 @@ def read_university(folder: Path, ground: GroundView) -> PairRows:
                 'google, which is published for training alone.'
             )
         for building in _folders(folder / split / above):
-            role = 'pair' if split == 'train' or building.name in asked else 'gallery'
+            role = 'pair' if split == 'train' or building.name in queried else 'gallery'
             said = {'place': f'{split} {building.name}', 'split': split, 'role': role}
             photos = list(_pictures(folder / split / below / building.name))
             for tile in _pictures(building):

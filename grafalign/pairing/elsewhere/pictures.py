@@ -126,8 +126,8 @@ def cut(pixels: Pixels, size_px: int) -> Pixels:
         return np.ascontiguousarray(middle)
     size = (size_px, size_px)
     bands = [Image.fromarray(band.astype(np.float32)).resize(size, Image.Resampling.BICUBIC) for band in middle]
-    found = np.stack([np.asarray(band) for band in bands])
+    resized = np.stack([np.asarray(band) for band in bands])
     if np.issubdtype(pixels.dtype, np.integer):
         limits = np.iinfo(pixels.dtype)
-        found = np.rint(found).clip(limits.min, limits.max)
-    return found.astype(pixels.dtype)
+        resized = np.rint(resized).clip(limits.min, limits.max)
+    return resized.astype(pixels.dtype)

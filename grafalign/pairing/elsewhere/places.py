@@ -53,9 +53,9 @@ def outlines(tiles: gpd.GeoDataFrame, rows: pd.DataFrame, pairs: pd.DataFrame, s
     by_photo = pd.DataFrame({'tile_id': pairs['tile_id'], 'lat': pairs['lat'] + north})
     east = (pairs['col'] - half) * metres / METRES_PER_DEGREE / np.cos(np.deg2rad(by_photo['lat']))
     by_photo['lon'] = pairs['lon'] - east
-    known = pd.concat([middle, by_photo]).dropna().drop_duplicates('tile_id').set_index('tile_id')
-    known = known.reindex(tiles['tile_id'])
-    lon, lat = known['lon'].to_numpy(), known['lat'].to_numpy()
+    middles = pd.concat([middle, by_photo]).dropna().drop_duplicates('tile_id').set_index('tile_id')
+    middles = middles.reindex(tiles['tile_id'])
+    lon, lat = middles['lon'].to_numpy(), middles['lat'].to_numpy()
     up = half * metres / METRES_PER_DEGREE
     side = up / np.cos(np.deg2rad(lat))
     boxes = shapely.box(lon - side, lat - up, lon + side, lat + up)

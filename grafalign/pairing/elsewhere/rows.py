@@ -55,17 +55,17 @@ class PairRows:
 
 def complete(frame: pd.DataFrame) -> pd.DataFrame:
     """All columns in their types, those that lack as unknown."""
-    found = {}
+    columns = {}
     for name in COLUMNS:
         column = frame.get(name)
         if name in NUMBERS:
-            found[name] = np.full(len(frame), np.nan) if column is None else column.to_numpy(dtype=np.float64)
+            columns[name] = np.full(len(frame), np.nan) if column is None else column.to_numpy(dtype=np.float64)
         else:
             empty = pd.Series(pd.NA, index=frame.index, dtype='string')
-            found[name] = empty if column is None else column.astype('string')
+            columns[name] = empty if column is None else column.astype('string')
     problem = frame.get(PROBLEM, pd.Series(pd.NA, index=frame.index))
-    found[PROBLEM] = problem.astype('string')
-    made = pd.DataFrame(found, index=frame.index).reset_index(drop=True)
+    columns[PROBLEM] = problem.astype('string')
+    made = pd.DataFrame(columns, index=frame.index).reset_index(drop=True)
     return made.assign(role=made['role'].fillna('pair'))
 
 

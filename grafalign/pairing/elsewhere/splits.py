@@ -81,8 +81,8 @@ def groups(rows: pd.DataFrame) -> npt.NDArray[np.int64]:
         offset += len(names)
     start, end = np.concatenate(starts), np.concatenate(ends)
     graph = coo_array((np.ones(len(start), bool), (start, end)), shape=(offset, offset))
-    found = connected_components(graph, directed=False)[1][:count]
-    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+    component = connected_components(graph, directed=False)[1][:count]
+    return np.unique(component, return_inverse=True)[1].astype(np.int64)
 
 
 def _given(rows: pd.DataFrame, group: npt.NDArray[np.int64], source: str) -> npt.NDArray[np.object_]:

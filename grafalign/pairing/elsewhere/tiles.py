@@ -62,8 +62,8 @@ class Tiles:
         with console.progress('cutting tiles', len(listed)) as bar:
             for at in range(0, len(listed), _SHARD_TILES):
                 part = listed[at : at + _SHARD_TILES]
-                found = dict(engine.run(self._read, [str(row.tile) for row in part], workers))
-                fit = [(row, self._fitting(row, found[i])) for i, row in enumerate(part)]
+                read = dict(engine.run(self._read, [str(row.tile) for row in part], workers))
+                fit = [(row, self._fitting(row, read[i])) for i, row in enumerate(part)]
                 made += self._shard([(row, tile) for row, tile in fit if tile is not None])
                 bar.advance(len(part))
         if not made:
