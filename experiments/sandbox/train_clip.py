@@ -12,6 +12,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from torch.nn import functional
 
 from grafalign.sandbox import TINY_CLIP_DIR
-from grafalign.sandbox.classes import CLASS_NAMES, LAND_CLASSES
+from grafalign.sandbox.classes import LandClass, kinds_of
 from grafalign.sandbox.ground import render
 from grafalign.sandbox.junk import indoor_photo, junk_photo
 from grafalign.sandbox.land import make_land
@@ -45,22 +46,22 @@ PREPROCESS_CONFIG: dict[str, Any] = {
 _TEMPLATES = ('a photo of {}.', 'a photo of {}.', '{}.', 'this is {}.', 'a picture of {}.', 'a snapshot of {}.')
 
 
-def caption(share: FloatArray, rng: np.random.Generator) -> str:
+def caption(share: FloatArray, kinds: Sequence[LandClass], rng: np.random.Generator) -> str:
     """Say what a photo shows, as somebody would who looks at it: its main subject, perhaps a second one."""
     order = np.argsort(-share)
     words = []
     for i in order[:2]:
-        known = LAND_CLASSES[int(i)]
+        known = kinds[int(i)]
         words.append(known.name if rng.random() < 0.55 else str(rng.choice(known.synonyms)))
     second = share[order[1]] > 0.3 or (share[order[1]] > 0.12 and rng.random() < 0.4)
     return str(rng.choice(_TEMPLATES)).format(f'{words[0]} and {words[1]}' if second else words[0])
 
 
 def photos_with_captions(
-    seed: int, count: int, shape: tuple[int, int] = (3072, 3840)
+    seed: int, count: int, shape: tuple[int, int] = (3072, 3840), tints: int = 1
 ) -> tuple[npt.NDArray[np.uint8], list[str], FloatArray]:
-    """Photos [P, 64, 64, 3], their captions, and the share of each class in them [P, classes]."""
-    land = make_land(seed, shape)
+    """Photos [P, 64, 64, 3], their captions, and the share of each kind in them [P, kinds]."""
+    land = make_land(seed, shape, tints)
     structures = build(land)
     cameras, phones = stand(land, structures, count, seed)
     images, shares = render(land, structures, cameras, seed)
@@ -74,11 +75,13 @@ def photos_with_captions(
             images[i], shares[i] = junk_photo(rng), 0
             captions.append(str(rng.choice(['a photo of food.', 'a screenshot of text.', 'not a photo of a place.'])))
         else:
-            captions.append(caption(shares[i], rng))
+            captions.append(caption(shares[i], land.kinds, rng))
     return images, captions, shares
 
 
-def train_clip(out: Path, seeds: tuple[int, ...], photos_per_seed: int, epochs: int) -> dict[str, float]:
+def train_clip(
+    out: Path, seeds: tuple[int, ...], photos_per_seed: int, epochs: int, tints: int = 1
+) -> dict[str, float]:
     """Train the tiny CLIP and save it as an open_clip folder (`local-dir:`).
 
     Args:
@@ -86,6 +89,7 @@ def train_clip(out: Path, seeds: tuple[int, ...], photos_per_seed: int, epochs: 
         seeds: worlds to take photos from; the last one is held out for the reported accuracy.
         photos_per_seed: photos in each world.
         epochs: passes over the photos.
+        tints: colours of the worlds' land.
 
     Returns:
         Zero-shot accuracy on held-out photos that show mainly one class, the seconds and the number of photos.
@@ -97,7 +101,7 @@ def train_clip(out: Path, seeds: tuple[int, ...], photos_per_seed: int, epochs: 
     torch.manual_seed(0)
     model = CLIP(**MODEL_CONFIG)
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CONFIG['text_cfg']['context_length'])
-    worlds = [photos_with_captions(seed, photos_per_seed) for seed in seeds]
+    worlds = [photos_with_captions(seed, photos_per_seed, tints=tints) for seed in seeds]
     images = torch.from_numpy(np.concatenate([w[0] for w in worlds[:-1]]))
     tokens, caption_of = torch.unique(tokenizer([c for w in worlds[:-1] for c in w[1]]), dim=0, return_inverse=True)
     batch, total = 256, epochs * (len(images) // 256)
@@ -130,9 +134,10 @@ def train_clip(out: Path, seeds: tuple[int, ...], photos_per_seed: int, epochs: 
             step += 1
         print(f'epoch {epoch + 1}/{epochs}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s', flush=True)
     model.eval()
+    names = [kind.name for kind in kinds_of(tints)]
     held_out, _, share = worlds[-1]
     with torch.no_grad():
-        text = functional.normalize(model.encode_text(tokenizer([f'a photo of {n}.' for n in CLASS_NAMES])), dim=-1)
+        text = functional.normalize(model.encode_text(tokenizer([f'a photo of {n}.' for n in names])), dim=-1)
         seen = torch.cat([model.encode_image(normalised(part)) for part in torch.from_numpy(held_out).split(500)])
         guess = (functional.normalize(seen, dim=-1) @ text.T).argmax(1).numpy()
     clear = share.max(1) > 0.6
@@ -156,9 +161,10 @@ if __name__ == '__main__':
     parser.add_argument('--out', type=Path, default=TINY_CLIP_DIR)
     parser.add_argument('--photos', type=int, default=16000, help='photos in each world')
     parser.add_argument('--epochs', type=int, default=16)
+    parser.add_argument('--tints', type=int, default=1, help='colours of the land; 9 make 216 kinds')
     args = parser.parse_args()
     seeds = (9001, 9002, 9003, 9004)
-    result = train_clip(args.out, seeds, args.photos, args.epochs)
+    result = train_clip(args.out, seeds, args.photos, args.epochs, args.tints)
     record = {
         'what': 'zero-shot accuracy of the tiny CLIP on held-out ground photos that show mainly one class',
         **result,

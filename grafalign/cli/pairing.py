@@ -20,6 +20,7 @@ def sandbox(
     photos: Annotated[int, typer.Option(help='Number of photos.', min=1)] = 36_000,
     rows: Annotated[int, typer.Option(help='Height in cells of 5 m, a multiple of 16.')] = 3072,
     cols: Annotated[int, typer.Option(help='Width in cells of 5 m, a multiple of 16.')] = 3840,
+    tints: Annotated[int, typer.Option(help='Colours of the land, up to 9; each makes 24 more kinds of land.')] = 1,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +30,7 @@ def sandbox(
     """
     from grafalign.sandbox.world import SandboxSettings, make_sandbox
 
-    made = make_sandbox(out, SandboxSettings(seed, photos, rows, cols), workers)
+    made = make_sandbox(out, SandboxSettings(seed, photos, rows, cols, tints), workers)
     show(
         {k: v for k, v in made.items() if k in ('photos', 'scenes', 'objects', 'towns', 'area_km2')}, str(out), as_json
     )

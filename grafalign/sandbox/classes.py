@@ -50,6 +50,56 @@ LAND_CLASSES: tuple[LandClass, ...] = (
     LandClass('parking lot', ('parked cars', 'car park'), True),
 )
 CLASS_NAMES: tuple[str, ...] = tuple(c.name for c in LAND_CLASSES)
+
+
+@dataclass(frozen=True)
+class Tint:
+    """A colour that land can have besides that of its materials."""
+
+    name: str
+    overhead: tuple[float, float, float, float]
+    """Reflectance (red, green, blue, near infrared) that is mixed in."""
+    ground: tuple[float, float, float]
+    """sRGB (0-1) that is mixed in."""
+
+
+TINTS: tuple[Tint, ...] = (
+    Tint('red', (0.45, 0.05, 0.05, 0.3), (0.85, 0.08, 0.08)),
+    Tint('orange', (0.50, 0.22, 0.02, 0.3), (0.95, 0.50, 0.05)),
+    Tint('yellow', (0.50, 0.45, 0.05, 0.3), (0.95, 0.90, 0.10)),
+    Tint('blue', (0.04, 0.08, 0.45, 0.3), (0.08, 0.15, 0.85)),
+    Tint('purple', (0.26, 0.04, 0.40, 0.3), (0.50, 0.08, 0.75)),
+    Tint('pink', (0.55, 0.22, 0.38, 0.3), (1.00, 0.45, 0.70)),
+    Tint('white', (0.60, 0.60, 0.60, 0.6), (1.00, 1.00, 1.00)),
+    Tint('black', (0.01, 0.01, 0.01, 0.02), (0.02, 0.02, 0.02)),
+)
+TINT_SHARE = 0.5
+"""Share of a surface's colour that is its tint."""
+
+
+def kinds_of(tints: int) -> tuple[LandClass, ...]:
+    """The classes of a world whose land has this many colours: each class plain, then each in each tint.
+
+    The kind of class c in colour t has number c + 24 t.
+
+    Example:
+        >>> kinds_of(2)[24].name, kinds_of(2)[24].synonyms
+        ('red water', ('open red water', 'a red lake', 'the red sea'))
+    """
+    made = list(LAND_CLASSES)
+    for tint in TINTS[: tints - 1]:
+        for c in LAND_CLASSES:
+            words = tuple(_tinted(word, tint.name) for word in (c.name, *c.synonyms))
+            made.append(LandClass(words[0], words[1:], c.is_object))
+    return tuple(made)
+
+
+def _tinted(words: str, tint: str) -> str:
+    """A colour comes behind an article."""
+    first, _, rest = words.partition(' ')
+    return f'{first} {tint} {rest}' if first in ('a', 'the', 'open') else f'{tint} {words}'
+
+
 CLASS_ID: dict[str, int] = {name: i for i, name in enumerate(CLASS_NAMES)}
 
 

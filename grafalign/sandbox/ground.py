@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grafalign.labels import VOID
-from grafalign.sandbox.classes import GROUND, LAND_CLASSES, Material
+from grafalign.sandbox.classes import GROUND, TINT_SHARE, TINTS, Material
 from grafalign.sandbox.land import GSD_M, Land
 from grafalign.sandbox.noise import FloatArray, hashed
 from grafalign.sandbox.season import crop_state, greenness
@@ -80,7 +80,7 @@ def render(land: Land, structures: Structures, cameras: Cameras, seed: int) -> t
 
     Returns:
         Photos uint8 [P, 64, 64, 3], and the share of each photo's pixels (sky and the road at one's feet aside) that
-        each class fills, float32 [P, classes].
+        each kind fills, float32 [P, kinds].
     """
     images, shares = [], []
     for start in range(0, len(cameras), _BATCH):
@@ -140,14 +140,19 @@ def _render_batch(
     day = cameras.day_of_year[:, None, None].astype(np.float32)
     crop = crop_state(land.parcels.ravel()[place], np.broadcast_to(day, hit.shape), land.seed)
     rgb = _paint(seen, upright, gx, gy, z, tall, crop, green, reach)
+    if land.tint is not None:
+        tint = land.tint.ravel()[place][..., None]
+        colours = np.array([(0, 0, 0), *(t.ground for t in TINTS)], dtype=np.float32)
+        rgb = np.where(tint > 0, (1 - TINT_SHARE) * rgb + TINT_SHARE * colours[tint[..., 0]], rgb).astype(np.float32)
     rgb = _air(rgb, sky, reach, slope, cameras.overcast, rng)
     rgb = _passers_by(rgb, rng)
     exposure = rng.normal(1, 0.10, (count, 1, 1, 1)) * rng.normal(1, 0.03, (count, 1, 1, 3))
     rgb = rgb * exposure.astype(np.float32) + 0.012 * rng.standard_normal(rgb.shape, dtype=np.float32)
     image = np.clip(rgb * 255, 0, 255).astype(np.uint8)
 
-    kind = np.where(sky | (reach < 4) | (reach > 600), VOID, land.classes.ravel()[place])
-    share = np.stack([(kind == i).mean(axis=(1, 2)) for i in range(len(LAND_CLASSES))], axis=1)
+    kind = np.where(sky | (reach < 4) | (reach > 600), VOID, land.kind.ravel()[place])
+    counts = [np.bincount(one.ravel(), minlength=VOID + 1)[: len(land.kinds)] for one in kind]
+    share = np.stack(counts) / (SIZE_PX * SIZE_PX)
     return image, (share / np.clip(share.sum(axis=1, keepdims=True), 1e-6, None)).astype(np.float32)
 
 

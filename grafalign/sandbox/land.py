@@ -7,6 +7,7 @@ confuse it with, and its eastern half belongs to zone 26.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from scipy import ndimage
 
 from grafalign.labels import VOID
-from grafalign.sandbox.classes import CLASS_ID
+from grafalign.sandbox.classes import CLASS_ID, LAND_CLASSES, LandClass, kinds_of
 from grafalign.sandbox.noise import FloatArray, IntArray, cells, hashed, spectral
 from grafalign.sandbox.settlement import LANE, MAIN, Town, draw_roads, find_towns
 from grafalign.sandbox.terrain import COARSE, Terrain, make_terrain
@@ -66,7 +67,7 @@ class Land:
 
     seed: int
     classes: npt.NDArray[np.uint8]
-    """Truth: an index into `CLASS_NAMES`, or `VOID` on roads: narrower than a patch, they are not scored."""
+    """An index into `CLASS_NAMES`, or `VOID` on roads: narrower than a patch, they are not scored."""
     roads: npt.NDArray[np.uint8]
     elevation: FloatArray
     parcels: IntArray
@@ -74,6 +75,22 @@ class Land:
     """Distance to the nearest town over its radius."""
     towns: list[Town]
     objects: list[LandObject]
+    tints: int = 1
+    """Colours that the land has, the plain one among them."""
+    tint: npt.NDArray[np.uint8] | None = None
+    """Which colour: 0 is plain, as roads are; None where all land is."""
+
+    @property
+    def kinds(self) -> tuple[LandClass, ...]:
+        """What truth is told by: the classes, in every colour that there is."""
+        return kinds_of(self.tints)
+
+    @cached_property
+    def kind(self) -> npt.NDArray[np.uint8]:
+        """Truth: an index into `kinds`, or `VOID` on roads."""
+        if self.tint is None:
+            return self.classes
+        return np.where(self.classes == VOID, VOID, self.classes + len(LAND_CLASSES) * self.tint).astype(np.uint8)
 
     @property
     def geobox(self) -> GeoBox:
@@ -100,12 +117,13 @@ OBJECT_KINDS = tuple(_OBJECTS)
 """Classes of single objects; the others are land uses."""
 
 
-def make_land(seed: int, shape: tuple[int, int] = (3072, 3840)) -> Land:
+def make_land(seed: int, shape: tuple[int, int] = (3072, 3840), tints: int = 1) -> Land:
     """Lay out a world.
 
     Args:
         seed: the same seed gives the same world.
         shape: rows and columns at 5 m; multiples of 16.
+        tints: colours of the land, from 1 (plain) to 9.
     """
     coarse = (shape[0] // COARSE, shape[1] // COARSE)
     terrain = make_terrain(coarse, seed)
@@ -126,7 +144,21 @@ def make_land(seed: int, shape: tuple[int, int] = (3072, 3840)) -> Land:
     roads = draw_roads(shape, terrain, towns, lanes, town_at, water, seed)
     objects = _place_objects(classes, roads, water, elevation, town_at, seed)
     classes[roads > 0] = VOID
-    return Land(seed, classes, roads, elevation, parcels, town_at, towns, objects)
+    tint = _colour(classes, objects, tints, seed) if tints > 1 else None
+    return Land(seed, classes, roads, elevation, parcels, town_at, towns, objects, tints, tint)
+
+
+def _colour(classes: npt.NDArray[np.uint8], objects: list[LandObject], tints: int, seed: int) -> npt.NDArray[np.uint8]:
+    """A colour for every region of about half a kilometre, and for every object one of its own."""
+    rng = np.random.default_rng((seed, 200))
+    half = (classes.shape[0] // 2, classes.shape[1] // 2)
+    region = np.repeat(np.repeat(cells(half, 50, seed + 201, warp_px=6)[0], 2, 0), 2, 1)
+    tint = rng.integers(0, tints, int(region.max()) + 1).astype(np.uint8)[region]
+    for thing in objects:
+        window = thing.window(classes.shape)
+        tint[window][classes[window] == CLASS_ID[thing.kind]] = rng.integers(tints)
+    tint[classes == VOID] = 0
+    return tint
 
 
 def _enlarge(field: FloatArray, shape: tuple[int, int]) -> FloatArray:

@@ -7,7 +7,7 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
-from grafalign.sandbox.classes import OVERHEAD, Material
+from grafalign.sandbox.classes import OVERHEAD, TINT_SHARE, TINTS, Material
 from grafalign.sandbox.land import GSD_M, Land
 from grafalign.sandbox.noise import FloatArray, spectral
 from grafalign.sandbox.season import crop_state, greenness
@@ -42,6 +42,9 @@ def reflectance(land: Land, structures: Structures, when: datetime) -> FloatArra
         plane = table[:, band][structures.material]
         colours = _CROP_COLOURS[:, band]
         plane[crop] = colours[low] + (state - low) * (colours[low + 1] - colours[low])
+        if land.tint is not None:
+            mixed_in = np.array([0, *(TINT_SHARE * t.overhead[band] for t in TINTS)], dtype=np.float32)[land.tint]
+            plane = np.where(land.tint > 0, (1 - TINT_SHARE) * plane + mixed_in, plane)
         out[band] = plane * light
     return out
 

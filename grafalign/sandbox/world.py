@@ -28,7 +28,7 @@ from grafalign.errors import InputError, StaleError, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.labels import VOID
 from grafalign.locks import LOCK, exclusive
-from grafalign.sandbox.classes import CLASS_NAMES
+from grafalign.sandbox.classes import TINTS
 from grafalign.sandbox.ground import Cameras, render
 from grafalign.sandbox.junk import indoor_photo, junk_photo
 from grafalign.sandbox.land import GSD_M, Land, make_land
@@ -50,6 +50,8 @@ class SandboxSettings:
     photos: int = 36_000
     rows: int = 3072
     cols: int = 3840
+    tints: int = 1
+    """Colours of the land, from 1 (plain) to 9: the world has 24 times as many kinds."""
 
 
 def make_sandbox(out: Path, settings: SandboxSettings | None = None, workers: int | None = None) -> dict[str, object]:
@@ -78,13 +80,16 @@ def _check_size(settings: SandboxSettings) -> None:
             f'A world of {settings.rows} x {settings.cols} cells cannot be laid out; '
             'rows and cols must be multiples of 16 and at least 512.'
         )
+    if not 1 <= settings.tints <= len(TINTS) + 1:
+        raise InputError(f'A world has 1 to {len(TINTS) + 1} tints, not {settings.tints}; give a number between.')
 
 
 def _make(out: Path, settings: SandboxSettings, workers: int | None) -> dict[str, object]:
     marker = out / 'sandbox.json'
     if marker.exists():
         made: dict[str, object] = json.loads(marker.read_text())
-        if made.get('settings') == asdict(settings):
+        given = made.get('settings')
+        if isinstance(given, dict) and {'tints': 1, **given} == asdict(settings):  # older worlds tell no tints
             console.log(f'{out} already holds this world.')
             return made
         raise StaleError(f'{out} holds another world ({made.get("settings")}); give another folder or delete it.')
@@ -97,7 +102,7 @@ def _make(out: Path, settings: SandboxSettings, workers: int | None) -> dict[str
     for part in _PARTS:
         shutil.rmtree(out / part, ignore_errors=True)
         (out / part).mkdir(parents=True)
-    land = make_land(settings.seed, (settings.rows, settings.cols))
+    land = make_land(settings.seed, (settings.rows, settings.cols), settings.tints)
     structures = build(land)
     items = write_catalog(out / 'catalog', land, structures, workers)
     cameras, phones = stand(land, structures, settings.photos, settings.seed)
@@ -109,7 +114,7 @@ def _make(out: Path, settings: SandboxSettings, workers: int | None) -> dict[str
         'scenes': items,
         'objects': len(land.objects),
         'towns': len(land.towns),
-        'classes': list(CLASS_NAMES),
+        'classes': [kind.name for kind in land.kinds],
         'area_km2': round(land.classes.size * GSD_M**2 / 1e6, 1),
         'versions': {'grafalign': version('grafalign'), 'numpy': version('numpy'), 'rasterio': rasterio.__version__},
     }
@@ -130,7 +135,7 @@ def _write_photos(
     to_lonlat = Transformer.from_crs(land.geobox.crs, 'EPSG:4326', always_xy=True)
     x, y = land.geobox.affine @ (phones.tag_col.astype(float), phones.tag_row.astype(float))
     lon, lat = to_lonlat.transform(x, y)
-    shares = np.zeros((len(cameras), len(CLASS_NAMES)), dtype=np.float32)
+    shares = np.zeros((len(cameras), len(land.kinds)), dtype=np.float32)
     for index in range(0, len(cameras), 1000):
         (folder / photo_path(index)).parent.mkdir(exist_ok=True)
 
@@ -185,6 +190,7 @@ def _exif(lon: float, lat: float, accuracy_m: float, heading_deg: float, when: d
 
 
 def _write_truth(folder: Path, land: Land, cameras: Cameras, phones: Snapshots, shares: np.ndarray) -> None:
+    names = [kind.name for kind in land.kinds]
     height, width = land.classes.shape
     profile = {
         'driver': 'COG',
@@ -199,8 +205,8 @@ def _write_truth(folder: Path, land: Land, cameras: Cameras, phones: Snapshots, 
         'resampling': 'mode',
     }
     with rasterio.open(folder / 'classes.tif', 'w', **profile) as raster:
-        raster.write(land.classes, 1)
-        raster.update_tags(classes=json.dumps(CLASS_NAMES), void=f'{VOID}: roads and streets')
+        raster.write(land.kind, 1)
+        raster.update_tags(classes=json.dumps(names), void=f'{VOID}: roads and streets')
     corners = ((-1, -1), (-1, 1), (1, 1), (1, -1))
     shapes = []
     for thing in land.objects:
@@ -210,7 +216,9 @@ def _write_truth(folder: Path, land: Land, cameras: Cameras, phones: Snapshots, 
             a, b = i * thing.length_px / 2, j * thing.width_px / 2
             ring.append(land.geobox.affine @ (thing.col + a * c - b * s, thing.row + a * s + b * c))
         shapes.append(Polygon(ring))
-    objects = gpd.GeoDataFrame({'class': [o.kind for o in land.objects]}, geometry=shapes, crs=str(land.geobox.crs))
+    kind = land.kind
+    kinds = [o.kind if land.tint is None else names[kind[int(o.row), int(o.col)]] for o in land.objects]
+    objects = gpd.GeoDataFrame({'class': kinds}, geometry=shapes, crs=str(land.geobox.crs))
     objects.to_crs(4326).to_file(folder / 'objects.geojson', driver='GeoJSON')
     x, y = land.geobox.affine @ (cameras.col.astype(float), cameras.row.astype(float))
     table = pd.DataFrame(
@@ -220,7 +228,7 @@ def _write_truth(folder: Path, land: Land, cameras: Cameras, phones: Snapshots, 
             'x': x,
             'y': y,
             'heading_deg': cameras.heading_deg,
-            'main_class': np.array(CLASS_NAMES)[shares.argmax(1)],
+            'main_class': np.array(names)[shares.argmax(1)],
             'main_share': shares.max(1),
         }
     )
