@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 from PIL import Image
@@ -188,6 +190,67 @@ def test_ids_that_repeat_are_named(command: Command, tmp_path: Path) -> None:
     """An id stands for one file."""
     table = make_table(tmp_path, photo_id=['a', 'b'] * 6)
     refused(run(command, table, tmp_path / 'a'), "the photo_id 'a' to several files", '2 such ids')
+
+
+def test_rows_that_contradict_each_other_are_named(command: Command, tmp_path: Path) -> None:
+    """A photo at two places, a tile at two places and a pair of two roles; a row that says nothing contradicts none."""
+    table = make_table(tmp_path, lon=[8.0] * 12, lat=[47.0] * 12, tile_lon=[8.0] * 12, tile_lat=[47.0] * 12)
+    frame = pd.read_csv(table).assign(role='pair')
+    again = frame.iloc[[0]]
+    silent = again.assign(lon=np.nan, lat=np.nan, role=None)
+    for column, value, of in (('lon', 9.0, 'photo ground/0.jpg'), ('tile_lat', 1.0, 'tile'), ('role', 'semi', 'pair')):
+        pd.concat([frame, again.assign(**{column: value}), silent]).to_csv(table, index=False)
+        refused(run(command, table, tmp_path / 'a'), f'gives the {of}', f'the {column} ', f'and {value}', 'leave one')
+    pd.concat([frame, again, silent]).to_csv(table, index=False)
+    assert run(command, table, tmp_path / 'a')[0] == 0
+    assert len(PairStore(tmp_path / 'a').pairs) == 12
+
+
+def test_a_file_behind_a_link_is_that_file(command: Command, tmp_path: Path) -> None:
+    """A tile in training and, by a link, in the test is refused."""
+    table = make_table(tmp_path, split=['train'] * 12)
+    frame = pd.read_csv(table)
+    (tmp_path / 'linked').symlink_to(tmp_path / Path(frame['tile'][0]).parent)
+    other = {'tile': f'linked/{Path(frame["tile"][0]).name}', 'split': 'test', 'photo': 'ground/12.jpg'}
+    picture(tmp_path / 'ground' / '12.jpg')
+    pd.concat([frame, pd.DataFrame([other])]).to_csv(table, index=False)
+    refused(run(command, table, tmp_path / 'a'), f'puts the tile {tmp_path / frame["tile"][0]} into test and train')
+
+
+@pytest.mark.parametrize(
+    ('crs', 'affine'),
+    [
+        ('LOCAL_CS["site",UNIT["metre",1]]', (1, 0, 70, 0, -1, 90)),
+        ('EPSG:32632', (0, 0, 5e5, 0, 0, 5e6)),
+        ('EPSG:32632', (1, 0, 9e12, 0, -1, 9e12)),
+    ],
+    ids=['a building site', 'pixels without size', 'beyond the Earth'],
+)
+def test_rasters_of_no_place_on_earth_are_pictures(
+    command: Command, tmp_path: Path, crs: str, affine: tuple[float, ...]
+) -> None:
+    """They need `--gsd` as a PNG does, their photos stand in the middle, and they have no outline."""
+    profile = {'driver': 'GTiff', 'width': 32, 'height': 32, 'count': 3, 'dtype': 'uint8', 'crs': crs}
+    with rasterio.open(tmp_path / 't.tif', 'w', transform=rasterio.Affine(*affine), **profile) as file:
+        file.write(np.random.default_rng(0).integers(0, 255, (3, 32, 32), dtype=np.uint8))
+    picture(tmp_path / 'p.jpg')
+    (tmp_path / 'pairs.csv').write_text('photo,tile\np.jpg,t.tif\n')
+    refused(command('import-pairs', tmp_path / 'pairs.csv', tmp_path / 'a'), 't.tif does not say how many metres')
+    assert run(command, tmp_path / 'pairs.csv', tmp_path / 'a')[0] == 0
+    store = PairStore(tmp_path / 'a')
+    assert store.pairs[['row', 'col']].to_numpy().tolist() == [[16, 16]] and store.tiles.geometry.isna().all()
+
+
+def test_odd_tables_and_stores_are_one_sentence(command: Command, tmp_path: Path) -> None:
+    """Lines that end in carriage returns alone, two columns of one name, a store on a URL."""
+    table = make_table(tmp_path)
+    (tmp_path / 'old.csv').write_bytes(table.read_bytes().replace(b'\r', b'').replace(b'\n', b'\r'))
+    refused(run(command, tmp_path / 'old.csv', tmp_path / 'a'), 'old.csv: its lines end in carriage returns alone')
+    columns = [pa.array([name]) for name in ('ground/0.jpg', 'above/0.png', 'above/1.png')]
+    pq.write_table(pa.Table.from_arrays(columns, names=['photo', 'tile', 'tile']), tmp_path / 'twice.parquet')
+    refused(run(command, tmp_path / 'twice.parquet', tmp_path / 'a'), "has 2 columns 'tile'")
+    refused(run(command, table, 's3://bucket/store'), 's3://bucket/store', 'local folder')
+    assert not list(tmp_path.glob('s3*'))
 
 
 def test_nothing_that_can_be_read_is_one_sentence(command: Command, tmp_path: Path) -> None:

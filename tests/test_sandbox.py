@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import geopandas as gpd
@@ -22,9 +23,10 @@ from grafalign.errors import GrafalignError
 from grafalign.labels import VOID
 from grafalign.pairing import Recipe, pair
 from grafalign.photos.exif import read_metadata
-from grafalign.sandbox.classes import CLASS_NAMES, LAND_CLASSES
+from grafalign.sandbox.classes import CLASS_NAMES, LAND_CLASSES, TINTS
 from grafalign.sandbox.ground import Cameras, render
 from grafalign.sandbox.land import make_land
+from grafalign.sandbox.overhead import reflectance
 from grafalign.sandbox.structures import build
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
 from grafalign.scenes import SceneSource, load_scenes
@@ -144,6 +146,29 @@ def test_there_are_areas_and_objects_enough() -> None:
     land = make_land(0, (1536, 1920))
     present = set(np.unique(land.classes).tolist()) - {VOID}
     assert len(present) >= 20
+
+
+def test_land_in_colours_is_the_same_land() -> None:
+    """216 kinds; what is plain looks as in the plain world, what has a tint lies half way to it, and photos show it."""
+    plain, land = make_land(5, SMALL_SHAPE), make_land(5, SMALL_SHAPE, tints=9)
+    assert len(land.kinds) == 216 and len({kind.name for kind in land.kinds}) == 216 and land.tint is not None
+    np.testing.assert_array_equal(land.classes, plain.classes)
+    roads = land.classes == VOID
+    assert (land.kind[roads] == VOID).all() and (land.tint[roads] == 0).all()
+    np.testing.assert_array_equal(land.kind[~roads] % 24, land.classes[~roads])
+    assert set(np.unique(land.tint)) == set(range(9))
+    structures = build(land)
+    before, after = (reflectance(world, structures, datetime(2020, 6, 15)) for world in (plain, land))
+    np.testing.assert_array_equal(after[:, land.tint == 0], before[:, land.tint == 0])
+    for number, tint in enumerate(TINTS, start=1):
+        mine = land.tint == number
+        light = (after - before / 2)[:, mine] / (np.array(tint.overhead)[:, None] / 2)  # the same in every band
+        np.testing.assert_allclose(light, np.broadcast_to(light[:1], light.shape), rtol=1e-3, atol=1e-3)
+        assert 0.7 < light.mean() < 1.3
+    row, col, overcast = (np.full(4, v, np.float32) for v in (400, 500, 0))
+    cameras = Cameras(row, col, np.arange(0, 360, 90, dtype=np.float32), np.full(4, 190, np.int32), overcast)
+    (_, of_classes), (_, of_kinds) = (render(world, structures, cameras, 0) for world in (plain, land))
+    np.testing.assert_allclose(of_kinds.reshape(4, 9, 24).sum(1), of_classes, atol=1e-6)
 
 
 def test_equal_settings_give_equal_worlds(world: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def show_summary(summary: dict[str, Any], store: str, as_json: bool) -> None:
 @app.command('import-pairs')
 def import_pairs(
     source: Annotated[Path, typer.Argument(help='Table of pairs (CSV, JSONL, Parquet), or folder of a layout.')],
-    store: Annotated[Path, typer.Argument(help='Folder of the pair store.')],
+    store: Annotated[str, typer.Argument(help='Folder of the pair store.')],
     layout: Annotated[str, typer.Option(help='table, cvusa, vigor or university-1652.')] = 'table',
     column: Annotated[
         list[str] | None,
@@ -123,6 +123,7 @@ def import_pairs(
     Example: grafalign import-pairs VIGOR runs/vigor --layout vigor --size-px 224
     """
     from grafalign.config import parse_settings
+    from grafalign.files import place
     from grafalign.pairing.elsewhere import PairImport
     from grafalign.pairing.elsewhere import import_pairs as run
 
@@ -143,8 +144,11 @@ def import_pairs(
     }
     if shares is not None:
         given['shares'] = dict(zip(('train', 'val', 'test'), shares, strict=True))
-    summary = run(parse_settings(given, PairImport, 'import-pairs'), store, workers)
-    show_summary(summary.model_dump(), str(store), as_json)
+    out = place(store)
+    if not isinstance(out, Path):
+        raise InputError(f'{store} is a URL, and pairs are imported to a local folder; give one, and copy it there.')
+    summary = run(parse_settings(given, PairImport, 'import-pairs'), out, workers)
+    show_summary(summary.model_dump(), store, as_json)
 
 
 def show_pixels(path: Any) -> None:

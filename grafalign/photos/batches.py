@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,7 @@ def read_batches(path: str, choose: Choose, form: Form | None = None) -> Iterato
         GrafalignError: the file is missing, of no known kind, damaged, or no table.
     """
     kind, compression = kind_of(path)
+    choose = _of_one_column_each(path, choose)
     if form is not None and kind in (None, 'csv', 'tsv'):
         yield from _csv(path, choose, form, compression)
         return
@@ -103,6 +105,20 @@ def read_batches(path: str, choose: Choose, form: Form | None = None) -> Iterato
         raise
     except (pa.ArrowException, OSError, ValueError, RuntimeError, EOFError, MemoryError) as error:
         raise _unreadable(path, error) from None
+
+
+def _of_one_column_each(path: str, choose: Choose) -> Choose:
+    """The same choice, refused where a chosen name is that of two columns."""
+
+    def once(names: list[str]) -> list[str]:
+        chosen = choose(names)
+        count = Counter(names)
+        for name in chosen:
+            if count[name] > 1:
+                raise InputError(f'{path} has {count[name]} columns {name!r}; give every column a name of its own.')
+        return chosen
+
+    return once
 
 
 def _unreadable(path: str, error: BaseException) -> GrafalignError:
@@ -196,6 +212,8 @@ def _first_line(path: str, form: Form, compression: str | None) -> list[str]:
             'the columns in the first line and one photo a line.'
         )
     text = line.decode('utf-8', 'replace').removeprefix(_BOM).rstrip('\r')
+    if '\r' in text:
+        raise InputError(f'{path}: its lines end in carriage returns alone; write it with line feeds.')
     names = text.split(form.delimiter)
     if form.quoted:
         names = next(csv.reader(io.StringIO(text), delimiter=form.delimiter), [])

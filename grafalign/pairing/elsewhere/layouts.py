@@ -46,7 +46,7 @@ def read_cvusa(folder: Path, _: GroundView) -> PairRows:
         for number, line in enumerate(lines, 1):
             if len(line.split(',')) < 2:
                 raise InputError(f'{folder / "splits" / name}, line {number} does not name two files; copy it again.')
-        files = [line.split(',')[:2] for line in lines]
+        files = [[name.strip() for name in line.split(',')[:2]] for line in lines]
         parts.append(pd.DataFrame(files, columns=['tile', 'photo']).assign(split=split))
     _assume('CVUSA', CVUSA_GSD_M)
     return PairRows(complete(pd.concat(parts, ignore_index=True)), folder.resolve(), CVUSA_GSD_M)
@@ -119,7 +119,12 @@ def read_university(folder: Path, ground: GroundView) -> PairRows:
                 f'There is no {folder / split / below}; unpack it, or choose another --ground: street, drone, or '
                 'google, which is published for training alone.'
             )
-        for building in _folders(folder / split / above):
+        buildings = _folders(folder / split / above)
+        unseen = {path.name for path in _folders(folder / split / below)} - {path.name for path in buildings}
+        if unseen:
+            first = folder / split / below / min(unseen)
+            console.log(f'buildings left out for lack of a picture from above: {len(unseen):,} (the first: {first})')
+        for building in buildings:
             role = 'pair' if split == 'train' or building.name in queried else 'gallery'
             said = {'place': f'{split} {building.name}', 'split': split, 'role': role}
             photos = list(_pictures(folder / split / below / building.name))
@@ -141,7 +146,7 @@ def _assume(name: str, gsd_m: float) -> None:
 def _lines(path: Path, name: str) -> list[str]:
     """The lines of a list that are not empty."""
     try:
-        lines = path.read_text(encoding='utf-8').splitlines()
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f'{path} of {name} cannot be read ({error}); give the folder that holds its splits.') from None
     return [line.strip() for line in lines if line.strip()]

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 from PIL import Image
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
 from rasterio.warp import transform, transform_geom
 
 from grafalign.datasets.pictures import RASTERS, coloured, read_picture
@@ -96,16 +98,25 @@ def read_tile(path: Path, size_px: int | None) -> Tile:
         with open_raster(path) as raster:
             if raster.count == len(pixels):
                 scale, offset = tuple(raster.scales), tuple(raster.offsets)
-            if raster.crs is not None and not raster.transform.is_identity:
+            if raster.crs is not None and not (raster.transform.is_identity or raster.transform.is_degenerate):
                 ground = _ground(raster)
     if len(pixels) == 1:
         pixels, scale, offset = coloured(pixels), scale * 3, offset * 3
     return Tile(pixels if size_px is None else cut(pixels, size_px), (height, width), scale, offset, ground)
 
 
-def _ground(raster: Any) -> Georeference:
+def _ground(raster: Any) -> Georeference | None:
+    """Where a raster lies; None where its coordinates are of no place on Earth, as those of a building site."""
     wkt, affine = raster.crs.to_wkt(), raster.transform
-    x, y = affine @ (raster.width / 2, raster.height / 2)
+    height, width = raster.height, raster.width
+    xs, ys = zip(*(affine @ corner for corner in ((0, 0), (width, 0), (width, height), (0, height))), strict=True)
+    try:
+        to_lonlat = Transformer.from_crs(wkt, 'EPSG:4326', always_xy=True)
+    except ProjError:
+        return None
+    if not np.isfinite(to_lonlat.transform(xs, ys)).all():
+        return None
+    x, y = affine @ (width / 2, height / 2)
     metres = unit_metres(wkt, x, y)
     if raster.crs.is_geographic:  # degrees of longitude are shorter away from the equator
         metres *= float(np.sqrt(np.cos(np.deg2rad(y))))

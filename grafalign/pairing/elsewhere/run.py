@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ from grafalign.store_marker import PairSummary, StoreMarker
 _TABLES = ('photos', 'tiles', 'pairs', 'rejected')
 _BEGUN = '.importing'
 """A file that says that what else is in the folder was written by an import that did not end."""
+_SAID_ONCE = (
+    ('photo', ['photo_id'], ('lon', 'lat', 'heading_deg', 'field_of_view_deg', 'accuracy_m', 'taken_at')),
+    ('tile', ['tile_id'], ('tile_lon', 'tile_lat')),
+    ('pair', ['photo_id', 'tile_id'], ('role', 'row', 'col')),
+)
+"""What rows that are about the same thing have to agree in."""
 Rejected = list[tuple[str, str, str, str]]
 """Rows of `REJECTED_COLUMNS`."""
 
@@ -138,7 +145,7 @@ def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
     problem = rows[PROBLEM].mask(rows[PROBLEM].isna() & rows['tile'].isna(), 'the row names no tile')
     for kind in ('tile', 'photo'):
         uris, wrong = resolve_uris(_column(rows[kind]), str(given.root), SCHEMES)
-        rows[kind] = uris.to_pandas().astype('string')
+        rows[kind] = _behind_links(uris.to_pandas().astype('string'))
         problem = problem.fillna(wrong.to_pandas().astype('string'))
     away = rows['tile'].notna() & ~is_local(_column(rows['tile']))
     problem = problem.mask(problem.isna() & away, 'its tile is not on this machine')
@@ -165,7 +172,29 @@ def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
                 f'{name} gives the {kind}_id {twice[0]!r} to several files ({len(twice):,} such ids); give every '
                 f'{kind} an id of its own, or leave the column out.'
             )
+    _refuse_contradictions(rows, name)
     return rows, rejected
+
+
+def _refuse_contradictions(rows: pd.DataFrame, name: str) -> None:
+    """Rows of one photo, one tile or one pair say the same of it, or nothing."""
+    for of, keys, columns in _SAID_ONCE:
+        for column in columns:
+            said = rows.dropna(subset=[*keys, column]).drop_duplicates([*keys, column])
+            again = said[said.duplicated(keys, keep=False)]
+            if len(again):
+                first = again.iloc[0]
+                values = again[again[keys].eq(first[keys]).all(axis=1)][column].iloc[:2]
+                raise InputError(
+                    f'{name} gives the {of} {" on ".join(first[keys])} the {column} {" and ".join(map(str, values))} '
+                    f'({again.groupby(keys).ngroups:,} such); leave one of them.'
+                )
+
+
+def _behind_links(files: pd.Series) -> pd.Series:
+    """Local files as they are called without links, so that one file is not taken for two; others as they are."""
+    names = files.dropna().unique()
+    return files.map({n: n if '://' in n else os.path.realpath(n) for n in names}).astype('string')
 
 
 def _column(texts: pd.Series) -> pa.Array:
