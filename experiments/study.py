@@ -51,6 +51,8 @@ from grafalign.zeroshot import class_scores, class_vectors
 CLIP = ClipSettings(model=str(TINY_CLIP_DIR))
 CHIPS, CHIP_PX, TEST_PER_CLASS = 60, 128, 40
 DRAWS = 400
+GRAFT = {'core': 1.0, 'reach': 1.0, 'ahead_m': 0.0}
+"""GRAFT's plan: a photo that no tile holds yet seeds one. The quickstart has denser tiles (`experiments/levers`)."""
 _FILE_NAME = str.maketrans({'/': '-', ' ': '-', ',': None})
 
 
@@ -81,13 +83,18 @@ Measure = Callable[[Any, Path, int], dict[str, Any]]
 """What is measured of a model in a world of a seed; with `draws`, which are kept on one line."""
 
 
+def with_plan(recipe: Recipe, **plan: float) -> Recipe:
+    """The same recipe with another plan of tiles: `GRAFT`'s, or one of `experiments/levers`."""
+    return recipe.model_copy(update={'plan': recipe.plan.model_copy(update=plan)})
+
+
 def make_world(worlds: Path, seed: int) -> Path:
-    """A sandbox world as the quickstart makes it, its pair store and its bank."""
+    """A sandbox world as the quickstart makes it, its pair store by GRAFT's plan, and its bank."""
     out = worlds / str(seed)
     out.mkdir(parents=True, exist_ok=True)
     world, experiment = quickstart_experiment(out, seed)
     make_sandbox(out / 'sandbox', world)
-    pair(experiment.recipe, out / 'pairs')
+    pair(with_plan(experiment.recipe, **GRAFT), out / 'pairs')
     embed(PairStore(out / 'pairs'), load_clip(CLIP))
     return out
 

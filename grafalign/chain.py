@@ -48,7 +48,7 @@ class Experiment(Settings):
     """Leave out photos that show no place, by CLIP's own judgement; all photos are used without it."""
     train: dict[str, dict[str, Any]] = Field(min_length=1)
     """Run names to training settings, without `store`, `out` and `clip`."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     sandbox: Path | None = None
     """World whose truth evaluates the runs; without it the report has no labels."""
     chips: int = Field(default=60, ge=1)

@@ -70,6 +70,7 @@ def recipe(world: Path) -> Recipe:
             'split.block_km=1',
             'split.buffer_m=0',  # a world of a few kilometres has no land to leave between splits
             'shard_tiles=16',
+            *(f'plan.{name}={value}' for name, value in {'core': 1, 'reach': 1, 'ahead_m': 0}.items()),  # fewer tiles
         ],
     )
 

@@ -112,16 +112,18 @@ def test_what_cannot_be_used_is_kept_with_its_reason(command: Command, tmp_path:
 
 
 def test_a_store_without_places_goes_all_the_way(command: Command, tmp_path: Path) -> None:
-    """It is trained on, exported with a card that says so, and its tiles can be captioned."""
+    """It is trained on, without photos that cannot be read, exported with a card that says so, and captioned."""
     table = make_table(tmp_path, count=16, split=['train'] * 16)
     assert run(command, table, tmp_path / 'store')[0] == 0
+    (tmp_path / 'ground' / '15.jpg').unlink()
     clip = ('--model', TINY_CLIP_DIR)
     assert command('embed', tmp_path / 'store', *clip)[0] == 0
     train = tmp_path / 'train.yaml'
     settings = f'store: {tmp_path}/store\nout: {tmp_path}/run\nclip: {{model: {TINY_CLIP_DIR}}}\n'
-    train.write_text(settings + 'steps: 2\nbatch_tiles: 4\ntrackers: []\nmasks: {within_m: 100}\n')
+    train.write_text(settings + 'steps: 2\nbatch_tiles: 4\ntrackers: []\n')
+    refused(command('train', train, '--set', 'masks.within_m=100'), '`masks.within_m`', 'have no position')
     code, err = command('train', train)
-    assert code == 0, err
+    assert code == 0 and '1 of 16 photos are left out (file is missing: 1)' in err
     assert command('export', tmp_path / 'run', tmp_path / 'model')[0] == 0
     card = (tmp_path / 'model' / 'README.md').read_text()
     assert 'Place: not known' in card and 'of pairs from elsewhere' in card

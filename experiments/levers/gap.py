@@ -37,6 +37,7 @@ from torch.nn import functional
 from experiments.captions.places import class_shares
 from experiments.study import (
     CLIP,
+    GRAFT,
     Cell,
     as_text,
     by_settings,
@@ -48,13 +49,13 @@ from experiments.study import (
     run_cells,
     store_recipe,
     study_parser,
+    with_plan,
 )
 from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel, store_tiles
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.sandbox.supervised import LabelSteps, SupervisedTask
-from grafalign.config import parse_settings
 from grafalign.encoders import FrozenClip, SatelliteEncoder, TilePreprocessing, embed, load_bank, load_clip
-from grafalign.pairing import Recipe, pair
+from grafalign.pairing import pair
 from grafalign.quickstart import quickstart_experiment
 from grafalign.sandbox.world import SandboxSettings, make_sandbox
 from grafalign.store import PairStore
@@ -94,8 +95,7 @@ Shares = npt.NDArray[np.float32]
 def dense_store(world: Path) -> Path:
     """The world's photos on more tiles, with their bank; made once."""
     out = world / 'dense'
-    recipe = store_recipe(world).model_dump(mode='json')
-    pair(parse_settings({**recipe, 'plan': {**recipe['plan'], **DENSE}}, Recipe, 'dense'), out)
+    pair(with_plan(store_recipe(world), **DENSE), out)
     embed(PairStore(out), load_clip(CLIP))
     return out
 
@@ -105,8 +105,7 @@ def twice_the_photos(world: Path, seed: int) -> Path:
     out = world / 'twice'
     settings, experiment = quickstart_experiment(out, seed, 2 * SandboxSettings().photos)
     make_sandbox(out / 'sandbox', settings)
-    plan = store_recipe(world).plan
-    pair(experiment.recipe.model_copy(update={'plan': plan}), out / 'pairs')
+    pair(with_plan(experiment.recipe, **GRAFT), out / 'pairs')
     embed(PairStore(out / 'pairs'), load_clip(CLIP))
     return out / 'pairs'
 

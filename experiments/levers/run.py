@@ -22,6 +22,7 @@ cones.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from experiments.study import (
 )
 from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel
 from grafalign.encoders import load_clip
-from grafalign.sandbox.classes import LAND_CLASSES
+from grafalign.sandbox.classes import LAND_CLASSES, LandClass
 from grafalign.store import PairStore
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite
 from grafalign.zeroshot import class_vectors
@@ -78,16 +79,16 @@ LEARNED_BEFORE = ('dense', 'photos', 'tiles alike')
 """Run of the other study that `land` and `teacher` ask."""
 
 
-def word_list(cell: Cell, world: Path) -> Path | None:
+def word_list(arm: str, world: Path, kinds: Sequence[LandClass] = LAND_CLASSES) -> Path | None:
     """File of the words of an arm; None for those that ship."""
-    if cell.values['arm'] == 'words':
+    if arm == 'words':
         return None
-    if cell.values['arm'] == 'synonyms':
-        words = [synonym for kind in LAND_CLASSES for synonym in kind.synonyms]
+    if arm == 'synonyms':
+        words = [synonym for kind in kinds for synonym in kind.synonyms]
     else:
         letters = np.random.default_rng(73).integers(97, 123, (1000, 8))
         words = [bytes(row.tolist()).decode() for row in letters]
-    out = world / f'{cell.values["arm"]}.txt'
+    out = world / f'{arm}.txt'
     out.write_text('\n'.join(words) + '\n')
     return out
 
@@ -98,7 +99,7 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel 
     arm = str(cell.values['arm'])
     before = settings.out.parent.parent / 'gap' / gap.cell_of(cell.world, *LEARNED_BEFORE).name
     if arm in ('words', 'synonyms', 'nonsense'):
-        values['word_anchors'] = {'words': word_list(cell, world)}
+        values['word_anchors'] = {'words': word_list(arm, world)}
     elif arm.startswith('land'):
         out = settings.out.with_name(f'{settings.out.name}_set')
         land = named_land(world, cell.world, load_satellite(before), out, arm.endswith('shuffled'))

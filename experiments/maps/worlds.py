@@ -29,6 +29,7 @@ import numpy.typing as npt
 import rasterio
 import torch
 
+from experiments.study import GRAFT, with_plan
 from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
 from grafalign.benchmarks.statistics import MeanIou, Resampling, confusion, estimates
 from grafalign.calibration import PhotoPlaces, collect_places, open_places
@@ -65,7 +66,8 @@ def make_world(out: Path, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock(out / 'seconds.json')
     clock.time('sandbox', lambda: make_sandbox(out / 'sandbox', settings))
-    run_experiment(experiment.model_copy(update={'sandbox': None, 'train': train}), clock)
+    changes = {'sandbox': None, 'train': train, 'pair': with_plan(experiment.recipe, **GRAFT)}
+    run_experiment(experiment.model_copy(update=changes), clock)
 
 
 @dataclass(frozen=True)

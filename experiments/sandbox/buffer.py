@@ -1,8 +1,11 @@
-"""What a buffer between splits costs and shows: `python experiments/sandbox/buffer.py --data FOLDER --seeds 0 1 2`.
+"""What a buffer between splits costs and shows.
 
-The quickstart's two models in the same worlds, once with tiles up to the edge of their block (`split.buffer_m: 0`) and
-once with a tile side between splits (the default). Beside them stand the frozen CLIP and the same encoder trained on
-true labels. A world that was measured before is not measured again. Results go to
+    python experiments/sandbox/seeds.py --out runs/seeds
+    python experiments/sandbox/buffer.py --out runs/seeds
+
+The quickstart's two models in the same worlds, once as `seeds.py` left them, with a tile side between splits, and once
+with tiles up to the edge of their block (`split.buffer_m: 0`). Beside them stand the frozen CLIP and the same encoder
+trained on true labels. A world that was measured before is not measured again. Results go to
 `experiments/sandbox/results/buffer.json` and `buffer.md`, which is made from it and from nothing else.
 """
 
@@ -19,12 +22,11 @@ import numpy as np
 
 from grafalign.chain import run_experiment
 from grafalign.quickstart import quickstart_experiment
-from grafalign.sandbox.world import make_sandbox
 from grafalign.store import PairStore
 
 RESULTS = Path(__file__).parent / 'results'
 RUNS = ('grafalign_image', 'grafalign_patch')
-BUFFERS: dict[str, float | None] = {'none': 0.0, 'one tile side': None}
+BUFFERS = ('none', 'one tile side')
 MODELS = ('frozen CLIP', 'grafalign', 'true labels')
 TASKS = (
     ('classification', 'accuracy', ('frozen_clip', 'grafalign_image', 'supervised'), 'accuracy'),
@@ -43,16 +45,18 @@ def near_train(store: PairStore) -> float:
     return float((distance < side).mean())
 
 
-def measure(folder: Path, seed: int, name: str, buffer_m: float | None) -> dict[str, Any]:
+def measure(folder: Path, seed: int, name: str) -> dict[str, Any]:
     """One world with one buffer."""
-    world, experiment = quickstart_experiment(folder / f'world{seed}', seed)
-    make_sandbox(folder / f'world{seed}' / 'sandbox', world)
-    recipe = experiment.recipe
-    recipe = recipe.model_copy(update={'split': recipe.split.model_copy(update={'buffer_m': buffer_m})})
-    out = folder / f'world{seed}' / name.replace(' ', '_')
-    train = {run: experiment.train[run] for run in RUNS}
-    if not (out / 'report.json').exists():
-        run_experiment(experiment.model_copy(update={'pair': recipe, 'out': out, 'train': train}))
+    out = folder / str(seed)
+    if name == 'none':
+        _, experiment = quickstart_experiment(out, seed)
+        recipe, out = experiment.recipe, out / 'no_buffer'
+        recipe = recipe.model_copy(update={'split': recipe.split.model_copy(update={'buffer_m': 0.0})})
+        train = {run: experiment.train[run] for run in RUNS}
+        if not (out / 'report.json').exists():
+            run_experiment(experiment.model_copy(update={'pair': recipe, 'out': out, 'train': train}))
+    elif not (out / 'report.json').exists():
+        raise SystemExit(f'{out} has no report.json; run experiments/sandbox/seeds.py first.')
     report = json.loads((out / 'report.json').read_text())
     store = PairStore(out / 'pairs')
     return {
@@ -96,17 +100,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure, keep and show."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--out', type=Path, default=Path('runs/seeds'), help='folder of seeds.py')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     options = parser.parse_args()
     rows, seeds = [], ' '.join(map(str, options.seeds))
     for seed in options.seeds:
-        rows += [measure(options.data, seed, name, buffer_m) for name, buffer_m in BUFFERS.items()]
+        rows += [measure(options.out, seed, name) for name in BUFFERS]
         content = {
-            'command': f'python experiments/sandbox/buffer.py --data FOLDER --seeds {seeds}',
+            'command': f'python experiments/sandbox/buffer.py --seeds {seeds}',
             'machine': f'{platform.machine()}, {platform.system()}',
             'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'numpy')},
-            'settings': {'buffers': BUFFERS, 'runs': RUNS},
+            'settings': {'runs': RUNS},
             'rows': rows,
         }
         (RESULTS / 'buffer.json').write_text(json.dumps(content, indent=1) + '\n')

@@ -68,6 +68,13 @@ class PhotoBank:
     rejected: pd.DataFrame
     """kind, id, reason, detail of the photos that are not valid."""
 
+    def left_out(self) -> str | None:
+        """How many photos are not valid, and why; None if all are."""
+        if self.valid.all():
+            return None
+        reasons = ', '.join(f'{reason}: {count:,}' for reason, count in self.rejected['reason'].value_counts().items())
+        return f'{int((~self.valid).sum()):,} of {len(self.valid):,} photos are left out ({reasons})'
+
 
 @dataclass(frozen=True)
 class BankRows:

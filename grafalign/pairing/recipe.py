@@ -66,7 +66,7 @@ class PlanSettings(Settings):
     ahead_m: float = Field(default=0.0, ge=0)
     """Metres before the camera at which a photo counts, for what tile it seeds and belongs to, where its heading is
     known: photos show what lies before them. 0 is GRAFT's rule."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode='after')
     def _core_within_reach(self) -> Self:

@@ -65,7 +65,7 @@ class LoopSettings(Settings):
     """Decay of a running mean of the weights, which is then what is validated and kept; 0 for none (our choice)."""
     augment: AugmentSettings = AugmentSettings()
     """How tiles are changed from step to step (our choice)."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of order, photos, views, negatives and whatever the encoder draws."""
     precision: Literal['auto', 'no', 'bf16', 'fp16'] = 'auto'
     """`auto`: bf16 on a GPU that has it, full precision elsewhere: on small CPUs bf16 brings nothing."""

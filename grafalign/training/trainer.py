@@ -151,6 +151,13 @@ def _train(settings: TrainSettings) -> RunMarker:
     sensor, places = data.sensor, None
     if settings.masks.within_m is not None and data.store is not None:
         places = earth_centred(data.store)
+        if not torch.isfinite(places).any():
+            raise InputError(
+                f'`masks.within_m` needs to know where photos are, and those of {data.store.path} have no position; '
+                'leave it out.'
+            )
+    if main and data.store is not None and data.photo_bank is not None and data.photo_bank.left_out():
+        console.log(f'{data.store.path}: {data.photo_bank.left_out()}')
     bank = data.bank(accelerator.device)
     if places is not None and len(places) < len(bank):  # texts are nowhere: no distance to them is small
         places = torch.cat([places, torch.full((len(bank) - len(places), 3), float('inf'))])

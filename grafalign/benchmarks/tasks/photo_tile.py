@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from grafalign import console
 from grafalign.benchmarks.statistics import Mean, Statistic
 from grafalign.benchmarks.tasks.outcome import Outcome
 from grafalign.datasets import ImageSet
@@ -85,6 +86,8 @@ def retrieve_photos(tiles: npt.NDArray[np.float32], data: ImageSet, path: str, m
         raise StaleError(
             f"The photo bank of {path} is of another CLIP than {model.name}'s; embed the photos with that one."
         )
+    if bank.left_out():
+        console.log(f'{path}: {bank.left_out()}')
     rows = store.tiles_of(data.split)
     pairs = store.pairs
     kept = pairs[np.isin(pairs['tile'], rows) & bank.valid[pairs['photo']]]
