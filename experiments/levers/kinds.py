@@ -79,20 +79,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class SoftTask(AlignmentTask):
-    """Photos like the own one are positives too.
+def soft_positives(scaled: Tensor, photos: Tensor, pairs: Pairs) -> Tensor:
+    """What is added to the loss so that photos like the own one are positives too.
 
-    The target of a pair is (1 - s) its photo + s softmax over the batch's photos of their cosines / t. As the loss is
+    The target of a pair becomes (1 - s) its photo + s softmax over the photos of their cosines / t. As the loss is
     linear in the positives, this is the loss with the photo's embedding g replaced, in the positive term alone, by its
     mean with its neighbours:  L' = L + s sum_pairs w z . (g - sum_k q_k g_k).
+
+    Args:
+        scaled: z, anchors divided by tau, [R, D].
+        photos: unit embeddings, [K, D].
+        pairs: the rows' positives and their weights.
     """
+    own = photos[pairs.candidate]
+    near = (own @ photos.T / SOFT_TAU).softmax(1) @ photos
+    return SOFT * (pairs.weight[:, None] * scaled[pairs.row] * (own - near)).sum()
+
+
+class SoftTask(AlignmentTask):
+    """A training with soft positives."""
 
     def _contrast(self, scaled: Tensor, candidates: Candidates, pairs: Pairs, listed: Tensor | None) -> Tensor:
         photos = candidates.take(torch.arange(len(candidates.rows)), scaled)
-        own = photos[pairs.candidate]
-        near = (own @ photos.T / SOFT_TAU).softmax(1) @ photos
-        moved = (pairs.weight[:, None] * scaled[pairs.row] * (own - near)).sum()
-        return super()._contrast(scaled, candidates, pairs, listed) + SOFT * moved
+        return super()._contrast(scaled, candidates, pairs, listed) + soft_positives(scaled, photos, pairs)
 
 
 def kinds_world(worlds: Path, seed: int, clip: ClipSettings) -> None:
