@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from grafalign import console, engine
 from grafalign.benchmarks.sandbox import Evaluation, SetSizes, evaluate_sandbox, write_report
 from grafalign.config import Settings, load_settings, parse_settings
 from grafalign.encoders import ClipSettings, ContentFilters, best_device, embed, filter_bank, load_clip
-from grafalign.errors import error_of, naming_full_disk
+from grafalign.errors import InputError, error_of, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.locks import CHILD, exclusive
 from grafalign.pairing import Recipe, pair
@@ -47,7 +48,8 @@ class Experiment(Settings):
     filters: ContentFilters | None = None
     """Leave out photos that show no place, by CLIP's own judgement; all photos are used without it."""
     train: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Run names to training settings, without `store`, `out` and `clip`."""
+    """Run names to training settings, without `store`, `out` and `clip`. A run that another asks (`self_labels.run`,
+    `placement.attention.run`) may be called by its name here."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     sandbox: Path | None = None
     """World whose truth evaluates the runs; without it the report has no labels."""
@@ -139,11 +141,14 @@ def _run_config(experiment: Experiment, name: str, store: Path) -> Path:
     """Write a run's settings where `grafalign train` finds them; return the file."""
     content = {
         'seed': experiment.seed,
-        **experiment.train[name],
+        **deepcopy(experiment.train[name]),
         'store': str(store),
         'out': str(experiment.out / name),
         'clip': experiment.clip.model_dump(),
     }
+    for asked in (content.get('self_labels'), (content.get('placement') or {}).get('attention')):
+        if isinstance(asked, dict) and asked.get('run') in experiment.train:
+            asked['run'] = str(experiment.out / asked['run'])
     settings = parse_settings(content, TrainSettings, f'train.{name}')
     path = experiment.out / f'{name}.yaml'
     write_atomically(path, yaml.safe_dump(settings.model_dump(mode='json'), sort_keys=False).encode())
@@ -153,7 +158,8 @@ def _run_config(experiment: Experiment, name: str, store: Path) -> Path:
 def train_side_by_side(configs: list[Path]) -> None:
     """Train several runs: on a GPU one after another, on a CPU as many at a time as there are cores.
 
-    Small models use one core each far better than they share several, so every process gets its own threads.
+    A run that asks another one follows it. Small models use one core each far better than they share several, so every
+    process gets its own threads.
 
     Args:
         configs: files of `TrainSettings`; what a process prints goes to `train.out` in its run folder.
@@ -180,8 +186,8 @@ def train_side_by_side(configs: list[Path]) -> None:
         tasks = {p: bars.add_task(f'train {settings[p].out.name}', total=settings[p].steps, note='') for p in waiting}
         try:
             while waiting or running:
-                while waiting and len(running) < abreast:
-                    path = waiting.pop(0)
+                while len(running) < abreast and (path := _next(waiting, list(running), settings)):
+                    waiting.remove(path)
                     running[path] = _start(path, settings[path].out, threads)
                 time.sleep(0.25)
                 for path, process in list(running.items()):
@@ -202,6 +208,20 @@ def train_side_by_side(configs: list[Path]) -> None:
                 process.send_signal(signal.SIGTERM)
             for process in running.values():
                 process.wait()
+
+
+def _next(waiting: list[Path], running: list[Path], settings: Mapping[Path, TrainSettings]) -> Path | None:
+    """The first run that waits for no other; None while all wait.
+
+    Raises:
+        GrafalignError: they wait for each other.
+    """
+    unfinished = {settings[path].out for path in (*waiting, *running)}
+    ready = next((path for path in waiting if settings[path].taught_by not in unfinished), None)
+    if waiting and not running and ready is None:
+        names = ', '.join(settings[path].out.name for path in waiting)
+        raise InputError(f'The runs {names} ask each other or themselves; let one of them ask none.')
+    return ready
 
 
 def _start(config: Path, out: Path, threads: int) -> subprocess.Popen[bytes]:

@@ -4,6 +4,8 @@
 `gaussian`   a normal distribution about the geotag, as wide as its stated accuracy.
 `view_cone`  the ground in the field of view, fading with distance, where the heading is known; else as `gaussian`.
 
+`attention` then asks a finished run which of these patches the photo shows: where it looks is not all that it shows.
+
 Geotags are off by metres to tens of metres, and a camera looks *somewhere*: a photo is no statement about the ground
 under the photographer's feet. Weights of a photo always add up to 1 over the patches of its tile: what a distribution
 would put outside the tile is shared out inside it, and `mass_inside` says how much was inside before.
@@ -12,10 +14,11 @@ would put outside the tile is shared out inside it, and `mass_inside` says how m
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from grafalign.config import Settings
@@ -30,6 +33,15 @@ _COMPASS_DEG = 10.0
 """Softness of the sides of the field of view: the error of a phone's compass."""
 
 
+class AttentionSettings(Settings):
+    """A finished run that tells which patches a photo shows (ours: one E-step of EM, see `attend`)."""
+
+    run: Path
+    """At level patch or both, on tiles of the same kind."""
+    tau: float = Field(default=0.1, gt=0)
+    """Temperature of the attention: less is sharper (our choice)."""
+
+
 class PlacementSettings(Settings):
     """How photos are placed (ours, except `point`)."""
 
@@ -40,6 +52,14 @@ class PlacementSettings(Settings):
     """Width of the field of view of photos whose camera tells none (EXIF's focal length as of 35-mm film)."""
     reach_m: float = Field(default=60.0, gt=0)
     """Distance over which the weight of what is seen falls to 1/e."""
+    attention: AttentionSettings | None = None
+    """Weigh patches besides by how much a finished run finds them to look like the photo. Costs its forward pass."""
+
+    @model_validator(mode='after')
+    def _has_a_choice(self) -> Self:
+        if self.attention is not None and self.kind == 'point':
+            raise ValueError('`attention` chooses among patches; use `kind: gaussian` or `view_cone`')
+        return self
 
 
 class Where(NamedTuple):
@@ -93,6 +113,27 @@ def place(
     if covered is not None:
         weights = weights * covered.clamp_min(1e-6)  # a photo at the very edge of the ground keeps its patch
     return Weights(weights / weights.sum((1, 2), keepdim=True), inside)
+
+
+def attend(weights: Tensor, patches: Tensor, photos: Tensor, tau: float) -> Tensor:
+    """Weights times how much each patch looks like the photo, adding up to 1 again:  w_i exp(e_i . g / tau).
+
+    One E-step of expectation-maximization: w is what is known beforehand of the patch that a photo shows, the rest its
+    likelihood in a model that was trained with w alone (as Papandreou et al., ICCV 2015, find the pixels of image
+    labels). In the sandbox an attention that learns as it goes along gains nothing (`experiments/levers`).
+
+    Args:
+        weights: of N photos, [N, side, side].
+        patches: unit embeddings of their tiles' patches, [N, side, side, D].
+        photos: their unit embeddings, [N, D].
+        tau: temperature.
+
+    Worked example: a photo with weights (0.5, 0.5) on two patches, one at an angle whose cosine is 0.1 higher than the
+    other's, has (0.73, 0.27) at a temperature of 0.1.
+    """
+    scores = torch.einsum('nhwd,nd->nhw', patches, photos) / tau
+    scores = scores + weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
+    return scores.flatten(1).softmax(1).view_as(weights)
 
 
 def patch_of(rows: Tensor, cols: Tensor, patch_px: float, side: int) -> tuple[Tensor, Tensor]:

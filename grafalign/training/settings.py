@@ -35,7 +35,12 @@ _FREE = dict.fromkeys(
         'compile',
     ),
     True,
-) | {'tune': {'grad_checkpointing'}, 'self_labels': {'run', 'words'}, 'word_anchors': {'words'}}
+) | {
+    'tune': {'grad_checkpointing'},
+    'self_labels': {'run', 'words'},
+    'word_anchors': {'words'},
+    'placement': {'attention': {'run'}},
+}
 """Settings that do not change what is learned, beyond the last bits of a sum (and what LoRA's dropout draws, where
 micro-batches change). Store, bank, CLIP and words count by their content, not by where they lie."""
 
@@ -269,6 +274,8 @@ class TrainSettings(LoopSettings):
             raise ValueError('`photo_to_tile` compares whole tiles; use it with `level: image` or `both`')
         if self.word_anchors is not None and all(s.store is None for s in self.sources):
             raise ValueError('`word_anchors` say what photos show; give a `store`')
+        if self.placement.attention is not None and self.level == 'image':
+            raise ValueError('`placement.attention` is of patches; use `level: patch` or `both`')
         if self.learn_tau and self.tau < 0.01:
             raise ValueError('`learn_tau` keeps `tau` at 0.01 or above; start it there or higher')
         return self
@@ -306,6 +313,13 @@ class TrainSettings(LoopSettings):
     def needs_whole_batch(self) -> bool:
         """Whether the loss of an image depends on the other images of its batch."""
         return self.photo_to_tile > 0 or self.text_tower != 'frozen'
+
+    @property
+    def taught_by(self) -> Path | None:
+        """The finished run that this one asks, if any."""
+        if self.self_labels is not None:
+            return self.self_labels.run
+        return None if self.placement.attention is None else self.placement.attention.run
 
     @property
     def peak_lr(self) -> float:

@@ -22,7 +22,7 @@ from grafalign.training.objective import (
     photo_to_tile_loss,
     sigmoid_loss,
 )
-from grafalign.training.placement import Where, place
+from grafalign.training.placement import Where, attend, place
 from grafalign.training.processes import gather_rows
 from grafalign.training.self_labels import label_loss
 from grafalign.training.settings import TrainSettings
@@ -45,6 +45,7 @@ class AlignmentTask(nn.Module):
         places: where the photos are, metres in space [P, 3]; needed for `masks.within_m` only.
         label_vectors: of the words of `self_labels`, [K, D].
         word_anchors: where the settings ask for them.
+        seer: encoder of the run of `placement.attention`: no part of the module's state.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class AlignmentTask(nn.Module):
         places: Tensor | None = None,
         label_vectors: Tensor | None = None,
         word_anchors: WordAnchors | None = None,
+        seer: SatelliteEncoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.preprocess, self.settings, self.gsd_m = encoder, preprocess, settings, gsd_m
         self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
-        self._label_vectors, self._word_anchors = label_vectors, word_anchors
+        self._label_vectors, self._word_anchors, self._seer = label_vectors, word_anchors, [seer]
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
         self.bias = nn.Parameter(torch.tensor([settings.bias]), requires_grad=settings.form == 'sigmoid')
@@ -78,6 +80,7 @@ class AlignmentTask(nn.Module):
         places: Tensor | None = None,
         start: tuple[SatelliteEncoder, Tensor] | None = None,
         word_anchors: WordAnchors | None = None,
+        seer: SatelliteEncoder | None = None,
     ) -> AlignmentTask:
         """A task whose encoder starts from CLIP's weights; `sensor` names the bands that are used.
 
@@ -90,9 +93,8 @@ class AlignmentTask(nn.Module):
             encoder.load_state_dict(start[0].state_dict())
         tune(encoder, settings.tune)
         vectors = None if start is None else start[1]
-        task = cls(
-            encoder, TilePreprocessing(sensor, clip), settings, bank, sensor.gsd_m, places, vectors, word_anchors
-        )
+        preprocess = TilePreprocessing(sensor, clip)
+        task = cls(encoder, preprocess, settings, bank, sensor.gsd_m, places, vectors, word_anchors, seer)
         level = 'both' if settings.self_labels is not None else settings.level
         for parameter in {'image': encoder.patch_head, 'patch': encoder.image_head, 'both': []}[level]:
             parameter.requires_grad_(False)
@@ -123,10 +125,19 @@ class AlignmentTask(nn.Module):
             return self.encoder(self.preprocess(*batch))
         images = viewed(self.preprocess, batch, self.settings.augment)
         found = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
+        seen = self._seen(images)
         with torch.autocast(images.device.type, enabled=False):  # the softmax is taken in full precision
-            return self._loss(found._replace(image=found.image.float(), patches=found.patches.float()), batch)
+            return self._loss(found._replace(image=found.image.float(), patches=found.patches.float()), seen, batch)
 
-    def _loss(self, found: Embeddings, batch: Batch) -> Tensor:
+    def _seen(self, images: Tensor) -> Tensor | None:
+        """Patches as the run of `placement.attention` embeds them, [B, side, side, D]; None without it."""
+        seer = self._seer[0]
+        if seer is None:
+            return None
+        with torch.no_grad():
+            return seer(images).patches.float()
+
+    def _loss(self, found: Embeddings, seen: Tensor | None, batch: Batch) -> Tensor:
         settings = self.settings
         scale = self._bounded_scale().exp()
         candidates = Candidates(self._bank[0], batch['candidates'])
@@ -141,7 +152,7 @@ class AlignmentTask(nn.Module):
                 loss = loss + settings.self_labels.weight * self._of_labels(found.patches, batch)
             losses.append(loss)
         if settings.level != 'image':
-            anchors = self._placed(found.patches, batch)
+            anchors = self._placed(found.patches, seen, candidates, batch)
             rows = torch.arange(len(anchors), device=anchors.device)
             pairs = Pairs(rows, batch['photo'], batch['weight'])
             same = settings.masks.same_tile
@@ -231,7 +242,7 @@ class AlignmentTask(nn.Module):
         loss = photo_to_tile_loss(everyone[there, :-1], candidates, Pairs(number[tile], photo, batch['weight']))
         return loss.detach() + (loss - loss.detach()) * len(sizes)
 
-    def _placed(self, patches: Tensor, batch: Batch) -> Tensor:
+    def _placed(self, patches: Tensor, seen: Tensor | None, candidates: Candidates, batch: Batch) -> Tensor:
         """One anchor for each pair: the mean of its tile's patches under its photo's weights, unit length, [n, D]."""
         settings, side = self.settings, patches.shape[1]
         tile = batch['tile']
@@ -243,11 +254,15 @@ class AlignmentTask(nn.Module):
         weights = place(where, settings.placement, side, self.encoder.patch_px, covered)
         if len(tile):
             self.noted['mass_inside'] = weights.mass_inside.mean()
+        of_patches = weights.patches
+        if seen is not None and settings.placement.attention is not None:
+            photos = candidates.take(batch['photo'], seen)
+            of_patches = attend(of_patches, seen[tile], photos, settings.placement.attention.tau)
         # one matrix product a tile: pairs of a tile fill its rows, [b, most, side * side] x [b, side * side, D]
         count = torch.bincount(tile, minlength=len(patches))
         slot = torch.arange(len(tile), device=tile.device) - (count.cumsum(0) - count)[tile]
         table = patches.new_zeros(len(patches), int(count.max()) if len(count) else 0, side * side)
-        table[tile, slot] = weights.patches.flatten(1).to(table.dtype)
+        table[tile, slot] = of_patches.flatten(1).to(table.dtype)
         mean = torch.bmm(table, rearrange(patches, 'b h w d -> b (h w) d'))[tile, slot]
         return functional.normalize(mean, dim=-1)
 

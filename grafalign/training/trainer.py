@@ -172,7 +172,8 @@ def _train(settings: TrainSettings) -> RunMarker:
     else:
         labels, start = _self_labels(clip, data, settings, accelerator.device)
         anchors = _word_anchors(clip, data, settings, accelerator.device)
-        task = AlignmentTask.start(clip, sensor, settings, bank, places, start, anchors)
+        seer = _seer(clip, data, settings, accelerator.device)
+        task = AlignmentTask.start(clip, sensor, settings, bank, places, start, anchors, seer)
     mixture = None if settings.steps is None else mixture_of(data, settings, settings.steps)
     pairs = PairSteps(
         data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture, labels=labels
@@ -256,19 +257,49 @@ def _self_labels(
     how = settings.self_labels
     if how is None:
         return None, None
-    model = load_satellite(how.run, clip)
-    for name in ('bands', 'size_px', 'value_range'):
-        theirs, ours = getattr(model.sensor, name), getattr(data.sensor, name)
-        if theirs != ours:
-            raise InputError(
-                f'{how.run} was trained on images with {name} {theirs}, and these have {ours}; give a run of the '
-                'same kind of images.'
-            )
+    model = _of_same_images(how.run, clip, data)
     if model.marker.text_tower != 'frozen':
         raise InputError(f'{how.run} has a text tower of its own, which would be lost; give a run with frozen texts.')
     encoder, words = model.encoder.to(device), read_words(how.words)
     labelled = label_images(encoder, model.preprocess.to(device), clip, data.sources, words, how.share)
     return labelled.labels, (encoder, labelled.vectors)
+
+
+def _seer(
+    clip: FrozenClip, data: TrainingData, settings: TrainSettings, device: torch.device
+) -> SatelliteEncoder | None:
+    """Encoder of the run that tells which patches photos show, where the settings ask for one.
+
+    Raises:
+        GrafalignError: the run is unfinished, of another CLIP, sees other images, or learned no patches.
+    """
+    how = settings.placement.attention
+    if how is None:
+        return None
+    model = _of_same_images(how.run, clip, data)
+    if model.marker.level == 'image' or model.marker.fit != settings.fit:
+        raise InputError(
+            f'{how.run} is of `level: {model.marker.level}` and `fit: {model.marker.fit}`; give a run that learned '
+            f'patches, with `fit: {settings.fit}`.'
+        )
+    return model.encoder.to(device).eval().requires_grad_(False)
+
+
+def _of_same_images(run: Path, clip: FrozenClip, data: TrainingData) -> SatelliteModel:
+    """A finished run that was trained on images like these.
+
+    Raises:
+        GrafalignError: it is unfinished, of another CLIP, or sees other images.
+    """
+    model = load_satellite(run, clip)
+    for name in ('bands', 'size_px', 'value_range'):
+        theirs, ours = getattr(model.sensor, name), getattr(data.sensor, name)
+        if theirs != ours:
+            raise InputError(
+                f'{run} was trained on images with {name} {theirs}, and these have {ours}; give a run of the same kind '
+                'of images.'
+            )
+    return model
 
 
 def _word_anchors(
@@ -301,6 +332,8 @@ def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
     parts = [settings.digest, clip.digest, rows_digest]
     if settings.self_labels is not None:
         parts += [_marker_of(settings.self_labels.run).digest, '\n'.join(read_words(settings.self_labels.words))]
+    if settings.placement.attention is not None:
+        parts.append(_marker_of(settings.placement.attention.run).digest)
     if settings.word_anchors is not None:
         parts.append('\n'.join(read_words(settings.word_anchors.words or SHIPPED)))
     return hashlib.blake2b(' '.join(parts).encode(), digest_size=16).hexdigest()
