@@ -1,4 +1,4 @@
-"""Attention over what a photo may show: its formula, the run that is asked, and the order of runs that ask each other."""
+"""Attention over what a photo may show: its formula, the run that is asked, and the order of runs that ask another."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ All arms take the quickstart's 500 steps of 128 tiles. Arms:
     nonsense    the same over a thousand words of random letters: what any words give
     land        half of every batch are tiles of random places with the words of a finished run (`land.py`)
     land shuffled    the same with the words of other tiles
+    attention   patches are chosen in the view of each photo by the run of the arm `photos` (`placement.attention`); both
+                together take `twice the steps`, which has them without attention
     agreement, teacher, balanced    photos by their worth, tiles by what is rare (`worth.py`); shuffled: control
 
 on the tiles of GRAFT's plan and on denser ones (`gap.py`), at image level, and at patch level with photos in their view
@@ -67,6 +69,7 @@ IMAGE = (
     ('dense', 'photos', 0.3),  # of the other study
     ('dense', 'words', 0.07),
     ('dense', 'words', 0.3),
+    ('dense', 'nonsense', 0.07),
     ('dense', 'land', 0.3),
     ('dense', 'land shuffled', 0.3),
     ('dense', 'agreement', 0.3),
@@ -74,7 +77,14 @@ IMAGE = (
     ('dense', 'teacher', 0.3),
     ('dense', 'balanced', 0.3),
 )
-PATCH = (('graft', 'photos', 0.4), ('graft', 'words', 0.4), ('dense', 'photos', 0.4))
+PATCH = (
+    ('graft', 'photos', 0.4),
+    ('graft', 'words', 0.4),
+    ('dense', 'photos', 0.4),
+    ('graft', 'attention', 0.4),
+    ('dense', 'attention', 0.4),
+    ('dense', 'twice the steps', 0.4),
+)
 LEARNED_BEFORE = ('dense', 'photos', 'tiles alike')
 """Run of the other study that `land` and `teacher` ask."""
 
@@ -98,13 +108,16 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel 
     values = settings.model_dump(mode='json')
     arm = str(cell.values['arm'])
     before = settings.out.parent.parent / 'gap' / gap.cell_of(cell.world, *LEARNED_BEFORE).name
-    if arm in ('words', 'synonyms', 'nonsense'):
+    if arm == 'attention':
+        plain = cell_of(cell.world, str(cell.values['tiles']), 'photos', 0.4, 'patch')
+        values['placement']['attention'] = {'run': settings.out.with_name(plain.name)}
+    elif arm in ('words', 'synonyms', 'nonsense'):
         values['word_anchors'] = {'words': word_list(arm, world)}
     elif arm.startswith('land'):
         out = settings.out.with_name(f'{settings.out.name}_set')
         land = named_land(world, cell.world, load_satellite(before), out, arm.endswith('shuffled'))
         values |= {'store': None, 'data': [{'store': settings.store}, {'set': land}]}
-    elif arm != 'photos':
+    elif arm not in ('photos', 'twice the steps'):
         clip = load_clip(CLIP)
         task, log = train_weighted(settings, clip, arm, load_satellite(before, clip) if arm == 'teacher' else None)
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -125,6 +138,8 @@ def cell_of(seed: int, tiles: str, arm: str, tau: float, level: str = 'image') -
     train: dict[str, Any] = {**TRAIN, 'tau': tau, 'level': level}
     if level == 'patch':
         train['placement'] = {'kind': 'view_cone'}
+    if arm == 'twice the steps':
+        train['steps'] = 2 * int(train['steps'])
     return Cell(seed, {'level': level, 'tiles': tiles, 'arm': arm, 'tau': tau}, train, STORES[tiles])
 
 
