@@ -13,7 +13,7 @@ All arms take the quickstart's 500 steps of 128 tiles. Arms:
     nonsense    the same over a thousand words of random letters: what any words give
     land        half of every batch are tiles of random places with the words of a finished run (`land.py`)
     land shuffled    the same with the words of other tiles
-    attention   patches are chosen in the view of each photo by the run of the arm `photos` (`placement.attention`); both
+    attention   patches are chosen in the view of each photo by the run of arm `photos` (`placement.attention`); both
                 together take `twice the steps`, which has them without attention
     agreement, teacher, balanced    photos by their worth, tiles by what is rare (`worth.py`); shuffled: control
 
