@@ -211,17 +211,18 @@ def train_side_by_side(configs: list[Path]) -> None:
 
 
 def _next(waiting: list[Path], running: list[Path], settings: Mapping[Path, TrainSettings]) -> Path | None:
-    """The first run that waits for no other; None while all wait.
+    """A run that waits for no other, first those that others wait for; None while all wait.
 
     Raises:
         GrafalignError: they wait for each other.
     """
     unfinished = {settings[path].out for path in (*waiting, *running)}
-    ready = next((path for path in waiting if settings[path].taught_by not in unfinished), None)
-    if waiting and not running and ready is None:
+    asked = {settings[path].taught_by for path in waiting}
+    ready = [path for path in waiting if settings[path].taught_by not in unfinished]
+    if waiting and not running and not ready:
         names = ', '.join(settings[path].out.name for path in waiting)
         raise InputError(f'The runs {names} ask each other or themselves; let one of them ask none.')
-    return ready
+    return min(ready, key=lambda path: settings[path].out not in asked, default=None)
 
 
 def _start(config: Path, out: Path, threads: int) -> subprocess.Popen[bytes]:

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_one_sentence(store: PairStore, bank: PhotoBank, tm
 
 
 def test_runs_of_an_experiment_wait_for_those_they_ask(store: PairStore, tmp_path: Path) -> None:
-    """A run is called by its name in the file and starts when it is finished; two that ask each other are refused."""
+    """A run is called by its name in the file; one that is asked starts first, one that asks when it is finished."""
     run = {'level': 'patch', 'steps': 1}
     asks = run | {'placement': {'kind': 'view_cone', 'attention': {'run': 'plain'}}}
     experiment = Experiment.model_validate(
@@ -116,6 +116,9 @@ def test_runs_of_an_experiment_wait_for_those_they_ask(store: PairStore, tmp_pat
     assert settings[asking].taught_by == tmp_path / 'plain'
     assert _next([asking, plain], [], settings) == plain
     assert _next([asking], [plain], settings) is None
+    third = _run_config(experiment.model_copy(update={'train': {'third': run}}), 'third', store.path)
+    both = settings | {third: load_settings(third, TrainSettings)}
+    assert _next([third, asking, plain], [], both) == plain and _next([third, asking], [plain], both) == third
     assert _next([asking], [], settings) == asking
     itself = settings[asking].model_copy(update={'out': tmp_path / 'plain'})
     with pytest.raises(InputError, match='The runs plain ask each other or themselves'):
