@@ -152,16 +152,15 @@ def table() -> str:
         f'Accuracy over test tiles, means over worlds {", ".join(str(o["world"]) for o in base)} with 95 % intervals '
         'over blocks of land; made by `kinds.py`.',
         '',
-        '| arm | tau | accuracy | beside photos at 0.07 | ms a step |',
-        '|---|---|---|---|---|',
+        '| arm | tau | accuracy | beside photos at 0.07 |',
+        '|---|---|---|---|',
     ]
     for arm, tau in ARMS:
         results = chosen(outcomes, arm=arm, tau=tau)
         if results:
             value = as_text(mean_over_worlds(results, 'accuracy'))
             beside = '' if results == base else as_text(paired_difference(results, base, 'accuracy'), '+')
-            step = sum(o['step_ms'] for o in results) / len(results)
-            lines.append(f'| {arm} | {tau} | {value} | {beside} | {step:.0f} |')
+            lines.append(f'| {arm} | {tau} | {value} | {beside} |')
     return '\n'.join(lines) + '\n'
 
 

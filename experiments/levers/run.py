@@ -150,17 +150,16 @@ def rows(outcomes: list[dict[str, Any]], level: str, arms: tuple[tuple[str, str,
     if not base:
         return ['Not run yet.']
     lines = [
-        f"| tiles | arm | tau | {metric} | beside photos on GRAFT's tiles at {base[0]['values']['tau']} | "
-        'ms a step | memory, MB |',
-        '|---|---|---|---|---|---|---|',
+        f"| tiles | arm | tau | {metric} | beside photos on GRAFT's tiles at {base[0]['values']['tau']} | memory, MB |",
+        '|---|---|---|---|---|---|',
     ]
     for tiles, arm, tau in arms:
         results = chosen(outcomes, level=level, tiles=tiles, arm=arm, tau=tau)
         if results:
             value = as_text(mean_over_worlds(results, metric))
             beside = '' if results == base else as_text(paired_difference(results, base, metric), '+')
-            step, memory = (np.mean([o[k] for o in results]) for k in ('step_ms', 'peak_memory_mb'))
-            lines.append(f'| {tiles} | {arm} | {tau} | {value} | {beside} | {step:.0f} | {memory:,.0f} |')
+            memory = np.mean([o['peak_memory_mb'] for o in results])
+            lines.append(f'| {tiles} | {arm} | {tau} | {value} | {beside} | {memory:,.0f} |')
     return lines
 
 

@@ -64,7 +64,6 @@ def make_world(out: Path, seed: int) -> None:
     settings, experiment = quickstart_experiment(out, seed)
     train = {name: experiment.train[name] for name in RUNS}
     train[RUNS[0]] = {**train[RUNS[0]], 'tau': 0.3, 'word_anchors': None}  # photos alone
-    train[RUNS[1]] = {**train[RUNS[1]], 'placement': {'kind': 'view_cone'}}
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock(out / 'seconds.json')
     clock.time('sandbox', lambda: make_sandbox(out / 'sandbox', settings))

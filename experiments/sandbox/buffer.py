@@ -25,7 +25,7 @@ from grafalign.quickstart import quickstart_experiment
 from grafalign.store import PairStore
 
 RESULTS = Path(__file__).parent / 'results'
-RUNS = ('grafalign_image', 'grafalign_patch', 'patch_tau_0.07')  # the last one is asked by the second
+RUNS = ('grafalign_image', 'grafalign_patch')
 BUFFERS = ('none', 'one tile side')
 MODELS = ('frozen CLIP', 'grafalign', 'true labels')
 TASKS = (
