@@ -14,12 +14,15 @@ from torch.nn import functional
 
 from grafalign.chain import Experiment, _next, _run_config
 from grafalign.config import load_settings
-from grafalign.encoders import PhotoBank
+from grafalign.encoders import FrozenClip, PhotoBank, SatelliteEncoder
 from grafalign.errors import GrafalignError, InputError, StaleError
 from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings, train
-from grafalign.training.placement import attend
+from grafalign.training.data import PairSteps
+from grafalign.training.objective import Candidates
+from grafalign.training.placement import Where, attend, place
+from grafalign.training.task import AlignmentTask, viewed
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.sampled_from([0.02, 0.1, 1.0]), st.integers(0, 30))
@@ -33,7 +36,7 @@ def test_attention_is_its_formula(photos: int, side: int, tau: float, seed: int)
     weights = weights / weights.sum((1, 2), keepdim=True)
     patches = functional.normalize(torch.randn(photos, side, side, 5, generator=g, dtype=torch.float64), dim=-1)
     embeddings = functional.normalize(torch.randn(photos, 5, generator=g, dtype=torch.float64), dim=-1)
-    attended = attend(weights, patches, embeddings, tau)
+    attended = attend(weights, torch.einsum('nhwd,nd->nhw', patches, embeddings), tau)
     for n in range(photos):
         scores = {
             (r, c): float(weights[n, r, c]) * float(torch.exp(patches[n, r, c] @ embeddings[n] / tau))
@@ -46,8 +49,7 @@ def test_attention_is_its_formula(photos: int, side: int, tau: float, seed: int)
 
 def test_the_worked_example_holds() -> None:
     """Cosines that differ by 0.1 at a temperature of 0.1 are a factor of e."""
-    patches = torch.tensor([[[[0.6, 0.8], [0.5, 0.75**0.5]]]])
-    found = attend(torch.full((1, 1, 2), 0.5), patches, torch.tensor([[1.0, 0.0]]), 0.1)
+    found = attend(torch.full((1, 1, 2), 0.5), torch.tensor([[[0.6, 0.5]]]), 0.1)
     assert found.flatten().tolist() == pytest.approx([0.731, 0.269], abs=1e-3)
 
 
@@ -63,6 +65,33 @@ def settings_of(store: PairStore, out: Path, **changes: Any) -> TrainSettings:
 def attending(run: Path) -> dict[str, Any]:
     """The setting, of a run."""
     return {'placement': {'kind': 'view_cone', 'attention': {'run': run}}}
+
+
+def test_anchors_are_means_under_the_weights_that_the_run_sees(
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path
+) -> None:
+    """Pair by pair: place the photo alone, weigh its tile's patches by the run's cosines, take their mean."""
+    settings = settings_of(store, tmp_path, tau=0.2, **attending(tmp_path))
+    rows = torch.from_numpy(bank.embeddings.astype('float32'))
+    seer = SatelliteEncoder(clip, store.sensor.bands, store.sensor.size_px).eval()
+    seer.requires_grad_(False)
+    for values in seer.parameters():  # not the encoder that is trained
+        values += 0.02 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
+    task = AlignmentTask.start(clip, store.sensor, settings, rows, seer=seer)
+    batch = PairSteps.of_store(store, bank, settings, side=task.encoder.side)[0]
+    images = viewed(task.preprocess, batch, settings.augment)
+    patches, seen = task.encoder(images).patches, task._seen(images)
+    assert seen is not None and len(batch['tile']) > 8
+    anchors = task._placed(patches, seen, Candidates(rows, batch['candidates']), batch)
+    reach = settings.placement.reach_m / store.sensor.gsd_m
+    for n, tile in enumerate(batch['tile'].tolist()):
+        names = ('row', 'col', 'sigma_px', 'heading', 'field_of_view')
+        where = Where(*(batch[name][n : n + 1] for name in names), torch.tensor([reach]))  # type: ignore[literal-required]
+        weights = place(where, settings.placement, task.encoder.side, task.encoder.patch_px).patches[0]
+        photo = rows[batch['candidates'][batch['photo'][n]]]
+        weights = weights * torch.exp(seen[tile] @ photo / 0.1)
+        mean = (patches[tile] * (weights / weights.sum())[..., None]).sum((0, 1))
+        torch.testing.assert_close(anchors[n], functional.normalize(mean, dim=0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_learns_where_another_one_looks(store: PairStore, bank: PhotoBank, tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ def place(
     return Weights(weights / weights.sum((1, 2), keepdim=True), inside)
 
 
-def attend(weights: Tensor, patches: Tensor, photos: Tensor, tau: float) -> Tensor:
-    """Weights times how much each patch looks like the photo, adding up to 1 again:  w_i exp(e_i . g / tau).
+def attend(weights: Tensor, cosines: Tensor, tau: float) -> Tensor:
+    """Weights times how much each patch looks like the photo, adding up to 1 again:  w_i exp(cos_i / tau).
 
     One E-step of expectation-maximization: w is what is known beforehand of the patch that a photo shows, the rest its
     likelihood in a model that was trained with w alone (as Papandreou et al., ICCV 2015, find the pixels of image
@@ -124,15 +124,13 @@ def attend(weights: Tensor, patches: Tensor, photos: Tensor, tau: float) -> Tens
 
     Args:
         weights: of N photos, [N, side, side].
-        patches: unit embeddings of their tiles' patches, [N, side, side, D].
-        photos: their unit embeddings, [N, D].
+        cosines: of the angles between each photo and its tile's patches, as the run embeds them, [N, side, side].
         tau: temperature.
 
-    Worked example: a photo with weights (0.5, 0.5) on two patches, one at an angle whose cosine is 0.1 higher than the
-    other's, has (0.73, 0.27) at a temperature of 0.1.
+    Worked example: a photo with weights (0.5, 0.5) on two patches, one of a cosine 0.1 higher than the other's, has
+    (0.73, 0.27) at a temperature of 0.1.
     """
-    scores = torch.einsum('nhwd,nd->nhw', patches, photos) / tau
-    scores = scores + weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
+    scores = cosines / tau + weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
     return scores.flatten(1).softmax(1).view_as(weights)
 
 

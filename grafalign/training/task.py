@@ -254,14 +254,17 @@ class AlignmentTask(nn.Module):
         weights = place(where, settings.placement, side, self.encoder.patch_px, covered)
         if len(tile):
             self.noted['mass_inside'] = weights.mass_inside.mean()
-        of_patches = weights.patches
-        if seen is not None and settings.placement.attention is not None:
-            photos = candidates.take(batch['photo'], seen)
-            of_patches = attend(of_patches, seen[tile], photos, settings.placement.attention.tau)
         # one matrix product a tile: pairs of a tile fill its rows, [b, most, side * side] x [b, side * side, D]
         count = torch.bincount(tile, minlength=len(patches))
         slot = torch.arange(len(tile), device=tile.device) - (count.cumsum(0) - count)[tile]
-        table = patches.new_zeros(len(patches), int(count.max()) if len(count) else 0, side * side)
+        most = int(count.max()) if len(count) else 0
+        of_patches, attention = weights.patches, settings.placement.attention
+        if seen is not None and attention is not None:
+            photos = seen.new_zeros(len(seen), most, seen.shape[-1])
+            photos[tile, slot] = candidates.take(batch['photo'], seen)
+            cosines = torch.bmm(photos, rearrange(seen, 'b h w d -> b d (h w)'))[tile, slot]
+            of_patches = attend(of_patches, cosines.view_as(of_patches), attention.tau)
+        table = patches.new_zeros(len(patches), most, side * side)
         table[tile, slot] = of_patches.flatten(1).to(table.dtype)
         mean = torch.bmm(table, rearrange(patches, 'b h w d -> b (h w) d'))[tile, slot]
         return functional.normalize(mean, dim=-1)
