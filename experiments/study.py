@@ -164,6 +164,12 @@ def by_settings(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteMo
     return load_satellite(settings.out)
 
 
+def keep_log(log: list[dict[str, Any]], settings: TrainSettings) -> None:
+    """Keep the log of a loop where `grafalign train` keeps its own."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / 'log.jsonl').write_text(''.join(json.dumps(entry) + '\n' for entry in log))
+
+
 def do_cell(
     cell: Cell, worlds: Path, results: Path, runs: Path, trainer: Trainer, command: str, measure: Measure
 ) -> str:

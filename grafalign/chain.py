@@ -146,9 +146,9 @@ def _run_config(experiment: Experiment, name: str, store: Path) -> Path:
         'out': str(experiment.out / name),
         'clip': experiment.clip.model_dump(),
     }
-    for asked in (content.get('self_labels'), (content.get('placement') or {}).get('attention')):
-        if isinstance(asked, dict) and asked.get('run') in experiment.train:
-            asked['run'] = str(experiment.out / asked['run'])
+    for teacher in (content.get('self_labels'), (content.get('placement') or {}).get('attention')):
+        if isinstance(teacher, dict) and teacher.get('run') in experiment.train:
+            teacher['run'] = str(experiment.out / teacher['run'])
     settings = parse_settings(content, TrainSettings, f'train.{name}')
     path = experiment.out / f'{name}.yaml'
     write_atomically(path, yaml.safe_dump(settings.model_dump(mode='json'), sort_keys=False).encode())
@@ -217,12 +217,12 @@ def _next(waiting: list[Path], running: list[Path], settings: Mapping[Path, Trai
         GrafalignError: they wait for each other.
     """
     unfinished = {settings[path].out for path in (*waiting, *running)}
-    asked = {settings[path].taught_by for path in waiting}
+    teachers = {settings[path].taught_by for path in waiting}
     ready = [path for path in waiting if settings[path].taught_by not in unfinished]
     if waiting and not running and not ready:
         names = ', '.join(settings[path].out.name for path in waiting)
         raise InputError(f'The runs {names} ask each other or themselves; let one of them ask none.')
-    return min(ready, key=lambda path: settings[path].out not in asked, default=None)
+    return min(ready, key=lambda path: settings[path].out not in teachers, default=None)
 
 
 def _start(config: Path, out: Path, threads: int) -> subprocess.Popen[bytes]:

@@ -73,23 +73,23 @@ def test_anchors_are_means_under_the_weights_that_the_run_sees(
     """Pair by pair: place the photo alone, weigh its tile's patches by the run's cosines, take their mean."""
     settings = settings_of(store, tmp_path, tau=0.2, **attending(tmp_path))
     rows = torch.from_numpy(bank.embeddings.astype('float32'))
-    seer = SatelliteEncoder(clip, store.sensor.bands, store.sensor.size_px).eval()
-    seer.requires_grad_(False)
-    for values in seer.parameters():  # not the encoder that is trained
+    teacher = SatelliteEncoder(clip, store.sensor.bands, store.sensor.size_px).eval()
+    teacher.requires_grad_(False)
+    for values in teacher.parameters():  # not the encoder that is trained
         values += 0.02 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
-    task = AlignmentTask.start(clip, store.sensor, settings, rows, seer=seer)
+    task = AlignmentTask.start(clip, store.sensor, settings, rows, teacher=teacher)
     batch = PairSteps.of_store(store, bank, settings, side=task.encoder.side)[0]
     images = viewed(task.preprocess, batch, settings.augment)
-    patches, seen = task.encoder(images).patches, task._seen(images)
-    assert seen is not None and len(batch['tile']) > 8
-    anchors = task._placed(patches, seen, Candidates(rows, batch['candidates']), batch)
+    patches, teacher_patches = task.encoder(images).patches, task._teacher_patches(images)
+    assert teacher_patches is not None and len(batch['tile']) > 8
+    anchors = task._placed(patches, teacher_patches, Candidates(rows, batch['candidates']), batch)
     reach = settings.placement.reach_m / store.sensor.gsd_m
     for n, tile in enumerate(batch['tile'].tolist()):
         names = ('row', 'col', 'sigma_px', 'heading', 'field_of_view')
         where = Where(*(batch[name][n : n + 1] for name in names), torch.tensor([reach]))  # type: ignore[literal-required]
         weights = place(where, settings.placement, task.encoder.side, task.encoder.patch_px).patches[0]
         photo = rows[batch['candidates'][batch['photo'][n]]]
-        weights = weights * torch.exp(seen[tile] @ photo / 0.1)
+        weights = weights * torch.exp(teacher_patches[tile] @ photo / 0.1)
         mean = (patches[tile] * (weights / weights.sum())[..., None]).sum((0, 1))
         torch.testing.assert_close(anchors[n], functional.normalize(mean, dim=0), rtol=1e-4, atol=1e-5)
 

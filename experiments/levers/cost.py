@@ -47,8 +47,8 @@ def prepared(name: str, world: Path, run: Path) -> tuple[AlignmentTask, PairStep
     words = None
     if settings.word_anchors is not None:
         words = make_word_anchors(clip, None, bank, np.unique(source.candidate), settings.word_anchors.prior_strength)
-    seer = load_satellite(run, clip).encoder.eval() if settings.placement.attention is not None else None
-    task = AlignmentTask.start(clip, data.sensor, settings, bank, word_anchors=words, seer=seer)
+    teacher = load_satellite(run, clip).encoder.eval() if settings.placement.attention is not None else None
+    task = AlignmentTask.start(clip, data.sensor, settings, bank, word_anchors=words, teacher=teacher)
     return task, PairSteps(data.sources, settings, side=task.encoder.side, size_px=data.sensor.size_px)
 
 

@@ -23,7 +23,6 @@ and from what is said of a tile, from the truest to what a photo says:
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from experiments.study import (
     as_text,
     by_settings,
     chosen,
+    keep_log,
     load_results,
     mean_over_worlds,
     measure_vectors,
@@ -206,17 +206,33 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> ZeroShotModel:
         names = SandboxTruth(world / 'sandbox', PairStore(world / 'pairs')).classes
         every = range(len(model.sensor.bands))
         return ZeroShotModel(model.encoder, model.preprocess, class_vectors(clip, names), every)
-    torch.manual_seed(settings.seed)
     tiles, targets = labelled_tiles(cell, world, clip)
-    store = PairStore(world / cell.store)
+    return learn_labels(clip, world, PairStore(world / cell.store), tiles, targets, settings)
+
+
+def learn_labels(
+    clip: FrozenClip, world: Path, store: PairStore, tiles: LabelledTiles, targets: Shares, settings: TrainSettings
+) -> ZeroShotModel:
+    """Train an encoder with learned class vectors, as the quickstart's bound is.
+
+    Args:
+        clip: the CLIP to start from.
+        world: whose classes they are.
+        store: whose sensor.
+        tiles: what is looked at.
+        targets: weights of the classes, [N, K] of tiles or [N, K, h, w] of patches.
+        settings: of the training.
+    """
+    torch.manual_seed(settings.seed)
     sensor = store.sensor
     names = SandboxTruth(world / 'sandbox', store).classes
     encoder, preprocess = SatelliteEncoder(clip, sensor.bands, sensor.size_px), TilePreprocessing(sensor, clip)
     task = SupervisedTask(encoder, preprocess, class_vectors(clip, names), settings.augment)
     steps = LabelSteps(tiles, targets, settings.batch_tiles, settings.seed, settings.augment)
-    log = fit(task, steps, settings.steps or 0, settings.peak_lr, settings, make_accelerator(settings.precision))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / 'log.jsonl').write_text(''.join(json.dumps(entry) + '\n' for entry in log))
+    keep_log(
+        fit(task, steps, settings.steps or 0, settings.peak_lr, settings, make_accelerator(settings.precision)),
+        settings,
+    )
     vectors = functional.normalize(task.vectors.detach(), dim=-1).numpy()
     return ZeroShotModel(encoder.eval(), preprocess, vectors, range(len(sensor.bands)))
 

@@ -16,15 +16,13 @@ trainer of the bound, photos by that of the product. What is said of a patch, fr
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
-from experiments.levers.gap import STORES, TRAIN, shown_classes
+from experiments.levers.gap import STORES, TRAIN, learn_labels, shown_classes
 from experiments.study import (
     CLIP,
     Cell,
@@ -40,12 +38,10 @@ from experiments.study import (
 )
 from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel, store_tiles
 from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
-from grafalign.benchmarks.sandbox.supervised import LabelSteps, SupervisedTask, patch_shares
-from grafalign.encoders import FrozenClip, SatelliteEncoder, TilePreprocessing, load_bank, load_clip
+from grafalign.benchmarks.sandbox.supervised import patch_shares
+from grafalign.encoders import FrozenClip, SatelliteEncoder, load_bank, load_clip
 from grafalign.store import PairStore
 from grafalign.training import TrainSettings
-from grafalign.training.accelerator import make_accelerator
-from grafalign.training.loop import fit
 from grafalign.training.placement import PlacementSettings, Where, place
 from grafalign.training.sources import store_source
 from grafalign.zeroshot import class_scores, class_vectors
@@ -90,8 +86,8 @@ def patch_targets(learns: str, world: Path, store: PairStore, clip: FrozenClip, 
         shown = class_scores(vectors, class_vectors(clip, truth.classes)).argmax(1)[photo]
     else:
         shown = shown_classes(world, store, truth)[photo]
-    known = shown >= 0
-    tile, weights, shown = tile[known], weights[known], shown[known]
+    outdoors = shown >= 0
+    tile, weights, shown = tile[outdoors], weights[outdoors], shown[outdoors]
     if learns == 'lies':
         weights = weights * shares[tile, shown]
         weights = weights / np.maximum(weights.sum((1, 2), keepdims=True), 1e-3)
@@ -103,23 +99,14 @@ def patch_targets(learns: str, world: Path, store: PairStore, clip: FrozenClip, 
 def trainer(cell: Cell, world: Path, settings: TrainSettings) -> ZeroShotModel:
     """Train on photos or on labels, as the cell says."""
     clip, store = load_clip(CLIP), PairStore(world / cell.store)
-    sensor = store.sensor
-    names = SandboxTruth(world / 'sandbox', store).classes
-    every = range(len(sensor.bands))
+    truth = SandboxTruth(world / 'sandbox', store)
     if cell.values['learns'] == 'photos':
         model = by_settings(cell, world, settings)
-        return ZeroShotModel(model.encoder, model.preprocess, class_vectors(clip, names), every)
-    torch.manual_seed(settings.seed)
-    encoder, preprocess = SatelliteEncoder(clip, sensor.bands, sensor.size_px), TilePreprocessing(sensor, clip)
-    tiles = store_tiles(store, SandboxTruth(world / 'sandbox', store))
-    targets = patch_targets(str(cell.values['learns']), world, store, clip, encoder.patch_px)
-    task = SupervisedTask(encoder, preprocess, class_vectors(clip, names), settings.augment)
-    steps = LabelSteps(tiles, targets, settings.batch_tiles, settings.seed, settings.augment)
-    log = fit(task, steps, settings.steps or 0, settings.peak_lr, settings, make_accelerator(settings.precision))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / 'log.jsonl').write_text(''.join(json.dumps(entry) + '\n' for entry in log))
-    vectors = functional.normalize(task.vectors.detach(), dim=-1).numpy()
-    return ZeroShotModel(encoder.eval(), preprocess, vectors, every)
+        every = range(len(store.sensor.bands))
+        return ZeroShotModel(model.encoder, model.preprocess, class_vectors(clip, truth.classes), every)
+    patch_px = SatelliteEncoder(clip, store.sensor.bands, store.sensor.size_px).patch_px
+    targets = patch_targets(str(cell.values['learns']), world, store, clip, patch_px)
+    return learn_labels(clip, world, store, store_tiles(store, truth), targets, settings)
 
 
 def cell_of(seed: int, learns: str, tiles: str = 'graft') -> Cell:

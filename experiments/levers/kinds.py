@@ -18,7 +18,6 @@ masks, soft positives and word lists are remedies for that, and which help anywa
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from experiments.study import (
     as_text,
     by_settings,
     chosen,
+    keep_log,
     labelled,
     load_results,
     mean_over_worlds,
@@ -128,8 +128,7 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel 
     task = SoftTask.start(clip, data.sensor, settings, data.bank(torch.device('cpu')))
     steps = PairSteps(data.sources, settings, size_px=data.sensor.size_px)
     log = fit(task, steps, settings.steps or 0, settings.peak_lr, settings, make_accelerator(settings.precision))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / 'log.jsonl').write_text(''.join(json.dumps(entry) + '\n' for entry in log))
+    keep_log(log, settings)
     vectors = class_vectors(clip, labelled(world, cell.world)[2])
     return ZeroShotModel(task.encoder.eval(), task.preprocess, vectors, range(len(data.sensor.bands)))
 

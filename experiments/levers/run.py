@@ -23,7 +23,6 @@ cones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from experiments.study import (
     as_text,
     by_settings,
     chosen,
+    keep_log,
     labelled,
     load_results,
     mean_over_worlds,
@@ -120,8 +120,7 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel 
     elif arm not in ('photos', 'twice the steps'):
         clip = load_clip(CLIP)
         task, log = train_weighted(settings, clip, arm, load_satellite(before, clip) if arm == 'teacher' else None)
-        settings.out.mkdir(parents=True, exist_ok=True)
-        (settings.out / 'log.jsonl').write_text(''.join(json.dumps(entry) + '\n' for entry in log))
+        keep_log(log, settings)
         names = labelled(world, cell.world)[2]
         every = range(len(PairStore(world / cell.store).sensor.bands))
         return ZeroShotModel(task.encoder.eval(), task.preprocess, class_vectors(clip, names), every)

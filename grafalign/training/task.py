@@ -45,7 +45,7 @@ class AlignmentTask(nn.Module):
         places: where the photos are, metres in space [P, 3]; needed for `masks.within_m` only.
         label_vectors: of the words of `self_labels`, [K, D].
         word_anchors: where the settings ask for them.
-        seer: encoder of the run of `placement.attention`: no part of the module's state.
+        teacher: encoder of the run of `placement.attention`: no part of the module's state.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class AlignmentTask(nn.Module):
         places: Tensor | None = None,
         label_vectors: Tensor | None = None,
         word_anchors: WordAnchors | None = None,
-        seer: SatelliteEncoder | None = None,
+        teacher: SatelliteEncoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.preprocess, self.settings, self.gsd_m = encoder, preprocess, settings, gsd_m
         self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
-        self._label_vectors, self._word_anchors, self._seer = label_vectors, word_anchors, [seer]
+        self._label_vectors, self._word_anchors, self._teacher = label_vectors, word_anchors, [teacher]
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
         self.bias = nn.Parameter(torch.tensor([settings.bias]), requires_grad=settings.form == 'sigmoid')
@@ -80,7 +80,7 @@ class AlignmentTask(nn.Module):
         places: Tensor | None = None,
         start: tuple[SatelliteEncoder, Tensor] | None = None,
         word_anchors: WordAnchors | None = None,
-        seer: SatelliteEncoder | None = None,
+        teacher: SatelliteEncoder | None = None,
     ) -> AlignmentTask:
         """A task whose encoder starts from CLIP's weights; `sensor` names the bands that are used.
 
@@ -94,7 +94,7 @@ class AlignmentTask(nn.Module):
         tune(encoder, settings.tune)
         vectors = None if start is None else start[1]
         preprocess = TilePreprocessing(sensor, clip)
-        task = cls(encoder, preprocess, settings, bank, sensor.gsd_m, places, vectors, word_anchors, seer)
+        task = cls(encoder, preprocess, settings, bank, sensor.gsd_m, places, vectors, word_anchors, teacher)
         level = 'both' if settings.self_labels is not None else settings.level
         for parameter in {'image': encoder.patch_head, 'patch': encoder.image_head, 'both': []}[level]:
             parameter.requires_grad_(False)
@@ -125,19 +125,21 @@ class AlignmentTask(nn.Module):
             return self.encoder(self.preprocess(*batch))
         images = viewed(self.preprocess, batch, self.settings.augment)
         found = self.encoder(images, batch['keep'] if batch['keep'].shape[1] else None)
-        seen = self._seen(images)
+        teacher_patches = self._teacher_patches(images)
         with torch.autocast(images.device.type, enabled=False):  # the softmax is taken in full precision
-            return self._loss(found._replace(image=found.image.float(), patches=found.patches.float()), seen, batch)
+            return self._loss(
+                found._replace(image=found.image.float(), patches=found.patches.float()), teacher_patches, batch
+            )
 
-    def _seen(self, images: Tensor) -> Tensor | None:
+    def _teacher_patches(self, images: Tensor) -> Tensor | None:
         """Patches as the run of `placement.attention` embeds them, [B, side, side, D]; None without it."""
-        seer = self._seer[0]
-        if seer is None:
+        teacher = self._teacher[0]
+        if teacher is None:
             return None
         with torch.no_grad():
-            return seer(images).patches.float()
+            return teacher(images).patches.float()
 
-    def _loss(self, found: Embeddings, seen: Tensor | None, batch: Batch) -> Tensor:
+    def _loss(self, found: Embeddings, teacher_patches: Tensor | None, batch: Batch) -> Tensor:
         settings = self.settings
         scale = self._bounded_scale().exp()
         candidates = Candidates(self._bank[0], batch['candidates'])
@@ -152,7 +154,7 @@ class AlignmentTask(nn.Module):
                 loss = loss + settings.self_labels.weight * self._of_labels(found.patches, batch)
             losses.append(loss)
         if settings.level != 'image':
-            anchors = self._placed(found.patches, seen, candidates, batch)
+            anchors = self._placed(found.patches, teacher_patches, candidates, batch)
             rows = torch.arange(len(anchors), device=anchors.device)
             pairs = Pairs(rows, batch['photo'], batch['weight'])
             same = settings.masks.same_tile
@@ -242,7 +244,7 @@ class AlignmentTask(nn.Module):
         loss = photo_to_tile_loss(everyone[there, :-1], candidates, Pairs(number[tile], photo, batch['weight']))
         return loss.detach() + (loss - loss.detach()) * len(sizes)
 
-    def _placed(self, patches: Tensor, seen: Tensor | None, candidates: Candidates, batch: Batch) -> Tensor:
+    def _placed(self, patches: Tensor, teacher_patches: Tensor | None, candidates: Candidates, batch: Batch) -> Tensor:
         """One anchor for each pair: the mean of its tile's patches under its photo's weights, unit length, [n, D]."""
         settings, side = self.settings, patches.shape[1]
         tile = batch['tile']
@@ -259,10 +261,10 @@ class AlignmentTask(nn.Module):
         slot = torch.arange(len(tile), device=tile.device) - (count.cumsum(0) - count)[tile]
         most = int(count.max()) if len(count) else 0
         of_patches, attention = weights.patches, settings.placement.attention
-        if seen is not None and attention is not None:
-            photos = seen.new_zeros(len(seen), most, seen.shape[-1])
-            photos[tile, slot] = candidates.take(batch['photo'], seen)
-            cosines = torch.bmm(photos, rearrange(seen, 'b h w d -> b d (h w)'))[tile, slot]
+        if teacher_patches is not None and attention is not None:
+            photos = teacher_patches.new_zeros(len(teacher_patches), most, teacher_patches.shape[-1])
+            photos[tile, slot] = candidates.take(batch['photo'], teacher_patches)
+            cosines = torch.bmm(photos, rearrange(teacher_patches, 'b h w d -> b d (h w)'))[tile, slot]
             of_patches = attend(of_patches, cosines.view_as(of_patches), attention.tau)
         table = patches.new_zeros(len(patches), most, side * side)
         table[tile, slot] = of_patches.flatten(1).to(table.dtype)

@@ -172,8 +172,8 @@ def _train(settings: TrainSettings) -> RunMarker:
     else:
         labels, start = _self_labels(clip, data, settings, accelerator.device)
         anchors = _word_anchors(clip, data, settings, accelerator.device)
-        seer = _seer(clip, data, settings, accelerator.device)
-        task = AlignmentTask.start(clip, sensor, settings, bank, places, start, anchors, seer)
+        teacher = _teacher(clip, data, settings, accelerator.device)
+        task = AlignmentTask.start(clip, sensor, settings, bank, places, start, anchors, teacher)
     mixture = None if settings.steps is None else mixture_of(data, settings, settings.steps)
     pairs = PairSteps(
         data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture, labels=labels
@@ -265,7 +265,7 @@ def _self_labels(
     return labelled.labels, (encoder, labelled.vectors)
 
 
-def _seer(
+def _teacher(
     clip: FrozenClip, data: TrainingData, settings: TrainSettings, device: torch.device
 ) -> SatelliteEncoder | None:
     """Encoder of the run that tells which patches photos show, where the settings ask for one.
