@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from experiments.levers.gap import clear_class
-from experiments.levers.kinds import SOFT, SOFT_TAU, soft_positives
 from experiments.levers.land import surest_words
+from experiments.levers.losses import ROBUST, SOFT, SOFT_TAU, robust_weights, soft_positives
 from experiments.levers.worth import SHARPNESS, agreement
 from grafalign.training.objective import Candidates, Pairs, contrastive_loss
 
@@ -33,6 +33,23 @@ def test_soft_positives_are_the_cross_entropy_of_soft_targets() -> None:
     expected.backward()
     assert float(loss) == pytest.approx(float(expected), rel=1e-9)
     torch.testing.assert_close(ours.grad, naive.grad)
+
+
+def test_robust_weights_give_the_gradient_of_generalised_cross_entropy() -> None:
+    """The gradient of the weighted loss is that of the mean of (1 - p^q) / q in float64, but for its scale."""
+    rng = torch.Generator().manual_seed(1)
+    photos = functional.normalize(torch.randn(9, 4, generator=rng, dtype=torch.float64), dim=1)
+    pairs = Pairs(torch.tensor([0, 0, 1, 2]), torch.tensor([3, 4, 8, 0]), torch.full((4,), 0.25, dtype=torch.float64))
+    start = 3 * torch.randn(3, 4, generator=rng, dtype=torch.float64)
+    ours, naive = (start.clone().requires_grad_() for _ in range(2))
+    weight = robust_weights(ours, photos, pairs)
+    assert float(weight.sum()) == pytest.approx(1.0)
+    contrastive_loss(ours, Candidates(photos, torch.arange(9)), pairs._replace(weight=weight)).backward()
+    p = (naive @ photos.T).softmax(1)[pairs.row, pairs.candidate]
+    (0.25 * (1 - p**ROBUST) / ROBUST).sum().backward()
+    assert ours.grad is not None and naive.grad is not None
+    ratio = ours.grad / naive.grad
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
 
 
 def test_worked_examples_of_the_levers_hold() -> None:

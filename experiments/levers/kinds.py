@@ -22,18 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from experiments.levers.gap import DENSE, TRAIN
-from experiments.levers.run import measure_either, word_list
+from experiments.levers.losses import train_with_loss
+from experiments.levers.run import measure_either, word_list, zero_shot_model
 from experiments.study import (
     Cell,
     as_text,
     by_settings,
     chosen,
-    keep_log,
-    labelled,
     load_results,
     mean_over_worlds,
     paired_difference,
@@ -49,18 +45,10 @@ from grafalign.sandbox.classes import kinds_of
 from grafalign.sandbox.world import make_sandbox
 from grafalign.store import PairStore
 from grafalign.training import SatelliteModel, TrainSettings
-from grafalign.training.accelerator import make_accelerator
-from grafalign.training.data import PairSteps
-from grafalign.training.gather_data import gather_data
-from grafalign.training.loop import fit
-from grafalign.training.objective import Candidates, Pairs
-from grafalign.training.task import AlignmentTask
-from grafalign.zeroshot import class_vectors
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / 'results' / 'kinds'
 TINTS = 9
-SOFT, SOFT_TAU = 0.5, 0.05
 ARMS = (
     ('photos', 0.07),
     ('photos', 0.15),
@@ -77,31 +65,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     'bank': {'negatives': {'bank': 8192}},
     'masked': {'masks': {'closer_than': 0.9}},
 }
-
-
-def soft_positives(scaled: Tensor, photos: Tensor, pairs: Pairs) -> Tensor:
-    """What is added to the loss so that photos like the own one are positives too.
-
-    The target of a pair becomes (1 - s) its photo + s softmax over the photos of their cosines / t. As the loss is
-    linear in the positives, this is the loss with the photo's embedding g replaced, in the positive term alone, by its
-    mean with its neighbours:  L' = L + s sum_pairs w z . (g - sum_k q_k g_k).
-
-    Args:
-        scaled: z, anchors divided by tau, [R, D].
-        photos: unit embeddings, [K, D].
-        pairs: the rows' positives and their weights.
-    """
-    own = photos[pairs.candidate]
-    near = (own @ photos.T / SOFT_TAU).softmax(1) @ photos
-    return SOFT * (pairs.weight[:, None] * scaled[pairs.row] * (own - near)).sum()
-
-
-class SoftTask(AlignmentTask):
-    """A training with soft positives."""
-
-    def _contrast(self, scaled: Tensor, candidates: Candidates, pairs: Pairs, listed: Tensor | None) -> Tensor:
-        photos = candidates.take(torch.arange(len(candidates.rows)), scaled)
-        return super()._contrast(scaled, candidates, pairs, listed) + soft_positives(scaled, photos, pairs)
 
 
 def kinds_world(worlds: Path, seed: int, clip: ClipSettings) -> None:
@@ -122,15 +85,8 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel 
         return by_settings(cell, world, TrainSettings.model_validate(settings.model_dump(mode='json') | words))
     if arm != 'soft':
         return by_settings(cell, world, settings)
-    torch.manual_seed(settings.seed)
     clip = load_clip(settings.clip)
-    data = gather_data(settings, clip)
-    task = SoftTask.start(clip, data.sensor, settings, data.bank(torch.device('cpu')))
-    steps = PairSteps(data.sources, settings, size_px=data.sensor.size_px)
-    log = fit(task, steps, settings.steps or 0, settings.peak_lr, settings, make_accelerator(settings.precision))
-    keep_log(log, settings)
-    vectors = class_vectors(clip, labelled(world, cell.world)[2])
-    return ZeroShotModel(task.encoder.eval(), task.preprocess, vectors, range(len(data.sensor.bands)))
+    return zero_shot_model(train_with_loss(arm, settings, clip), clip, world, cell)
 
 
 def cell_of(seed: int, arm: str, tau: float, clip: str) -> Cell:

@@ -11,6 +11,8 @@ All arms take the quickstart's 500 steps of 128 tiles. Arms:
     words       half of the loss are word anchors over the thousand words that ship
     synonyms    the same over the 49 synonyms that the sandbox's classes have; none is a name that is asked for
     nonsense    the same over a thousand words of random letters: what any words give
+    rotated     the same over the thousand words turned by one random rotation: what any directions give (`losses.py`)
+    robust      photos that the model does not believe in count less (`losses.py`)
     land        half of every batch are tiles of random places with the words of a finished run (`land.py`)
     land shuffled    the same with the words of other tiles
     attention   patches are chosen in the view of each photo by the run of arm `photos` (`placement.attention`); both
@@ -32,6 +34,7 @@ import numpy as np
 from experiments.levers import gap
 from experiments.levers.gap import DENSE, STORES, TRAIN, dense_store
 from experiments.levers.land import named_land
+from experiments.levers.losses import train_with_loss
 from experiments.levers.worth import train_weighted
 from experiments.study import (
     CLIP,
@@ -50,10 +53,11 @@ from experiments.study import (
     study_parser,
 )
 from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel
-from grafalign.encoders import load_clip
+from grafalign.encoders import FrozenClip, load_clip
 from grafalign.sandbox.classes import LAND_CLASSES, LandClass
 from grafalign.store import PairStore
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite
+from grafalign.training.task import AlignmentTask
 from grafalign.zeroshot import class_vectors
 
 HERE = Path(__file__).resolve().parent
@@ -70,6 +74,9 @@ IMAGE = (
     ('dense', 'words', 0.07),
     ('dense', 'words', 0.3),
     ('dense', 'nonsense', 0.07),
+    ('dense', 'rotated', 0.07),
+    ('dense', 'robust', 0.07),
+    ('dense', 'robust', 0.3),
     ('dense', 'land', 0.3),
     ('dense', 'land shuffled', 0.3),
     ('dense', 'agreement', 0.3),
@@ -117,14 +124,24 @@ def trainer(cell: Cell, world: Path, settings: TrainSettings) -> SatelliteModel 
         out = settings.out.with_name(f'{settings.out.name}_set')
         land = named_land(world, cell.world, load_satellite(before), out, arm.endswith('shuffled'))
         values |= {'store': None, 'data': [{'store': settings.store}, {'set': land}]}
+    elif arm in ('rotated', 'robust'):
+        clip = load_clip(CLIP)
+        words = {'word_anchors': {}} if arm == 'rotated' else {}
+        task = train_with_loss(arm, TrainSettings.model_validate(values | words), clip)
+        return zero_shot_model(task, clip, world, cell)
     elif arm not in ('photos', 'twice the steps'):
         clip = load_clip(CLIP)
         task, log = train_weighted(settings, clip, arm, load_satellite(before, clip) if arm == 'teacher' else None)
         keep_log(log, settings)
-        names = labelled(world, cell.world)[2]
-        every = range(len(PairStore(world / cell.store).sensor.bands))
-        return ZeroShotModel(task.encoder.eval(), task.preprocess, class_vectors(clip, names), every)
+        return zero_shot_model(task, clip, world, cell)
     return by_settings(cell, world, TrainSettings.model_validate(values))
+
+
+def zero_shot_model(task: AlignmentTask, clip: FrozenClip, world: Path, cell: Cell) -> ZeroShotModel:
+    """The encoder of a task with the vectors of the world's classes."""
+    names = labelled(world, cell.world)[2]
+    every = range(len(PairStore(world / cell.store).sensor.bands))
+    return ZeroShotModel(task.encoder.eval(), task.preprocess, class_vectors(clip, names), every)
 
 
 def measure_either(model: SatelliteModel | ZeroShotModel, world: Path, seed: int) -> dict[str, Any]:

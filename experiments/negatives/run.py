@@ -60,11 +60,12 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, default=Path('runs/negatives'))
     parser.add_argument('--results', type=Path, default=HERE / 'results')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
     args = parser.parse_args()
     sizes = [(negatives, 32) for negatives in NEGATIVES] + [(511, 512)]
     kinds = [(masks, tau) for masks in MASKS for tau in TAUS]
     cells = [cell(seed, number, *kind, batch) for seed in args.seeds for number, batch in sizes for kind in kinds]
-    run_cells(cells, args.worlds, args.results, args.runs)
+    run_cells(cells, args.worlds, args.results, args.runs, abreast=args.abreast)
 
 
 if __name__ == '__main__':

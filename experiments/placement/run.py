@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--noise', type=int, nargs='+', default=list(NOISE_M))
     parser.add_argument('--pairing', nargs='+', default=['kept', 'free'])
+    parser.add_argument('--abreast', type=int, default=2, help='cells at a time')
     args = parser.parse_args()
     cells = []
     for pairing in args.pairing:
@@ -125,7 +126,7 @@ def main() -> None:
                 for kind in PLACEMENTS if pairing == 'kept' else PLACEMENTS[:2]:
                     values = {'pairing': pairing, 'noise': noise, 'placement': kind}
                     cells.append(Cell(seed, values, {**TRAIN, 'placement': {'kind': kind}}, store))
-    run_cells(cells, args.worlds, args.results, args.runs)
+    run_cells(cells, args.worlds, args.results, args.runs, abreast=args.abreast)
 
 
 if __name__ == '__main__':

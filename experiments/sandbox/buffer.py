@@ -3,7 +3,7 @@
     python experiments/sandbox/seeds.py --out runs/seeds
     python experiments/sandbox/buffer.py --out runs/seeds
 
-The quickstart's two models in the same worlds, once as `seeds.py` left them, with a tile side between splits, and once
+The quickstart in the same worlds, once as `seeds.py` left them, with a tile side between splits, and once
 with tiles up to the edge of their block (`split.buffer_m: 0`). Beside them stand the frozen CLIP and the same encoder
 trained on true labels. A world that was measured before is not measured again. Results go to
 `experiments/sandbox/results/buffer.json` and `buffer.md`, which is made from it and from nothing else.
@@ -25,7 +25,6 @@ from grafalign.quickstart import quickstart_experiment
 from grafalign.store import PairStore
 
 RESULTS = Path(__file__).parent / 'results'
-RUNS = ('grafalign_image', 'grafalign_patch')
 BUFFERS = ('none', 'one tile side')
 MODELS = ('frozen CLIP', 'grafalign', 'true labels')
 TASKS = (
@@ -52,9 +51,8 @@ def measure(folder: Path, seed: int, name: str) -> dict[str, Any]:
         _, experiment = quickstart_experiment(out, seed)
         recipe, out = experiment.recipe, out / 'no_buffer'
         recipe = recipe.model_copy(update={'split': recipe.split.model_copy(update={'buffer_m': 0.0})})
-        train = {run: experiment.train[run] for run in RUNS}
         if not (out / 'report.json').exists():
-            run_experiment(experiment.model_copy(update={'pair': recipe, 'out': out, 'train': train}))
+            run_experiment(experiment.model_copy(update={'pair': recipe, 'out': out}))
     elif not (out / 'report.json').exists():
         raise SystemExit(f'{out} has no report.json; run experiments/sandbox/seeds.py first.')
     report = json.loads((out / 'report.json').read_text())
@@ -110,7 +108,6 @@ def main() -> None:
             'command': f'python experiments/sandbox/buffer.py --seeds {seeds}',
             'machine': f'{platform.machine()}, {platform.system()}',
             'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'numpy')},
-            'settings': {'runs': RUNS},
             'rows': rows,
         }
         (RESULTS / 'buffer.json').write_text(json.dumps(content, indent=1) + '\n')
