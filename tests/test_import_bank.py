@@ -54,7 +54,7 @@ def as_clip_retrieval(folder: Path, ids: list[str], vectors: np.ndarray) -> Path
     return folder
 
 
-@pytest.mark.parametrize('form', ['npz', 'parquet', 'clip-retrieval', 'file names'])
+@pytest.mark.parametrize('form', ['npz', 'parquet', 'clip-retrieval', 'file names', 'paths elsewhere'])
 def test_every_form_gives_the_bank_that_embedding_gives(
     form: str, bare: Path, store: PairStore, bank: PhotoBank, clip: FrozenClip, command: Command, tmp_path: Path
 ) -> None:
@@ -69,7 +69,8 @@ def test_every_form_gives_the_bank_that_embedding_gives(
     elif form == 'clip-retrieval':
         source = as_clip_retrieval(tmp_path / 'e', ids, vectors)
     else:
-        source = as_parquet(tmp_path / 'e.parquet', [f'{Path(i).stem}' for i in ids], vectors, 'key')
+        folder = '' if form == 'file names' else 'D:\\data/shard.7/'
+        source = as_parquet(tmp_path / 'e.parquet', [f'{folder}{Path(i).stem}' for i in ids], vectors, 'key')
     code, err = command('import-bank', bare, source, *CLIP)
     assert code == 0, err
     found = load_bank(PairStore(bare), None, clip)

@@ -326,6 +326,47 @@ def test_positions_place_photos_in_georeferenced_tiles(command: Command, tmp_pat
     assert not [f for f in check_store(store) if f.problems]
 
 
+def test_a_picture_that_says_its_scale_is_believed(command: Command, tmp_path: Path) -> None:
+    """`--gsd` is for pictures that do not say; one that contradicts is one sentence, and so are rows of two times."""
+    profile = {'driver': 'GTiff', 'width': 32, 'height': 32, 'count': 3, 'dtype': 'uint8', 'crs': 'EPSG:32632'}
+    with rasterio.open(tmp_path / 't.tif', 'w', transform=rasterio.Affine(2, 0, 5e5, 0, -2, 5e6), **profile) as file:
+        file.write(np.random.default_rng(0).integers(0, 255, (3, 32, 32), dtype=np.uint8))
+    picture(tmp_path / 'p.jpg')
+    (tmp_path / 'pairs.csv').write_text('photo,tile\np.jpg,t.tif\n')
+    refused(run(command, tmp_path / 'pairs.csv', tmp_path / 'a'), 't.tif says that a pixel is 2 m, and --gsd 0.5')
+    assert command('import-pairs', tmp_path / 'pairs.csv', tmp_path / 'a', '--gsd', 2.1)[0] == 0
+    assert PairStore(tmp_path / 'a').sensor.gsd_m == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.parametrize('middle', [180, -180])
+def test_tiles_across_the_antimeridian_are_small(command: Command, tmp_path: Path, middle: int) -> None:
+    """Outlines of georeferenced and of placed pictures go on above 180, and photos on both sides stand in them."""
+    step = 1e-5
+    left, top = 180 - 16 * step, -16.8
+    affine = rasterio.Affine(step, 0, middle - 16 * step, 0, -step, top)
+    profile = {'driver': 'GTiff', 'width': 32, 'height': 32, 'count': 3, 'dtype': 'uint8', 'crs': 'EPSG:4326'}
+    with rasterio.open(tmp_path / 't.tif', 'w', transform=affine, **profile) as file:
+        file.write(np.random.default_rng(0).integers(0, 255, (3, 32, 32), dtype=np.uint8))
+    lines = ['photo,tile,lon,lat,taken_at', f'w.jpg,t.tif,{180 - 8 * step},{top - 8 * step},2021-04-03']
+    lines += [f'e.jpg,t.tif,{-180 + 4 * step},{top - 24 * step},2021-04-03T10:00:00Z']
+    lines += [lines[-1].replace('2021-04-03T10:00:00Z', '2021-04-03 10:00')]  # the same time, spelled in another way
+    for photo in 'we':
+        picture(tmp_path / f'{photo}.jpg')
+    (tmp_path / 'pairs.csv').write_text('\n'.join(lines) + '\n')
+    code, err = command('import-pairs', tmp_path / 'pairs.csv', tmp_path / 'a')
+    assert code == 0, err
+    store = PairStore(tmp_path / 'a')
+    place = dict(zip(store.pairs['photo_id'], store.pairs[['row', 'col']].to_numpy(), strict=True))
+    np.testing.assert_allclose([place['w.jpg'], place['e.jpg']], [[8, 8], [24, 20]], atol=1e-3)
+    bounds = store.tiles.geometry.bounds.iloc[0].tolist()
+    np.testing.assert_allclose(bounds, [left, top - 32 * step, left + 32 * step, top], atol=1e-9)
+    picture(tmp_path / 't.png')
+    (tmp_path / 'placed.csv').write_text(f'photo,tile,lon,lat\nw.jpg,t.png,{-180 + step},{top}\n')
+    assert run(command, tmp_path / 'placed.csv', tmp_path / 'b')[0] == 0
+    west, _, edge, _ = PairStore(tmp_path / 'b').tiles.geometry.bounds.iloc[0]
+    assert edge - west == pytest.approx(16 / 111_320 / np.cos(np.deg2rad(top)), rel=1e-2) and west < 180 < edge
+
+
 def test_tiles_without_a_place_are_a_set_without_places(command: Command, tmp_path: Path) -> None:
     """Where some tiles do not know theirs, intervals are taken over images."""
     table = make_table(tmp_path, split=['test'] * 12)

@@ -157,23 +157,39 @@ def _fill(
 
 
 class _Names:
-    """Finds photos by one kind of name: ids, addresses, or names of files."""
+    """Finds photos by one kind of name: ids, addresses, or names of files, as those of another machine's folders."""
 
     def __init__(self, photos: pd.DataFrame) -> None:
         uri = photos['uri'].astype(str)
-        file = uri.str.rsplit('/', n=1).str[-1]
-        kinds = photos['photo_id'], uri, file, file.str.rsplit('.', n=1).str[0]
-        self._kinds, self._chosen = [pd.Index(kind.astype(str)) for kind in kinds], -1
+        kinds = (photos['photo_id'], _whole), (uri, _whole), (uri, _file), (uri, _stem)
+        self._kinds = [(pd.Index(spell(names.astype(str))), spell) for names, spell in kinds]
+        self._chosen: int | None = None
 
     def rows(self, ids: list[str]) -> npt.NDArray[np.int64]:
         """Rows of photos, -1 where there is none; the kind of name that fits the first rows best is kept."""
-        if self._chosen < 0:
-            counts = [int((kind.get_indexer(ids) >= 0).sum()) if kind.is_unique else 0 for kind in self._kinds]
-            self._chosen = int(np.argmax(counts))
+        names = pd.Series(ids, dtype='object')
+        if self._chosen is None:
+            counts = [
+                int((kind.get_indexer(spell(names)) >= 0).sum()) if kind.is_unique else 0 for kind, spell in self._kinds
+            ]
             if not any(counts):
-                self._chosen = -1
                 return np.full(len(ids), -1)
-        return np.asarray(self._kinds[self._chosen].get_indexer(ids), dtype=np.int64)
+            self._chosen = int(np.argmax(counts))
+        kind, spell = self._kinds[self._chosen]
+        return np.asarray(kind.get_indexer(spell(names)), dtype=np.int64)
+
+
+def _whole(names: pd.Series) -> pd.Series:
+    return names
+
+
+def _file(names: pd.Series) -> pd.Series:
+    """Names without their folders, of whichever system."""
+    return names.str.rsplit('/', n=1).str[-1].str.rsplit('\\', n=1).str[-1]
+
+
+def _stem(names: pd.Series) -> pd.Series:
+    return _file(names).str.rsplit('.', n=1).str[0]
 
 
 def _check_part(part: Part, clip: FrozenClip, width: int) -> None:

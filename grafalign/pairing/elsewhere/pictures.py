@@ -12,7 +12,7 @@ import shapely
 from PIL import Image
 from pyproj import Transformer
 from pyproj.exceptions import ProjError
-from rasterio.warp import transform, transform_geom
+from rasterio.warp import transform
 
 from grafalign.datasets.pictures import RASTERS, coloured, read_picture
 from grafalign.foreign.rasters import open_raster
@@ -45,19 +45,37 @@ class Georeference:
     affine: Any
     """From columns and rows of the picture to coordinates."""
     gsd_m: float
+    around: float | None
+    """Where x goes around the Earth in degrees: that of the picture's middle, which may be 0 to 360."""
 
     def row_col(self, lon: float, lat: float) -> tuple[float, float]:
         """Where a position lies in the picture, in pixels."""
         (x,), (y,) = transform('EPSG:4326', self.crs, [lon], [lat])
+        if self.around is not None:
+            x += 360 * round((self.around - x) / 360)
         col, row = ~self.affine @ (x, y)
         return row, col
 
     def outline(self, square: Square) -> Any:
-        """A square of the picture in degrees (EPSG:4326)."""
+        """A square of the picture in degrees (EPSG:4326); across the antimeridian longitudes exceed 180."""
         top, left, side = square.top, square.left, square.side
         corners = [(left, top), (left + side, top), (left + side, top + side), (left, top + side), (left, top)]
-        ring = [self.affine @ corner for corner in corners]
-        return shapely.geometry.shape(transform_geom(self.crs, 'EPSG:4326', {'type': 'Polygon', 'coordinates': [ring]}))
+        xs, ys = zip(*(self.affine @ corner for corner in corners), strict=True)
+        lon, lat = (np.array(v) for v in transform(self.crs, 'EPSG:4326', xs, ys))
+        return shapely.polygons(np.stack([unwrapped(lon), lat], axis=-1))
+
+
+def unwrapped(lon: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Longitudes of one small outline, -180 to 180, or above 180 where it lies across the antimeridian.
+
+    Example:
+        >>> unwrapped(np.array([179.9, -179.9, 539.9])).round(3).tolist()
+        [179.9, 180.1, 179.9]
+        >>> unwrapped(np.array([200.0, 201.0])).tolist()
+        [-160.0, -159.0]
+    """
+    lon = np.remainder(lon + 180, 360) - 180
+    return np.where((np.ptp(lon) > 180) & (lon < 0), lon + 360, lon)
 
 
 @dataclass(frozen=True)
@@ -118,9 +136,11 @@ def _ground(raster: Any) -> Georeference | None:
         return None
     x, y = affine @ (width / 2, height / 2)
     metres = unit_metres(wkt, x, y)
+    around = None
     if raster.crs.is_geographic:  # degrees of longitude are shorter away from the equator
         metres *= float(np.sqrt(np.cos(np.deg2rad(y))))
-    return Georeference(wkt, affine, float(np.sqrt(abs(affine.determinant))) * metres)
+        around = float(x)
+    return Georeference(wkt, affine, float(np.sqrt(abs(affine.determinant))) * metres, around)
 
 
 def cut(pixels: Pixels, size_px: int) -> Pixels:

@@ -58,6 +58,7 @@ def outlines(tiles: gpd.GeoDataFrame, rows: pd.DataFrame, pairs: pd.DataFrame, s
     lon, lat = middles['lon'].to_numpy(), middles['lat'].to_numpy()
     up = half * metres / METRES_PER_DEGREE
     side = up / np.cos(np.deg2rad(lat))
+    lon = np.remainder(lon - side + 180, 360) - 180 + side  # across the antimeridian longitudes exceed 180
     boxes = shapely.box(lon - side, lat - up, lon + side, lat + up)
     boxes[np.isnan(lon)] = None
     return tiles.set_geometry(tiles.geometry.where(tiles.geometry.notna(), gpd.GeoSeries(boxes, tiles.index, crs=4326)))

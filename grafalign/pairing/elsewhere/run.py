@@ -13,6 +13,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from grafalign import console
 from grafalign.errors import InputError
@@ -27,6 +28,7 @@ from grafalign.pairing.elsewhere.settings import PairImport
 from grafalign.pairing.elsewhere.splits import splits_of
 from grafalign.pairing.elsewhere.tiles import Tiles
 from grafalign.photos.local_images import with_metadata
+from grafalign.photos.spelled_times import TimeSettings, read_times
 from grafalign.photos.table import REJECTED_COLUMNS, SCHEMA, Marks, canonical, mark_impossible_times
 from grafalign.photos.uris import SCHEMES, is_local, resolve_uris
 from grafalign.store import MARKER, SCHEMA_VERSION, PairStore
@@ -178,6 +180,7 @@ def _resolved(given: PairRows, name: str) -> tuple[pd.DataFrame, Rejected]:
 
 def _refuse_contradictions(rows: pd.DataFrame, name: str) -> None:
     """Rows of one photo, one tile or one pair say the same of it, or nothing."""
+    rows = rows.assign(taken_at=_in_one_spelling(rows['taken_at']))
     for of, keys, columns in _SAID_ONCE:
         for column in columns:
             said = rows.dropna(subset=[*keys, column]).drop_duplicates([*keys, column])
@@ -189,6 +192,12 @@ def _refuse_contradictions(rows: pd.DataFrame, name: str) -> None:
                     f'{name} gives the {of} {" on ".join(first[keys])} the {column} {" and ".join(map(str, values))} '
                     f'({again.groupby(keys).ngroups:,} such); leave one of them.'
                 )
+
+
+def _in_one_spelling(spelled: pd.Series) -> pd.Series:
+    """Times as texts that are equal where the times are; texts that are no clear time as they are."""
+    times, _ = read_times(_column(spelled), TimeSettings())
+    return pd.Series(pc.cast(times, pa.string()).to_pandas(), dtype='string').fillna(spelled.reset_index(drop=True))
 
 
 def _behind_links(files: pd.Series) -> pd.Series:

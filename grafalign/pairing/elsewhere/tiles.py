@@ -105,9 +105,16 @@ class Tiles:
 
     def _gsd_of(self, path: str, tile: Tile) -> float:
         """Metres a pixel of a picture at the size of a tile."""
-        gsd_m = self._settings.gsd_m or self._known_gsd or (tile.ground.gsd_m if tile.ground else None)
+        given = self._settings.gsd_m or self._known_gsd
+        own = tile.ground.gsd_m if tile.ground else None
+        gsd_m = own or given
         if gsd_m is None:
             raise InputError(f'{path} does not say how many metres a pixel is; give --gsd.')
+        if own and self._settings.gsd_m and not 1 / _GSD_RATIO <= own / self._settings.gsd_m <= _GSD_RATIO:
+            raise InputError(
+                f'{path} says that a pixel is {own:.3g} m, and --gsd {self._settings.gsd_m:g}; leave --gsd out, or '
+                'mend the georeference.'
+            )
         return gsd_m * tile.square.side / tile.pixels.shape[1]
 
     def _clash(self, path: str, has: str, first: str, remedy: str) -> None:
