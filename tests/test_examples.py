@@ -10,8 +10,9 @@ import pytest
 
 import grafalign
 
-ROOT = Path(grafalign.__file__).parent
-WITH_EXAMPLES = sorted(p.relative_to(ROOT.parent) for p in ROOT.rglob('*.py') if '>>> ' in p.read_text())
+TOP = Path(grafalign.__file__).parent.parent
+MODULES = (p for folder in ('grafalign', 'experiments') for p in (TOP / folder).rglob('*.py'))
+WITH_EXAMPLES = sorted(p.relative_to(TOP) for p in MODULES if '>>> ' in p.read_text())
 
 
 @pytest.mark.parametrize('path', WITH_EXAMPLES, ids=str)

@@ -1,4 +1,4 @@
-"""The README's first table: `python experiments/sandbox/headline.py` writes it there.
+"""The README's first table: `python experiments/sandbox/headline.py`, then `python -m experiments.pages`.
 
 From the quickstarts of three worlds (`results/seed_*.json`, by `seeds.py`), and, where `results/buffer.json` is of the
 same runs, what they would be without a buffer between splits.
@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-README = HERE.parent.parent / 'README.md'
-BEGIN, END = '<!-- made by experiments/sandbox/headline.py -->', '<!-- end -->'
 TASKS = (
     ('classification', 'accuracy', 'grafalign_image', 'accuracy', 'classification, top-1 of 24 classes'),
     ('segmentation', 'miou', 'grafalign_patch', 'mIoU', 'segmentation, mIoU'),
@@ -55,12 +53,5 @@ def without_buffer(reports: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Write it between its marks."""
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    README.write_text(f'{before}{BEGIN}\n{headline()}\n{END}{rest.split(END)[1]}')
-
-
 if __name__ == '__main__':
-    main()
+    (HERE / 'results' / 'headline.md').write_text(headline() + '\n')
