@@ -24,7 +24,8 @@ from grafalign.config import Settings, load_settings, parse_settings
 from grafalign.encoders import ClipSettings, ContentFilters, best_device, embed, filter_bank, load_clip
 from grafalign.errors import InputError, error_of, naming_full_disk
 from grafalign.files import write_atomically
-from grafalign.locks import CHILD, exclusive
+from grafalign.launch import CHILD
+from grafalign.locks import exclusive
 from grafalign.pairing import Recipe, pair
 from grafalign.report import Report
 from grafalign.store import PairStore

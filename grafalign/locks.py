@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -18,26 +17,6 @@ except ImportError:  # Windows: no advisory locks, so no protection either
 
 LOCK = '.lock'
 """Name of the lock's file; a folder that holds nothing else counts as empty."""
-
-
-CHILD = 'GRAFALIGN_CHILD'
-"""Set in the environment of a process that must not outlive the one that started it."""
-
-
-def end_with_parent() -> None:
-    """In a child, end this process when its parent is gone: killed outright, a parent cannot tell its children.
-
-    The parent holds the other end of our standard input; however it ends, the system closes it.
-    """
-    if not os.environ.get(CHILD):
-        return
-
-    def watch() -> None:
-        while os.read(0, 1024):  # not sys.stdin: its lock would be in the way when Python ends
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def refuse_other_files(folder: Path, own: Collection[str], purpose: str) -> None:

@@ -97,7 +97,7 @@ def test_a_killed_embedding_of_remote_photos_goes_on(remote_store: PairStore, cl
     whole = tmp_path / 'whole'
     embed(remote_store, clip, whole)
     folder = Path(str(remote_store.path)) / 'bank'
-    moments = [('parts-*/*.npz', signal.SIGKILL), ('parts-*/*.npz', signal.SIGKILL)]
+    moments = [('parts-*/*.parquet', signal.SIGKILL), ('parts-*/*.parquet', signal.SIGKILL)]
     interrupted(folder, moments, 'embed', remote_store.path, '--model', TINY_CLIP_DIR)
     assert contents(folder) == contents(whole)
 
@@ -258,10 +258,10 @@ def test_reading_runs_ahead_but_not_away(
     uris = [server.url(f'/photo/{i}.jpg') for i in range(80)]
     chunks = [np.arange(start, start + 8) for start in range(0, 80, 8)]
     taken = read_chunks(uris, clip, HERE, chunks, 2)
-    numbers = {next(taken)[0]}
+    numbers = {next(taken).rows[0] // 8}
     time.sleep(1)
     assert 8 < sum(server.asked.values()) <= 4 * 8
-    numbers |= {number for number, _ in taken}
+    numbers |= {chunk.rows[0] // 8 for chunk in taken}
     assert numbers == set(range(10))
     assert sum(server.asked.values()) == 80
 
@@ -273,8 +273,8 @@ def test_a_slow_photo_does_not_hold_up_others(store: PairStore, clip: FrozenClip
     settings = HERE.model_copy(update={'timeout_s': 2})
     chunks = [np.arange(start, start + 8) for start in range(0, 40, 8)]
     order = list(read_chunks(uris, clip, settings, chunks, 2))
-    assert [number for number, _ in order][-1] == 0
-    assert order[-1][1].metadata['reason'].dropna().to_dict() == {3: 'timed out'}
+    assert order[-1].rows.tolist() == list(range(8))
+    assert order[-1].metadata['reason'].dropna().to_dict() == {3: 'timed out'}
 
 
 def test_leaving_early_stops_the_readers(store: PairStore, clip: FrozenClip, server: PhotoServer) -> None:

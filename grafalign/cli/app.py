@@ -7,6 +7,7 @@ wait inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -19,6 +20,8 @@ import typer
 
 from grafalign.errors import GrafalignError, InputError, MachineError
 from grafalign.escapes import printable
+from grafalign.launch import end_with_parent
+from grafalign.processes import this_team
 
 if TYPE_CHECKING:
     from grafalign.report import Report
@@ -52,15 +55,20 @@ def options(
 
 Json = Annotated[bool, typer.Option('--json', help='Print the result as JSON on standard output.')]
 Workers = Annotated[int | None, typer.Option(help='Threads; the number of cores by default.', min=1)]
+Processes = Annotated[int | None, typer.Option(help='Processes on this machine; one for every GPU by default.', min=1)]
 Pretrained = Annotated[str | None, typer.Option(help='open_clip tag or checkpoint file, e.g. openai.')]
 Set = Annotated[list[str] | None, typer.Option('--set', help='Override a setting of the file: key.subkey=value.')]
 
 
 def main() -> None:
     """Run the command line; errors become one line and the exit code of their kind (`grafalign.errors`)."""
-    from grafalign.console import quiet_libraries
+    from grafalign.console import err, quiet_libraries
 
     quiet_libraries()
+    end_with_parent()
+    if not this_team().first:  # the first of several processes speaks for all; errors are everyone's own
+        err.quiet = True
+        sys.stdout = io.StringIO()
     # GDAL keeps decoded blocks in a twentieth of the machine's memory by default, and every block is read once
     os.environ.setdefault('GDAL_CACHEMAX', '64')
     try:

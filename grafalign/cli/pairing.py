@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from grafalign.cli.app import Json, Pretrained, Set, Workers, app, show
+from grafalign.cli.app import Json, Pretrained, Processes, Set, Workers, app, show
 from grafalign.errors import DamagedError, InputError
 
 
@@ -222,11 +222,13 @@ def embed(
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help='Try only photos that failed for now.')] = False,
     workers: Workers = None,
+    processes: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Embed all photos of a store, or all texts of a caption set, once with the frozen CLIP.
 
-    Photos on URLs are fetched and not kept.
+    Photos on URLs are fetched and not kept. On several machines that share the folder: accelerate launch -m
+    grafalign embed STORE ...
 
     Example: grafalign embed runs/pairs --model ViT-B-16 --pretrained openai
 
@@ -235,8 +237,10 @@ def embed(
     from grafalign.captions.caption_set import CaptionSet, is_caption_set
     from grafalign.encoders import ClipSettings, best_device, embed_texts, load_clip
     from grafalign.encoders import embed as run
+    from grafalign.launch import launch
     from grafalign.store import PairStore
 
+    launch(processes)
     clip = load_clip(ClipSettings(model=model, pretrained=pretrained), best_device())
     if is_caption_set(store):
         texts = embed_texts(CaptionSet(store), clip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,15 +40,11 @@ def train(
     Example: grafalign train runs/quickstart/grafalign_image.yaml --set tau=0.07 --set out=runs/image
     """
     from grafalign.config import load_settings
-    from grafalign.locks import end_with_parent
     from grafalign.training import TrainSettings
     from grafalign.training import train as run
 
-    end_with_parent()
     settings = load_settings(config, TrainSettings, changes or ())
     done = run(settings)
-    if int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) > 0:  # one process of many says so
-        return
     show({'steps': done.steps, 'seconds': done.seconds, **done.final}, str(settings.out), as_json)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -291,8 +292,10 @@ def _tensor_cores(device: torch.device) -> Iterator[None]:
 
 
 def best_device() -> torch.device:
-    """A GPU where there is one: where the photos of a store are embedded."""
-    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    """A GPU where there is one; of several processes on a machine each has its own (LOCAL_RANK)."""
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    return torch.device('cuda', int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count())
 
 
 def needs_quick_gelu(name: str, tag: str | None) -> bool:

@@ -1,8 +1,9 @@
 """Make a photo bank, or bring one up to date: what is new is embedded, what is gone dropped, the rest kept.
 
-Chunks of photos leave their embeddings in `bank/parts-...`, named after what they are parts of, so that a killed run
-goes on. The new state of the bank is written beside the old one, in `bank/next`, its marker last; then its files take
-the place of the old ones. A kill between leaves the old bank, or is made good by the next run.
+Parts are left in `bank/parts-...` (`bank_parts.py`), named after what they are parts of, so that a killed run goes on,
+and so that several processes can make them (`grafalign/processes.py`). The new state of the bank is written beside the
+old one, in `bank/next`, its marker last; then its files take the place of the old ones. A kill between leaves the old
+bank, or is made good by the next run.
 
 Photos that are fetched from elsewhere are embedded and forgotten: nothing of them but their rows is ever on disk.
 """
@@ -12,14 +13,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import zipfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from grafalign import console
 from grafalign.config import parse_settings
@@ -34,17 +33,20 @@ from grafalign.encoders.bank import (
     open_bank,
     rows_of,
 )
+from grafalign.encoders.bank_parts import OpenPart, finished_parts, part_file, plan_parts, read_part
 from grafalign.encoders.clip import FrozenClip
-from grafalign.encoders.reading import metadata_table, read_chunks
-from grafalign.errors import DamagedError, InputError, naming_full_disk
-from grafalign.files import replacing, write_table
+from grafalign.encoders.cores import on_cores
+from grafalign.encoders.reading import Chunk, Rows, metadata_table, read_chunks
+from grafalign.errors import InputError, naming_full_disk
+from grafalign.files import write_table
 from grafalign.locks import exclusive
 from grafalign.photos.fetch import RemoteSettings
+from grafalign.processes import Team, this_team
 from grafalign.store import MARKER as STORE_MARKER
 from grafalign.store import PairStore
 
-_CHUNK = 128
-"""Photos that go through CLIP together, and what a killed run loses at most a few of; 77 MB at 224 px."""
+_TYPES = {pa.int32(): pd.Int32Dtype(), pa.uint64(): pd.UInt64Dtype(), pa.string(): pd.StringDtype()}
+"""Of the columns of a part."""
 _BLOCK = 1 << 16
 NEXT = 'next'
 """Below a bank: its next state, while it is written."""
@@ -78,10 +80,12 @@ def embed(
     """
     out = bank_folder(store, out)
     remote = remote or remote_settings(store)
-    with naming_full_disk(out), exclusive(out):
-        move_in(out)
+    team = this_team()
+    with naming_full_disk(out), exclusive(out) if team.first else contextlib.nullcontext():
+        team.agree(out, f'a bank of {store.digest} by {clip.digest}')
+        team.alone(lambda: move_in(out))
         existing = bank_rows(out, store, clip) if (out / MARKER).is_file() else None
-        _bring_up_to_date(store, clip, out, existing, workers, remote, retry_failed)
+        _bring_up_to_date(store, clip, out, existing, workers, remote, retry_failed, team)
     return open_bank(store, out, clip)
 
 
@@ -93,6 +97,7 @@ def _bring_up_to_date(
     workers: int | None,
     remote: RemoteSettings,
     retry_failed: bool,
+    team: Team,
 ) -> None:
     photos = store.photos
     kept = np.full(len(photos), -1) if existing is None else rows_of(photos, existing.photos)
@@ -101,21 +106,32 @@ def _bring_up_to_date(
         known = np.flatnonzero(kept >= 0)
         kept[known[existing.photos['transient'].to_numpy(dtype=bool)[kept[known]]]] = -1
     todo = np.flatnonzero(kept < 0)
-    parts_folder = out / f'parts-{_question(store, clip, todo)}'
     current = existing is not None and existing.marker.format == BankMarker.NEWEST
     if current and not len(todo) and not gone:
-        _remove_parts(out)  # of a run that was killed right after it had finished
+        team.alone(lambda: _remove_parts(out))  # of a run that was killed right after it had finished
         return
-    if existing is not None and (gone or (len(todo) and not retry_failed)):
+    if team.first and existing is not None and (gone or (len(todo) and not retry_failed)):
         console.log(f'{out}: {len(todo):,} photos to embed, {gone:,} are gone, {len(photos) - len(todo):,} are kept')
-    parts = _compute(photos['uri'].tolist(), todo, clip, parts_folder, workers, remote)
-    read = [_rows_of_part(part) for part in parts] or [metadata_table([])]
-    fresh = pd.concat(read, ignore_index=True)
-    fresh.insert(0, 'photo_id', photos['photo_id'].astype('string').array[todo])
-    for number, (name, values) in enumerate(identity_of(photos).items(), start=1):
-        fresh.insert(number, name, values[todo])
+    folder = out / f'parts-{_question(store, clip, todo)}'
+    folder.mkdir(parents=True, exist_ok=True)
+    uris = photos['uri'].tolist()
+    parts = plan_parts(uris, todo)
+    _make_parts(uris, parts, clip, folder, workers, remote, team)
+    team.wait()
+    team.alone(
+        lambda: _put_together(store, clip, out, existing, kept, [part_file(folder, n) for n in range(len(parts))])
+    )
+
+
+def _put_together(
+    store: PairStore, clip: FrozenClip, out: Path, existing: BankRows | None, kept: Rows, parts: list[Path]
+) -> None:
+    """Let a bank of the rows that are kept and of those of the parts take the place of the one before."""
+    photos = store.photos
+    todo = np.flatnonzero(kept < 0)
+    fresh = _fresh_rows(photos, todo, parts)
     if existing is None and fresh['reason'].notna().all():
-        shutil.rmtree(parts_folder)  # or the next run would believe them, whatever was mended meanwhile
+        _remove_parts(out)  # or the next run would believe them, whatever was mended meanwhile
         raise InputError(
             f'None of the {len(photos)} photos could be read (first: {fresh["uri"][0]}: {fresh["reason"][0]}); '
             'are they still there?'
@@ -133,6 +149,21 @@ def _bring_up_to_date(
     move_in(out)
     _remove_parts(out)
     _log_unreadable(table)
+
+
+def _fresh_rows(photos: pd.DataFrame, todo: Rows, parts: list[Path]) -> pd.DataFrame:
+    """Rows of `photos.parquet` of the photos of all parts, in the order of the store."""
+    columns = metadata_table([]).columns
+    read = [read_part(part, ('row', *columns)) for part in parts]
+    fresh = metadata_table([])
+    if read:
+        rows = pa.concat_tables(read)
+        order = pa.array(np.argsort(rows['row'].to_numpy()))
+        fresh = rows.drop_columns('row').take(order).to_pandas(types_mapper=_TYPES.get)
+    fresh.insert(0, 'photo_id', photos['photo_id'].astype('string').array[todo])
+    for number, (name, values) in enumerate(identity_of(photos).items(), start=1):
+        fresh.insert(number, name, values[todo])
+    return fresh
 
 
 def move_in(out: Path) -> None:
@@ -156,7 +187,7 @@ def _question(store: PairStore, clip: FrozenClip, todo: npt.NDArray[np.int64]) -
     """Names the parts of one run: the same CLIP, the same photos."""
     identities = store.photos[['photo_id']].assign(**identity_of(store.photos)).fillna('').astype(str).iloc[todo]
     rows = pd.util.hash_pandas_object(identities, index=False).to_numpy().tobytes()
-    return hashlib.blake2b(clip.digest.encode() + b'reason' + rows, digest_size=6).hexdigest()
+    return hashlib.blake2b(clip.digest.encode() + b'parts' + rows, digest_size=6).hexdigest()
 
 
 def remote_settings(store: PairStore) -> RemoteSettings:
@@ -177,95 +208,75 @@ def _joined(
     return pd.concat([before, fresh], ignore_index=True).iloc[place].reset_index(drop=True)
 
 
-def _write_embeddings(
-    path: Path, kept: npt.NDArray[np.int64], existing: BankRows | None, parts: list[Path], width: int
-) -> None:
-    """Write the rows block by block: banks are larger than memory.
+def _write_embeddings(path: Path, kept: Rows, existing: BankRows | None, parts: list[Path], width: int) -> None:
+    """Write the rows block by block and part by part: banks are larger than memory.
 
     Args:
         path: file to write.
         kept: for every photo its row in the bank that is there, -1 where it comes from the parts, [P].
         existing: that bank.
-        parts: files with the other rows, in their order.
+        parts: files with the other rows.
         width: D.
     """
-    fresh = (row for part in parts for row in _embeddings_of_part(part))
-    with path.open('wb') as file:
-        shape = (len(kept), width)
-        np.lib.format.write_array_header_1_0(file, {'descr': '<f2', 'fortran_order': False, 'shape': shape})
-        for start in range(0, len(kept), _BLOCK):
-            rows = kept[start : start + _BLOCK]
-            block = np.empty((len(rows), width), dtype='<f2')
-            if existing is not None:
-                block[rows >= 0] = existing.embeddings[rows[rows >= 0]]
-            for row in np.flatnonzero(rows < 0):
-                block[row] = next(fresh)
-            file.write(block.tobytes())
+    rows = np.lib.format.open_memmap(path, mode='w+', dtype='<f2', shape=(len(kept), width))
+    for start in range(0, len(kept), _BLOCK) if existing is not None else ():
+        block = kept[start : start + _BLOCK]
+        there = np.flatnonzero(block >= 0)
+        rows[start + there] = existing.embeddings[block[there]]  # type: ignore[union-attr]
+    for part in parts:
+        table = read_part(part, ('row', 'embedding'))
+        rows[table['row'].to_numpy()] = np.stack(table['embedding'].to_numpy())
+    rows.flush()
 
 
-def _rows_of_part(part: Path) -> pd.DataFrame:
-    path = part.with_suffix('.parquet')
-    with _naming_damage(path):
-        return pd.read_parquet(path)
-
-
-def _embeddings_of_part(part: Path) -> npt.NDArray[np.float16]:
-    with _naming_damage(part), np.load(part, allow_pickle=False) as file:
-        embeddings: npt.NDArray[np.float16] = file['embeddings']
-    return embeddings
-
-
-@contextlib.contextmanager
-def _naming_damage(path: Path) -> Iterator[None]:
-    """Say what to do about a part that a disk has spoilt; a killed run leaves none, as parts move in whole."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # pyarrow's among them
-        reason = ' '.join(str(error).split())[:160]
-        raise DamagedError(
-            f'{path} is damaged ({reason}); delete {path.with_suffix(".npz")} and run the same command again: its '
-            'photos are embedded anew.'
-        ) from None
-
-
-def _compute(
+def _make_parts(
     uris: list[str],
-    todo: npt.NDArray[np.int64],
+    parts: list[Rows],
     clip: FrozenClip,
-    parts: Path,
+    folder: Path,
     workers: int | None,
     remote: RemoteSettings,
-) -> list[Path]:
-    """Embed photos in chunks into one pair of files each, leaving out those that are there; return the files.
+    team: Team,
+) -> None:
+    """Make this process's share of the parts, leaving out those that are there.
 
-    CLIP always sees the whole chunk, with zeros for photos that failed: a row's last bits may depend on the size of the
+    CLIP always sees a whole chunk, with zeros for photos that failed: a row's last bits may depend on the size of the
     batch, but not on its other rows.
 
     Args:
         uris: of all photos of the store.
-        todo: rows of those to embed.
+        parts: rows of the photos of each.
         clip: the CLIP.
-        parts: folder for the files.
+        folder: for the files.
         workers: threads that decode.
         remote: how photos are fetched.
+        team: the processes that share the work.
     """
-    parts.mkdir(parents=True, exist_ok=True)
-    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
-    files = [parts / f'{number:07d}.npz' for number in range(len(chunks))]
-    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    there = finished_parts(folder)
+    missing = [number for number in team.share(len(parts)) if number not in there]
     width = width_of(clip)
-    read = read_chunks(uris, clip, remote, [chunks[number] for number in missing], workers)
-    for number, chunk in console.track(read, 'embedding photos', len(todo), step=_CHUNK):
+    part_of_row = np.full(len(uris), -1)
+    for number in missing:
+        part_of_row[parts[number]] = number
+
+    def encode(chunk: Chunk) -> tuple[Chunk, npt.NDArray[np.float16]]:
         fine = chunk.metadata['reason'].isna().to_numpy(dtype=bool)
         embeddings = np.zeros((len(fine), width), dtype=np.float16)
         if fine.any():
             embeddings[fine] = clip.encode_images(chunk.images).cpu().numpy().astype(np.float16)[fine]
-        file = files[missing[number]]
-        write_table(chunk.metadata, file.with_suffix('.parquet'))
-        # the last of the two: it says that both are there
-        with replacing(file, sync=False) as part, part.open('wb') as sink:
-            np.savez(sink, embeddings=embeddings)
-    return files
+        return chunk, embeddings
+
+    begun: dict[int, OpenPart] = {}
+    total = sum(len(parts[number]) for number in missing)
+    read = read_chunks(uris, clip, remote, [parts[number] for number in missing], workers)
+    with console.progress('embedding photos', total) as bar:
+        for chunk, embeddings in on_cores(encode, read, clip.device):
+            number = int(part_of_row[chunk.rows[0]])
+            part = begun.setdefault(number, OpenPart(parts[number], width))
+            if part.add(chunk, embeddings):
+                part.write(part_file(folder, number))
+                del begun[number]
+            bar.advance(len(chunk.rows))
 
 
 def _log_unreadable(photos: pd.DataFrame) -> None:

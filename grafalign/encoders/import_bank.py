@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from grafalign import console
 from grafalign.encoders.bank import MARKER, BankMarker, PhotoBank, bank_folder, identity_of, open_bank
@@ -249,8 +250,10 @@ def _compare(
         GrafalignError: they have little in common, or none of the photos can be read.
     """
     picked = _some_of_each(file_of)
-    ((_, chunk),) = read_chunks(store.photos['uri'].tolist(), clip, remote_settings(store), [picked], None)
-    read = chunk.metadata['reason'].isna().to_numpy(dtype=bool)
+    chunks = list(read_chunks(store.photos['uri'].tolist(), clip, remote_settings(store), [picked], None))
+    picked, images = np.concatenate([c.rows for c in chunks]), torch.cat([c.images for c in chunks])
+    reasons = pd.concat([c.metadata['reason'] for c in chunks])
+    read = reasons.isna().to_numpy(dtype=bool)
     model = clip.settings.model
     if not read.any():
         if unchecked:
@@ -259,7 +262,7 @@ def _compare(
             f'None of {len(picked)} photos of {store.path} can be read, so nothing shows that {source} is of {model}; '
             'bring the photos back, or give --unchecked.'
         )
-    own = clip.encode_images(chunk.images).cpu().numpy()[read]
+    own = clip.encode_images(images).cpu().numpy()[read]
     cosine = (own * rows[picked[read]].astype(np.float32)).sum(1)
     unlike, file = cosine < _ALIKE, file_of[picked[read]]
     of_file = np.bincount(file, unlike)

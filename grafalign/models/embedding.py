@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from grafalign import console, engine
+from grafalign.encoders.cores import on_cores
 from grafalign.errors import GrafalignError
 from grafalign.models.model import Model, Vectors
 from grafalign.models.pixels import Fit, band_places, to_input
@@ -35,8 +36,11 @@ def embed_pictures(
     batches = model_inputs(
         model, read, rows, bands, value_range, fit, label=label, workers=workers, name=name, reject=reject
     )
-    for found, inputs in batches:
-        yield found, model.embed_images(inputs)
+
+    def embed(batch: tuple[list[int], torch.Tensor]) -> tuple[list[int], Vectors]:
+        return batch[0], model.embed_images(batch[1])
+
+    yield from on_cores(embed, batches, model.device)
 
 
 def model_inputs(

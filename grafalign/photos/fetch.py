@@ -13,14 +13,15 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from grafalign.foreign.files import PASSING, ForeignFileError, open_plain
 from grafalign.photos.exif import PhotoError
-from grafalign.photos.tars import Tars
+from grafalign.photos.tars import ReadPart, Tars, read_members
 from grafalign.photos.uris import KNOWN
 from grafalign.photos.web import RemoteSettings, Web
 
@@ -32,7 +33,9 @@ untrusted table to hosts inside (ftp, sftp, webhdfs) or write to disk (simplecac
 MAX_LOCAL_BYTES = 2_000_000_000
 """A local file with more bytes is no photo."""
 _AHEAD = 4_000_000
-"""Bytes read at once while a remote archive is walked over."""
+"""Bytes read at once of a remote archive."""
+_STREAMED = 1_000_000
+"""Bytes read at once of a local archive that is read from front to back."""
 
 
 def is_remote(uri: str) -> bool:
@@ -59,9 +62,7 @@ class Fetcher:
             PhotoError: why it cannot be had; `transient` says whether another day may help.
         """
         if uri.startswith('tar://'):
-            member, chain, archive = uri.removeprefix('tar://').partition('::')
-            if not chain or not archive or not member:
-                raise PhotoError('not a valid address; a photo in a tar is tar://MEMBER::PATH')
+            archive, member = split_tar(uri)
             return self._member(archive, member)
         match _scheme(uri):
             case '' | 'file':
@@ -82,21 +83,29 @@ class Fetcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def members(self, archive: str, names: Collection[str]) -> Iterator[tuple[str, bytes | PhotoError]]:
+        """The content of members of an archive that is read once, front to back; see `tars.read_members`.
+
+        Args:
+            archive: path or address.
+            names: of the members.
+        """
+        read, ahead, most = self._archive(archive, _STREAMED)
+        return read_members(read, names, ahead, most)
+
     def _member(self, archive: str, member: str) -> bytes:
+        read, ahead, most = self._archive(archive, BLOCKSIZE)
+        return self._tars.member(archive, member, read, ahead, most)
+
+    def _archive(self, archive: str, local_ahead: int) -> tuple[ReadPart, int, int]:
+        """How parts of an archive are read, how many bytes at once, and how many a member may have."""
         scheme, most = _scheme(archive), self.settings.max_bytes
         if scheme in ('', 'file'):
-            return self._tars.member(archive, member, lambda at, size: _local(archive, at, size), 512, MAX_LOCAL_BYTES)
+            return lambda at, size: _local(archive, at, size), local_ahead, MAX_LOCAL_BYTES
         if scheme in ('http', 'https'):
-            return self._tars.member(
-                archive, member, lambda at, size: self._web.fetch_part(archive, at, size), _AHEAD, most
-            )
-
+            return lambda at, size: self._web.fetch_part(archive, at, size), _AHEAD, most
         _check_store(scheme, archive)
-
-        def part(at: int, size: int) -> bytes:
-            return self._stored(scheme, lambda: self._part(archive, at, size))
-
-        return self._tars.member(archive, member, part, _AHEAD, most)
+        return lambda at, size: self._stored(scheme, lambda: self._part(archive, at, size)), _AHEAD, most
 
     def _whole(self, uri: str) -> bytes:
         system, path = _system(uri)
@@ -135,6 +144,22 @@ class Fetcher:
                     raise PhotoError(f'{scheme}: {type(error).__name__}', transient=True) from None
                 time.sleep(min(0.5 * 2 ** (self.settings.retries - left), 30))
         raise AssertionError('the loop returns or raises')
+
+
+def split_tar(uri: str) -> tuple[str, str]:
+    """Archive and member of the address of a photo in a tar.
+
+    Raises:
+        PhotoError: it lacks one of them.
+
+    Example:
+        >>> split_tar('tar://a/1.jpg::s3://photos/0.tar')
+        ('s3://photos/0.tar', 'a/1.jpg')
+    """
+    member, chain, archive = uri.removeprefix('tar://').partition('::')
+    if not chain or not archive or not member:
+        raise PhotoError('not a valid address; a photo in a tar is tar://MEMBER::PATH')
+    return archive, member
 
 
 def _scheme(uri: str) -> str:

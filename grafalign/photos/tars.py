@@ -1,4 +1,4 @@
-"""Photos inside tar archives, as img2dataset and WebDataset write them: an index once, then one read a photo.
+"""Photos inside tar archives, as img2dataset and WebDataset write them: one by one by an index, or front to back.
 
 Archives are untrusted: headers are read one by one by their checksums, sizes that lie only lead beyond the end, and
 members that are links, devices, absolute or climb out with `..` are known by name and refused. Nothing is unpacked.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import PurePosixPath
 
 from grafalign.photos.exif import PhotoError
@@ -19,7 +19,7 @@ ReadPart = Callable[[int, int], bytes]
 MAX_MEMBERS = 1_000_000
 """Members in one archive; an index of so many takes about 200 MB."""
 MAX_WALKED_BYTES = 8 << 30
-"""Bytes read while an archive is walked over; a shard of 10,000 photos has 1 or 2 GB."""
+"""Bytes read of an archive for nothing; a shard of 10,000 photos has 1 or 2 GB."""
 MAX_REPEATED = 100
 """Members of one name: a few are what appending to a tar leaves, more are made up."""
 MAX_CACHED_MEMBERS = 2_000_000
@@ -27,34 +27,101 @@ MAX_CACHED_MEMBERS = 2_000_000
 _LONGEST_HEADER = 1 << 16
 """Bytes of a long name or a pax header; real ones have a few hundred."""
 _BLOCK = tarfile.BLOCKSIZE
-Index = dict[str, tuple[int, int] | str]
-"""Member name to offset and size, or to the reason why it is refused."""
+Place = tuple[int, int] | str
+"""Offset and size of a member's content, or the reason why it is refused."""
+Index = dict[str, Place]
+"""Member name to its place."""
 
 
-def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
-    """Walk over all headers of an uncompressed tar (ustar, GNU and pax).
+class _Window:
+    """Parts of an archive out of larger ones that were read at once.
 
     Args:
         read: gives parts of the archive.
         ahead: bytes to read at once; more than a block where every read has a price.
+    """
+
+    def __init__(self, read: ReadPart, ahead: int) -> None:
+        self._read, self._ahead = read, ahead
+        self._bytes, self._start = b'', 0
+        self._useless = 0
+
+    def note_use(self) -> None:
+        """What was read last was of use: an archive that has much that is asked for is not without end."""
+        self._useless = 0
+
+    def at(self, offset: int, size: int) -> bytes:
+        """Bytes of a part; shorter at the end of the archive."""
+        if not (self._start <= offset and offset + size <= self._start + len(self._bytes)):
+            held = (
+                self._bytes[offset - self._start :] if self._start <= offset < self._start + len(self._bytes) else b''
+            )
+            begin = offset + len(held)
+            more = self._read(begin, max(size - len(held), self._ahead))
+            self._bytes, self._start = held + more, offset
+            self._useless += len(more)
+            if self._useless > MAX_WALKED_BYTES:
+                raise PhotoError(f'a tar without end (more than {MAX_WALKED_BYTES >> 30} GB)')
+        return self._bytes[offset - self._start : offset - self._start + size]
+
+
+def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
+    """Where the members of an archive lie; of several of one name the last, as appending to a tar leaves them.
+
+    Args:
+        read: gives parts of the archive.
+        ahead: bytes to read at once.
 
     Raises:
         PhotoError: it is no tar, is compressed, has too many members or no end, or `read` fails.
     """
-    index: Index = {}
-    window, start, fetched = b'', 0, 0
+    return dict(_walk(_Window(read, ahead)))
 
-    def at(offset: int, size: int) -> bytes:
-        nonlocal window, start, fetched
-        if not (start <= offset and offset + size <= start + len(window)):
-            window, start = read(offset, max(size, ahead)), offset
-            fetched += len(window)
-            if fetched > MAX_WALKED_BYTES:
-                raise PhotoError(f'a tar without end (more than {MAX_WALKED_BYTES >> 30} GB)')
-        return window[offset - start : offset - start + size]
 
+def read_members(
+    read: ReadPart, names: Collection[str], ahead: int, most: int
+) -> Iterator[tuple[str, bytes | PhotoError]]:
+    """The content of some members, in the order of the archive, which is read once from front to back.
+
+    Args:
+        read: gives parts of the archive.
+        names: of the members; one that is there several times is given several times, the last one last.
+        ahead: bytes to read at once.
+        most: members with more bytes are refused.
+
+    Yields:
+        Names, each with its content or the reason why it cannot be had; nothing for members that are not there.
+
+    Raises:
+        PhotoError: as `read_index`.
+    """
+    window = _Window(read, ahead)
+    asked: dict[str, list[str]] = {}
+    for name in names:
+        asked.setdefault(_plain(name), []).append(name)
+    for name, place in _walk(window):
+        if name in asked:
+            content = _content(place, window.at, most)
+            yield from ((spelled, content) for spelled in asked[name])
+            window.note_use()
+
+
+def _content(place: Place, read: ReadPart, most: int) -> bytes | PhotoError:
+    """The content of a member, or why it cannot be had."""
+    if isinstance(place, str):
+        return PhotoError(place)
+    offset, size = place
+    if size > most:
+        return PhotoError(f'more than {most / 1e6:g} MB')
+    content = read(offset, size) if size else b''
+    return content if len(content) == size else PhotoError('the tar ends before this file does')
+
+
+def _walk(window: _Window) -> Iterator[tuple[str, Place]]:
+    """Go over all headers of an uncompressed tar (ustar, GNU and pax): plain names, and where the content lies."""
     offset, headers, repeated, renamed, resized = 0, 0, 0, None, None
-    while len(block := at(offset, _BLOCK)) == _BLOCK and block.strip(b'\0'):
+    names: set[str] = set()
+    while len(block := window.at(offset, _BLOCK)) == _BLOCK and block.strip(b'\0'):
         try:
             head = tarfile.TarInfo.frombuf(block, 'utf-8', 'surrogateescape')
         except tarfile.HeaderError:
@@ -68,7 +135,7 @@ def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
         if head.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             if not 0 <= size <= _LONGEST_HEADER:
                 break
-            content = at(body, size)
+            content = window.at(body, size)
             if head.type == tarfile.GNUTYPE_LONGNAME:
                 renamed = content.split(b'\0', 1)[0].decode('utf-8', 'surrogateescape')
             elif head.type != tarfile.GNUTYPE_LONGLINK:
@@ -81,12 +148,14 @@ def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
             if head.type == tarfile.XGLTYPE:
                 pass
             elif head.type in tarfile.REGULAR_TYPES and head.type != tarfile.GNUTYPE_SPARSE:
-                repeated += _plain(name) in index
+                repeated += _plain(name) in names
                 if repeated > MAX_REPEATED:
                     raise PhotoError('a tar that repeats its files')
-                index[_plain(name)] = _refusal(name) or (body, size)
+                names.add(_plain(name))
+                yield _plain(name), _refusal(name) or (body, size)
             elif head.type != tarfile.DIRTYPE:
-                index[_plain(name)] = 'a link or a device in the tar, not a file'
+                names.add(_plain(name))
+                yield _plain(name), 'a link or a device in the tar, not a file'
             renamed = resized = None
             if head.type in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
                 size = 0  # these have no content, whatever the header says
@@ -94,7 +163,6 @@ def read_index(read: ReadPart, ahead: int = _BLOCK) -> Index:
     if not offset and block.strip(b'\0'):
         packed = block.startswith((b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'\x28\xb5\x2f\xfd'))
         raise PhotoError('a compressed tar; unpack it to .tar' if packed else 'not a tar')
-    return index
 
 
 def _pax(content: bytes) -> dict[str, str]:
@@ -146,14 +214,9 @@ class Tars:
         place = self._index(archive, read, ahead).get(_plain(name))
         if place is None:
             raise PhotoError('not in the tar')
-        if isinstance(place, str):
-            raise PhotoError(place)
-        offset, size = place
-        if size > most:
-            raise PhotoError(f'more than {most / 1e6:g} MB')
-        content = read(offset, size) if size else b''
-        if len(content) < size:
-            raise PhotoError('the tar ends before this file does')
+        content = _content(place, read, most)
+        if isinstance(content, PhotoError):
+            raise content
         return content
 
     def _index(self, archive: str, read: ReadPart, ahead: int) -> Index:

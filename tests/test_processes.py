@@ -1,0 +1,114 @@
+"""Work that several processes share: the same bytes, whoever does it, and one sentence when they cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from grafalign.sandbox import TINY_CLIP_DIR
+from grafalign.store import PairStore
+from tests.commands import REPOSITORY, contents
+
+CLIP = ('--model', str(TINY_CLIP_DIR))
+
+
+def start(*args: object, **environment: object) -> subprocess.Popen[str]:
+    """A command in a process of its own, on one core and no GPU."""
+    return subprocess.Popen(
+        [sys.executable, '-m', 'grafalign', *map(str, args)],
+        cwd=REPOSITORY,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
+        | {name: str(value) for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its code and what it said to people."""
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def ranks(count: int, *args: object) -> list[subprocess.Popen[str]]:
+    """A command in several processes that meet by themselves, as on several machines: nobody looks after them."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    shared = {'WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    return [start(*args, **shared, RANK=rank, LOCAL_RANK=rank) for rank in range(count)]
+
+
+@pytest.fixture
+def bare(store: PairStore, tmp_path: Path) -> Path:
+    """A copy of the store without its bank."""
+    out = tmp_path / 'pairs'
+    shutil.copytree(str(store.path), out)
+    shutil.rmtree(out / 'bank', ignore_errors=True)
+    return out
+
+
+@pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_bank_by_several_processes_is_the_same_bytes(count: int, bare: Path, tmp_path: Path) -> None:
+    """One process, several that the command starts, and several after one of them was killed outright."""
+    assert ended(start('embed', bare, '--out', tmp_path / 'one', *CLIP))[0] == 0
+    code, said = ended(start('embed', bare, '--out', tmp_path / 'many', '--processes', count, *CLIP))
+    assert code == 0, said
+    assert contents(tmp_path / 'many') == contents(tmp_path / 'one')
+    team = ranks(count, 'embed', bare, '--out', tmp_path / 'killed', *CLIP)
+    while not list((tmp_path / 'killed').glob('parts-*/*.parquet')):
+        assert all(process.poll() is None for process in team), [ended(p) for p in team]
+        time.sleep(0.005)
+    team[-1].send_signal(signal.SIGKILL)
+    for process in team[:-1]:
+        code, said = ended(process)
+        assert code == 7 and 'Another process is gone' in said and 'Traceback' not in said, said
+    team[-1].communicate()
+    assert all(ended(process)[0] == 0 for process in ranks(count, 'embed', bare, '--out', tmp_path / 'killed', *CLIP))
+    assert contents(tmp_path / 'killed') == contents(tmp_path / 'one')
+
+
+def test_processes_that_do_other_things_are_refused(bare: Path, tmp_path: Path) -> None:
+    """Two that look for each other with other stores: both say so, and nothing is written."""
+    other = shutil.copytree(bare, tmp_path / 'other')
+    marker = other / 'dataset.json'
+    digest = PairStore(bare).digest
+    marker.write_text(marker.read_text().replace(digest, f'{digest[:-1]}{"0" if digest[-1] != "0" else "1"}'))
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    shared = {'WORLD_SIZE': 2, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    team = [
+        start('embed', store, '--out', tmp_path / 'out', *CLIP, **shared, RANK=rank, LOCAL_RANK=rank)
+        for rank, store in enumerate((bare, other))
+    ]
+    for process in team:
+        code, said = ended(process)
+        assert code == 7 and 'Process 1 has another question' in said and 'Traceback' not in said, said
+    assert not [p for p in (tmp_path / 'out').rglob('*') if p.suffix in ('.parquet', '.npy')]
+
+
+@pytest.mark.slow
+def test_processes_of_folders_that_are_not_one_are_refused(bare: Path, tmp_path: Path) -> None:
+    """As on two machines whose disks are not shared; a shared one may take a minute to show a file."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    shared = {'WORLD_SIZE': 2, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    team = [
+        start('embed', bare, '--out', tmp_path / f'out{rank}', *CLIP, **shared, RANK=rank, LOCAL_RANK=rank)
+        for rank in range(2)
+    ]
+    for process in team:
+        code, said = ended(process)
+        assert code == 7 and 'Process 1 does not see what process 0 wrote' in said, said
