@@ -33,6 +33,8 @@ class PhotoServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.asked: Counter[str] = Counter()
         """Requests by path."""
+        self.sent = 0
+        """Bytes of bodies."""
         self.connections = 0
         self.at_once = 0
         self.most_at_once = 0
@@ -83,6 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {'Content_Length': str(len(body)), 'Content_Type': 'image/jpeg', **headers}.items():
             self.send_header(name.replace('_', '-'), value)
         self.end_headers()
+        with self.server.lock:
+            self.server.sent += len(body)
         self.wfile.write(body)
 
     def do_GET(self) -> None:
