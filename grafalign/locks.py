@@ -37,15 +37,19 @@ def refuse_other_files(folder: Path, own: Collection[str], purpose: str) -> None
 
 
 @contextlib.contextmanager
-def exclusive(folder: Place) -> Iterator[None]:
+def exclusive(folder: Place, first: bool = True) -> Iterator[None]:
     """Hold `folder` for this process; the lock goes with the process, also when it is killed.
 
     A folder on a URL is not locked: object stores have no locks, and there every file is written in one piece anyway.
 
+    Args:
+        folder: what is held.
+        first: false in the other processes of a team, for all of which the first one holds it.
+
     Raises:
         GrafalignError: another process holds it.
     """
-    if not isinstance(folder, Path):
+    if not isinstance(folder, Path) or not first:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -96,6 +96,15 @@ class Team:
         if self.count > 1:
             self._exchange(None)
 
+    def tell(self, word: Any) -> None:
+        """Say something to the others, who `hear` it; said by the first process."""
+        if self.count > 1:
+            self._exchange(word)
+
+    def hear(self) -> Any:
+        """What the first process tells next."""
+        return self._exchange(None)[0]
+
     def alone(self, work: Callable[[], None]) -> None:
         """Let the first process do something while the others wait for it."""
         if self.first:
@@ -118,6 +127,22 @@ class Team:
                 'the same command again.'
             ) from None
         return said
+
+
+def neighbours(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbouring numbers together, as (first, behind the last).
+
+    Example:
+        >>> neighbours([0, 1, 4])
+        [(0, 2), (4, 5)]
+    """
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs
 
 
 def this_team() -> Team:

@@ -23,7 +23,7 @@ from grafalign.errors import GrafalignError
 from grafalign.models import load_model
 from grafalign.store import PairStore
 from grafalign.zeroshot.prompts import load_templates
-from tests.commands import Command, refused
+from tests.commands import Command, finish, refused, start, wait_for
 from tests.test_datasets import paint
 from tests.test_ranks import usual_recall
 
@@ -63,19 +63,24 @@ def test_a_second_run_computes_nothing_and_a_change_computes_just_what_it_change
 def test_a_run_that_was_killed_goes_on_with_the_images_that_are_left(
     folders: Path, clip: FrozenClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Embeddings that were written are read again, not made again, and the figures are the same."""
+    """Parts that were written are read again, not made again, and the figures are the same."""
+    for number in range(200):
+        paint(folders / 'Beach' / f'more{number}.png', (number, 2, 3), 40)
     suite = Suite(sets=[f'folder:{folders}'], draws=100)
-    monkeypatch.setattr('grafalign.models.embedding.BATCH', 4)
     whole = evaluate([clip.settings.model], suite, tmp_path / 'whole')
-    (kept,) = (tmp_path / 'whole' / 'cache').glob('*.f32')
-    cache = tmp_path / 'cut' / 'cache'
-    cache.mkdir(parents=True)
-    (cache / kept.name).write_bytes(kept.read_bytes()[: 4 * 96 * 7 + 50])  # seven rows, and half of one
+    asked = ('evaluate', clip.settings.model, '--data', f'folder:{folders}', '--out', tmp_path / 'cut')
+    process = start(*asked, '--set', 'draws=100')
+    wait_for(process, tmp_path / 'cut', 'cache/*.parts/00000.parquet')
+    process.kill()
+    finish(process)
+    kept = len(list((tmp_path / 'cut').glob('cache/*.parts/*.parquet')))
     seen: list[int] = []
     monkeypatch.setattr('grafalign.datasets.class_folders.read_picture', _counting(seen))
     cut = evaluate([clip.settings.model], suite, tmp_path / 'cut')
-    assert len(seen) == 18 - 7
+    assert len(seen) == max(218 - 64 * kept, 0) < 218
     assert [read_result(a).metrics for a in whole.paths] == [read_result(b).metrics for b in cut.paths]
+    (ours,), (theirs,) = ((tmp_path / name / 'cache').glob('*.f32') for name in ('whole', 'cut'))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def _counting(seen: list[int]) -> object:

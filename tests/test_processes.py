@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from grafalign.benchmarks import read_result
 from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from tests.commands import REPOSITORY, contents
@@ -76,6 +77,22 @@ def test_a_bank_by_several_processes_is_the_same_bytes(count: int, bare: Path, t
     team[-1].communicate()
     assert all(ended(process)[0] == 0 for process in ranks(count, 'embed', bare, '--out', tmp_path / 'killed', *CLIP))
     assert contents(tmp_path / 'killed') == contents(tmp_path / 'one')
+
+
+def test_an_index_and_a_table_by_several_processes_are_the_same_bytes(store: PairStore, tmp_path: Path) -> None:
+    """Vectors, items and figures are those of one process."""
+    for processes in (1, 2):
+        index = ('index', store.path, tmp_path / f'index{processes}', '--model', TINY_CLIP_DIR)
+        code, said = ended(start(*index, '--processes', processes))
+        assert code == 0, said
+        asked = ('evaluate', TINY_CLIP_DIR, '--data', f'pairs:{store.path}', '--set', 'draws=100')
+        code, said = ended(start(*asked, '--out', tmp_path / f'out{processes}', '--processes', processes))
+        assert code == 0, said
+    assert contents(tmp_path / 'index1') == contents(tmp_path / 'index2')
+    embeddings = [{p.name: p.read_bytes() for p in (tmp_path / f'out{n}' / 'cache').iterdir()} for n in (1, 2)]
+    assert embeddings[0] == embeddings[1] and any(name.endswith('.f32') for name in embeddings[0])
+    figures = [[read_result(p).metrics for p in sorted((tmp_path / f'out{n}').glob('*.json'))] for n in (1, 2)]
+    assert figures[0] == figures[1] and figures[0]
 
 
 def test_processes_that_do_other_things_are_refused(bare: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from grafalign.errors import GrafalignError, InputError
 from grafalign.models import Model, load_model
 from grafalign.models.load import is_embeddings, short_name, split_name
 from grafalign.models.pixels import PIXELS_VERSION
+from grafalign.processes import Team, this_team
 from grafalign.zeroshot.prompts import load_templates, prompt_vectors
 
 _PROMPTED: tuple[Task, ...] = ('classification', 'class_retrieval', 'segmentation')
@@ -118,7 +119,10 @@ def evaluate(
     for key in ('duplicates', 'templates') if files else ():
         if not others and key in suite.model_fields_set:
             raise InputError(f'{key} has no effect on embeddings made elsewhere ({files[0]}); leave it out.')
-    done = Done()
+    done, team = Done(), this_team()
+    if not team.first:
+        _help(team, clip, device, {s: _open(s, suite) for s in suite.sets}, suite, cache or out / 'cache', workers)
+        return done
     for spec in files:
         name, where = split_name(spec)
         names = suite.classes.get(Path(where).resolve().parent.name)
@@ -135,10 +139,28 @@ def evaluate(
             continue
         for where, data in opened.items():
             done.sets[data.digest] = data
-            ask = _from_model(model, data, where, suite, cache or out / 'cache', workers)
+            ask = _from_model(model, data, (spec, where), suite, cache or out / 'cache', workers, team)
             _answer(ask, suite, out, done, command)
         del model
+    team.tell(None)
     return done
+
+
+def _help(
+    team: Team,
+    clip: str | None,
+    device: str | None,
+    opened: dict[str, ImageSet],
+    suite: Suite,
+    cache: Path,
+    workers: int | None,
+) -> None:
+    """Embed one's share of the images of the sets that the first process names, by the models that it names."""
+    spec, model = None, None
+    while (word := team.hear()) is not None:
+        if model is None or word[0] != spec:
+            spec, model = word[0], load_model(word[0], clip, device)
+        embed_set(model, opened[word[1]], cache, suite.fit, workers, team)
 
 
 def _distinct(models: Sequence[str]) -> None:
@@ -190,14 +212,23 @@ def _from_file(found: Embedded, suite: Suite) -> _Ask:
     return _Ask(metadata, data, {'embeddings': 'made elsewhere'}, answers, found.prompt_names)
 
 
-def _from_model(model: Model, data: ImageSet, where: str, suite: Suite, cache: Path, workers: int | None) -> _Ask:
+def _from_model(
+    model: Model,
+    data: ImageSet,
+    called: tuple[str, str],
+    suite: Suite,
+    cache: Path,
+    workers: int | None,
+    team: Team,
+) -> _Ask:
     embedded: dict[str, Any] = {}
-    name, path, _ = split_spec(where)
+    name, path, _ = split_spec(called[1])
     templates = load_templates(suite.templates)
 
     def images() -> np.ndarray:
         if 'images' not in embedded:
-            embedded['images'] = embed_set(model, data, cache, suite.fit, workers)
+            team.tell(called)
+            embedded['images'] = embed_set(model, data, cache, suite.fit, workers, team)
         return embedded['images']
 
     def prompts() -> np.ndarray:

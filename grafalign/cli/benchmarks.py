@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from grafalign.cli.app import Json, Set, Workers, app, show_results
+from grafalign.cli.app import Json, Processes, Set, Workers, app, show_results
 from grafalign.errors import InputError
 
 Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
@@ -42,6 +42,7 @@ def evaluate(
         int | None, typer.Option(help='Seed of the bootstrap, and of labelled sandbox tiles.', min=0)
     ] = None,
     workers: Workers = None,
+    processes: Processes = None,
     bands: Annotated[
         str | None, typer.Option(help='Names of the bands of your own pictures: red,green,blue,nir.')
     ] = None,
@@ -69,9 +70,13 @@ def evaluate(
     from grafalign.benchmarks.suite import load_suite
     from grafalign.benchmarks.table import by_set
     from grafalign.errors import naming_full_disk
+    from grafalign.launch import launch
     from grafalign.locks import exclusive
     from grafalign.models.load import is_embeddings, split_name
+    from grafalign.processes import this_team
 
+    launch(processes)
+    first = this_team().first
     changed = [*(changes or ()), *([f'seed={seed}'] if seed is not None else [])]
     changed += ['partial=true'] if partial else []
     changed += [f'bands=[{bands}]'] if bands is not None else []
@@ -85,7 +90,7 @@ def evaluate(
         settings = settings.model_copy(update={'classes': {names[0]: _class_names(classes)}})
     for spec in missing:
         console.log(f'not there, left out: {spec}')
-    with exclusive(out), naming_full_disk(out):
+    with exclusive(out, first), naming_full_disk(out):
         done = run(
             models,
             settings,
@@ -96,6 +101,8 @@ def evaluate(
             command=shlex.join(['grafalign', *sys.argv[1:]]),
         )
         page = write_page(out, done.sets) if done.paths else None
+    if not first:
+        return
     results = [read_result(path) for path in done.paths]
     if as_json:
         summary = {'computed': done.computed, 'skipped': done.skipped, 'missing': missing, 'problems': done.problems}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from grafalign.cli.app import Json, Workers, app, show
+from grafalign.cli.app import Json, Processes, Workers, app, show
 from grafalign.errors import InputError
 
 Clip = Annotated[str | None, typer.Option('--clip', help='CLIP of a GRAFT checkpoint, or of a run whose CLIP moved.')]
@@ -42,6 +42,7 @@ def index(
         ),
     ] = None,
     workers: Workers = None,
+    processes: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Index satellite images, so that words, pictures and places find them.
@@ -58,6 +59,7 @@ def index(
     from grafalign.errors import naming_full_disk
     from grafalign.fields import FieldOptions
     from grafalign.fields.source import is_scene
+    from grafalign.launch import launch
     from grafalign.locks import exclusive
     from grafalign.models import load_model
     from grafalign.search import Catalog, build_index
@@ -77,6 +79,7 @@ def index(
         raise InputError(f'There is no kind of index {kind!r}; give one of {", ".join(kinds)}.')
     if fit not in ('resize', 'pad'):
         raise InputError(f'There is no --fit {fit!r}; give resize or pad.')
+    launch(processes)
     if is_scene(source):
         folder = out.with_name(f'{out.name}.field')
         names = None if bands is None else tuple(bands.split(','))

@@ -10,7 +10,6 @@ Photos that are fetched from elsewhere are embedded and forgotten: nothing of th
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 from pathlib import Path
@@ -81,7 +80,7 @@ def embed(
     out = bank_folder(store, out)
     remote = remote or remote_settings(store)
     team = this_team()
-    with naming_full_disk(out), exclusive(out) if team.first else contextlib.nullcontext():
+    with naming_full_disk(out), exclusive(out, team.first):
         team.agree(out, f'a bank of {store.digest} by {clip.digest}')
         team.alone(lambda: move_in(out))
         existing = bank_rows(out, store, clip) if (out / MARKER).is_file() else None

@@ -28,6 +28,7 @@ from grafalign.fields.marker import MARKER, FieldDraft, FieldMarker, FieldPlan
 from grafalign.fields.strips import Strip, Strips
 from grafalign.files import file_digest
 from grafalign.locks import LOCK, exclusive, refuse_other_files
+from grafalign.processes import neighbours
 from grafalign.scenes import BandSource, RangeReader
 
 _DRAFT = 'draft.json'
@@ -156,23 +157,7 @@ def _difference(theirs: FieldPlan, ours: FieldPlan) -> str:
 def missing_runs(out: Path, plan: FieldPlan, first: int = 0, last: int | None = None) -> list[tuple[int, int]]:
     """Neighbouring bands that are not there yet, among `first` to `last`, as (first, behind the last)."""
     bands = range(first, arrays.bands_of(plan) if last is None else last)
-    return _runs([band for band in bands if not arrays.is_complete(out, band)])
-
-
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbouring numbers together, as (first, behind the last).
-
-    Example:
-        >>> _runs([0, 1, 4])
-        [(0, 2), (4, 5)]
-    """
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], number + 1)
-        else:
-            runs.append((number, number + 1))
-    return runs
+    return neighbours([band for band in bands if not arrays.is_complete(out, band)])
 
 
 def make_bands(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,19 @@ from grafalign.models import Model
 from grafalign.models.embedding import embed_pictures
 from grafalign.models.load import split_name
 from grafalign.models.model import Vectors
+from grafalign.models.parts import embed_in_parts, read_part
 from grafalign.models.pixels import Fit
+from grafalign.processes import Team, this_team
 from grafalign.retrieval.ann import Kind
 from grafalign.search.catalog import MARKER, Catalog
 from grafalign.search.marker import IndexModel
 from grafalign.search.sources import Source, open_source
 
 REJECTED = 'rejected.parquet'
+PARTS = 'parts'
+"""Below an index: embeddings that wait to be added."""
 COMMIT_ROWS = 1024
-"""What a killed run loses at most."""
+"""At least so many rows are added at a time."""
 _TUNING = 512
 _WORDS = (
     *('forest', 'lake', 'river', 'beach', 'mountain', 'desert', 'farmland', 'vineyard', 'greenhouse', 'orchard'),
@@ -83,12 +89,23 @@ def build_index(
             f'{source} was made by another model ({found.tiles.field.marker.model}) than {model.name}; give that '
             'model, or make the field anew.'
         )
-    with exclusive(out), naming_full_disk(out):
+    team = this_team()
+    with exclusive(out, team.first), naming_full_disk(out):
         pixels = {k: v for k, v in model.preprocessing.metadata(fit, (0, 1)).items() if k != 'value_range'}
-        catalog = _open(out, model, (_lasting(spec), None if clip is None else _lasting(clip)), recall, pixels)
-        _add(catalog, found, model, fit, workers)
-        catalog.optimise(tuning_queries(catalog, model), kind, most_bytes)
-    return catalog
+        team.agree(out, f'an index of {source} by {model.digest}')
+        named = _lasting(spec), None if clip is None else _lasting(clip)
+        if team.first:  # where there is none it makes it
+            _open(out, model, named, recall, pixels)
+        team.wait()
+        catalog = _open(out, model, named, recall, pixels)
+        new = _new_items(catalog, found)
+        parts = _embed(catalog, found, new, model, fit, workers, team) if found.tiles is None else []
+        if team.first:
+            _add(catalog, found, new, parts)
+            catalog.optimise(tuning_queries(catalog, model), kind, most_bytes)
+            shutil.rmtree(out / PARTS, ignore_errors=True)
+        team.wait()
+    return catalog if team.first else Catalog(out)
 
 
 def _lasting(spec: str) -> str:
@@ -116,7 +133,7 @@ def _open(
         catalog.aim_at(recall or catalog.marker.target)
         return catalog
     if out.is_dir() and any(
-        p.name not in (LOCK, REJECTED) and not p.name.startswith('vectors-') and p.suffix != '.part'
+        p.name not in (LOCK, REJECTED, PARTS) and not p.name.startswith('vectors-') and p.suffix != '.part'
         for p in out.iterdir()
     ):
         raise InputError(f'{out} is not empty and no index; give another folder.')
@@ -127,41 +144,84 @@ def _open(
     return Catalog.create(out, width, made, recall or 0.99)
 
 
-def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int | None) -> None:
+def _new_items(catalog: Catalog, source: Source) -> npt.NDArray[np.int64]:
+    """Rows of the items of a source that are not in the index as they are now."""
     before, now = catalog.marker.sources.get(source.name), source.metadata
     if before is not None and before != now:
         differ = ', '.join(k for k, value in now if getattr(before, k) != value)
         raise StaleError(
             f'{source.name} was indexed with other {differ}; give the same options, or another folder for the index.'
         )
-    indexed = catalog.items[catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool)]
+    indexed = catalog.items.iloc[_rows_there(catalog, source)]
     state = pd.Series(indexed['stamp'].to_numpy(), index=indexed['item_id'].to_numpy())
     known = source.items['item_id'].map(state)
-    new = np.flatnonzero((known != source.items['stamp']).to_numpy())
+    return np.flatnonzero((known != source.items['stamp']).to_numpy())
+
+
+def _rows_there(catalog: Catalog, source: Source) -> npt.NDArray[np.int64]:
+    """Rows of the index that are of a source."""
+    return np.flatnonzero(catalog.alive & (catalog.items['source'] == source.name).to_numpy(dtype=bool))
+
+
+def _embed(
+    catalog: Catalog,
+    source: Source,
+    new: npt.NDArray[np.int64],
+    model: Model,
+    fit: Fit,
+    workers: int | None,
+    team: Team,
+) -> list[Path]:
+    """Embed new pictures, in parts that a killed run keeps."""
+    items = source.items.iloc[new]
+    stamps = pd.util.hash_pandas_object(items[['item_id', 'stamp']].astype(str), index=False).to_numpy().tobytes()
+    question = hashlib.blake2b(source.name.encode() + stamps, digest_size=6).hexdigest()
+
+    def embed(rows: range, reject: Callable[[int, str], None]) -> Iterator[tuple[list[int], Vectors]]:
+        return embed_pictures(
+            model,
+            lambda row: source.read(int(new[row])),
+            rows,
+            source.bands,
+            source.value_range,
+            fit,
+            label='embedding tiles',
+            workers=workers,
+            name=lambda row: str(items['item_id'].iloc[row]),
+            reject=reject,
+        )
+
+    return embed_in_parts(catalog.path / PARTS / question, len(new), catalog.width, embed, team)
+
+
+def _add(catalog: Catalog, source: Source, new: npt.NDArray[np.int64], parts: list[Path]) -> None:
+    """Bring an index up to date with what was embedded, commit by commit."""
     rejected = dict(source.rejected)
+    there = _rows_there(catalog, source)
+    # looked up once: a look at all items with every commit would cost the square of their number
+    row_of = pd.Index(catalog.items['item_id'].iloc[there])
     _drop_gone(catalog, source)
     if not len(new):
         console.log(f'{source.name}: nothing new')
         _keep_rejected(catalog, source, rejected)
         return
-    if len(indexed):
+    if len(there):
         console.log(f'{source.name}: {len(new):,} items are new or have changed')
     waiting: list[np.ndarray] = []
     rows: list[int] = []
 
-    def reject(row: int, reason: str) -> None:
-        rejected[str(source.items['item_id'].iloc[new[row]])] = reason
-
     def commit() -> None:
         items = source.items.iloc[new[rows]].reset_index(drop=True)
-        catalog.append(items, np.concatenate(waiting), _stale(catalog, items), now)
+        earlier = row_of.get_indexer(items['item_id'])
+        catalog.append(items, np.concatenate(waiting), there[earlier[earlier >= 0]], source.metadata)
         waiting.clear()
         rows.clear()
 
-    embedded = _embedded(source, new, model, fit, workers, reject)
-    for batch, vectors in embedded:
-        waiting.append(vectors)
-        rows += batch
+    for batch, vectors, reasons in _vectors(source, new, parts):
+        rejected |= {str(source.items['item_id'].iloc[new[row]]): reason for row, reason in reasons.items()}
+        if len(batch):
+            waiting.append(vectors)
+            rows += batch
         if len(rows) >= COMMIT_ROWS:
             commit()
     if rows:
@@ -172,29 +232,16 @@ def _add(catalog: Catalog, source: Source, model: Model, fit: Fit, workers: int 
         raise InputError(f'{source.name}: none of its {len(rejected)} pictures can be used ({name}: {reason}).')
 
 
-def _embedded(
-    source: Source,
-    new: npt.NDArray[np.int64],
-    model: Model,
-    fit: Fit,
-    workers: int | None,
-    reject: Callable[[int, str], None],
-) -> Iterator[tuple[list[int], Vectors]]:
-    """Embeddings of some items of a source, by their positions in `new`."""
+def _vectors(
+    source: Source, new: npt.NDArray[np.int64], parts: list[Path]
+) -> Iterator[tuple[list[int], Vectors, dict[int, str]]]:
+    """Embeddings of some items of a source by their positions in `new`, and why others have none."""
     if source.tiles is not None:
-        return source.tiles.vectors(new)
-    return embed_pictures(
-        model,
-        lambda row: source.read(int(new[row])),
-        range(len(new)),
-        source.bands,
-        source.value_range,
-        fit,
-        label='embedding tiles',
-        workers=workers,
-        name=lambda row: str(source.items['item_id'].iloc[new[row]]),
-        reject=reject,
-    )
+        for batch, vectors in source.tiles.vectors(new):
+            yield batch, vectors, {}
+    for part in parts:
+        found, vectors, reasons = read_part(part)
+        yield found.tolist(), vectors, reasons
 
 
 def _drop_gone(catalog: Catalog, source: Source) -> None:
@@ -220,13 +267,6 @@ def _keep_rejected(catalog: Catalog, source: Source, rejected: dict[str, str]) -
         write_table(table, path)
     if rejected:
         console.log(f'{len(rejected):,} of {source.name} cannot be used; {path} has the reasons')
-
-
-def _stale(catalog: Catalog, items: pd.DataFrame) -> np.ndarray:
-    """Rows of earlier states of these items."""
-    indexed = catalog.items
-    same = indexed['item_id'].isin(items['item_id']) & indexed['source'].isin(items['source'].unique())
-    return np.flatnonzero(same.to_numpy(dtype=bool) & catalog.alive)
 
 
 def tuning_queries(catalog: Catalog, model: Model) -> np.ndarray:
