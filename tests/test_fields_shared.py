@@ -73,3 +73,4 @@ def test_engines_that_make_no_sense_are_one_sentence(tmp_path: Path, command: Co
     refused(command(*asked, '--engine', 'fleet'), "no --engine 'fleet'", 'threads, processes or dask')
     refused(command(*asked, '--scheduler', 'tcp://x:1'), 'needs --engine dask')
     refused(command(*asked, '--workers', 2), '--workers needs --engine')
+    refused(command(*asked, '--processes', 2, '--engine', 'threads'), '--processes and --engine say the same')

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from grafalign.cli.app import Json, Workers, app, show
+from grafalign.cli.app import Json, Processes, Workers, app, show
 from grafalign.errors import InputError
 
 Scene = Annotated[
@@ -51,11 +51,12 @@ def field(
     engine: EngineKind = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    processes: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Encode a scene once, so that any words can be asked for.
 
-    Several GPUs, of one machine or of several that share the folder: accelerate launch -m grafalign field ...
+    On several machines that share the folder: accelerate launch -m grafalign field SCENE ...
 
     Example: grafalign field scene.tif runs/field --model runs/patch
 
@@ -67,13 +68,17 @@ def field(
     """
     from dataclasses import replace
 
+    from grafalign.launch import launch
+
+    if engine is None:
+        launch(processes)
+    elif processes is not None:
+        raise InputError('--processes and --engine say the same; give one of them.')
     if like is not None and (of, overlap, stride) != (None, None, None):
         raise InputError('--like takes --of, --overlap and --stride from the other field; leave them out.')
     options = field_options(of, overlap, stride, bands, value_range, numbers, batch, any_gsd)
     options = replace(options, like=None if like is None else str(like))
     marker = make_scene_field(scene, out, model, clip, options, engine, workers, scheduler)
-    if _rank()[0]:  # one process of many says so
-        return
     summary = {
         'cells': f'{marker.plan.height // marker.plan.cell} x {marker.plan.width // marker.plan.cell}',
         'cell_m': marker.plan.cell * marker.plan.pixel_m,
@@ -136,6 +141,7 @@ def map_(
     batch: Batch = 32,
     any_gsd: AnyGsd = False,
     clip: Clip = None,
+    processes: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Map a scene by words: class map, confidence, polygons, STAC item and a page.
@@ -153,11 +159,13 @@ def map_(
     from grafalign.errors import naming_full_disk
     from grafalign.fields import open_field
     from grafalign.fields.source import scene_rows
+    from grafalign.launch import launch
     from grafalign.maps import MapFiles, TunedWords, load_words, write_map
     from grafalign.maps.outlines import outlines_of
     from grafalign.maps.sam import Sam
     from grafalign.models import load_model
     from grafalign.models.thumbnails import shown_bands
+    from grafalign.processes import this_team
 
     if out.suffix.lower() not in ('.tif', '.tiff'):
         raise InputError(f'--out {out} is no GeoTIFF; give a name that ends in .tif.')
@@ -173,9 +181,11 @@ def map_(
     things = [] if isinstance(content, TunedWords) else [i for i, c in enumerate(content.classes) if c.thing]
     if sam is not None and not things:
         raise InputError('--refine sam outlines things, and no class is one; write `thing: true` into classes.yaml.')
+    is_field = holds_field(scene)
+    if not is_field:
+        launch(processes)
     segmenter = None if sam is None else Sam.load(sam)
     places = None if calibration is None else open_places(calibration)
-    is_field = holds_field(scene)
     for_scenes = {'--of': of, '--overlap': overlap, '--stride': stride, '--bands': bands, '--value-range': value_range}
     given = next((name for name, value in for_scenes.items() if value is not None), None)
     if is_field and given is not None:
@@ -186,6 +196,8 @@ def map_(
         )
     options = field_options(of, overlap, stride, bands, value_range, 'float16', batch, any_gsd)
     folder = field_of(scene, keep_field or temporary_field(out, scene, model, options), model, clip, options)
+    if not this_team().first:  # the field was for all, the map is for one
+        return
     source = open_field(folder)
     loaded = load_model(model or source.marker.model, clip)
     source.check_model(loaded.digest, loaded.name)
@@ -360,9 +372,10 @@ def make_scene_field(
     """Make a field of a scene as the options of a command say."""
     from grafalign.engine import Engine
     from grafalign.fields import make_field
-    from grafalign.fields.sharing import FieldJob, make_field_ranked, make_field_shared
+    from grafalign.fields.sharing import FieldJob, make_field_by_team, make_field_shared
     from grafalign.fields.source import field_input, window_encoder
     from grafalign.models import load_model
+    from grafalign.processes import this_team
 
     if kind not in (None, 'threads', 'processes', 'dask'):
         raise InputError(f'There is no --engine {kind!r}; give threads, processes or dask.')
@@ -370,19 +383,12 @@ def make_scene_field(
         raise InputError(f'--scheduler {scheduler} needs --engine dask.')
     if workers is not None and kind is None:
         raise InputError('--workers needs --engine; give threads, processes or dask.')
-    rank, ranks = _rank()
+    team = this_team()
     job = FieldJob(str(out), scene, model, clip, options)
-    if ranks > 1:
-        return make_field_ranked(job, rank, ranks)
+    if team.count > 1:
+        return make_field_by_team(job, team)
     if kind is not None:
         return make_field_shared(job, Engine(kind, workers, scheduler))  # type: ignore[arg-type]
     loaded = load_model(model, clip)
     source = field_input(scene, loaded, options)
     return make_field(out, source, window_encoder(loaded, source.plan), model)
-
-
-def _rank() -> tuple[int, int]:
-    """Number of this process and how many there are, under a launcher."""
-    import os
-
-    return int(os.environ.get('RANK', '0')), int(os.environ.get('WORLD_SIZE', '1'))

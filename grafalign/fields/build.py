@@ -94,7 +94,7 @@ def opened(out: Path, plan: FieldPlan, model: str) -> Iterator[FieldMarker | Non
                 raise StaleError(f'{out} holds another field ({_difference(marker.plan, plan)}); {FieldMarker.REMEDY}.')
             yield marker
             return
-        if not begun(out, plan):
+        if not _begun(out, plan):
             refuse_other_files(out, (), 'the field')
             FieldDraft(format=FieldDraft.NEWEST, plan=plan).write(out / _DRAFT)
         arrays.write_layout(out, plan)  # again where a killed process had only begun to
@@ -132,7 +132,7 @@ def finished(out: Path, plan: FieldPlan, model: str) -> FieldMarker:
     return marker
 
 
-def begun(out: Path, plan: FieldPlan) -> bool:
+def _begun(out: Path, plan: FieldPlan) -> bool:
     """Whether a folder holds the beginning of this field, or all of it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Make the bands of a field by several workers: threads, processes, a Dask cluster, or the ranks of a launcher.
+"""Make the bands of a field by several workers: threads, processes, a Dask cluster, or the processes of a launcher.
 
 Whoever makes a band makes the same bytes, and a band is there or not: a worker that dies loses the band it was at.
 """
@@ -6,10 +6,10 @@ Whoever makes a band makes the same bytes, and a band is there or not: a worker 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,10 +20,11 @@ import torch
 from grafalign import console, engine
 from grafalign.encoders.windows import WindowEncoder
 from grafalign.fields import arrays
-from grafalign.fields.build import FieldInput, begun, finished, make_bands, missing_runs, opened
+from grafalign.fields.build import FieldInput, finished, make_bands, missing_runs, opened
 from grafalign.fields.marker import MARKER, FieldMarker, FieldPlan
 from grafalign.fields.source import FieldOptions, field_input, window_encoder
 from grafalign.models import load_model
+from grafalign.processes import Team
 
 _LOOK_S = 0.5
 """How often one looks for bands that others have made."""
@@ -71,39 +72,38 @@ def make_field_shared(job: FieldJob, team: engine.Engine) -> FieldMarker:
         return finished(out, source.plan, job.model)
 
 
-def make_field_ranked(job: FieldJob, rank: int, ranks: int) -> FieldMarker:
-    """Make this rank's bands of a field; all ranks see the same folder, and the first one finishes the field.
-
-    Under `accelerate launch` or `torchrun`; nothing travels between the ranks but the files.
+def make_field_by_team(job: FieldJob, team: Team) -> FieldMarker:
+    """Make this process's bands of a field; all see the same folder, and the first one finishes the field.
 
     Args:
         job: what to make.
-        rank: this process, from 0.
-        ranks: how many there are.
+        team: the processes that a launcher started.
 
     Raises:
-        GrafalignError: as `make_field`.
+        GrafalignError: as `make_field`; the processes do other things, or one of them is gone.
     """
     source, _ = _tools(job)
     out, plan = Path(job.out), source.plan
-    bands = arrays.bands_of(plan)
-    share = [bands * r // ranks for r in (rank, rank + 1)]
-    if rank:
-        while not begun(out, plan):
-            time.sleep(_LOOK_S)
-        if not (out / MARKER).is_file():
-            make_job(replace(job, first=share[0], last=share[1]))
-        while not (out / MARKER).is_file():
-            time.sleep(_LOOK_S)
+    share = team.share(arrays.bands_of(plan))
+    question = hashlib.blake2b(plan.model_dump_json().encode(), digest_size=8).hexdigest()
+    mine = replace(job, first=share.start, last=share.stop)
+    if not team.first:
+        team.agree(out, f'field {question}')
+        if team.hear():
+            make_job(mine)
+            team.wait()
+        team.wait()
         return FieldMarker.read(out / MARKER)
     with opened(out, plan, job.model) as done:
-        if done is not None:
-            return done
-        with _bar_of_bands(out, plan):
-            make_job(replace(job, first=share[0], last=share[1]))
-            while not all(arrays.is_complete(out, band) for band in range(bands)):
-                time.sleep(_LOOK_S)
-        return finished(out, plan, job.model)
+        team.agree(out, f'field {question}')
+        team.tell(done is None)
+        if done is None:
+            with _bar_of_bands(out, plan):
+                make_job(mine)
+                team.wait()
+            done = finished(out, plan, job.model)
+    team.wait()
+    return done
 
 
 def make_job(job: FieldJob) -> None:
@@ -117,10 +117,8 @@ def make_job(job: FieldJob) -> None:
 
 
 def _tools(job: FieldJob) -> tuple[FieldInput, WindowEncoder]:
-    local = os.environ.get('LOCAL_RANK')
-    device = f'cuda:{local}' if local is not None and torch.cuda.is_available() else None
     with _tools_lock:  # of threads that begin together one loads the model
-        return _load(os.getpid(), job.scene, job.model, job.clip, job.options, device)
+        return _load(os.getpid(), job.scene, job.model, job.clip, job.options)
 
 
 _tools_lock = threading.Lock()
@@ -128,9 +126,9 @@ _tools_lock = threading.Lock()
 
 @lru_cache(maxsize=1)
 def _load(
-    _process: int, scene: str, model: str, clip: str | None, options: FieldOptions, device: str | None
+    _process: int, scene: str, model: str, clip: str | None, options: FieldOptions
 ) -> tuple[FieldInput, WindowEncoder]:
-    loaded = load_model(model, clip, device)
+    loaded = load_model(model, clip)
     source = field_input(scene, loaded, options)
     return source, window_encoder(loaded, source.plan)
 
