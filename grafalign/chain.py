@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from grafalign import console, engine
 from grafalign.benchmarks.sandbox import Evaluation, SetSizes, evaluate_sandbox, write_report
+from grafalign.benchmarks.sandbox.bound import bounds_of
 from grafalign.config import Settings, load_settings, parse_settings
 from grafalign.encoders import ClipSettings, ContentFilters, best_device, embed, filter_bank, load_clip
 from grafalign.errors import InputError, error_of, naming_full_disk
@@ -120,14 +122,15 @@ def run_experiment(experiment: Experiment, clock: Clock | None = None, workers: 
         if filters is not None:
             clock.time('filter', lambda: filter_bank(store, load_clip(experiment.clip), filters))
         runs = {name: out / name for name in experiment.train}
-        configs = [_run_config(experiment, name, store_path) for name in experiment.train]
-        clock.time('train', lambda: train_side_by_side(configs))
+        jobs = [_training(_run_config(experiment, name, store_path)) for name in experiment.train]
+        sizes = SetSizes(test_per_class=experiment.test_per_class, chips=experiment.chips)
+        bounds = _bounds(experiment, store_path, sizes)
+        clock.time('train', lambda: do_side_by_side([*jobs, *bounds]))
         evaluation: Evaluation | None = None
         if experiment.sandbox is not None:
-            sizes = SetSizes(test_per_class=experiment.test_per_class, chips=experiment.chips)
             sandbox = experiment.sandbox
             evaluation = clock.time(
-                'evaluate', lambda: evaluate_sandbox(sandbox, store_path, runs, sizes, experiment.seed)
+                'evaluate', lambda: evaluate_sandbox(sandbox, store_path, runs, sizes, experiment.seed, out)
             )
         setting = {
             'settings': experiment.model_dump(mode='json'),
@@ -156,24 +159,55 @@ def _run_config(experiment: Experiment, name: str, store: Path) -> Path:
     return path
 
 
-def train_side_by_side(configs: list[Path]) -> None:
-    """Train several runs: on a GPU one after another, on a CPU as many at a time as there are cores.
+@dataclass(frozen=True)
+class Job:
+    """A training in a process of its own."""
 
-    A run that asks another one follows it. Small models use one core each far better than they share several, so every
-    process gets its own threads.
+    out: Path
+    """Its folder; what the process prints goes to `train.out` in it."""
+    command: tuple[str, ...]
+    """Of Python."""
+    result: Path
+    """What is there when it is done."""
+    steps: int | None
+    after: Path | None = None
+    """Folder of the job that has to be done before."""
+
+
+def _training(config: Path) -> Job:
+    """The training of a run."""
+    settings = load_settings(config, TrainSettings)
+    command = ('-m', 'grafalign', 'train', str(config))
+    return Job(settings.out, command, settings.out / 'model.json', settings.steps, settings.taught_by)
+
+
+def _bounds(experiment: Experiment, store: Path, sizes: SetSizes) -> list[Job]:
+    """The supervised bounds, where a sandbox evaluates runs whose length is known before they are trained."""
+    runs = {n: load_settings(experiment.out / f'{n}.yaml', TrainSettings) for n in experiment.train}
+    steps = {name: settings.steps for name, settings in runs.items() if settings.steps is not None}
+    if experiment.sandbox is None or len(steps) < len(runs):
+        return []
+    bounds = bounds_of(runs, steps, experiment.sandbox, store, experiment.out, sizes.train_per_class, experiment.seed)
+    command = '-m', 'grafalign', 'train-bound'
+    return [Job(b.out, (*command, str(b.write())), b.file, b.steps) for b in bounds]
+
+
+def do_side_by_side(jobs: Sequence[Job]) -> None:
+    """Train several models: on a GPU one after another, on a CPU as many at a time as there are cores.
+
+    Small models use one core each far better than they share several, so every process gets its own threads.
 
     Args:
-        configs: files of `TrainSettings`; what a process prints goes to `train.out` in its run folder.
+        jobs: what to train; those that are done are not done again.
 
     Raises:
-        GrafalignError: a run failed; the others are stopped.
+        GrafalignError: a job failed; the others are stopped.
     """
-    settings = {path: load_settings(path, TrainSettings) for path in configs}
-    waiting = [p for p in configs if not (settings[p].out / 'model.json').exists()]
+    waiting = [job for job in jobs if not job.result.exists()]
     cores = engine.default_workers()
     abreast = 1 if torch.cuda.is_available() else max(1, min(len(waiting), cores))
     threads = max(1, cores // abreast)
-    running: dict[Path, subprocess.Popen[bytes]] = {}
+    running: dict[Job, subprocess.Popen[bytes]] = {}
     columns = (
         TextColumn('{task.description}'),
         BarColumn(),
@@ -184,26 +218,27 @@ def train_side_by_side(configs: list[Path]) -> None:
         TextColumn('{task.fields[note]}'),
     )
     with Progress(*columns, console=console.err, disable=not console.err.is_terminal) as bars:
-        tasks = {p: bars.add_task(f'train {settings[p].out.name}', total=settings[p].steps, note='') for p in waiting}
+        tasks = {job: bars.add_task(f'train {job.out.name}', total=job.steps, note='') for job in waiting}
         try:
             while waiting or running:
-                while len(running) < abreast and (path := _next(waiting, list(running), settings)):
-                    waiting.remove(path)
-                    running[path] = _start(path, settings[path].out, threads)
+                while len(running) < abreast and (ready := _next(waiting, list(running))):
+                    waiting.remove(ready)
+                    running[ready] = _start(ready, threads)
                 time.sleep(0.25)
-                for path, process in list(running.items()):
-                    last = _last_entry(settings[path].out)
+                for job, process in list(running.items()):
+                    last = _last_entry(job.out)
                     if last:
                         note = f'loss {last["loss"]:.3f}  {last["tiles_per_s"]:.0f} tiles/s'
-                        bars.update(tasks[path], completed=int(last['step']), note=note)
+                        bars.update(tasks[job], completed=int(last['step']), note=note)
                     if process.poll() is None:
                         continue
-                    del running[path]
+                    del running[job]
                     if process.returncode:
                         kind = error_of(process.returncode)
-                        raise kind(_last_line(settings[path].out / 'train.out', process.returncode))
+                        raise kind(_last_line(job.out / 'train.out', process.returncode))
+                    bars.update(tasks[job], completed=job.steps)
                     if last:
-                        console.log(f'{settings[path].out.name}: step {last["step"]}  {note}')
+                        console.log(f'{job.out.name}: step {last["step"]}  {note}')
         finally:
             for process in running.values():
                 process.send_signal(signal.SIGTERM)
@@ -211,31 +246,27 @@ def train_side_by_side(configs: list[Path]) -> None:
                 process.wait()
 
 
-def _next(waiting: list[Path], running: list[Path], settings: Mapping[Path, TrainSettings]) -> Path | None:
-    """A run that waits for no other, first those that others wait for; None while all wait.
+def _next(waiting: Sequence[Job], running: Sequence[Job]) -> Job | None:
+    """A job that waits for no other, first those that others wait for; None while all wait.
 
     Raises:
         GrafalignError: they wait for each other.
     """
-    unfinished = {settings[path].out for path in (*waiting, *running)}
-    teachers = {settings[path].taught_by for path in waiting}
-    ready = [path for path in waiting if settings[path].taught_by not in unfinished]
+    unfinished = {job.out for job in (*waiting, *running)}
+    teachers = {job.after for job in waiting}
+    ready = [job for job in waiting if job.after not in unfinished]
     if waiting and not running and not ready:
-        names = ', '.join(settings[path].out.name for path in waiting)
+        names = ', '.join(job.out.name for job in waiting)
         raise InputError(f'The runs {names} ask each other or themselves; let one of them ask none.')
-    return min(ready, key=lambda path: settings[path].out not in teachers, default=None)
+    return min(ready, key=lambda job: job.out not in teachers, default=None)
 
 
-def _start(config: Path, out: Path, threads: int) -> subprocess.Popen[bytes]:
-    out.mkdir(parents=True, exist_ok=True)
+def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
+    job.out.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads), CHILD: '1', 'NO_COLOR': '1', 'COLUMNS': '200'}
-    with (out / 'train.out').open('ab') as sink:
+    with (job.out / 'train.out').open('ab') as sink:
         return subprocess.Popen(
-            [sys.executable, '-m', 'grafalign', 'train', str(config)],
-            stdin=subprocess.PIPE,
-            stdout=sink,
-            stderr=sink,
-            env=environment,
+            [sys.executable, *job.command], stdin=subprocess.PIPE, stdout=sink, stderr=sink, env=environment
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from grafalign.chain import Experiment, _next, _run_config
-from grafalign.config import load_settings
+from grafalign.chain import Experiment, _next, _run_config, _training
 from grafalign.encoders import FrozenClip, PhotoBank, SatelliteEncoder
 from grafalign.errors import GrafalignError, InputError, StaleError
 from grafalign.sandbox import TINY_CLIP_DIR
@@ -141,14 +141,12 @@ def test_runs_of_an_experiment_wait_for_those_they_ask(store: PairStore, tmp_pat
         {'title': 't', 'out': tmp_path, 'pair': 'x.yaml', 'clip': {'model': 'm'}, 'train': {'asks': asks, 'plain': run}}
     )
     asking, plain = (_run_config(experiment, name, store.path) for name in ('asks', 'plain'))
-    settings = {path: load_settings(path, TrainSettings) for path in (asking, plain)}
-    assert settings[asking].taught_by == tmp_path / 'plain'
-    assert _next([asking, plain], [], settings) == plain
-    assert _next([asking], [plain], settings) is None
-    third = _run_config(experiment.model_copy(update={'train': {'third': run}}), 'third', store.path)
-    both = settings | {third: load_settings(third, TrainSettings)}
-    assert _next([third, asking, plain], [], both) == plain and _next([third, asking], [plain], both) == third
-    assert _next([asking], [], settings) == asking
-    itself = settings[asking].model_copy(update={'out': tmp_path / 'plain'})
+    asks_plain, asked = _training(asking), _training(plain)
+    assert asks_plain.after == asked.out == tmp_path / 'plain'
+    assert _next([asks_plain, asked], []) == asked
+    assert _next([asks_plain], [asked]) is None
+    third = _training(_run_config(experiment.model_copy(update={'train': {'third': run}}), 'third', store.path))
+    assert _next([third, asks_plain, asked], []) == asked and _next([third, asks_plain], [asked]) == third
+    assert _next([asks_plain], []) == asks_plain
     with pytest.raises(InputError, match='The runs plain ask each other or themselves'):
-        _next([asking], [], {asking: itself})
+        _next([replace(asks_plain, out=tmp_path / 'plain')], [])

@@ -79,6 +79,7 @@ def test_a_bank_by_several_processes_is_the_same_bytes(count: int, bare: Path, t
     assert contents(tmp_path / 'killed') == contents(tmp_path / 'one')
 
 
+@pytest.mark.slow
 def test_an_index_and_a_table_by_several_processes_are_the_same_bytes(store: PairStore, tmp_path: Path) -> None:
     """Vectors, items and figures are those of one process."""
     for processes in (1, 2):

@@ -51,7 +51,8 @@ from experiments.study import (
     study_parser,
     with_plan,
 )
-from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel, store_tiles
+from grafalign.benchmarks.sandbox.bound import store_tiles
+from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
 from grafalign.benchmarks.sandbox.supervised import LabelSteps, SupervisedTask
 from grafalign.encoders import FrozenClip, SatelliteEncoder, TilePreprocessing, embed, load_bank, load_clip

@@ -36,7 +36,8 @@ from experiments.study import (
     run_cells,
     study_parser,
 )
-from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel, store_tiles
+from grafalign.benchmarks.sandbox.bound import store_tiles
+from grafalign.benchmarks.sandbox.evaluate import ZeroShotModel
 from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
 from grafalign.benchmarks.sandbox.supervised import patch_shares
 from grafalign.encoders import FrozenClip, SatelliteEncoder, load_bank, load_clip

@@ -34,7 +34,7 @@ from rasterio.warp import calculate_default_transform, reproject
 from experiments.maps.worlds import clear_item, truth_of
 from experiments.questions.generator import Picture
 from experiments.world_records import measure_worlds
-from grafalign.benchmarks.sandbox.evaluate import store_tiles
+from grafalign.benchmarks.sandbox.bound import store_tiles
 from grafalign.benchmarks.sandbox.sandbox_set import SandboxTruth
 from grafalign.benchmarks.sandbox.supervised import train_supervised
 from grafalign.benchmarks.statistics import Mean, Resampling, estimates

@@ -48,6 +48,16 @@ def train(
     show({'steps': done.steps, 'seconds': done.seconds, **done.final}, str(settings.out), as_json)
 
 
+@app.command('train-bound', hidden=True)
+def train_bound(config: Annotated[Path, typer.Argument(help='What `grafalign run` wrote.')]) -> None:
+    """Train the supervised bound of a sandbox: what `grafalign run` starts beside its trainings."""
+    from grafalign.benchmarks.sandbox.bound import BoundSettings
+    from grafalign.benchmarks.sandbox.bound import train_bound as run
+    from grafalign.config import load_settings
+
+    run(load_settings(config, BoundSettings))
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Finished run, or a checkpoint of GRAFT's published layout (.ckpt).")],

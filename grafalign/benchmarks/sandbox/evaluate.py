@@ -8,19 +8,19 @@ chips where there are fewer than twenty).
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from grafalign import console, engine
+from grafalign.benchmarks.sandbox.bound import Bound, BoundSettings, bounds_of, load_bound, train_bound
 from grafalign.benchmarks.sandbox.sandbox_set import LabelledTiles, SandboxTruth
-from grafalign.benchmarks.sandbox.supervised import train_supervised
 from grafalign.benchmarks.statistics import (
     Mean,
     MeanAp,
@@ -34,7 +34,6 @@ from grafalign.benchmarks.statistics import (
 )
 from grafalign.config import load_settings
 from grafalign.encoders import (
-    ClipSettings,
     FrozenClip,
     SatelliteEncoder,
     TilePreprocessing,
@@ -48,7 +47,6 @@ from grafalign.labels import VOID
 from grafalign.report import ClassificationScores, LabelledSets, RetrievalScores, SegmentationScores
 from grafalign.retrieval import nearest
 from grafalign.store import PairStore
-from grafalign.store_marker import Sensor
 from grafalign.training import SatelliteModel, TrainSettings, load_satellite
 from grafalign.training.rows import training_rows_digest
 from grafalign.zeroshot import class_scores, class_vectors, photo_prior, segment
@@ -100,7 +98,12 @@ class ZeroShotModel:
 
 
 def evaluate_sandbox(
-    sandbox: Path, store_path: Path, runs: Mapping[str, Path], sizes: SetSizes | None = None, seed: int = 0
+    sandbox: Path,
+    store_path: Path,
+    runs: Mapping[str, Path],
+    sizes: SetSizes | None = None,
+    seed: int = 0,
+    kept: Path | None = None,
 ) -> Evaluation:
     """Evaluate finished runs on the held-out blocks of a sandbox world.
 
@@ -110,6 +113,7 @@ def evaluate_sandbox(
         runs: names to run folders; the first of each level sets CLIP, length and rate of the supervised bound.
         sizes: how many labelled tiles and chips.
         seed: seed of the labelled sets, the bound and the bootstrap.
+        kept: folder of bounds, where they are kept; those that are there are not trained again.
 
     Raises:
         GrafalignError: no run was given, or a run does not belong to the store.
@@ -137,11 +141,11 @@ def evaluate_sandbox(
     console.log('cutting labelled tiles and chips')
     test = truth.tiles('test', sizes.test_per_class, seed)
     chips = truth.chips('test', sizes.chips, CHIP_PX, seed)
-    first: dict[str, tuple[str, TrainSettings]] = {}
-    for name, found in settings.items():
-        for level in ('image', 'patch') if found.level == 'both' else (found.level,):
-            first.setdefault(level, (name, found))
-    bounds = _supervised_bounds(clip, store, truth, text, first, models, sizes, seed)
+    steps = {name: model.marker.steps for name, model in models.items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if kept is None else kept
+        asked = bounds_of(settings, steps, sandbox, store_path, folder, sizes.train_per_class, seed)
+        bounds = _supervised_bounds(asked, clip)
 
     preprocess = next(iter(models.values())).preprocess
     sensor = store.sensor
@@ -179,61 +183,18 @@ def evaluate_sandbox(
     return done
 
 
-def _supervised_bounds(
-    clip: FrozenClip,
-    store: PairStore,
-    truth: SandboxTruth,
-    text: Floats,
-    first: Mapping[str, tuple[str, TrainSettings]],
-    models: Mapping[str, SatelliteModel],
-    sizes: SetSizes,
-    seed: int,
-) -> dict[str, tuple[SatelliteEncoder, Floats]]:
-    """Train the bound of each level, side by side: each in a process with its share of the cores."""
-    jobs = {}
-    for level, (name, settings) in first.items():
-        tiles = truth.tiles('train', sizes.train_per_class, seed) if level == 'image' else store_tiles(store, truth)
-        steps = models[name].marker.steps
-        jobs[level] = (clip.settings, store.sensor, tiles, text, steps, settings.model_copy(update={'seed': seed}))
-    console.log(f'training the supervised bound ({", ".join(jobs)})')
-    threads = max(1, engine.default_workers() // len(jobs))
-    context = multiprocessing.get_context('spawn')
-    bounds = {}
-    with ProcessPoolExecutor(len(jobs), mp_context=context) as pool:
-        futures = {level: pool.submit(_bound_job, threads, *job) for level, job in jobs.items()}
-        for level, future in futures.items():
-            state, vectors = future.result()
-            encoder = SatelliteEncoder(clip, store.sensor.bands, store.sensor.size_px)
-            encoder.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
-            bounds[level] = encoder.eval(), vectors
-    return bounds
-
-
-def _bound_job(
-    threads: int,
-    clip: ClipSettings,
-    sensor: Sensor,
-    tiles: LabelledTiles,
-    text: Floats,
-    steps: int,
-    settings: TrainSettings,
-) -> tuple[dict[str, npt.NDArray[Any]], Floats]:
-    torch.set_num_threads(threads)
-    torch.manual_seed(settings.seed)
-    encoder, vectors = train_supervised(load_clip(clip), sensor, tiles, text, steps, settings.peak_lr, settings)
-    return {k: v.numpy() for k, v in encoder.state_dict().items()}, vectors
-
-
-def store_tiles(store: PairStore, truth: SandboxTruth) -> LabelledTiles:
-    """The training tiles of the store with a true label for every pixel."""
-    rows = store.tiles_of('train')
-    grid = truth.recipe.grid
-    tiles = store.tiles.iloc[rows]
-    boxes = [grid.geobox(int(e), t[2], t[5]) for e, t in zip(tiles['epsg'], tiles['transform'], strict=True)]
-    pixels = np.stack([store.read_tile(int(i)) for i in rows])
-    scale, offset = store.radiometry
-    lonlat = tiles.geometry.representative_point().get_coordinates().to_numpy()
-    return LabelledTiles(pixels, scale[rows], offset[rows], truth.label_maps(boxes).astype(np.int64), lonlat)
+def _supervised_bounds(asked: Sequence[BoundSettings], clip: FrozenClip) -> dict[str, Bound]:
+    """The bound of each level; those that are not there yet are trained side by side, each with its share of cores."""
+    missing = [settings for settings in asked if load_bound(settings, clip) is None]
+    if missing:
+        console.log(f'training the supervised bound ({", ".join(settings.level for settings in missing)})')
+        threads = max(1, engine.default_workers() // len(missing))
+        context = multiprocessing.get_context('spawn')
+        with ProcessPoolExecutor(len(missing), context, torch.set_num_threads, (threads,)) as pool:
+            for _ in pool.map(train_bound, missing):
+                pass
+    bounds = {settings.level: load_bound(settings, clip) for settings in asked}
+    return {level: bound for level, bound in bounds.items() if bound is not None}
 
 
 def _inputs(model: ZeroShotModel, tiles: LabelledTiles, rows: slice) -> torch.Tensor:
