@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+from grafalign.engine import default_workers
+
 _LOOK_S, _GRACE_S = 0.1, 10.0
 CHILD = 'GRAFALIGN_CHILD'
 """Set in the environment of a process that must not outlive the one that started it."""
@@ -35,7 +37,14 @@ def launch(processes: int | None) -> None:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    shared = {'WORLD_SIZE': processes, 'LOCAL_WORLD_SIZE': processes, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    threads = os.environ.get('OMP_NUM_THREADS', max(1, default_workers() // processes))
+    shared = {
+        'OMP_NUM_THREADS': threads,
+        'WORLD_SIZE': processes,
+        'LOCAL_WORLD_SIZE': processes,
+        'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': port,
+    }
     team = [_start(shared | {'RANK': rank, 'LOCAL_RANK': rank}) for rank in range(processes)]
     try:
         codes = _codes(team)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,9 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from grafalign.benchmarks import read_result
+from grafalign.encoders import PhotoBank
 from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from tests.commands import REPOSITORY, contents
@@ -80,7 +84,9 @@ def test_a_bank_by_several_processes_is_the_same_bytes(count: int, bare: Path, t
 
 
 @pytest.mark.slow
-def test_an_index_and_a_table_by_several_processes_are_the_same_bytes(store: PairStore, tmp_path: Path) -> None:
+def test_an_index_and_a_table_by_several_processes_are_the_same_bytes(
+    store: PairStore, bank: PhotoBank, tmp_path: Path
+) -> None:
     """Vectors, items and figures are those of one process."""
     for processes in (1, 2):
         index = ('index', store.path, tmp_path / f'index{processes}', '--model', TINY_CLIP_DIR)
@@ -130,3 +136,18 @@ def test_processes_of_folders_that_are_not_one_are_refused(bare: Path, tmp_path:
     for process in team:
         code, said = ended(process)
         assert code == 7 and 'Process 1 does not see what process 0 wrote' in said, said
+
+
+@pytest.mark.slow
+def test_a_training_starts_its_processes_itself(bare: Path, tmp_path: Path) -> None:
+    """`train --processes 2` is a training of two, which ends as one of one does."""
+    assert ended(start('embed', bare, *CLIP))[0] == 0
+    settings = {'store': str(bare), 'clip': {'model': str(TINY_CLIP_DIR)}, 'steps': 4, 'batch_tiles': 8, 'log_every': 1}
+    losses = []
+    for processes in (1, 2):
+        out = tmp_path / f'run{processes}'
+        (tmp_path / 'train.yaml').write_text(yaml.safe_dump(settings | {'out': str(out)}))
+        code, said = ended(start('train', tmp_path / 'train.yaml', '--processes', processes))
+        assert code == 0, said
+        losses.append([json.loads(line)['loss'] for line in (out / 'log.jsonl').read_text().splitlines()])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)

@@ -33,16 +33,22 @@ def quickstart(
 def train(
     config: Annotated[Path, typer.Argument(help='Training settings (YAML).')],
     changes: Set = None,
+    processes: Annotated[
+        int,
+        typer.Option(help='Processes on this machine, each with a GPU or a share of the cores.', min=1),
+    ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train a satellite encoder; resumes by itself. Works under `accelerate launch -m grafalign train CONFIG`.
+    """Train a satellite encoder; resumes by itself. On several machines: accelerate launch -m grafalign train CONFIG.
 
     Example: grafalign train runs/quickstart/grafalign_image.yaml --set tau=0.07 --set out=runs/image
     """
     from grafalign.config import load_settings
+    from grafalign.launch import launch
     from grafalign.training import TrainSettings
     from grafalign.training import train as run
 
+    launch(processes)
     settings = load_settings(config, TrainSettings, changes or ())
     done = run(settings)
     show({'steps': done.steps, 'seconds': done.seconds, **done.final}, str(settings.out), as_json)
