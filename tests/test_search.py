@@ -73,6 +73,34 @@ def test_a_place_finds_what_looks_like_its_tile(index: Path, store: PairStore) -
     assert found['item_id'].iloc[0] in holding and found['score'].iloc[0] == pytest.approx(1, abs=1e-5)
 
 
+def test_several_indexes_answer_as_one(index: Path, tmp_path: Path, command: Command) -> None:
+    """Halves of an index, one item in both, give the answers of the whole to words, places and filters."""
+    items = Catalog(index).items
+    source = str(items['source'].iloc[0])
+    halves = [tmp_path / 'first', tmp_path / 'second']
+    for half, out in zip((items.index % 2 == 0, (items.index % 2 == 1) | (items.index == 0)), halves, strict=True):
+        shutil.copytree(index, out)
+        catalog = Catalog(out)
+        catalog.remove(catalog.rows_of(items['item_id'][~half].tolist(), source))
+    place = items.geometry.iloc[7].centroid
+    queries = ['forest', Query(lonlat=(place.x, place.y))]
+    south, north = items.geometry.bounds[['miny', 'maxy']].mean()
+    region = box_of(-180, south, 180, north)
+    for options in ({}, {'region': region}):
+        whole, together = search(index, queries, 9, **options), search(halves, queries, 9, **options)
+        columns = ['query', 'rank', 'item_id', 'number']
+        pd.testing.assert_frame_equal(whole[columns], together[columns])
+        np.testing.assert_allclose(whole['score'], together['score'], atol=1e-6)
+    assert set(together['index_path']) == {str(half) for half in halves}
+    page = tmp_path / 'answers.html'
+    code, err = command('search', *halves, 'forest', 'a harbour', '-k', 4, '--out', page)
+    assert code == 0, err
+    assert page.read_text().count('data:image') == 8
+    marker = halves[1] / 'index.json'
+    marker.write_text(marker.read_text().replace(Catalog(index).marker.model.digest, '0' * 32))
+    refused(command('search', *halves, 'forest'), 'second', 'was made by another model')
+
+
 def test_region_and_date_leave_only_what_they_allow(index: Path, store: PairStore) -> None:
     """Answers within a region and a time are the nearest among those tiles, however few; none is a sentence."""
     items = Catalog(index).items

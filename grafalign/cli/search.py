@@ -110,7 +110,8 @@ def index(
 def search(
     index: Annotated[Path, typer.Argument(help='Folder of an index.')],
     words: Annotated[
-        list[str] | None, typer.Argument(help='What to look for; each is a query. Signs: harbour -ships.')
+        list[str] | None,
+        typer.Argument(help='Further indexes, if any; then what to look for, each a query. Signs: harbour -ships.'),
     ] = None,
     image: Annotated[list[Path] | None, typer.Option(help='Look for what looks like this picture.')] = None,
     lonlat: Annotated[
@@ -132,12 +133,16 @@ def search(
     clip: Clip = None,
     as_json: Json = False,
 ) -> None:
-    """Find satellite images by words, a picture or a place.
+    """Find satellite images by words, a picture or a place. Several indexes of one model answer as one.
 
     Example: grafalign search runs/index "a harbour with sailing boats" --out harbours.html
 
+    Example: grafalign search runs/italy runs/austria vineyard -k 20
+
     Example: grafalign search runs/index --lonlat 11.3 44.1 --bbox 11 44 12 45 --from 2023-05-01 --out similar.geojson
     """
+    import itertools
+
     import shapely
 
     from grafalign import console
@@ -149,7 +154,8 @@ def search(
 
     for path in out or ():
         check_format(path)
-    texts = [*(words or ()), *(_lines(queries) if queries is not None else ())]
+    further = list(itertools.takewhile(_is_index, words or ()))
+    texts = [*(words or ())[len(further) :], *(_lines(queries) if queries is not None else ())]
     if tuned is None:
         query_list = [Query(text=text) for text in texts]
     else:
@@ -159,7 +165,8 @@ def search(
         query_list = [Query(text=text, vector=moved.unit_vector(text)) for text in texts]
     query_list += [Query(image=path) for path in image or ()]
     query_list += [Query(lonlat=lonlat)] if lonlat is not None else []
-    catalog = Catalog(index)
+    catalogs = [Catalog(path) for path in (index, *map(Path, further))]
+    catalog = catalogs[0]
     if tuned is not None:
         catalog.check_model(moved.about.model_digest, moved.about.model)
     shape = None
@@ -172,7 +179,7 @@ def search(
         found = read_region(region)
         shape = found if shape is None else shapely.intersection(shape, found)
     answers = run(
-        catalog,
+        catalogs if further else catalog,
         query_list,
         k,
         model=_given_model(catalog, model, clip),
@@ -181,7 +188,7 @@ def search(
         end=_time(end, '--to'),
     )
     for path in out or ():
-        write_answers(answers, catalog, path)
+        write_answers(answers, catalogs, path)
     if as_json:
         print(plain(answers).to_json(drop_id=True))
         return
@@ -204,6 +211,13 @@ def search(
         )
     for path in out or ():
         console.log(str(path))
+
+
+def _is_index(word: str) -> bool:
+    """Whether a word of the command is an index and no query."""
+    from grafalign.search.catalog import MARKER
+
+    return (Path(word) / MARKER).is_file()
 
 
 def _given_model(catalog: Any, model: str | None, clip: str | None) -> Any:

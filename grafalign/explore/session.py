@@ -170,7 +170,7 @@ class Session:
             return self._of_picture(request.picture)
         query = Query(text=request.text) if request.text is not None else Query(lonlat=request.lonlat)
         with self._embedding:
-            return query_vectors(self.catalog, [query], self.model)[0]
+            return query_vectors([self.catalog], [query], self.model)[0]
 
     def _of_picture(self, content: bytes) -> npt.NDArray[np.float32]:
         """The vector of a picture; one is decoded at a time, and others may search meanwhile."""
@@ -182,7 +182,7 @@ class Session:
                     )
                 file.write(content)
                 file.flush()
-                return query_vectors(self.catalog, [Query(image=Path(file.name))], self.model)[0]
+                return query_vectors([self.catalog], [Query(image=Path(file.name))], self.model)[0]
             except GrafalignError as error:
                 raise InputError(str(error).replace(file.name, 'The picture')) from None
 
@@ -220,7 +220,7 @@ class Session:
 
     def export(self, found: SearchResult, ending: str) -> bytes:
         """Answers as a file, as `grafalign search --out` writes it."""
-        return content_of(found.answers, self.catalog, ending)
+        return content_of(found.answers, [self.catalog], ending)
 
     def doubts(self, field: int, words: list[str], count: int = 10) -> list[dict[str, float | str]]:
         """Places of a field where the model doubts most which of some words is there, far from each other.

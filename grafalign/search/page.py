@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _THUMBNAIL_PX = 192
 FORMATS = ('.html', '.geojson', '.parquet', '.csv')
 
 
-def write_answers(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> None:
+def write_answers(answers: gpd.GeoDataFrame, catalogs: Sequence[Catalog], path: Path) -> None:
     """Write answers by the ending of the file's name.
 
     Raises:
@@ -38,21 +39,21 @@ def write_answers(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> No
     check_format(path)
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(answers, catalog, path)
+        _write(answers, catalogs, path)
 
 
-def _write(answers: gpd.GeoDataFrame, catalog: Catalog, path: Path) -> None:
-    write_atomically(path, content_of(answers, catalog, path.suffix.lower()))
+def _write(answers: gpd.GeoDataFrame, catalogs: Sequence[Catalog], path: Path) -> None:
+    write_atomically(path, content_of(answers, catalogs, path.suffix.lower()))
 
 
-def content_of(answers: gpd.GeoDataFrame, catalog: Catalog, ending: str) -> bytes:
+def content_of(answers: gpd.GeoDataFrame, catalogs: Sequence[Catalog], ending: str) -> bytes:
     """Answers as a file of one of `FORMATS`.
 
     Raises:
         KeyError: the ending is none of them.
     """
     if ending == '.html':
-        return _page(answers, catalog).encode()
+        return _page(answers, catalogs).encode()
     if ending == '.geojson':
         return (plain(answers).to_json(drop_id=True) + '\n').encode()
     if ending == '.parquet':
@@ -88,9 +89,9 @@ def plain(answers: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     return answers.assign(datetime=np.array(times, dtype=object), score=answers['score'].astype(float).round(6))
 
 
-def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
+def _page(answers: gpd.GeoDataFrame, catalogs: Sequence[Catalog]) -> str:
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    pictures = ItemPictures(catalog)
+    pictures = {str(catalog.path): ItemPictures(catalog) for catalog in catalogs}
     for answer in answers.itertuples():
         place = answer.geometry
         known = place is not None and not place.is_empty
@@ -107,12 +108,19 @@ def _page(answers: gpd.GeoDataFrame, catalog: Catalog) -> str:
                 if known
                 else '',
                 'picture': ''
-                if (picture := pictures.picture(answer.source, answer.item_id, int(answer.row))) is None
+                if (picture := _picture(pictures, answer)) is None
                 else picture_url(picture, _THUMBNAIL_PX),
             }
         )
-    made = catalog.marker.model.model_dump(include={'name', 'spec', 'kind'}) | {'items': len(catalog)}
+    items = sum(map(len, catalogs))
+    made = catalogs[0].marker.model.model_dump(include={'name', 'spec', 'kind'}) | {'items': items}
     return render('grafalign.search', 'page.html', title='Search', groups=groups, made=json.dumps(made, indent=2))
+
+
+def _picture(pictures: Mapping[str, ItemPictures], answer: Any) -> Image.Image | None:
+    """The picture of an answer, whichever index gave it."""
+    index = answer.index_path if hasattr(answer, 'index_path') else next(iter(pictures))
+    return pictures[index].picture(answer.source, answer.item_id, int(answer.row))
 
 
 class ItemPictures:

@@ -43,8 +43,12 @@ class Query:
         return str(self.image) if self.image is not None else f'{self.lonlat[0]:g}, {self.lonlat[1]:g}'  # type: ignore[index]
 
 
+Index = Catalog | Path | str
+"""An index or its folder."""
+
+
 def search(
-    index: Catalog | Path | str,
+    index: Index | Sequence[Index],
     queries: Sequence[Query | str],
     k: int = 10,
     *,
@@ -56,7 +60,7 @@ def search(
     """The k items nearest to each query.
 
     Args:
-        index: an index or its folder.
+        index: an index or its folder; or several of one model, which answer as one of all their items would.
         queries: texts, or `Query`.
         k: how many of each; all that there are where there are fewer.
         model: the model that made the index; loaded by what the index says of it otherwise. Places need none.
@@ -66,12 +70,23 @@ def search(
 
     Returns:
         One row an answer, EPSG:4326: query (text), rank (from 1), score (cosine), row, item_id, datetime, source,
-        number (of the query, from 0), geometry.
+        number (of the query, from 0), geometry; of several indexes also `index_path`. An item that is in
+        several is answered once.
 
     Raises:
-        GrafalignError: k is less than one, there is no query, or a query cannot be embedded.
+        GrafalignError: k is less than one, there is no query, a query cannot be embedded, or indexes are of several
+            models.
+
+    Example:
+        search(['runs/italy', 'runs/austria'], ['vineyard'], k=20)
     """
-    catalog = index if isinstance(index, Catalog) else Catalog(Path(index))
+    several = not isinstance(index, (Catalog, Path, str))
+    catalogs = [opened(i) for i in ([index] if isinstance(index, (Catalog, Path, str)) else index)]
+    if not catalogs:
+        raise InputError('There is no index to search; give at least one.')
+    catalog = catalogs[0]
+    for other in catalogs[1:]:
+        other.check_model(catalog.marker.model.digest, catalog.marker.model.name)
     query_list = [
         Query(text=q) if isinstance(q, str) else q for q in ([queries] if isinstance(queries, str) else queries)
     ]
@@ -86,8 +101,22 @@ def search(
         raise InputError('There is no query; give words, --image or --lonlat.')
     if k < 1:
         raise InputError(f'-k {k} makes no sense; ask for at least one.')
-    allowed = allowed_rows(catalog, region, begin, end)
-    vectors = query_vectors(catalog, query_list, model)
+    allowed = _allowed_of_each(catalogs, region, begin, end)
+    vectors = query_vectors(catalogs, query_list, model)
+    answers = [_answers(c, query_list, vectors, k, mask) for c, mask in allowed]
+    found = answers[0] if not several else _merged(answers, [c for c, _ in allowed], k)
+    return gpd.GeoDataFrame(found, geometry='geometry', crs='EPSG:4326')
+
+
+def opened(index: Index) -> Catalog:
+    """An index, opened if it is a folder."""
+    return index if isinstance(index, Catalog) else Catalog(Path(index))
+
+
+def _answers(
+    catalog: Catalog, query_list: Sequence[Query], vectors: np.ndarray, k: int, allowed: np.ndarray | None
+) -> pd.DataFrame:
+    """The answers of one index."""
     scores, rows = catalog.search(vectors, min(k, max(len(catalog), 1)), allowed)
     shown = catalog.items
     frames = []
@@ -100,7 +129,36 @@ def search(
         answer.insert(2, 'score', score[there])
         answer.insert(3, 'row', row[there])
         frames.append(answer.drop(columns='stamp'))
-    return gpd.GeoDataFrame(pd.concat(frames, ignore_index=True), geometry='geometry', crs='EPSG:4326')
+    return pd.concat(frames, ignore_index=True)
+
+
+def _merged(answers: Sequence[pd.DataFrame], catalogs: Sequence[Catalog], k: int) -> pd.DataFrame:
+    """The best answers of several indexes to each query, every item once."""
+    named = [a.assign(index_path=str(c.path)) for a, c in zip(answers, catalogs, strict=True)]
+    every = pd.concat(named, ignore_index=True)
+    best = every.sort_values(['number', 'score'], ascending=[True, False], kind='stable')
+    best = best.drop_duplicates(['number', 'source', 'item_id']).groupby('number', sort=False).head(k)
+    return best.assign(rank=best.groupby('number', sort=False).cumcount() + 1).reset_index(drop=True)
+
+
+def _allowed_of_each(
+    catalogs: Sequence[Catalog], region: shapely.Geometry | None, begin: datetime | None, end: datetime | None
+) -> list[tuple[Catalog, np.ndarray | None]]:
+    """The indexes that have items in a region and a time, each with its rows.
+
+    Raises:
+        GrafalignError: none has any.
+    """
+    found: list[tuple[Catalog, np.ndarray | None]] = []
+    problem: GrafalignError | None = None
+    for catalog in catalogs:
+        try:
+            found.append((catalog, allowed_rows(catalog, region, begin, end)))
+        except GrafalignError as error:
+            problem = problem or error
+    if problem is not None and not found:
+        raise problem
+    return found
 
 
 def allowed_rows(
@@ -144,8 +202,9 @@ def _utc(when: datetime) -> datetime:
         raise InputError(f'{when.isoformat()} is no time of UTC; give a later or an earlier one.') from None
 
 
-def query_vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | None = None) -> np.ndarray:
-    """Unit vectors of queries [Q, D]; `model` as of `search`."""
+def query_vectors(catalogs: Sequence[Catalog], query_list: Sequence[Query], model: Model | None = None) -> np.ndarray:
+    """Unit vectors of queries [Q, D]; `model` as of `search`, indexes of one model."""
+    catalog = catalogs[0]
     out = np.zeros((len(query_list), catalog.width), dtype=np.float32)
     texts = [i for i, q in enumerate(query_list) if q.text is not None and q.vector is None]
     images = [i for i, q in enumerate(query_list) if q.image is not None]
@@ -165,7 +224,7 @@ def query_vectors(catalog: Catalog, query_list: Sequence[Query], model: Model | 
         if query.vector is not None:
             out[i] = query.vector
         if query.lonlat is not None:
-            out[i] = catalog.vectors[_row_at(catalog, *query.lonlat)]
+            out[i] = _vector_at(catalogs, *query.lonlat)
     if model is not None:
         for i in texts:
             out[i] = signed_vector(query_list[i].text or '', model.embed_texts)
@@ -200,23 +259,31 @@ def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:
     return model.embed_images(taken[None])[0]
 
 
-def _row_at(catalog: Catalog, lon: float, lat: float) -> int:
-    """The item that holds a place, the one whose centre is nearest where several do; else the nearest of all.
+def _vector_at(catalogs: Sequence[Catalog], lon: float, lat: float) -> npt.NDArray[np.float32]:
+    """Vector of the item that holds a place, the one whose centre is nearest where several do; else the nearest of all.
 
     Raises:
         GrafalignError: the place is none on Earth, or no item has a place.
     """
     if not (-180 <= lon <= 180 and -90 <= lat <= 90):
         raise InputError(f'--lonlat {lon:g} {lat:g} is no place on Earth; give longitude, then latitude.')
-    items = catalog.items
-    known = np.flatnonzero(catalog.alive & (items.geometry.notna() & ~items.geometry.is_empty).to_numpy())
-    if not len(known):
-        raise InputError(f'No item of {catalog.path} has a place; ask with words or a picture.')
-    here = np.intersect1d(items.sindex.query(shapely.Point(lon, lat), predicate='intersects'), known)
-    rows = here if len(here) else known
-    inside = items.geometry.iloc[rows].representative_point()
-    x, y = (inside.x.to_numpy() - lon + 180) % 360 - 180, inside.y.to_numpy() - lat
-    return int(rows[np.nanargmin(np.hypot(x * np.cos(np.deg2rad(lat)), y))])
+    candidates = []
+    for number, catalog in enumerate(catalogs):
+        items = catalog.items
+        known = np.flatnonzero(catalog.alive & (items.geometry.notna() & ~items.geometry.is_empty).to_numpy())
+        if not len(known):
+            continue
+        holding = np.intersect1d(items.sindex.query(shapely.Point(lon, lat), predicate='intersects'), known)
+        rows = holding if len(holding) else known
+        inside = items.geometry.iloc[rows].representative_point()
+        x, y = (inside.x.to_numpy() - lon + 180) % 360 - 180, inside.y.to_numpy() - lat
+        away = np.hypot(x * np.cos(np.deg2rad(lat)), y)
+        nearest = int(np.nanargmin(away))
+        candidates.append((not len(holding), float(away[nearest]), number, int(rows[nearest])))
+    if not candidates:
+        raise InputError(f'No item of {catalogs[0].path} has a place; ask with words or a picture.')
+    _, _, number, row = min(candidates)
+    return np.asarray(catalogs[number].vectors[row])
 
 
 def read_region(path: Path) -> shapely.Geometry:
