@@ -12,6 +12,7 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import shapely
 from PIL import Image
@@ -99,6 +100,23 @@ def test_several_indexes_answer_as_one(index: Path, tmp_path: Path, command: Com
     marker = halves[1] / 'index.json'
     marker.write_text(marker.read_text().replace(Catalog(index).marker.model.digest, '0' * 32))
     refused(command('search', *halves, 'forest'), 'second', 'was made by another model')
+
+
+def test_an_index_leaves_as_geoparquet(index: Path, tmp_path: Path, command: Command) -> None:
+    """Items that are there, their places and their very vectors; what was removed is not among them."""
+    out = shutil.copytree(index, tmp_path / 'index')
+    catalog = Catalog(out)
+    catalog.remove(np.array([3]))
+    code, err = command('export-index', out, tmp_path / 'tiles.parquet')
+    assert code == 0, err
+    table = gpd.read_parquet(tmp_path / 'tiles.parquet')
+    expected = catalog.items.iloc[np.flatnonzero(catalog.alive)].reset_index(drop=True)
+    assert table['item_id'].tolist() == expected['item_id'].tolist() and table.crs == 'EPSG:4326'
+    assert table.geometry.geom_equals(expected.geometry).all()
+    np.testing.assert_array_equal(np.stack(table['vector']), catalog.vectors[catalog.alive])
+    about = json.loads(pq.read_schema(tmp_path / 'tiles.parquet').metadata[b'grafalign'])
+    assert about['model']['digest'] == catalog.marker.model.digest
+    refused(command('export-index', out, tmp_path / 'tiles.csv'), 'tiles.csv is no Parquet file')
 
 
 def test_region_and_date_leave_only_what_they_allow(index: Path, store: PairStore) -> None:

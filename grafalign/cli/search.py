@@ -106,6 +106,24 @@ def index(
     show(summary, str(out), as_json)
 
 
+@app.command('export-index')
+def export_index(
+    index: Annotated[Path, typer.Argument(help='Folder of an index.')],
+    out: Annotated[Path, typer.Argument(help='The GeoParquet file to write.')],
+    as_json: Json = False,
+) -> None:
+    """Write items and vectors as GeoParquet, which LanceDB, DuckDB, Qdrant, Milvus and others load.
+
+    Example: grafalign export-index runs/index tiles.parquet
+    """
+    from grafalign.search import Catalog
+    from grafalign.search.parquet import write_parquet
+
+    catalog = Catalog(index)
+    count = write_parquet(catalog, out)
+    show({'items': count, 'dimensions': catalog.width, 'bytes': out.stat().st_size}, str(out), as_json)
+
+
 @app.command()
 def search(
     index: Annotated[Path, typer.Argument(help='Folder of an index.')],
