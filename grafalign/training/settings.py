@@ -135,7 +135,8 @@ class WordAnchorSettings(Settings):
     weight: float = Field(default=0.5, gt=0, le=1)
     """Of the words in the loss; the comparison of tiles with photos has the rest, captions have their own."""
     words: Path | None = None
-    """File with a word or phrase a line, or a YAML list; by default a thousand that ship, of what is seen in places."""
+    """File with a word or phrase a line, or a YAML list, best of what you look for; by default a thousand that ship, of
+    what is seen in places."""
     prior_strength: float = Field(default=1.0, ge=0, le=1)
     """How much of the photos' own prior of words is divided out; with 0 words that many photos show win."""
 
