@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -196,3 +198,20 @@ def parquet_batches(path: Path, rows: int, columns: list[str] | None = None) -> 
     """
     with pq.ParquetFile(path, pre_buffer=False) as file:
         yield from file.iter_batches(rows, columns=columns)
+
+
+def vectors_column(vectors: npt.NDArray[Any]) -> pa.Array:
+    """Vectors [N, D] as a column of a table, a list of D numbers a row."""
+    flat = pa.array(np.ascontiguousarray(vectors).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def vectors_of(table: pa.Table, column: str) -> npt.NDArray[Any]:
+    """The vectors [N, D] of a column that `vectors_column` made.
+
+    Example:
+        >>> vectors_of(pa.table({'v': vectors_column(np.eye(2, dtype=np.float32))}), 'v').tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    chunk = table[column].combine_chunks()
+    return np.asarray(chunk.flatten()).reshape(len(chunk), chunk.type.list_size)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from grafalign.encoders.reading import CHUNK, Chunk, Rows
 from grafalign.errors import DamagedError
-from grafalign.files import replacing
+from grafalign.files import replacing, vectors_column
 
 _PARTS = 1024
 """About so many there are."""
@@ -85,8 +85,7 @@ class OpenPart:
         metadata = pd.concat(self._metadata, ignore_index=True)
         last = pd.Series(np.arange(len(places)), index=places).groupby(level=0).last()  # of a photo that came twice
         table = pa.Table.from_pandas(metadata.iloc[last.to_numpy()], preserve_index=False)
-        width = self._embeddings.shape[1]
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(self._embeddings.ravel()), width)
+        vectors = vectors_column(self._embeddings)
         table = table.add_column(0, 'row', pa.array(self._rows)).append_column('embedding', vectors)
         with replacing(path, sync=False) as part:
             pq.write_table(table, part)

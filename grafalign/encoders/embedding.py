@@ -37,7 +37,7 @@ from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.cores import on_cores
 from grafalign.encoders.reading import Chunk, Rows, metadata_table, read_chunks
 from grafalign.errors import InputError, naming_full_disk
-from grafalign.files import write_table
+from grafalign.files import vectors_of, write_table
 from grafalign.locks import exclusive
 from grafalign.photos.fetch import RemoteSettings
 from grafalign.processes import Team, this_team
@@ -224,7 +224,7 @@ def _write_embeddings(path: Path, kept: Rows, existing: BankRows | None, parts: 
         rows[start + there] = existing.embeddings[block[there]]  # type: ignore[union-attr]
     for part in parts:
         table = read_part(part, ('row', 'embedding'))
-        rows[table['row'].to_numpy()] = np.stack(table['embedding'].to_numpy())
+        rows[table['row'].to_numpy()] = vectors_of(table, 'embedding')
     rows.flush()
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grafalign.errors import DamagedError
-from grafalign.files import replacing
+from grafalign.files import replacing, vectors_column, vectors_of
 from grafalign.models.embedding import BATCH
 from grafalign.models.model import Vectors
 from grafalign.processes import Team, neighbours
@@ -77,13 +77,12 @@ def _make(parts: list[range], files: list[Path], width: int, embed: Embed) -> No
 
 
 def _write(file: Path, part: range, rows: list[int], vectors: Vectors, rejected: dict[int, str]) -> None:
-    width = vectors.shape[1]
-    whole = np.zeros((len(part), width), dtype=np.float32)
+    whole = np.zeros((len(part), vectors.shape[1]), dtype=np.float32)
     whole[np.array(rows, dtype=np.int64) - part.start] = vectors
     table = {
         'row': pa.array(np.arange(part.start, part.stop)),
         'reason': pa.array([rejected.get(row) for row in part], pa.string()),
-        'embedding': pa.FixedSizeListArray.from_arrays(pa.array(whole.ravel()), width),
+        'embedding': vectors_column(whole),
     }
     with replacing(file, sync=False) as path:
         pq.write_table(pa.table(table), path)
@@ -99,7 +98,7 @@ def read_part(path: Path) -> tuple[npt.NDArray[np.int64], Vectors, dict[int, str
         table = pq.read_table(path)
         rows = table['row'].to_numpy()
         reasons = pd.Series(table['reason'].to_pandas(), dtype='string')
-        vectors = np.stack(table['embedding'].to_numpy())
+        vectors = vectors_of(table, 'embedding')
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = ' '.join(str(error).split())[:160]
         raise DamagedError(f'{path} is damaged ({reason}); delete it and run the same command again.') from None

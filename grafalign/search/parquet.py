@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from grafalign import console
 from grafalign.errors import InputError, naming_full_disk
-from grafalign.files import replacing
+from grafalign.files import replacing, vectors_column
 from grafalign.search.catalog import Catalog
 
 _ROWS = 65_536
@@ -57,8 +57,7 @@ def write_parquet(catalog: Catalog, path: Path) -> int:
             for first in console.track(range(0, len(rows), _ROWS), 'writing items', len(rows), step=_ROWS):
                 some = rows[first : first + _ROWS]
                 table = pa.Table.from_pandas(items.iloc[some].to_wkb(), preserve_index=False)
-                vectors = pa.array(np.ascontiguousarray(catalog.vectors[some]).ravel())
-                table = table.append_column('vector', pa.FixedSizeListArray.from_arrays(vectors, catalog.width))
+                table = table.append_column('vector', vectors_column(catalog.vectors[some]))
                 table = table.replace_schema_metadata(metadata)
                 writer = writer or pq.ParquetWriter(part, table.schema)
                 writer.write_table(table.cast(writer.schema))
