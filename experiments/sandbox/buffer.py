@@ -108,6 +108,7 @@ def main() -> None:
             'command': f'python experiments/sandbox/buffer.py --seeds {seeds}',
             'machine': f'{platform.machine()}, {platform.system()}',
             'versions': {n: version(n) for n in ('grafalign', 'torch', 'open_clip_torch', 'numpy')},
+            'settings': {'experiment': 'experiments/sandbox/quickstart.yaml', 'split.buffer_m': [0, 'one tile side']},
             'rows': rows,
         }
         (RESULTS / 'buffer.json').write_text(json.dumps(content, indent=1) + '\n')
