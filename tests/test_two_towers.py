@@ -139,8 +139,9 @@ def test_the_loop_takes_the_steps_of_the_whole_batch_whatever_the_micro_batch(we
 
 @pytest.mark.parametrize(
     ('processes', 'micro_batch'),
-    [(2, 2), pytest.param(2, 5, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
+    [(2, 2), (2, 5), (4, 2)],
 )
+@pytest.mark.slow
 def test_processes_give_what_one_gives(
     processes: int, micro_batch: int, web: Path, clip: FrozenClip, tmp_path: Path
 ) -> None:
