@@ -27,9 +27,10 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('processes', 'kills'),
-    [(1, 1), pytest.param(1, 10, marks=pytest.mark.slow), pytest.param(2, 10, marks=pytest.mark.slow)],
+    [(1, 10), (2, 10)],
 )
 def test_killed_trainings_end_with_the_same_bits(
     store: PairStore, bank: PhotoBank, clip: FrozenClip, tmp_path: Path, processes: int, kills: int
