@@ -8,6 +8,7 @@ of them goes on with the parts that are there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -126,6 +127,9 @@ class Team:
                 f'Another process is gone ({reason[:120]}); what is finished is kept. Its own message says why; run '
                 'the same command again.'
             ) from None
+        # who has heard all may end, while others still listen: nobody goes on before all have heard
+        with contextlib.suppress(RuntimeError):
+            distributed.barrier(group=_group())
         return said
 
 
@@ -150,11 +154,20 @@ def this_team() -> Team:
     return Team(int(os.environ.get('RANK', '0')), int(os.environ.get('WORLD_SIZE', '1')))
 
 
+def meet_on_cpu() -> None:
+    """Tell accelerate that several processes without a GPU belong together: it takes each for one alone otherwise."""
+    import torch
+
+    if this_team().count > 1 and not torch.cuda.is_available():
+        os.environ.setdefault('ACCELERATE_USE_CPU', 'true')
+
+
 @lru_cache(maxsize=1)
 def _group() -> Any:
     """A group of all processes that talk on the CPU, whatever a training uses."""
     from accelerate import PartialState
     from torch import distributed
 
+    meet_on_cpu()
     PartialState()
     return distributed.new_group(backend='gloo', timeout=_PATIENCE)

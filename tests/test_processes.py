@@ -30,7 +30,7 @@ def start(*args: object, **environment: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, '-m', 'grafalign', *map(str, args)],
         cwd=REPOSITORY,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
         | {name: str(value) for name, value in environment.items()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,6 +12,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import parse_flag_from_env
 
 from grafalign.errors import InputError, MachineError
+from grafalign.processes import meet_on_cpu
 
 
 def make_accelerator(precision: str, out: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:
@@ -20,6 +21,7 @@ def make_accelerator(precision: str, out: Path | None = None, trackers: tuple[st
     Raises:
         GrafalignError: a tracker is unknown or not installed, there is no such precision here, or FSDP is of version 1.
     """
+    meet_on_cpu()
     on_gpu = torch.cuda.is_available() and not parse_flag_from_env('ACCELERATE_USE_CPU')
     if precision == 'auto':
         precision = 'bf16' if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else 'no'

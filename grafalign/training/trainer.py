@@ -13,9 +13,7 @@ RUN/bad_tiles.txt          tiles that could not be read, if any
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -50,6 +48,7 @@ from grafalign.errors import DamagedError, InputError, StaleError, naming_full_d
 from grafalign.files import replacing, write_atomically
 from grafalign.geo import EARTH_RADIUS_M
 from grafalign.locks import exclusive
+from grafalign.processes import this_team
 from grafalign.store import PairStore
 from grafalign.store_marker import Sensor
 from grafalign.training.accelerator import make_accelerator
@@ -115,8 +114,7 @@ def train(settings: TrainSettings) -> RunMarker:
         GrafalignError: store, set, bank or CLIP are missing or do not belong together, the run folder is another's or
             another process is writing to it, or the disk or the memory is full.
     """
-    first = int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))) == 0  # which holds the lock for all
-    lock = exclusive(settings.out) if first else contextlib.nullcontext()
+    lock = exclusive(settings.out, this_team().first)
     with naming_full_disk(settings.out), lock, naming_lost_processes(), naming_full_memory():
         return _train(settings)
 
