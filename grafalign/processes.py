@@ -64,7 +64,7 @@ class Team:
         if self.count == 1:
             return
         mine = {'version': __version__, 'question': question}
-        theirs = self._exchange(mine)
+        theirs = self.exchange(mine)
         for key, remedy in (('version', 'install one version'), ('question', 'start all with one command')):
             odd = next((r for r, other in enumerate(theirs) if other[key] != theirs[0][key]), None)
             if odd is not None:
@@ -72,19 +72,19 @@ class Team:
                     f'Process {odd} has another {key} ({theirs[odd][key]}) than process 0 ({theirs[0][key]}); {remedy} '
                     'on all machines.'
                 )
-        sign = folder / f'.meeting-{self._exchange(uuid4().hex)[0]}'
+        sign = folder / f'.meeting-{self.exchange(uuid4().hex)[0]}'
         if self.first:
             sign.touch()
         self.wait()
         until = time.monotonic() + _SIGHT_S
         while not sign.exists() and time.monotonic() < until:
             time.sleep(_LOOK_S)
-        seen = self._exchange(sign.exists())
+        visible = self.exchange(sign.exists())
         if self.first:
             sign.unlink(missing_ok=True)
-        if not all(seen):
+        if not all(visible):
             raise MachineError(
-                f'Process {seen.index(False)} does not see what process 0 wrote to {folder}; give a folder that all '
+                f'Process {visible.index(False)} does not see what process 0 wrote to {folder}; give a folder that all '
                 'machines share.'
             )
 
@@ -94,17 +94,15 @@ class Team:
         Raises:
             GrafalignError: one of them is gone.
         """
-        if self.count > 1:
-            self._exchange(None)
+        self.exchange(None)
 
     def tell(self, word: Any) -> None:
         """Say something to the others, who `hear` it; said by the first process."""
-        if self.count > 1:
-            self._exchange(word)
+        self.exchange(word)
 
     def hear(self) -> Any:
         """What the first process tells next."""
-        return self._exchange(None)[0]
+        return self.exchange(None)[0]
 
     def alone(self, work: Callable[[], None]) -> None:
         """Let the first process do something while the others wait for it."""
@@ -112,8 +110,14 @@ class Team:
             work()
         self.wait()
 
-    def _exchange(self, mine: Any) -> list[Any]:
-        """What all processes say, by rank."""
+    def exchange(self, mine: Any) -> list[Any]:
+        """What all processes say, by rank.
+
+        Raises:
+            GrafalignError: one of them is gone.
+        """
+        if self.count == 1:
+            return [mine]
         from torch import distributed
 
         said: list[Any] = [None] * self.count

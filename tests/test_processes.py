@@ -21,6 +21,7 @@ from grafalign.encoders import PhotoBank
 from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
 from tests.commands import REPOSITORY, contents
+from tests.made_pairs import picture
 
 CLIP = ('--model', str(TINY_CLIP_DIR))
 
@@ -108,6 +109,21 @@ def test_an_index_and_a_table_by_several_processes_are_the_same_bytes(
     assert embeddings[0] == embeddings[1] and any(name.endswith('.f32') for name in embeddings[0])
     figures = [[read_result(p).metrics for p in sorted((tmp_path / f'out{n}').glob('*.json'))] for n in (1, 2)]
     assert figures[0] == figures[1] and figures[0]
+
+
+def test_a_picture_that_one_process_cannot_read_is_one_sentence(tmp_path: Path) -> None:
+    """All processes end this question together, whichever of them met the picture, and the next one is answered."""
+    for name, broken in (('bad', 150), ('good', None)):
+        for number in range(200):
+            path = tmp_path / name / ('beach' if number % 2 else 'forest') / f'{number:03d}.png'
+            picture(path, number)
+            if number == broken:
+                path.write_bytes(path.read_bytes()[:60])
+    asked = ('evaluate', TINY_CLIP_DIR, '--set', 'draws=100', '--out', tmp_path / 'out', '--processes', 2)
+    sets = [a for name in ('bad', 'good') for a in ('--data', f'folder:{tmp_path / name}')]
+    code, said = ended(start(*asked, *sets))
+    assert code == 1 and '150.png' in said and 'Traceback' not in said and 'is gone' not in said, said
+    assert {read_result(p).data.name for p in (tmp_path / 'out').glob('*.json')} == {'good'}
 
 
 def test_processes_that_do_other_things_are_refused(bare: Path, tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def embed_set(
         except MachineError:
             raise
         except GrafalignError as error:
+            if not team.first:
+                raise
             raise _all_unreadable(data, error) from None
 
         def join() -> None:

@@ -38,7 +38,7 @@ from grafalign.benchmarks.tasks.photo_tile import open_pairs, photos_state, retr
 from grafalign.benchmarks.tasks.segmentation import segment_set
 from grafalign.datasets import ImageSet, open_set
 from grafalign.datasets.open import OWN, split_spec
-from grafalign.errors import GrafalignError, InputError
+from grafalign.errors import GrafalignError, InputError, MachineError
 from grafalign.models import Model, load_model
 from grafalign.models.load import is_embeddings, short_name, split_name
 from grafalign.models.pixels import PIXELS_VERSION
@@ -160,7 +160,12 @@ def _help(
     while (word := team.hear()) is not None:
         if model is None or word[0] != spec:
             spec, model = word[0], load_model(word[0], clip, device)
-        embed_set(model, opened[word[1]], cache, suite.fit, workers, team)
+        try:
+            embed_set(model, opened[word[1]], cache, suite.fit, workers, team)
+        except MachineError:
+            raise
+        except GrafalignError:
+            continue  # the first process says so, and goes on to the next question
 
 
 def _distinct(models: Sequence[str]) -> None:

@@ -178,7 +178,7 @@ class _Reader:
         part complete, whatever was repeated.
         """
         left, again = dict.fromkeys(members), dict[str, bytes | PhotoError]()
-        held: tuple[str, bytes | PhotoError] | None = None
+        last: tuple[str, bytes | PhotoError] | None = None
         chunk: _Open | None = None
         filled: list[threading.Event] = []
 
@@ -200,9 +200,9 @@ class _Reader:
                     again[name] = content
                     continue
                 del left[name]
-                if held is not None:
-                    put(*held)
-                held = name, content
+                if last is not None:
+                    put(*last)
+                last = name, content
         except PhotoError as error:
             reason = error
         if again and chunk is not None:
@@ -212,14 +212,14 @@ class _Reader:
                 while not event.wait(_LOOK_S):
                     if self._stopped.is_set():
                         raise _Stopped
-        if held is not None:
-            held = held[0], again.pop(held[0], held[1])
+        if last is not None:
+            last = last[0], again.pop(last[0], last[1])
         for name, content in again.items():
             put(name, content)
         for name in left:
             put(name, reason)
-        if held is not None:
-            put(*held)
+        if last is not None:
+            put(*last)
         if chunk is not None:
             self._finish(chunk)
         self._streams.release()

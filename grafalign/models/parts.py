@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grafalign.errors import DamagedError
+from grafalign.errors import DamagedError, GrafalignError, InputError
 from grafalign.files import replacing, vectors_column, vectors_of
 from grafalign.models.embedding import BATCH
 from grafalign.models.model import Vectors
@@ -39,6 +39,9 @@ def embed_in_parts(folder: Path, count: int, width: int, embed: Embed, team: Tea
 
     Returns:
         The files of all parts, when all are there.
+
+    Raises:
+        GrafalignError: one of the processes could not embed its share; all raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = BATCH * int(np.clip(-(-count // (_PARTS * BATCH)), 1, _LARGEST // BATCH))
@@ -46,9 +49,18 @@ def embed_in_parts(folder: Path, count: int, width: int, embed: Embed, team: Tea
     files = [folder / f'{number:05d}.parquet' for number in range(len(parts))]
     there = {entry.name for entry in os.scandir(folder)}
     missing = [number for number in team.share(len(parts)) if files[number].name not in there]
-    for first, last in neighbours(missing):
-        _make(parts[first:last], files[first:last], width, embed)
-    team.wait()
+    error: GrafalignError | None = None
+    try:
+        for first, last in neighbours(missing):
+            _make(parts[first:last], files[first:last], width, embed)
+    except GrafalignError as raised:
+        error = raised  # the others are told, so that all end this work together
+    reasons = team.exchange(None if error is None else str(error))
+    if error is not None:
+        raise error
+    reason = next((r for r in reasons if r is not None), None)
+    if reason is not None:
+        raise InputError(reason)
     return files
 
 
@@ -64,10 +76,10 @@ def _make(parts: list[range], files: list[Path], width: int, embed: Embed) -> No
         while left and left[0][0].stop <= done:
             part, file = left.pop(0)
             at = int(np.searchsorted(rows, part.stop))
-            held = np.concatenate(vectors) if vectors else np.zeros((0, width), np.float32)
-            _write(file, part, rows[:at], held[:at], rejected)
+            waiting = np.concatenate(vectors) if vectors else np.zeros((0, width), np.float32)
+            _write(file, part, rows[:at], waiting[:at], rejected)
             del rows[:at]
-            vectors[:] = [held[at:]] if at < len(held) else []
+            vectors[:] = [waiting[at:]] if at < len(waiting) else []
 
     for batch, embedded in embed(range(parts[0].start, parts[-1].stop), rejected.__setitem__):
         rows += batch

@@ -53,12 +53,12 @@ class _Window:
     def at(self, offset: int, size: int) -> bytes:
         """Bytes of a part; shorter at the end of the archive."""
         if not (self._start <= offset and offset + size <= self._start + len(self._bytes)):
-            held = (
+            rest = (
                 self._bytes[offset - self._start :] if self._start <= offset < self._start + len(self._bytes) else b''
             )
-            begin = offset + len(held)
-            more = self._read(begin, max(size - len(held), self._ahead))
-            self._bytes, self._start = held + more, offset
+            begin = offset + len(rest)
+            more = self._read(begin, max(size - len(rest), self._ahead))
+            self._bytes, self._start = rest + more, offset
             self._useless += len(more)
             if self._useless > MAX_WALKED_BYTES:
                 raise PhotoError(f'a tar without end (more than {MAX_WALKED_BYTES >> 30} GB)')
@@ -96,13 +96,13 @@ def read_members(
         PhotoError: as `read_index`.
     """
     window = _Window(read, ahead)
-    asked: dict[str, list[str]] = {}
+    spellings: dict[str, list[str]] = {}
     for name in names:
-        asked.setdefault(_plain(name), []).append(name)
+        spellings.setdefault(_plain(name), []).append(name)
     for name, place in _walk(window):
-        if name in asked:
+        if name in spellings:
             content = _content(place, window.at, most)
-            yield from ((spelled, content) for spelled in asked[name])
+            yield from ((spelled, content) for spelled in spellings[name])
             window.note_use()
 
 

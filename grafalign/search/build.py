@@ -240,8 +240,8 @@ def _vectors(
         for batch, vectors in source.tiles.vectors(new):
             yield batch, vectors, {}
     for part in parts:
-        found, vectors, reasons = read_part(part)
-        yield found.tolist(), vectors, reasons
+        embedded, vectors, reasons = read_part(part)
+        yield embedded.tolist(), vectors, reasons
 
 
 def _drop_gone(catalog: Catalog, source: Source) -> None:

@@ -104,8 +104,8 @@ def search(
     allowed = _allowed_of_each(catalogs, region, begin, end)
     vectors = query_vectors(catalogs, query_list, model)
     answers = [_answers(c, query_list, vectors, k, mask) for c, mask in allowed]
-    found = answers[0] if not several else _merged(answers, [c for c, _ in allowed], k)
-    return gpd.GeoDataFrame(found, geometry='geometry', crs='EPSG:4326')
+    best = answers[0] if not several else _merged(answers, [c for c, _ in allowed], k)
+    return gpd.GeoDataFrame(best, geometry='geometry', crs='EPSG:4326')
 
 
 def opened(index: Index) -> Catalog:
@@ -149,16 +149,16 @@ def _allowed_of_each(
     Raises:
         GrafalignError: none has any.
     """
-    found: list[tuple[Catalog, np.ndarray | None]] = []
-    problem: GrafalignError | None = None
+    usable: list[tuple[Catalog, np.ndarray | None]] = []
+    refusal: GrafalignError | None = None
     for catalog in catalogs:
         try:
-            found.append((catalog, allowed_rows(catalog, region, begin, end)))
+            usable.append((catalog, allowed_rows(catalog, region, begin, end)))
         except GrafalignError as error:
-            problem = problem or error
-    if problem is not None and not found:
-        raise problem
-    return found
+            refusal = refusal or error
+    if refusal is not None and not usable:
+        raise refusal
+    return usable
 
 
 def allowed_rows(
@@ -270,11 +270,11 @@ def _vector_at(catalogs: Sequence[Catalog], lon: float, lat: float) -> npt.NDArr
     candidates = []
     for number, catalog in enumerate(catalogs):
         items = catalog.items
-        known = np.flatnonzero(catalog.alive & (items.geometry.notna() & ~items.geometry.is_empty).to_numpy())
-        if not len(known):
+        placed = np.flatnonzero(catalog.alive & (items.geometry.notna() & ~items.geometry.is_empty).to_numpy())
+        if not len(placed):
             continue
-        holding = np.intersect1d(items.sindex.query(shapely.Point(lon, lat), predicate='intersects'), known)
-        rows = holding if len(holding) else known
+        holding = np.intersect1d(items.sindex.query(shapely.Point(lon, lat), predicate='intersects'), placed)
+        rows = holding if len(holding) else placed
         inside = items.geometry.iloc[rows].representative_point()
         x, y = (inside.x.to_numpy() - lon + 180) % 360 - 180, inside.y.to_numpy() - lat
         away = np.hypot(x * np.cos(np.deg2rad(lat)), y)

@@ -144,8 +144,8 @@ def evaluate_sandbox(
     steps = {name: model.marker.steps for name, model in models.items()}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if kept is None else kept
-        asked = bounds_of(settings, steps, sandbox, store_path, folder, sizes.train_per_class, seed)
-        bounds = _supervised_bounds(asked, clip)
+        bound_settings = bounds_of(settings, steps, sandbox, store_path, folder, sizes.train_per_class, seed)
+        bounds = _supervised_bounds(bound_settings, clip)
 
     preprocess = next(iter(models.values())).preprocess
     sensor = store.sensor
@@ -183,9 +183,9 @@ def evaluate_sandbox(
     return done
 
 
-def _supervised_bounds(asked: Sequence[BoundSettings], clip: FrozenClip) -> dict[str, Bound]:
+def _supervised_bounds(bound_settings: Sequence[BoundSettings], clip: FrozenClip) -> dict[str, Bound]:
     """The bound of each level; those that are not there yet are trained side by side, each with its share of cores."""
-    missing = [settings for settings in asked if load_bound(settings, clip) is None]
+    missing = [settings for settings in bound_settings if load_bound(settings, clip) is None]
     if missing:
         console.log(f'training the supervised bound ({", ".join(settings.level for settings in missing)})')
         threads = max(1, engine.default_workers() // len(missing))
@@ -193,7 +193,7 @@ def _supervised_bounds(asked: Sequence[BoundSettings], clip: FrozenClip) -> dict
         with ProcessPoolExecutor(len(missing), context, torch.set_num_threads, (threads,)) as pool:
             for _ in pool.map(train_bound, missing):
                 pass
-    bounds = {settings.level: load_bound(settings, clip) for settings in asked}
+    bounds = {settings.level: load_bound(settings, clip) for settings in bound_settings}
     return {level: bound for level, bound in bounds.items() if bound is not None}
 
 
