@@ -8,9 +8,10 @@ import io
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import IO, Annotated, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -145,6 +146,19 @@ def write_atomically(path: Place, content: bytes, shared: bool = False) -> None:
         return
     with replacing(path, shared) as part:
         part.write_bytes(content)
+
+
+@contextlib.contextmanager
+def writing(path: Place) -> Iterator[IO[bytes]]:
+    """An open file whose content is at `path` when the context ends, whole or not at all."""
+    if isinstance(path, Path):
+        with replacing(path) as part, part.open('wb') as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile() as local:  # an upload that is given up would leave what came so far
+        yield local.file
+        local.flush()
+        path.fs.put_file(local.name, path.path)
 
 
 def write_table(frame: pd.DataFrame, path: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,11 +70,17 @@ def photo_table(world: Path, count: int) -> pd.DataFrame:
     )
 
 
+_PROGRESS = re.compile(r': [\d,]+ (in [\d.]+ s|of [\d,]+) \(')
+
+
 def refused(result: tuple[int, str], *names: object) -> str:
-    """The one sentence of a command that failed as it should, which holds all `names`."""
+    """The one sentence of a command that failed as it should, which holds all `names`.
+
+    Before it may stand how far the command came: on a slow machine that takes the two seconds from which it is said.
+    """
     code, err = result
     assert code in {kind.exit_code for kind in GrafalignError.__subclasses__()}, err
-    (line,) = err.strip().splitlines()
+    (line,) = (said for said in err.strip().splitlines() if not _PROGRESS.search(said))
     assert line.startswith('Error: ')
     for name in names:
         assert str(name) in line, line

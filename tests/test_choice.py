@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import numpy as np
+import numpy.typing as npt
+import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grafalign.scenes import Choice, Scene, choose_scenes
+from grafalign.scenes import Choice, Scene, SceneTable, choice, choose_scenes
 from grafalign.scenes.items import scene_of
+from grafalign.scenes.scene_table import scene_table
 
 WHOLE = (-1.0, -1.0, 2.0, 2.0)
 TAKEN = datetime(2021, 1, 10, 12, tzinfo=timezone.utc).timestamp() / 86400
@@ -28,11 +31,30 @@ def scene(name: str, box: tuple[float, float, float, float], day: int, cloud: fl
     )
 
 
+def in_table(scenes: list[Scene]) -> SceneTable:
+    """Scenes as a table; the list takes its order, so that numbers mean the same in both."""
+    table = scene_table(scenes)
+    scenes[:] = table
+    return table
+
+
 def choose(scenes: list[Scene], boxes: list[shapely.Polygon], days: list[list[float]], keep: int = 9) -> Choice:
     """The choice for tiles whose photos have these days."""
     outlines = np.array(boxes, dtype=object)
     first = np.concatenate([[0], np.cumsum([len(d) for d in days])])
-    return choose_scenes(scenes, lambda a, b: outlines[a:b], np.concatenate(days), first, keep)
+    return choose_scenes(in_table(scenes), lambda tiles: outlines[tiles], np.concatenate(days), first, keep)
+
+
+def mosaic(scenes: list[Scene], outlines: npt.NDArray[np.object_], keep: int) -> Choice:
+    """The choice for one tile with one photo, where scenes of a day are put together."""
+    day, first = np.array([TAKEN]), np.array([0, 1])
+    return choose_scenes(in_table(scenes), lambda tiles: outlines[tiles], day, first, keep, mosaic=True)
+
+
+def choose_mosaic(scenes: list[Scene], outlines: npt.NDArray[np.object_], keep: int) -> Choice:
+    """The choice for one tile with one photo, where scenes of a day are put together."""
+    day, first = np.array([TAKEN]), np.array([0, 1])
+    return choose_scenes(in_table(scenes), lambda tiles: outlines[tiles], day, first, keep, mosaic=True)
 
 
 def test_full_coverage_then_days_then_cloud() -> None:
@@ -112,17 +134,18 @@ def test_scenes_of_a_day_count_together_and_are_each_others_mates() -> None:
         scene('other day', (-1, -1, 0.5, 2), 12),
     ]
     outlines = np.array([shapely.box(0, 0, 1, 1)], dtype=object)
-    found = choose_scenes(scenes, lambda a, b: outlines[a:b], np.array([TAKEN]), np.array([0, 1]), 4, mosaic=True)
+    found = choose_mosaic(scenes, outlines, 4)
     assert [scenes[i].item_id for i in found.scene[0]] == ['east', 'west', 'whole', 'other day']
     np.testing.assert_allclose(found.coverage[0], [1, 1, 1, 0.5])
-    assert found.mates[0, :, 0].tolist() == [0, 1, -1, -1] and found.seams[0]
+    mates = [scenes[i].item_id if i >= 0 else None for i in found.mates[0, :, 0]]
+    assert mates == ['west', 'east', None, None] and found.seams[0]
 
 
 def test_a_mate_that_adds_nothing_is_not_asked() -> None:
     """Two scenes of one day with the same outline leave the same part of a tile empty."""
     scenes = [scene('one', (-1, -1, 0.5, 2), 10), scene('other', (-1, -1, 0.5, 2), 10)]
     outlines = np.array([shapely.box(0, 0, 1, 1)], dtype=object)
-    found = choose_scenes(scenes, lambda a, b: outlines[a:b], np.array([TAKEN]), np.array([0, 1]), 4, mosaic=True)
+    found = choose_mosaic(scenes, outlines, 4)
     assert (found.mates == -1).all() and not found.seams[0]
 
 
@@ -165,10 +188,49 @@ def test_what_the_scenes_of_a_day_cover_together_is_the_area_of_their_union(
         scenes.append(scene_of({**item, 'geometry': outline}))
     tile = shapely.box(east, 0, east + 1, 1)
     outlines = np.array([tile], dtype=object)
-    found = choose_scenes(scenes, lambda a, b: outlines[a:b], np.array([TAKEN]), np.array([0, 1]), 9, mosaic=True)
+    found = choose_mosaic(scenes, outlines, 9)
     chosen = {i: c for i, c in zip(found.scene[0].tolist(), found.coverage[0].tolist(), strict=True) if i >= 0}
     for i, covered in chosen.items():
         day = [s.footprint for s in scenes if s.when == scenes[i].when]
         alone = any(_covered(tile, [f]) >= 0.999 for f in day)
         expected = _covered(tile, [scenes[i].footprint] if alone else day)
         assert abs(covered - expected) < 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 4]), st.integers(1, 40))
+def test_every_tile_gets_what_looking_at_each_scene_gives(seed: int, keep: int, at_once: int) -> None:
+    """Whatever is ranked together, the order is that of coverage in twentieths, days, clouds and number, one by one."""
+    rng = np.random.default_rng(seed)
+    scenes = []
+    for i in range(25):
+        x, y = rng.integers(-2, 3, 2) / 2
+        cloud = float(rng.integers(0, 3)) if rng.random() < 0.8 else None
+        scenes.append(scene(f's{i}', (x, y, x + 1.5, y + 1.5), int(rng.integers(1, 9)), cloud))
+    table = in_table(scenes)
+    boxes = np.array([shapely.box(x, y, x + 0.4, y + 0.4) for x, y in rng.uniform(0, 1.5, (12, 2))], dtype=object)
+    days = [TAKEN + rng.integers(-5, 5, rng.integers(1, 4)).astype(float) for _ in boxes]
+    days = [np.where(rng.random(len(d)) < 0.2, np.nan, d) for d in days]
+    first = np.concatenate([[0], np.cumsum([len(d) for d in days])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, '_ROWS_AT_ONCE', at_once)
+        found = choose_scenes(
+            table, lambda tiles: boxes[tiles], np.concatenate(days), first, keep, order=rng.permutation(len(boxes))
+        )
+    for tile, box in enumerate(boxes):
+        rows = []
+        known = days[tile][~np.isnan(days[tile])]
+        for number, one in enumerate(scenes):
+            if not box.intersects(one.footprint):
+                continue
+            covered = box.intersection(one.footprint).area / box.area
+            steps = 1.0 if covered >= 0.999 else np.floor(covered / 0.05) * 0.05
+            day = one.when.timestamp() / 86400
+            apart = np.mean(np.abs(day - known)) if len(known) else np.nan
+            cloud = np.inf if one.cloud_percent is None else one.cloud_percent
+            rows.append((-steps, apart if len(known) else -day, cloud, number, apart))
+        best = sorted(rows)[:keep]
+        assert found.considered[tile] == len(rows)
+        assert found.scene[tile][: len(best)].tolist() == [row[3] for row in best]
+        np.testing.assert_allclose(found.days_apart[tile][: len(best)], [row[4] for row in best], atol=1e-9)
+        assert (found.scene[tile][len(best) :] == -1).all()

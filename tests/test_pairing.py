@@ -318,7 +318,7 @@ def test_explain_keeps_its_work_for_the_run(small: tuple[Path, Path], tmp_path: 
     code, err = command('pair', recipe, tmp_path / 'pairs', '--explain', '--map', tmp_path / 'map.html')
     assert code == 0 and 'requests' in err
     assert (tmp_path / 'map.html').stat().st_size > 1000
-    assert (tmp_path / 'pairs' / '_work' / 'scenes.parquet').exists()
+    assert (tmp_path / 'pairs' / '_work' / 'candidates.parquet').exists()
     assert command('pair', recipe, tmp_path / 'pairs')[0] == 0
     assert contents(tmp_path / 'pairs') == contents(whole)
 

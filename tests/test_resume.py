@@ -76,7 +76,7 @@ def test_a_stopped_pairing_goes_on(how: signal.Signals, whole_store: tuple[Path,
     """All files of a store are the same bytes after stops in planning, in cutting and in writing the tables."""
     recipe, whole = whole_store
     out = tmp_path / 'pairs'
-    moments = ['_work/recipe.txt', '_work/scenes.parquet', 'tiles/00001.tar', 'tiles/00009.tar', 'tiles.parquet']
+    moments = ['_work/recipe.txt', '_work/candidates.parquet', 'tiles/00001.tar', 'tiles/00009.tar', 'tiles.parquet']
     interrupted(out, [(pattern, how) for pattern in moments], 'pair', recipe, out)
     assert contents(out) == contents(whole)
 

@@ -56,8 +56,15 @@ def choose(new: bool) -> float:
     tiles = shapely.box(x - 0.01, y, x + 0.01, y + 0.02)
     mosaic = _known(choose_scenes, mosaic=True) if new else {}
     days, first = np.full(1000, 18_700.0), np.arange(1001)
+    try:
+        from grafalign.scenes.scene_table import scene_table
+
+        candidates: Any = scene_table(scenes)
+    except ImportError:
+        candidates = scenes
     started = time.perf_counter()
-    choose_scenes(scenes, lambda a, b: tiles[a:b], days, first, 5, **mosaic)
+    # older checkouts ask for the tiles from one number up to another
+    choose_scenes(candidates, lambda *of: tiles[slice(*of) if len(of) == 2 else of[0]], days, first, 5, **mosaic)
     return time.perf_counter() - started
 
 

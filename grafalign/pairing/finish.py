@@ -42,8 +42,7 @@ def finish(prepared: Prepared, work: Place, out: Place, shards: list[Shard]) -> 
         write_table(getattr(tables, name), out / f'{name}.parquet')
     mosaics = zip(tables.tiles['collection'], tables.tiles['mosaic'], strict=True)
     wanted = {(collection, item) for collection, items in mosaics for item in items}
-    used = [s.item for s in prepared.scenes if (s.collection, s.item_id) in wanted]
-    write_atomically(out / 'scenes.parquet', items_to_parquet(used))
+    write_atomically(out / 'scenes.parquet', items_to_parquet(prepared.scenes.items_of(wanted)))
     rejected = tables.rejected
     summary = PairSummary(
         photos=len(photos.table) + int(photos.rejected['id'].nunique()),

@@ -191,7 +191,7 @@ def _tell_limits_without_effect(prepared: Prepared, out: Place) -> None:
                 '(SCL).'
             )
     limit = recipe.scenes.max_cloud_percent
-    if limit is not None and all(scene.cloud_percent is None for scene in prepared.scenes):
+    if limit is not None and np.isnan(prepared.scenes.cloud_percent).all():
         console.log('scenes.max_cloud_percent had no effect: no scene says how cloudy it is (eo:cloud_cover).')
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,16 +24,22 @@ from grafalign.geo import SHORTEST_DEGREE_M
 from grafalign.pairing.plan import Plan, ahead, make_plan
 from grafalign.pairing.recipe import Recipe
 from grafalign.photos import Photos, read_photos
-from grafalign.scenes import Choice, Scene, choose_scenes, load_scenes, regions_of
-from grafalign.scenes.items import scene_of
-from grafalign.scenes.table import UNWRITABLE, keep_items, read_items
+from grafalign.scenes import Choice, SceneTable, choose_scenes, load_scenes, regions_of
 
 CANDIDATES = 4
 """Scenes tried per tile."""
 _API_MARGIN = timedelta(days=366)
 _CELL_DEG = 0.1
+_SQUARE_M = 200_000
+"""About a scene."""
 _COUNTS = 'scenes_counts.json'
+SCENES = 'candidates.parquet'
+"""In the folder of the stages: the candidate scenes, and beside it their items."""
+_ITEMS = 'candidates.items'
+_LOOKED_AT = 2_000
+"""Photos that tell whether latitude and longitude are exchanged."""
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Prepared:
     recipe: Recipe
     photos: Photos
     plan: Plan
-    scenes: list[Scene]
+    scenes: SceneTable
     """Scenes over the photos, by number."""
     rejected_scenes: pd.DataFrame
     """Items that could not be used: kind, id, reason, detail."""
@@ -80,11 +85,12 @@ def prepare(recipe: Recipe, work: Place, workers: int | None = None, newer_than:
     corners = [plan.tiles[c].to_numpy() for c in ('epsg', 'left', 'top')]
     choice = choose_scenes(
         scenes,
-        lambda start, stop: recipe.grid.polygons(*(c[start:stop] for c in corners)),
+        lambda tiles: recipe.grid.polygons(*(c[tiles] for c in corners)),
         photo_days(photos.table['taken_at'])[plan.pairs['photo'].to_numpy()],
         first_pair,
         CANDIDATES,
         mosaic=recipe.sensor.mosaic == 'day',
+        order=_neighbours_together(*corners),
     )
     return Prepared(recipe, photos, plan, scenes, rejected, counts, choice, first_pair)
 
@@ -135,19 +141,17 @@ def _plan(recipe: Recipe, work: Place, photos: Photos) -> Plan:
 
 def _scenes(
     recipe: Recipe, work: Place, photos: Photos, newer_than: datetime | None
-) -> tuple[list[Scene], pd.DataFrame, dict[str, int]]:
+) -> tuple[SceneTable, pd.DataFrame, dict[str, int]]:
     """The scenes over the photos, items that cannot be used, and what the search met.
 
     Raises:
         GrafalignError: the source cannot be read, no scene lies over the photos, or their latitude and longitude look
             exchanged.
     """
-    path = work / 'scenes.parquet'
-    if not path.exists():
+    if not (work / SCENES).exists():
         _find_scenes(recipe, work, photos, newer_than)
-    with _local(path) as local:
-        scenes = [scene_of(item) for item in read_items(local)]
-    return scenes, _read(work, 'scenes_rejected'), json.loads((work / _COUNTS).read_text())
+    counts = json.loads((work / _COUNTS).read_text())
+    return SceneTable.read(work / SCENES, work / _ITEMS), _read(work, 'scenes_rejected'), counts
 
 
 def _find_scenes(recipe: Recipe, work: Place, photos: Photos, newer_than: datetime | None) -> None:
@@ -161,19 +165,15 @@ def _find_scenes(recipe: Recipe, work: Place, photos: Photos, newer_than: dateti
     except GrafalignError:
         _reject_swapped(recipe, lon, lat)
         raise
-    if shapely.contains_xy(shapely.union_all([s.footprint for s in found.scenes]), lon, lat).mean() < 0.05:
+    if _share_inside(found.scenes, lon, lat) < 0.05:
         _reject_swapped(recipe, lon, lat)
-    items, bad = keep_items([s.item for s in found.scenes])
-    lost = [('scene', str(item.get('id')), UNWRITABLE, reason) for item, reason in bad]
-    printable = [
-        tuple(str(v).encode('utf-8', 'backslashreplace').decode() for v in r) for r in (*found.rejected, *lost)
-    ]
+    printable = [tuple(str(v).encode('utf-8', 'backslashreplace').decode() for v in r) for r in found.rejected]
     rejected = pd.DataFrame(printable, columns=['kind', 'id', 'reason', 'detail'], dtype='str')
     if source.api is not None:
         console.log(f'scenes: {", ".join(f"{count:,} {what}" for what, count in found.counts.items())}')
     write_table(rejected, work / 'scenes_rejected.parquet')
     write_atomically(work / _COUNTS, json.dumps(found.counts).encode())
-    write_atomically(work / 'scenes.parquet', items)
+    found.scenes.write(work / SCENES, work / _ITEMS)
 
 
 def _period(photos: Photos) -> tuple[datetime, datetime] | None:
@@ -193,13 +193,20 @@ def _reject_swapped(recipe: Recipe, lon: Floats, lat: Floats) -> None:
         found = load_scenes(source, regions_of(lat, lon, source.search_cell_deg))
     except GrafalignError:
         return
-    exchanged = shapely.contains_xy(shapely.union_all([s.footprint for s in found.scenes]), lat, lon)
-    if exchanged.mean() > 0.5:
+    exchanged = _share_inside(found.scenes, lat, lon)
+    if exchanged > 0.5:
         raise InputError(
             f'{recipe.photos.name}: latitude and longitude look swapped (almost no photo lies in a scene as '
-            f'given, {exchanged.sum()} of {len(lon)} would with the two exchanged); exchange the `lon` and `lat` '
-            'columns in the recipe.'
+            f'given, {100 * exchanged:.0f} % of the {len(lon)} would with the two exchanged); exchange the `lon` and '
+            '`lat` columns in the recipe.'
         )
+
+
+def _share_inside(scenes: SceneTable, lon: Floats, lat: Floats) -> float:
+    """Share of the places that lie in a scene, of some of them."""
+    some = np.unique(np.linspace(0, len(lon) - 1, _LOOKED_AT).astype(int))
+    inside, _ = shapely.STRtree(scenes.outlines()).query(shapely.points(lon[some], lat[some]), predicate='intersects')
+    return len(np.unique(inside)) / len(some)
 
 
 def _read(work: Place, name: str) -> Any:
@@ -229,20 +236,6 @@ def photo_days(taken_at: pd.Series) -> Floats:
     return np.where(stamp.isna(), np.nan, stamp.astype('int64').to_numpy() / 86_400e6)
 
 
-class _local:
-    """A local copy of a file while it is read, or the file itself where it is local."""
-
-    def __init__(self, path: Place) -> None:
-        self._path = path
-
-    def __enter__(self) -> Path:
-        if isinstance(self._path, Path):
-            return self._path
-        self._folder = tempfile.TemporaryDirectory()
-        copy = Path(self._folder.name) / self._path.name
-        copy.write_bytes(self._path.read_bytes())
-        return copy
-
-    def __exit__(self, *_: object) -> None:
-        if not isinstance(self._path, Path):
-            self._folder.cleanup()
+def _neighbours_together(epsg: Ints, left: Floats, top: Floats) -> Ints:
+    """An order of tiles in which those that stand together lie near each other: by zone, then in rows of squares."""
+    return np.lexsort((left, np.floor(top / _SQUARE_M), epsg))

@@ -6,6 +6,7 @@ from grafalign.scenes.items import FoundScenes, Scene, load_scenes
 from grafalign.scenes.opening import SceneReadError
 from grafalign.scenes.radiometry import BandSource, band_sources, cloud_mask
 from grafalign.scenes.regions import regions_of
+from grafalign.scenes.scene_table import SceneTable
 from grafalign.scenes.source import SceneSource
 from grafalign.web.ranges import RangeReader
 
@@ -19,6 +20,7 @@ __all__ = [
     'SceneCutter',
     'SceneReadError',
     'SceneSource',
+    'SceneTable',
     'SceneTiles',
     'Uncut',
     'band_sources',

@@ -10,14 +10,16 @@ them the one that covers most of the tile comes first, and the others are its ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from grafalign.scenes.items import Scene
+from grafalign.scenes.footprints import Footprints
+from grafalign.scenes.photo_times import PhotoTimes
+from grafalign.scenes.scene_table import SceneTable
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -27,6 +29,8 @@ _STEP = 0.05
 _MORE = 1e-3
 """Share of a tile that mates must add to be worth asking."""
 _TILES_AT_ONCE = 10_000
+_ROWS_AT_ONCE = 500_000
+"""(tile, scene) that are ranked together."""
 MATES = 3
 """Scenes that may fill what another one of their day leaves missing: four sheets meet at a corner."""
 
@@ -51,22 +55,27 @@ class Choice:
 
 
 def choose_scenes(
-    scenes: Sequence[Scene],
-    outlines: Callable[[int, int], npt.NDArray[np.object_]],
+    scenes: SceneTable,
+    outlines: Callable[[Ints], npt.NDArray[np.object_]],
     photo_days: Floats,
     first_photo: Ints,
     keep: int,
     mosaic: bool = False,
+    order: Ints | None = None,
 ) -> Choice:
     """Rank the scenes over every tile.
 
+    Time grows with the tiles, the (tile, scene) that touch and the photos; memory with the tiles and scenes alone.
+
     Args:
         scenes: candidate scenes.
-        outlines: gives the polygons in degrees of the tiles from one number up to another; longitudes may exceed 180.
+        outlines: gives the polygons in degrees of some tiles; longitudes may exceed 180.
         photo_days: times of the tiles' photos in days since 1970, tile after tile; NaN where unknown.
         first_photo: [T + 1] where each tile's photos begin in `photo_days`.
         keep: K.
         mosaic: whether scenes of one collection and day are put together.
+        order: [T] tiles, neighbours near each other: those that are looked at together meet few scenes. The result does
+            not depend on it.
     """
     count = len(first_photo) - 1
     choice = Choice(
@@ -77,44 +86,104 @@ def choose_scenes(
         np.full((count, keep, MATES if mosaic else 0), -1, dtype=np.int32),
         np.zeros(count, dtype=bool),
     )
-    days = {(s.collection, s.when.date()) for s in scenes}
-    numbers = {day: i for i, day in enumerate(sorted(days))}
-    group = np.array([numbers[s.collection, s.when.date()] for s in scenes], dtype=np.int64)
-    footprints = np.array([s.footprint for s in scenes], dtype=object)
-    shapely.prepare(footprints)
-    tree = shapely.STRtree(footprints)
-    day = np.array([s.when.timestamp() / 86400 for s in scenes])
-    cloud = np.array([np.inf if s.cloud_percent is None else s.cloud_percent for s in scenes])
+    footprints, times = Footprints(scenes), PhotoTimes(photo_days, first_photo)
+    columns = _Columns(scenes)
+    order = np.arange(count) if order is None else order
     for start in range(0, count, _TILES_AT_ONCE):
-        stop = min(start + _TILES_AT_ONCE, count)
-        boxes = outlines(start, stop)
-        tile, scene, own, pieces = _overlaps(tree, footprints, boxes)
-        first = first_photo[start : stop + 1]
-        apart = _days_apart(day[scene], photo_days[first[0] : first[-1]], first - first[0], tile)
-        # photos without a time leave it to the newest scene
-        time = np.where(np.isnan(apart), -day[scene], apart)
-        covered, day_time, day_cloud = own, time, cloud[scene]
-        if mosaic:
-            _, member = np.unique(tile * len(numbers) + group[scene], return_inverse=True)
-            covered, joined = _together(member, tile, own, pieces, boxes)
-            day_time = np.where(joined, _least(time, member), time)
-            day_cloud = np.where(joined, _least(cloud[scene], member), cloud[scene])
-        order = np.lexsort((scene, cloud[scene], time, -_steps(own), day_cloud, day_time, -_steps(covered), tile))
-        tile, scene, covered, apart, own = tile[order], scene[order], covered[order], apart[order], own[order]
-        choice.considered[start:stop] = np.bincount(tile, minlength=stop - start)
-        place = np.arange(len(tile)) - np.searchsorted(tile, tile)
-        kept = place < keep
-        at = start + tile[kept], place[kept]
-        choice.scene[at], choice.coverage[at], choice.days_apart[at] = scene[kept], covered[kept], apart[kept]
-        if mosaic:
-            more = (own < _FULL) & (covered > own + _MORE)
-            choice.seams[start + tile[(place == 0) & more]] = True
-            # an outline may promise more than its file holds: of scenes that should cover all, mates are asked, too
-            helpful = (more | (own >= _FULL))[kept]
-            choice.mates[at] = np.where(
-                helpful[:, None], _mates(member[order], scene, own, np.flatnonzero(kept)), np.int32(-1)
-            )
+        numbers = order[start : start + _TILES_AT_ONCE]
+        boxes = outlines(numbers)
+        for rows, tile, scene, own, pieces in footprints.over(boxes, _ROWS_AT_ONCE):
+            _rank(choice, numbers[rows], boxes[rows], tile, scene, own, pieces, columns, times, mosaic)
     return choice
+
+
+class _Columns:
+    """What ranking needs of all scenes."""
+
+    def __init__(self, scenes: SceneTable) -> None:
+        self.when_us, self.day_number = scenes.when_us, scenes.day_number
+        self.days = self.when_us / 86_400e6
+        self.cloud = np.where(np.isnan(scenes.cloud_percent), np.inf, scenes.cloud_percent)
+
+
+def _rank(
+    choice: Choice,
+    numbers: Ints,
+    boxes: npt.NDArray[np.object_],
+    tile: Ints,
+    scene: Ints,
+    own: Floats,
+    pieces: npt.NDArray[np.object_],
+    columns: _Columns,
+    times: PhotoTimes,
+    mosaic: bool,
+) -> None:
+    """Write the best scenes of some tiles into the choice.
+
+    Args:
+        choice: filled in.
+        numbers: the tiles.
+        boxes: their outlines.
+        tile: for every (tile, scene) that touch the place of the tile among `numbers`; sorted, with `scene`.
+        scene: its scene.
+        own: share of the tile that the scene covers.
+        pieces: what of the tile the scene covers; None where that is all.
+        columns: of all scenes.
+        times: of all photos.
+        mosaic: as of `choose_scenes`.
+    """
+    keep = choice.scene.shape[1]
+    choice.considered[numbers] = np.bincount(tile, minlength=len(numbers))
+    apart = times.days_apart(numbers, tile, columns.when_us[scene])
+    # photos without a time leave it to the newest scene
+    time = np.where(np.isnan(apart), -columns.days[scene], apart)
+    cloud = columns.cloud[scene]
+    covered, day_time, day_cloud = own, time, cloud
+    if mosaic:
+        _, member = np.unique(tile * len(columns.days) + columns.day_number[scene], return_inverse=True)
+        covered, joined = _together(member, tile, own, pieces, boxes)
+        day_time = np.where(joined, _least(time, member), time)
+        day_cloud = np.where(joined, _least(cloud, member), cloud)
+    some = np.flatnonzero(_may_lead(tile, _steps(covered), day_time, keep))
+    keys = scene, cloud, time, -_steps(own), day_cloud, day_time, -_steps(covered), tile
+    some = some[np.lexsort([key[some] for key in keys])]
+    place = np.arange(len(some)) - np.searchsorted(tile[some], tile[some])
+    some, place = some[place < keep], place[place < keep]
+    at = numbers[tile[some]], place
+    choice.scene[at], choice.coverage[at], choice.days_apart[at] = scene[some], covered[some], apart[some]
+    if mosaic:
+        more = (own[some] < _FULL) & (covered[some] > own[some] + _MORE)
+        choice.seams[numbers[tile[some]][(place == 0) & more]] = True
+        # an outline may promise more than its file holds: of scenes that should cover all, mates are asked, too
+        helpful = more | (own[some] >= _FULL)
+        choice.mates[at] = np.where(helpful[:, None], _mates(member, scene, own, some), np.int32(-1))
+
+
+def _may_lead(tile: Ints, steps: Floats, time: Floats, keep: int) -> npt.NDArray[np.bool_]:
+    """Which rows can be among the first `keep` of their tile; the order of all the others need not be known.
+
+    Where enough scenes cover as much of a tile as any does, only those come first, and of them only those whose time is
+    not behind that of the `keep`-th.
+
+    Args:
+        tile: of every row; sorted.
+        steps: coverage, the more the better.
+        time: the less the better.
+        keep: how many are wanted of each tile.
+
+    Example: three scenes cover all of the tile, two are wanted, and the fourth, though nearest, cannot be one.
+
+        >>> _may_lead(np.zeros(4, int), np.array([1, 1, 1, 0.5]), np.array([3.0, 1, 2, 0]), 2)
+        array([False,  True,  True, False])
+    """
+    most = np.maximum.reduceat(steps, np.flatnonzero(np.diff(tile, prepend=-1))) if len(tile) else steps
+    best = steps == most[np.cumsum(np.diff(tile, prepend=tile[:1]) > 0)]
+    rows = np.flatnonzero(best)
+    rows = rows[np.lexsort((time[rows], tile[rows]))]
+    first, stop = (np.searchsorted(tile[rows], tile, side=side) for side in ('left', 'right'))
+    enough = stop - first >= keep
+    limit = time[rows[np.minimum(first + keep, stop) - 1]]
+    return ~enough | (best & (time <= limit))
 
 
 def _steps(covered: Floats) -> Floats:
@@ -158,7 +227,10 @@ def _together(
 
 def _mates(member: Ints, scene: Ints, own: Floats, rows: Ints) -> npt.NDArray[np.int32]:
     """For some (tile, scene) the others of the same tile and day, [rows, MATES], more coverage first."""
-    order = np.lexsort((scene, -own, member))
+    wanted = np.zeros(member.max(initial=-1) + 1, dtype=bool)
+    wanted[member[rows]] = True
+    of_day = np.flatnonzero(wanted[member])
+    order = of_day[np.lexsort((scene[of_day], -own[of_day], member[of_day]))]
     ranked = member[order]
     first, stop = (np.searchsorted(ranked, member[rows], side=side) for side in ('left', 'right'))
     found = np.full((len(rows), MATES), -1, dtype=np.int32)
@@ -170,43 +242,3 @@ def _mates(member: Ints, scene: Ints, own: Floats, rows: Ints) -> npt.NDArray[np
         found[there, filled[there]] = other[there]
         filled += there
     return found
-
-
-def _overlaps(
-    tree: shapely.STRtree, footprints: npt.NDArray[np.object_], tiles: npt.NDArray[np.object_]
-) -> tuple[Ints, Ints, Floats, npt.NDArray[np.object_]]:
-    """Which scene covers how much of which tile, and the piece of the tile it covers (None: all of it)."""
-    across = np.flatnonzero(shapely.bounds(tiles)[:, 2] > 180)  # footprints end at the antimeridian: ask on both sides
-    boxes = np.concatenate([tiles, _eastwards(tiles[across], -360.0)])
-    owner = np.concatenate([np.arange(len(tiles)), across])
-    box, scene = tree.query(boxes, predicate='intersects')
-    whole = shapely.covers(footprints[scene], boxes[box])
-    covered, piece = np.ones(len(box)), np.full(len(box), None, dtype=object)
-    partly = np.flatnonzero(~whole)
-    piece[partly] = shapely.intersection(boxes[box[partly]], footprints[scene[partly]])
-    covered[partly] = shapely.area(piece[partly]) / shapely.area(boxes[box[partly]])
-    moved = partly[box[partly] >= len(tiles)]
-    piece[moved] = _eastwards(piece[moved], 360.0)
-    keys, first, inverse = np.unique(owner[box] * len(footprints) + scene, return_index=True, return_inverse=True)
-    share = np.minimum(1.0, np.bincount(inverse, weights=covered, minlength=len(keys)))
-    pieces, again = piece[first], np.setdiff1d(np.arange(len(box)), first)  # a scene on both sides of the antimeridian
-    pieces[inverse[again]] = shapely.union(pieces[inverse[again]], piece[again])
-    return keys // len(footprints), keys % len(footprints), share, pieces
-
-
-def _eastwards(shapes: npt.NDArray[np.object_], degrees: float) -> npt.NDArray[np.object_]:
-    """Shapes moved by degrees of longitude."""
-    moved: npt.NDArray[np.object_] = shapely.transform(shapes, lambda xy: xy + np.array([degrees, 0.0]))
-    return moved
-
-
-def _days_apart(scene_day: Floats, photo_days: Floats, first_photo: Ints, tile: Ints) -> Floats:
-    """Mean days between each (tile, scene) and the tile's photos."""
-    count = np.diff(first_photo)[tile]
-    pair = np.repeat(np.arange(len(tile)), count)
-    photo = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first_photo[:-1][tile], count)
-    known = ~np.isnan(photo_days[photo])
-    pair, photo = pair[known], photo[known]
-    total = np.bincount(pair, weights=np.abs(scene_day[pair] - photo_days[photo]), minlength=len(tile))
-    seen = np.bincount(pair, minlength=len(tile))
-    return np.where(seen > 0, total / np.maximum(seen, 1), np.nan)

@@ -5,6 +5,7 @@ One bulk read or search per run; nothing here is asked again per photo or per ti
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,9 @@ from grafalign.scenes.local import Rejected, from_file
 from grafalign.scenes.radiometry import band_sources
 from grafalign.scenes.regions import Box, as_boxes, regions_of
 from grafalign.scenes.scene import ItemError, Scene, scene_of
+from grafalign.scenes.scene_table import SceneTable, scene_table
 from grafalign.scenes.source import SceneSource, SignSettings
+from grafalign.scenes.table import UNWRITABLE, unwritable
 from grafalign.scenes.where import Conditions
 from grafalign.web.addresses import host_of
 
@@ -46,7 +49,7 @@ __all__ = [
 class FoundScenes(Sequence[Scene]):
     """What a source holds over some regions; as a sequence, its scenes."""
 
-    scenes: list[Scene]
+    scenes: SceneTable
     """Sorted by collection, time and id, each once."""
     rejected: list[Rejected]
     """Items that cannot be used: `scene`, id, reason, detail. Items that a filter leaves out are only counted."""
@@ -151,11 +154,11 @@ def load_scenes(
         raw = list(raw)
         counts['items'] += len(rejected)  # each raster is one, usable or not
     conditions = Conditions(source.where)
-    scenes = _usable(source, raw, near, conditions, rejected, counts)
+    usable = _usable(source, raw, near, conditions, rejected, counts)
+    scenes = scene_table(usable if source.api is not None else _writable(usable, rejected))
     counts |= Counter(rejected=len(rejected), scenes=len(scenes))
-    if not scenes:
+    if not len(scenes):
         _complain(source, boxes, conditions, rejected, counts)
-    scenes.sort(key=lambda s: (s.collection, s.when, s.item_id))
     return FoundScenes(scenes, rejected, {k: v for k, v in counts.items() if v})
 
 
@@ -166,14 +169,13 @@ def _usable(
     conditions: Conditions,
     rejected: list[Rejected],
     counts: Counter[str],
-) -> list[Scene]:
+) -> Iterator[Scene]:
     """The scenes that pass all filters, each once; fills `rejected` and `counts`."""
     public_only = public_assets_only(source)
-    scenes: list[Scene] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[bytes] = set()
     for item in raw:
         counts['items'] += 1
-        name = (str(item.get('collection') or ''), str(item.get('id')))
+        name = _name_digest(item)
         if name in seen:
             counts['duplicates'] += 1
             continue
@@ -187,10 +189,26 @@ def _usable(
             rejected.append(('scene', str(item.get('id')), error.reason, error.detail))
             continue
         if out is None:
-            scenes.append(scene)
+            yield scene
         else:
             counts[out] += 1
-    return scenes
+
+
+def _name_digest(item: dict[str, Any]) -> bytes:
+    """Short for collection and id: a million names would take a quarter of a gigabyte."""
+    name = repr((str(item.get('collection') or ''), str(item.get('id'))))
+    return hashlib.blake2b(name.encode('utf-8', 'backslashreplace'), digest_size=12).digest()
+
+
+def _writable(scenes: Iterator[Scene], rejected: list[Rejected]) -> Iterator[Scene]:
+    """The scenes whose items can be kept in a table; items of an API were, when its search was kept."""
+    while some := list(itertools.islice(scenes, _CHECKED_TOGETHER)):
+        bad = dict(unwritable([scene.item for scene in some]))
+        rejected += [('scene', some[number].item_id, UNWRITABLE, reason) for number, reason in bad.items()]
+        yield from (scene for number, scene in enumerate(some) if number not in bad)
+
+
+_CHECKED_TOGETHER = 512
 
 
 def _left_out(scene: Scene, source: SceneSource, near: shapely.STRtree, conditions: Conditions) -> str | None:

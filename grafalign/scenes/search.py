@@ -26,6 +26,7 @@ from grafalign.errors import MachineError, naming_full_disk
 from grafalign.files import write_atomically
 from grafalign.scenes.api import Api
 from grafalign.scenes.hrefs import absolute_assets, self_link
+from grafalign.scenes.item_file import ItemFile, Items
 from grafalign.scenes.local import Rejected
 from grafalign.scenes.regions import Box
 from grafalign.scenes.scene import ItemError, scene_of
@@ -92,7 +93,8 @@ def search_items(
         rows = [
             (str(kind), str(name), str(reason), str(detail)) for kind, name, reason, detail in known[file]['rejected']
         ]
-        rejected += [row for row in rows if row not in rejected]  # an item of two regions is rejected once
+        rejected_before = set(rejected)  # an item of two regions is rejected once
+        rejected += [row for row in rows if row not in rejected_before]
         if known[file]['items']:
             yield from read_items(file, near)
 
@@ -100,7 +102,7 @@ def search_items(
 def _search_one(api: Api, region: Box, file: Path, request: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:
     """Search one region and keep what was found."""
     before = counts.copy()
-    usable, rejected = [], []
+    items, places, rejected = ItemFile(), [], []
     for item in api.search(region):
         if not item.get('collection') and len(request['collections']) == 1:
             item['collection'] = request['collections'][0]  # it may be left out, and the API was asked for no other
@@ -109,20 +111,20 @@ def _search_one(api: Api, region: Box, file: Path, request: dict[str, Any], coun
         except ItemError as error:
             rejected.append(('scene', _printable(item.get('id')), error.reason, _printable(error.detail)))
             continue
-        usable.append(absolute_assets(item, self_link(item) or request['api'], False))
+        places.append(items.add(absolute_assets(item, self_link(item) or request['api'], False)))
     record = {
         **request,
         'region': region,
         'searched_at': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'items': len(usable),
+        'items': len(places),
         'rejected': rejected,
         'counts': dict(counts - before),
     }
     try:
         with naming_full_disk(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
-            table, bad = keep_items(usable)
-            record['items'] = len(usable) - len(bad)
+            table, bad = keep_items(Items(items.read, places))
+            record['items'] = len(places) - len(bad)
             rejected += [('scene', _printable(item.get('id')), UNWRITABLE, reason) for item, reason in bad]
             record['digest'] = _digest_of(table)
             write_atomically(file, table, shared=True)

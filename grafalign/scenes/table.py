@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+
+from grafalign.scenes.item_file import Items
 
 _MEMBERS = ('type', 'stac_version', 'stac_extensions', 'id', 'geometry', 'bbox', 'collection', 'links', 'assets')
 _TIMES = ('datetime', 'start_datetime', 'end_datetime', 'created', 'updated', 'expires', 'published', 'unpublished')
@@ -38,62 +41,121 @@ Path_ = tuple[str, ...]
 """Keys from the item down; `[]` stands for the entries of a list."""
 
 
-def items_to_parquet(items: Iterable[dict[str, Any]]) -> bytes:
+def items_to_parquet(items: Sequence[dict[str, Any]]) -> bytes:
     """A stac-geoparquet file of items that have an id, an outline and readable times.
+
+    Items are gone through three times, a batch at a time, so that a sequence that reads them from disk never has many
+    of them in memory.
 
     Args:
         items: STAC items; not changed. The table of no items is a file with an `id` column and no rows.
     """
     from stac_geoparquet.arrow import parse_stac_items_to_arrow
 
-    plain = [_plain(item) for item in items]
     buffer = io.BytesIO()
-    if not plain:
+    if not len(items):
         pq.write_table(pa.table({'id': pa.array([], pa.string())}), buffer)
         return buffer.getvalue()
-    if len({key for item in plain for key in item.get('assets', {})}) > _MOST_ASSET_KEYS:
-        for item in plain:
-            item['properties'][_ASSETS] = json.dumps(item['assets'])
-            item['assets'] = {'all': {'href': '', 'description': f'see {_ASSETS}'}}
-    as_json = sorted(_untyped(plain))
-    for item in plain:
-        for path in as_json:
-            _apply(item, path, lambda value: json.dumps(value, sort_keys=True))
-    table = parse_stac_items_to_arrow(plain).read_all()
-    outline = {'encoding': 'WKB', 'geometry_types': []}
-    geo = {'version': '1.1.0', 'primary_column': 'geometry', 'columns': {'geometry': outline}}
-    metadata = {b'geo': json.dumps(geo).encode(), _JSON_KEY: json.dumps(as_json).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression='zstd')
+    free_names = _more_than(set(item.get('assets') or {}) for item in items)
+    types = _Types()
+    for item in items:
+        types.look(_plain(item, free_names))
+    as_json = sorted(types.untyped())
+    with _Spool() as spool:
+        for start in range(0, len(items), _BATCH):
+            batch = [_plain(item, free_names) for item in items[start : start + _BATCH]]
+            for item in batch:
+                for path in as_json:
+                    _apply(item, path, lambda value: json.dumps(value, sort_keys=True))
+            spool.add(parse_stac_items_to_arrow(batch).read_all())
+        outline = {'encoding': 'WKB', 'geometry_types': []}
+        geo = {'version': '1.1.0', 'primary_column': 'geometry', 'columns': {'geometry': outline}}
+        metadata = {b'geo': json.dumps(geo).encode(), _JSON_KEY: json.dumps(as_json).encode()}
+        schema = spool.schema.with_metadata(metadata)
+        with pq.ParquetWriter(buffer, schema, compression='zstd') as writer:
+            for table in spool.tables():
+                writer.write_table(table.replace_schema_metadata(metadata))
     return buffer.getvalue()
 
 
-def keep_items(items: list[dict[str, Any]]) -> tuple[bytes, list[tuple[dict[str, Any], str]]]:
-    """As `items_to_parquet`, but for the items that cannot be written: these come back with the reason.
+def _more_than(keys: Iterable[set[str]]) -> bool:
+    """Whether there are more different asset keys than columns are good for."""
+    met: set[str] = set()
+    for some in keys:
+        met |= some
+        if len(met) > _MOST_ASSET_KEYS:
+            return True
+    return False
 
-    One item among thousands may hold what no table can (half of a surrogate pair, an outline that is a word, a hundred
-    levels of nesting); it is found by halving.
-    """
+
+class _Spool:
+    """Tables in a temporary file until the columns of all of them are known."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115, as long as this object
+        self._places: list[int] = []
+        self.schema = pa.schema([])
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, table: pa.Table) -> None:
+        """Keep a table; the schema takes in its columns."""
+        table = table.replace_schema_metadata(None)
+        self.schema = pa.unify_schemas([self.schema, table.schema], promote_options='permissive')
+        self._places.append(self._file.tell())
+        with pa.ipc.new_stream(self._file, table.schema, options=pa.ipc.IpcWriteOptions(compression='lz4')) as sink:
+            sink.write_table(table)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The tables with the columns of all, in their order."""
+        for place in self._places:
+            self._file.seek(place)
+            with pa.ipc.open_stream(self._file) as source:
+                yield pa.concat_tables([self.schema.empty_table(), source.read_all()], promote_options='permissive')
+
+
+def keep_items(items: Sequence[dict[str, Any]]) -> tuple[bytes, list[tuple[dict[str, Any], str]]]:
+    """As `items_to_parquet`, but for the items that cannot be written: these come back with the reason."""
     try:
         return items_to_parquet(items), []
     except Exception as error:  # stac-geoparquet, Arrow, Shapely and Python itself raise types of their own
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    bad = _unwritable(items, reason)
-    lost = {id(item) for item, _ in bad}
-    return items_to_parquet(item for item in items if id(item) not in lost), bad
+    bad = _halved(items, range(len(items)), reason)
+    lost = {number for number, _ in bad}
+    kept = [number for number in range(len(items)) if number not in lost]
+    return items_to_parquet(Items(items.__getitem__, kept)), [(items[number], reason) for number, reason in bad]
 
 
-def _unwritable(items: list[dict[str, Any]], reason: str) -> list[tuple[dict[str, Any], str]]:
-    if len(items) == 1:
-        return [(items[0], reason)]
-    found = []
-    for half in (items[: len(items) // 2], items[len(items) // 2 :]):
+def unwritable(items: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Numbers of the items that cannot be written, with the reasons."""
+    try:
+        items_to_parquet(items)
+        return []
+    except Exception as error:
+        return _halved(items, range(len(items)), ' '.join(str(error).split())[:200] or type(error).__name__)
+
+
+def _halved(items: Sequence[dict[str, Any]], numbers: Sequence[int], reason: str) -> list[tuple[int, str]]:
+    """Which of some items cannot be written.
+
+    One item among thousands may hold what no table can (half of a surrogate pair, an outline that is a word, a hundred
+    levels of nesting); it is looked for in halves.
+    """
+    if len(numbers) == 1:
+        return [(numbers[0], reason)]
+    bad: list[tuple[int, str]] = []
+    for half in (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]):
         try:
-            items_to_parquet(half)
+            items_to_parquet(Items(items.__getitem__, half))
         except Exception as error:
-            found += _unwritable(half, ' '.join(str(error).split())[:200] or type(error).__name__)
-    if not found:  # each half can be written and both together cannot: the larger table goes on without the smaller
-        return [(item, reason) for item in items[len(items) // 2 :]]
-    return found
+            bad += _halved(items, half, ' '.join(str(error).split())[:200] or type(error).__name__)
+    if not bad:  # each half can be written and both together cannot: the larger table goes on without the smaller
+        return [(number, reason) for number in numbers[len(numbers) // 2 :]]
+    return bad
 
 
 def read_items(path: Path, boxes: shapely.STRtree | None = None) -> Iterator[dict[str, Any]]:
@@ -131,8 +193,11 @@ def _touching(outlines: Any, boxes: shapely.STRtree) -> Any:
     return sure
 
 
-def _plain(item: dict[str, Any]) -> dict[str, Any]:
-    """An item without nulls and with what stac-geoparquet takes for granted: bbox, links, 2-D boxes, readable times."""
+def _plain(item: dict[str, Any], free_names: bool = False) -> dict[str, Any]:
+    """An item without nulls and with what stac-geoparquet takes for granted: bbox, links, 2-D boxes, readable times.
+
+    Where items name their assets freely, all assets become one text.
+    """
     kept: dict[str, Any] = {k: _without_nulls(item[k]) for k in _MEMBERS if item.get(k) is not None}
     box = kept.get('bbox')
     if isinstance(box, list) and len(box) == 6:
@@ -146,6 +211,9 @@ def _plain(item: dict[str, Any]) -> dict[str, Any]:
     for key, value in _without_nulls(item.get('properties') or {}).items():
         clash = key in _MEMBERS or key.startswith(_RENAMED) or (key in _TIMES and not _is_time(value))
         properties[_RENAMED + key if clash else key] = value
+    if free_names:
+        properties[_ASSETS] = json.dumps(kept.get('assets'))
+        kept['assets'] = {'all': {'href': '', 'description': f'see {_ASSETS}'}}
     return {**kept, 'properties': properties}
 
 
@@ -177,28 +245,35 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _untyped(items: list[dict[str, Any]]) -> set[Path_]:
-    """The shortest paths whose values have no common Arrow type."""
-    kinds: dict[Path_, set[str]] = {}
-    children: dict[Path_, set[str]] = {}
+class _Types:
+    """What lies at each path of many items, to know the shortest paths whose values have no common Arrow type."""
 
-    def look(value: Any, path: Path_) -> None:
-        kinds.setdefault(path, set()).add(_arrow_kind(value))
+    def __init__(self) -> None:
+        self._kinds: dict[Path_, set[str]] = {}
+        self._children: dict[Path_, set[str]] = {}
+
+    def look(self, item: dict[str, Any]) -> None:
+        """Take in an item."""
+        for key in item.keys() - {'geometry', 'bbox'}:
+            self._look(item[key], (key,))
+
+    def _look(self, value: Any, path: Path_) -> None:
+        self._kinds.setdefault(path, set()).add(_arrow_kind(value))
         if isinstance(value, dict):
-            children.setdefault(path, set()).update(value)
+            self._children.setdefault(path, set()).update(value)
             for key, inner in value.items():
-                look(inner, (*path, key))
+                self._look(inner, (*path, key))
         elif isinstance(value, list):
             for inner in value:
-                look(inner, (*path, '[]'))
+                self._look(inner, (*path, '[]'))
 
-    for item in items:
-        for key in item.keys() - {'geometry', 'bbox'}:
-            look(item[key], (key,))
-    bad = {p for p, found in kinds.items() if len(found - {'null'}) > 1 or 'too large' in found}
-    bad |= {p for p, found in kinds.items() if 'object' in found and not children.get(p)}
-    bad -= {p for p in bad if 'proj:geometry' in p}  # stac-geoparquet makes these WKB
-    return {p for p in bad if not any(p[:n] in bad for n in range(1, len(p)))}
+    def untyped(self) -> set[Path_]:
+        """The shortest paths whose values have no common type."""
+        kinds, children = self._kinds, self._children
+        bad = {p for p, met in kinds.items() if len(met - {'null'}) > 1 or 'too large' in met}
+        bad |= {p for p, met in kinds.items() if 'object' in met and not children.get(p)}
+        bad -= {p for p in bad if 'proj:geometry' in p}  # stac-geoparquet makes these WKB
+        return {p for p in bad if not any(p[:n] in bad for n in range(1, len(p)))}
 
 
 def _arrow_kind(value: Any) -> str:
