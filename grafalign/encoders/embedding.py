@@ -35,6 +35,7 @@ from grafalign.encoders.bank import (
 from grafalign.encoders.bank_parts import OpenPart, finished_parts, part_file, plan_parts, read_part
 from grafalign.encoders.clip import FrozenClip
 from grafalign.encoders.cores import on_cores
+from grafalign.encoders.fitting import Fitting
 from grafalign.encoders.reading import Chunk, Rows, metadata_table, read_chunks
 from grafalign.errors import InputError, naming_full_disk
 from grafalign.files import vectors_of, write_table
@@ -258,11 +259,13 @@ def _make_parts(
     for number in missing:
         part_of_row[parts[number]] = number
 
+    images_to_embeddings = Fitting(clip.encode_images, 'photos')
+
     def encode(chunk: Chunk) -> tuple[Chunk, npt.NDArray[np.float16]]:
         fine = chunk.metadata['reason'].isna().to_numpy(dtype=bool)
         embeddings = np.zeros((len(fine), width), dtype=np.float16)
         if fine.any():
-            embeddings[fine] = clip.encode_images(chunk.images).cpu().numpy().astype(np.float16)[fine]
+            embeddings[fine] = images_to_embeddings(chunk.images).cpu().numpy().astype(np.float16)[fine]
         return chunk, embeddings
 
     begun: dict[int, OpenPart] = {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grafalign import console
 from grafalign.config import Settings, load_settings
+from grafalign.encoders.fitting import Fitting
 from grafalign.encoders.lattice import Lattice, stride_of
 from grafalign.encoders.smooth import SmoothAttention
 from grafalign.encoders.windows import WindowEncoder
@@ -163,7 +164,7 @@ def window_encoder(model: Model, plan: FieldPlan) -> WindowEncoder:
     else:
         encode = lambda inputs: torch.nn.functional.normalize(model.images(inputs), dim=-1)[:, None, None]  # noqa: E731
     mean, std = (torch.tensor(v, device=model.device) for v in (model.preprocessing.mean, model.preprocessing.std))
-    return WindowEncoder(encode, mean, std, plan.dimensions, plan.batch, model.device)
+    return WindowEncoder(Fitting(encode, 'windows'), mean, std, plan.dimensions, plan.batch, model.device)
 
 
 @dataclass(frozen=True)

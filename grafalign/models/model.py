@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from grafalign.encoders import SatelliteEncoder
 from grafalign.encoders.captioning import CaptionOptions
+from grafalign.encoders.fitting import Fitting
 from grafalign.errors import DamagedError, InputError
 from grafalign.models.pixels import Preprocessing
 
@@ -62,7 +64,11 @@ class Model:
             GrafalignError: an embedding is not finite.
         """
         with torch.no_grad():
-            return self._unit(self.images(inputs.to(self.device)), 'an image')
+            return self._unit(self._fitting(inputs.to(self.device)), 'an image')
+
+    @cached_property
+    def _fitting(self) -> Fitting:
+        return Fitting(self.images, 'pictures')
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Unit embeddings [T, D] of texts.
