@@ -12,7 +12,7 @@ import importlib.metadata
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.scaling_chain import PRICES, bank, maps, pairing
 from grafalign.encoders import ClipSettings, FrozenClip
 from grafalign.store import ShardWriter
 from grafalign.store_marker import Sensor
@@ -155,6 +156,7 @@ def batch(tiles: int, photos: int) -> dict[str, Tensor]:
         'gain': torch.ones(tiles, 3),
         'keep': torch.zeros(tiles, 0, dtype=torch.long),
         'candidates': torch.arange(pairs),
+        'photos': torch.tensor(pairs),
         'tile': torch.arange(tiles).repeat_interleave(photos),
         'photo': torch.arange(pairs),
         'weight': torch.full((pairs,), 1 / pairs),
@@ -163,6 +165,7 @@ def batch(tiles: int, photos: int) -> dict[str, Tensor]:
         'col': place,
         'sigma_px': torch.ones(pairs),
         'heading': torch.full((pairs,), float('nan')),
+        'field_of_view': torch.full((pairs,), float('nan')),
         'zoom': torch.ones(pairs),
     }
 
@@ -255,7 +258,7 @@ def hours(counted: Counted, gpu: Gpu, run: Epochs, gpus: int, share: float, leve
     return seconds / 3600
 
 
-def page(counted: Counted, minutes: float) -> Iterable[str]:
+def page(counted: Counted, minutes: float, prices: Mapping[str, float]) -> Iterable[str]:
     """`scaling.md`."""
     versions = ', '.join(f'{p} {importlib.metadata.version(p)}' for p in ('grafalign', 'torch', 'open_clip_torch'))
     yield "# What a training of GRAFT's size costs"
@@ -275,6 +278,7 @@ def page(counted: Counted, minutes: float) -> Iterable[str]:
     yield from network(counted)
     yield from storage(counted)
     yield from photo_side(counted)
+    yield from before_and_after(counted, prices)
     yield from left_out()
 
 
@@ -479,6 +483,28 @@ def photo_side(c: Counted) -> Iterable[str]:
     yield ''
 
 
+def before_and_after(c: Counted, prices: Mapping[str, float]) -> Iterable[str]:
+    """What comes before the training and after it."""
+    yield '## From pairs to maps'
+    yield ''
+    yield (
+        f'Prices are a setting (`--prices`); here {prices["gpu_hour"]:g} dollars an hour of a GPU, '
+        f'{prices["core_hour"]:g} an hour of a core, {prices["thousand_requests"]:g} a thousand requests, '
+        f'{prices["gb_read"]:g} a GB read (inside a region) and {prices["gb_month"]:g} a GB kept for a month.'
+    )
+    yield ''
+    once = PAIRS * c.photo
+    hours_of = {n: (once / (g.tf32 * MFU[1]) / 3600, once / (g.tf32 * MFU[0]) / 3600) for n, g in DEVICES.items()}
+    speeds = {n: (g.bf16 * MFU[0], g.bf16 * MFU[1]) for n, g in DEVICES.items()}
+    for section in (pairing(prices), bank(prices, hours_of), maps(prices, c.forward, speeds)):
+        yield f'### {section.title}'
+        yield ''
+        yield section.text
+        yield ''
+        yield from table(section.names, section.rows)
+        yield ''
+
+
 def left_out() -> Iterable[str]:
     """What these numbers do not hold."""
     yield '## Not in these numbers'
@@ -488,7 +514,7 @@ def left_out() -> Iterable[str]:
         'kernels. The share of the peak stands for them in the encoder; in the loss, which goes through its candidates '
         'in many small blocks, that share may be lower than assumed.'
     )
-    yield '- Stragglers, start-up, validation and checkpoints; the time to fetch scenes and photos.'
+    yield '- Stragglers, start-up, validation and checkpoints; the time that fetching waits for scenes and photos.'
     yield '- Memory and time of tables of ten million photos in every process.'
 
 
@@ -517,11 +543,15 @@ def main() -> None:
     """Count and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=HERE / 'scaling.md')
+    parser.add_argument('--prices', nargs='+', default=[], metavar='KEY=DOLLARS', help=', '.join(PRICES))
     args = parser.parse_args()
+    prices = PRICES | {key: float(value) for key, _, value in (given.partition('=') for given in args.prices)}
+    if prices.keys() != PRICES.keys():
+        parser.error(f'--prices knows {", ".join(PRICES)}')
     started = time.perf_counter()
     counted = count()
     text = io.StringIO()
-    for line in page(counted, (time.perf_counter() - started) / 60):
+    for line in page(counted, (time.perf_counter() - started) / 60, prices):
         text.write(line + '\n')
     args.out.write_text(text.getvalue())
 

@@ -27,7 +27,7 @@ _PATIENCE = timedelta(days=7)
 """How long a process waits for the others, which may have more to do."""
 _SIGHT_S, _LOOK_S = 60.0, 0.2
 """How long a file may take to be seen by the other machines of a shared folder, and how often one looks."""
-_LOST = re.compile('gloo|connection (closed|reset|refused)|broken pipe|by peer|timed out', re.IGNORECASE)
+_LOST = re.compile('gloo|nccl|connection (closed|reset|refused)|broken pipe|by peer|timed out', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -124,17 +124,32 @@ class Team:
         try:
             distributed.all_gather_object(said, mine, group=_group())
         except RuntimeError as error:
-            reason = ' '.join(str(error).split())
-            if not (isinstance(error, distributed.DistError) or _LOST.search(reason)):
+            if (reason := lost_process(error)) is None:
                 raise
             raise MachineError(
-                f'Another process is gone ({reason[:120]}); what is finished is kept. Its own message says why; run '
+                f'Another process is gone ({reason}); what is finished is kept. Its own message says why; run '
                 'the same command again.'
             ) from None
         # who has heard all may end, while others still listen: nobody goes on before all have heard
         with contextlib.suppress(RuntimeError):
             distributed.barrier(group=_group())
         return said
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """Why torch says that another process is gone, without the lines of its own source; None for other errors.
+
+    Example:
+        >>> lost_process(RuntimeError('[/build/pair.cc:561] Connection closed by peer [10.0.0.7]:13236. This may mean'))
+        'Connection closed by peer [10.0.0.7]:13236'
+        >>> lost_process(RuntimeError('shapes do not fit'))
+    """
+    from torch import distributed
+
+    reason = ' '.join(str(error).split())
+    if not (isinstance(error, distributed.DistError) or _LOST.search(reason)):
+        return None
+    return re.sub(r'\[[^\]]*\.\w+:\d+\] *', '', reason).partition('. ')[0][:120]
 
 
 def neighbours(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,7 +8,6 @@ do, so no gradient has to travel back (and Accelerate's `gather`, which loses it
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from grafalign.errors import MachineError
-
-_LOST = re.compile('gloo|nccl|connection (closed|reset|refused)|broken pipe|by peer', re.IGNORECASE)
+from grafalign.processes import lost_process
 
 
 def gather_rows(own: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -61,9 +59,9 @@ def naming_lost_processes() -> Iterator[None]:
                 f'A data worker died ({reason[:120]}); the last checkpoint is kept. Run the same command again, with '
                 'fewer `workers` if memory was short.'
             ) from None
-        if isinstance(error, distributed.DistError) or _LOST.search(reason):
+        if (lost := lost_process(error)) is not None:
             raise MachineError(
-                f'Another process of this training is gone ({reason[:120]}); the last checkpoint is kept. Its own '
+                f'Another process of this training is gone ({lost}); the last checkpoint is kept. Its own '
                 'message says why; run the same command again.'
             ) from None
         raise
