@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
 from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
+from grafalign.pairing import plan as planning
 from grafalign.pairing.plan import Plan, ahead, make_plan, split_of_blocks
 from grafalign.photos.ranks import ranks
 
@@ -114,13 +115,25 @@ def places(draw: st.DrawFn) -> tuple[TileGrid, pd.DataFrame]:
     return grid, photos(np.append(lons[kept], float(lon)), np.append(lats[kept], float(lat)))
 
 
-@given(places(), st.sampled_from([(1.0, 1.0), (0.5, 0.5), (0.5, 1.0), (0.25, 0.4)]))
+@given(
+    places(),
+    st.sampled_from([(1.0, 1.0), (0.5, 0.5), (0.5, 1.0), (0.25, 0.4)]),
+    st.sampled_from([(4096, 2_000_000), (1, 100), (3, 5), (1, 1)]),
+)
 @settings(max_examples=400, deadline=None)
-def test_the_rule_holds_all_over_the_globe(drawn: tuple[TileGrid, pd.DataFrame], parts: tuple[float, float]) -> None:
-    """At every kind of border, with photos on the edges of tiles or cores, it is the naive loop's, and none is lost."""
+def test_the_rule_holds_all_over_the_globe(
+    drawn: tuple[TileGrid, pd.DataFrame], parts: tuple[float, float], portions: tuple[int, int]
+) -> None:
+    """At every kind of border, with photos on the edges of tiles or cores, it is the naive loop's, and none is lost.
+
+    However many photos are visited together.
+    """
     grid, table = drawn
     lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
-    found = make_plan(table['photo_id'], lon, lat, grid, 1000, 0, 5000, {'train': 1.0}, 0, *parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, '_FIRST_TOGETHER', portions[0])
+        patch.setattr(planning, '_VISITED_TOGETHER', portions[1])
+        found = make_plan(table['photo_id'], lon, lat, grid, 1000, 0, 5000, {'train': 1.0}, 0, *parts)
     ids, members = naive(table, grid, *parts)
     assert found.tiles['tile_id'].tolist() == ids and len(set(ids)) == len(ids)
     assert set(zip(found.pairs['tile'], found.pairs['photo'], strict=True)) == members

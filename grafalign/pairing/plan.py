@@ -8,8 +8,8 @@ place before their cameras; the rows and columns that are kept are the cameras'.
 of two splits, or lie within a buffer of another split's block, are dropped: no pixel is on both sides, and no place is
 shown from both either.
 
-The visit is the one step that must be taken photo by photo; all others work on whole columns. Both cost time and memory
-in proportion to the number of photos (`experiments/performance/planning.md`).
+All steps work on whole columns and cost time and memory in proportion to the number of photos
+(`experiments/performance/planning.md`).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Ints = npt.NDArray[np.int64]
 
 _BLOCK_SHARE = 0.7
 """Share of a block's height that its width surely has, however the columns of its row are divided."""
-_VISITED_TOGETHER = 200_000
-"""Photos that are Python numbers at one time."""
+_FIRST_TOGETHER, _VISITED_TOGETHER = 4_096, 2_000_000
+"""Photos of the first portion, and of one at most."""
 
 
 @dataclass(frozen=True)
@@ -223,61 +223,111 @@ def _cells(zone: Ints, x: Floats, y: Floats, side: float) -> Ints:
     return ((zone % 1000) * _SPAN + j) * _SPAN + i
 
 
-def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid, core: float) -> tuple[Ints, Floats, Floats]:
-    """Visit the photos by rank; return zone, left and top of the tiles they seed, in that order.
+def _meeting(corner: Ints, cell: Ints) -> tuple[Ints, Ints]:
+    """Which positions may lie in which tiles: places among the positions, and among the tiles.
 
     A tile is filed under the cell of its top left corner, so one that holds a position is filed under the position's
     own cell, the one to the left, the one above, or the one between those two.
+
+    Args:
+        corner: cells of the tiles' corners, sorted.
+        cell: cells of the positions; sorted ones are looked up several times faster.
     """
-    side, gsd = grid.side_m, grid.gsd_m
-    low, high = grid.inner(core)
+    positions, tiles = [], []
+    for up in (0, _SPAN):
+        low = np.searchsorted(corner, cell + (up - 1), side='left')
+        count = np.searchsorted(corner, cell + up, side='right') - low
+        positions.append(np.repeat(np.arange(len(cell)), count))
+        tiles.append(np.arange(len(positions[-1])) + np.repeat(low - (np.cumsum(count) - count), count))
+    return np.concatenate(positions), np.concatenate(tiles)
+
+
+@dataclass
+class _Seeds:
+    """Tiles that were seeded so far, sorted by the cells of their corners."""
+
+    corner: Ints
+    left: Floats
+    top: Floats
+
+    def add(self, corner: Ints, left: Floats, top: Floats) -> None:
+        """Take in more tiles, sorted in the same way."""
+        at = np.searchsorted(self.corner, corner, side='right')
+        self.corner = np.insert(self.corner, at, corner)
+        self.left, self.top = np.insert(self.left, at, left), np.insert(self.top, at, top)
+
+
+def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid, core: float) -> tuple[Ints, Floats, Floats]:
+    """Visit the photos by rank; return zone, left and top of the tiles they seed, in that order.
+
+    Photos are visited in portions, each at most as large as all before. Most photos of a portion lie in tiles that are
+    there already; the few others are decided among themselves (`_first_among`).
+    """
     order = np.lexsort((~places.own, rank[places.photo]))  # each photo's own zone first
-    filed: dict[int, list[tuple[float, float]]] = {}
-    seeds: list[int] = []
-    last, covered = -1, False
-    pending: tuple[int, int, float, float] | None = None
-
-    def plant(place: tuple[int, int, float, float]) -> None:
-        entry, corner_cell, left, top = place
-        filed.setdefault(corner_cell, []).append((left, top))
-        seeds.append(entry)
-
-    for start in range(0, len(order), _VISITED_TOGETHER):
-        entries = order[start : start + _VISITED_TOGETHER]
-        zone, x, y = places.zone[entries], places.x[entries], places.y[entries]
-        left, top = grid.corner(x, y)
-        columns = (
-            entries,
-            places.photo[entries],
-            _cells(zone, x, y, side),
-            x,
-            y,
-            _cells(zone, left, top, side),
-            left,
-            top,
-        )
-        for entry, photo, cell, px, py, corner_cell, pl, pt in zip(*(c.tolist() for c in columns), strict=True):
-            if photo != last:
-                if pending is not None and not covered:
-                    plant(pending)
-                last, covered = photo, False
-                pending = (entry, corner_cell, pl, pt)
-            elif covered:
-                continue
-            for key in (cell, cell - 1, cell + _SPAN, cell + _SPAN - 1):
-                for tile_left, tile_top in filed.get(key, ()):
-                    # the very arithmetic of `row_col` and `holds`: on an edge another one may round the other way
-                    if low <= (tile_top - py) / gsd < high and low <= (px - tile_left) / gsd < high:
-                        covered = True
-                        break
-                else:
-                    continue
-                break
-    if pending is not None and not covered:
-        plant(pending)
-    rows = np.array(seeds, dtype=np.int64)
+    begins = np.flatnonzero(places.own[order])  # where each photo's entries begin, and how many photos there are
+    tiles = _Seeds(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
+    seeds: list[Ints] = []
+    start = 0
+    while start < len(begins):
+        stop = min(len(begins), start + min(max(start, _FIRST_TOGETHER), _VISITED_TOGETHER))
+        entries = order[begins[start] : begins[stop] if stop < len(begins) else len(order)]
+        photo = np.cumsum(places.own[entries]) - 1  # place in this portion
+        cell = _cells(places.zone[entries], places.x[entries], places.y[entries], grid.side_m)
+        by_cell = np.argsort(cell, kind='stable')
+        entries, photo, cell = entries[by_cell], photo[by_cell], cell[by_cell]
+        x, y = places.x[entries], places.y[entries]
+        at, tile = _meeting(tiles.corner, cell)
+        inside = grid.holds(*grid.row_col(x[at], y[at], tiles.left[tile], tiles.top[tile]), core)
+        covered = np.zeros(stop - start, dtype=bool)
+        covered[photo[at[inside]]] = True
+        open_ = ~covered[photo]
+        entries, photo, cell, x, y = entries[open_], photo[open_], cell[open_], x[open_], y[open_]
+        mine = np.flatnonzero(places.own[entries])  # where each would seed a tile
+        left, top = grid.corner(x[mine], y[mine])
+        corner = _cells(places.zone[entries[mine]], left, top, grid.side_m)
+        by_corner = np.argsort(corner, kind='stable')
+        mine, left, top, corner = mine[by_corner], left[by_corner], top[by_corner], corner[by_corner]
+        at, tile = _meeting(corner, cell)
+        earlier = photo[mine[tile]] < photo[at]
+        at, tile = at[earlier], tile[earlier]
+        inside = grid.holds(*grid.row_col(x[at], y[at], left[tile], top[tile]), core)
+        seeding = _first_among(photo[mine[tile[inside]]], photo[at[inside]], ~covered)
+        new = seeding[photo[mine]]
+        tiles.add(corner[new], left[new], top[new])
+        chosen = mine[new]
+        seeds.append(entries[chosen[np.argsort(photo[chosen])]])
+        start = stop
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *seeds])
     left, top = grid.corner(places.x[rows], places.y[rows])
     return places.zone[rows], left, top
+
+
+def _first_among(earlier: Ints, later: Ints, undecided: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which photos seed a tile, of those that no tile holds yet.
+
+    In every round all photos seed that no earlier undecided photo could hold, and those that they hold are covered.
+
+    Args:
+        earlier: for pairs of photos the one that is visited first,
+        later: and the one that its tile would hold.
+        undecided: of all photos which are meant; changed.
+
+    Example: the tile of 0 holds 1, and that of 1 would hold 2; as 1 seeds none, 2 does.
+
+        >>> _first_among(np.array([0, 1]), np.array([1, 2]), np.array([True, True, True]))
+        array([ True, False,  True])
+    """
+    seeding = np.zeros(len(undecided), dtype=bool)
+    while undecided.any():
+        waits = np.zeros(len(undecided), dtype=bool)
+        waits[later] = True
+        now = undecided & ~waits
+        seeding |= now
+        undecided &= ~now
+        undecided[later[now[earlier]]] = False
+        still = undecided[earlier] & undecided[later]
+        earlier, later = earlier[still], later[still]
+    return seeding
 
 
 def _splits(
@@ -319,14 +369,10 @@ def _members(
     found: list[tuple[npt.NDArray[np.generic], ...]] = []
     for start, stop in _runs(places.zone):  # zone by zone: the candidates of all zones together would fill the memory
         photo, x, y = places.photo[start:stop], places.x[start:stop], places.y[start:stop]
-        cell = _cells(places.zone[start:stop], x, y, side)
-        for step in (0, -1, _SPAN, _SPAN - 1):
-            low, high = (np.searchsorted(corner, cell + step, side=s) for s in ('left', 'right'))
-            count = high - low
-            at = np.repeat(np.arange(len(photo)), count)
-            tile = by_cell[np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)]
-            row, col = grid.row_col(x[at], y[at], left[tile], top[tile])
-            inside = grid.holds(row, col, reach)
-            found.append((photo[at][inside], tile[inside], row[inside], col[inside]))
+        at, tile = _meeting(corner, _cells(places.zone[start:stop], x, y, side))
+        tile = by_cell[tile]
+        row, col = grid.row_col(x[at], y[at], left[tile], top[tile])
+        inside = grid.holds(row, col, reach)
+        found.append((photo[at][inside], tile[inside], row[inside], col[inside]))
     photo, tile, row, col = (np.concatenate(part) for part in zip(*found, strict=True))
     return photo, tile, row, col

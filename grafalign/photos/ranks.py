@@ -21,9 +21,10 @@ def keyed_hashes(photo_ids: Any, seed: int) -> npt.NDArray[np.uint64]:
         photo_ids: Arrow or pandas strings, or a list of str.
         seed: signed 64-bit key.
     """
-    ids = pa.chunked_array([photo_ids]) if isinstance(photo_ids, pa.Array) else photo_ids
+    # without a type: with one, texts of pandas would be taken out as Python objects and put in again
+    ids = photo_ids if isinstance(photo_ids, pa.Array | pa.ChunkedArray) else pa.array(photo_ids)
     if not isinstance(ids, pa.ChunkedArray):
-        ids = pa.chunked_array([pa.array(photo_ids, pa.large_string())])
+        ids = pa.chunked_array([ids])
     keyed = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, 'little', signed=True))
     found = np.empty(len(ids), dtype='>u8')
     for start in range(0, len(ids), _CHUNK):  # never all ids as Python objects
