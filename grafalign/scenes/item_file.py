@@ -13,6 +13,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -30,11 +31,12 @@ class ItemFile:
     """
 
     def __init__(self, path: Place | None = None) -> None:
-        self._file: IO[bytes] = path.open('rb') if isinstance(path, Path) else tempfile.TemporaryFile()  # noqa: SIM115, as long as this object
-        if path is not None and not isinstance(path, Path):
+        self._path = path if isinstance(path, Path) else None
+        self._own: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115, as long as this object
+        if path is not None and self._path is None:
             with path.open('rb') as remote:
-                shutil.copyfileobj(remote, self._file)
-        self._end = self._file.seek(0, os.SEEK_END)
+                shutil.copyfileobj(remote, self._own)
+        self._end = self._own.seek(0, os.SEEK_END)
         self._lock = threading.Lock()
 
     def add(self, item: dict[str, Any]) -> int:
@@ -49,24 +51,30 @@ class ItemFile:
         packed = zlib.compress(json.dumps(item, separators=(',', ':')).encode(), 1)
         with self._lock:
             place = self._end
-            self._file.write(len(packed).to_bytes(_LENGTH_BYTES, 'little') + packed)
+            self._own.write(len(packed).to_bytes(_LENGTH_BYTES, 'little') + packed)
             self._end += _LENGTH_BYTES + len(packed)
         return place
 
     def read(self, place: int) -> dict[str, Any]:
         """The item at a place."""
         with self._lock:
-            self._file.flush()
-        length = int.from_bytes(os.pread(self._file.fileno(), _LENGTH_BYTES, place), 'little')
-        item: dict[str, Any] = json.loads(zlib.decompress(os.pread(self._file.fileno(), length, place + _LENGTH_BYTES)))
+            self._own.flush()
+        with self._opened() as file:
+            length = int.from_bytes(os.pread(file.fileno(), _LENGTH_BYTES, place), 'little')
+            packed = os.pread(file.fileno(), length, place + _LENGTH_BYTES)
+        item: dict[str, Any] = json.loads(zlib.decompress(packed))
         return item
+
+    def _opened(self) -> AbstractContextManager[IO[bytes]]:
+        """The file; one that lies in a folder of the user is open no longer than it is read."""
+        return nullcontext(self._own) if self._path is None else self._path.open('rb')
 
     def copy_to(self, sink: IO[bytes]) -> None:
         """Write all items to another file, at the same places."""
-        with self._lock:
-            self._file.seek(0)
-            shutil.copyfileobj(self._file, sink)
-            self._file.seek(0, os.SEEK_END)
+        with self._lock, self._opened() as file:
+            file.seek(0)
+            shutil.copyfileobj(file, sink)
+            file.seek(0, os.SEEK_END)
 
 
 class Items(Sequence[dict[str, Any]]):
