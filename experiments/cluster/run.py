@@ -66,8 +66,8 @@ def upload(world: Path, folder: Path) -> tuple[str, Path, Path]:
             for path in photos[first : first + PHOTOS_PER_TAR]:
                 tar.add(path, path.name)
                 metadata = read_metadata(path)
-                known = {k: getattr(metadata, k) for k in ('lon', 'lat', 'taken_at', 'heading_deg', 'accuracy_m')}
-                rows.append({'key': path.stem, 'status': 'success', 'error_message': None, **known})
+                columns = {k: getattr(metadata, k) for k in ('lon', 'lat', 'taken_at', 'heading_deg', 'accuracy_m')}
+                rows.append({'key': path.stem, 'status': 'success', 'error_message': None, **columns})
         store.pipe_file(f'{name}.tar', buffer.getvalue())
         buffer = io.BytesIO()
         pd.DataFrame(rows).to_parquet(buffer, index=False)

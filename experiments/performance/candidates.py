@@ -60,7 +60,7 @@ def measure(sheets: int, mosaic: bool) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     before, started = resident_mb(), time.perf_counter()
     table = scene_table(scenes(sheets, 0))
-    made, held = time.perf_counter(), resident_mb()
+    made, after = time.perf_counter(), resident_mb()
     count = sheets * TILES_PER_SHEET
     sheet = np.repeat(np.arange(sheets), TILES_PER_SHEET)
     west, south = np.array([sheet_corner(s) for s in range(sheets)])[sheet].T
@@ -83,8 +83,8 @@ def measure(sheets: int, mosaic: bool) -> dict[str, Any]:
         'tile_scene_pairs': int(choice.considered.sum()),
         'mosaic': mosaic,
         'seconds_table': round(made - started, 1),
-        'table_mb': round(held - before, 1),
-        'bytes_a_scene': round((held - before) * 1e6 / len(table)),
+        'table_mb': round(after - before, 1),
+        'bytes_a_scene': round((after - before) * 1e6 / len(table)),
         'seconds_choice': round(done - begun, 1),
         'peak_mb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000),
     }

@@ -189,14 +189,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     committed = json.loads(RESULT.read_text())['works'] if RESULT.exists() else {}
-    found, worse = {}, []
+    measured, worse = {}, []
     for work in WORKS:
         name = work.__name__
-        found[name] = measure(work, args.turns)
+        measured[name] = measure(work, args.turns)
         before = committed.get(name, {}).get('ratio')
-        if before is not None and found[name]['ratio'] > WORSE * before and not args.write:
-            found[name] = min(found[name], measure(work, 3 * args.turns), key=lambda measured: measured['ratio'])
-        ratio = found[name]['ratio']
+        if before is not None and measured[name]['ratio'] > WORSE * before and not args.write:
+            measured[name] = min(measured[name], measure(work, 3 * args.turns), key=lambda one: one['ratio'])
+        ratio = measured[name]['ratio']
         slower = before is not None and ratio > WORSE * before
         worse += [name] if slower else []
         beside = '' if before is None else f', committed {before:.2f}' + (', WORSE' if slower else '')
@@ -208,7 +208,7 @@ def main() -> None:
             'settings': {'turns': args.turns, 'threads': 1, 'worse': WORSE},
             'versions': {name: version(name) for name in ('grafalign', 'numpy', 'torch', 'faiss-cpu', 'rasterio')},
             'machine': machine_metadata(),
-            'works': {work.__name__: {'what': work.__doc__, **found[work.__name__]} for work in WORKS},
+            'works': {work.__name__: {'what': work.__doc__, **measured[work.__name__]} for work in WORKS},
         }
         RESULT.write_text(json.dumps(metadata, indent=2) + '\n')
     elif worse:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -223,38 +223,53 @@ def _cells(zone: Ints, x: Floats, y: Floats, side: float) -> Ints:
     return ((zone % 1000) * _SPAN + j) * _SPAN + i
 
 
-def _meeting(corner: Ints, cell: Ints) -> tuple[Ints, Ints]:
-    """Which positions may lie in which tiles: places among the positions, and among the tiles.
+class _Inside(NamedTuple):
+    """Positions in tiles: places among both, row and column in pixels."""
 
-    A tile is filed under the cell of its top left corner, so one that holds a position is filed under the position's
-    own cell, the one to the left, the one above, or the one between those two.
-
-    Args:
-        corner: cells of the tiles' corners, sorted.
-        cell: cells of the positions; sorted ones are looked up several times faster.
-    """
-    positions, tiles = [], []
-    for up in (0, _SPAN):
-        low = np.searchsorted(corner, cell + (up - 1), side='left')
-        count = np.searchsorted(corner, cell + up, side='right') - low
-        positions.append(np.repeat(np.arange(len(cell)), count))
-        tiles.append(np.arange(len(positions[-1])) + np.repeat(low - (np.cumsum(count) - count), count))
-    return np.concatenate(positions), np.concatenate(tiles)
+    position: Ints
+    tile: Ints
+    row: Floats
+    col: Floats
 
 
 @dataclass
-class _Seeds:
-    """Tiles that were seeded so far, sorted by the cells of their corners."""
+class _Tiles:
+    """Tiles sorted by the cells of their corners.
+
+    A tile is filed under the cell of its top left corner, so one that holds a position is filed under the position's
+    own cell, the one to the left, the one above, or the one between those two.
+    """
 
     corner: Ints
     left: Floats
     top: Floats
 
-    def add(self, corner: Ints, left: Floats, top: Floats) -> None:
-        """Take in more tiles, sorted in the same way."""
-        at = np.searchsorted(self.corner, corner, side='right')
-        self.corner = np.insert(self.corner, at, corner)
-        self.left, self.top = np.insert(self.left, at, left), np.insert(self.top, at, top)
+    def holding(self, cell: Ints, x: Floats, y: Floats, grid: TileGrid, part: float) -> _Inside:
+        """Which positions lie in a part of which tiles.
+
+        Args:
+            cell: of each position; sorted ones are looked up several times faster.
+            x: metres, with `y` the position.
+            y: metres.
+            grid: shape of the tiles.
+            part: share of the tile's side, as of `TileGrid.holds`.
+        """
+        positions, tiles = [], []
+        for up in (0, _SPAN):
+            low = np.searchsorted(self.corner, cell + (up - 1), side='left')
+            count = np.searchsorted(self.corner, cell + up, side='right') - low
+            positions.append(np.repeat(np.arange(len(cell)), count))
+            tiles.append(np.arange(len(positions[-1])) + np.repeat(low - (np.cumsum(count) - count), count))
+        at, tile = np.concatenate(positions), np.concatenate(tiles)
+        row, col = grid.row_col(x[at], y[at], self.left[tile], self.top[tile])
+        inside = grid.holds(row, col, part)
+        return _Inside(at[inside], tile[inside], row[inside], col[inside])
+
+    def add(self, more: _Tiles) -> None:
+        """Take in more tiles."""
+        at = np.searchsorted(self.corner, more.corner, side='right')
+        self.corner = np.insert(self.corner, at, more.corner)
+        self.left, self.top = np.insert(self.left, at, more.left), np.insert(self.top, at, more.top)
 
 
 def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid, core: float) -> tuple[Ints, Floats, Floats]:
@@ -264,42 +279,50 @@ def _seed_tiles(rank: Ints, places: _Places, grid: TileGrid, core: float) -> tup
     there already; the few others are decided among themselves (`_first_among`).
     """
     order = np.lexsort((~places.own, rank[places.photo]))  # each photo's own zone first
-    begins = np.flatnonzero(places.own[order])  # where each photo's entries begin, and how many photos there are
-    tiles = _Seeds(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
-    seeds: list[Ints] = []
-    start = 0
-    while start < len(begins):
-        stop = min(len(begins), start + min(max(start, _FIRST_TOGETHER), _VISITED_TOGETHER))
-        entries = order[begins[start] : begins[stop] if stop < len(begins) else len(order)]
-        photo = np.cumsum(places.own[entries]) - 1  # place in this portion
-        cell = _cells(places.zone[entries], places.x[entries], places.y[entries], grid.side_m)
-        by_cell = np.argsort(cell, kind='stable')
-        entries, photo, cell = entries[by_cell], photo[by_cell], cell[by_cell]
-        x, y = places.x[entries], places.y[entries]
-        at, tile = _meeting(tiles.corner, cell)
-        inside = grid.holds(*grid.row_col(x[at], y[at], tiles.left[tile], tiles.top[tile]), core)
-        covered = np.zeros(stop - start, dtype=bool)
-        covered[photo[at[inside]]] = True
-        open_ = ~covered[photo]
-        entries, photo, cell, x, y = entries[open_], photo[open_], cell[open_], x[open_], y[open_]
-        mine = np.flatnonzero(places.own[entries])  # where each would seed a tile
-        left, top = grid.corner(x[mine], y[mine])
-        corner = _cells(places.zone[entries[mine]], left, top, grid.side_m)
-        by_corner = np.argsort(corner, kind='stable')
-        mine, left, top, corner = mine[by_corner], left[by_corner], top[by_corner], corner[by_corner]
-        at, tile = _meeting(corner, cell)
-        earlier = photo[mine[tile]] < photo[at]
-        at, tile = at[earlier], tile[earlier]
-        inside = grid.holds(*grid.row_col(x[at], y[at], left[tile], top[tile]), core)
-        seeding = _first_among(photo[mine[tile[inside]]], photo[at[inside]], ~covered)
-        new = seeding[photo[mine]]
-        tiles.add(corner[new], left[new], top[new])
-        chosen = mine[new]
-        seeds.append(entries[chosen[np.argsort(photo[chosen])]])
+    begins = np.append(np.flatnonzero(places.own[order]), len(order))  # where each photo's entries begin
+    tiles = _Tiles(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
+    seeds = [np.zeros(0, dtype=np.int64)]
+    start, photos = 0, len(begins) - 1
+    while start < photos:
+        stop = min(photos, start + min(max(start, _FIRST_TOGETHER), _VISITED_TOGETHER))
+        seeds.append(_visit(order[begins[start] : begins[stop]], places, tiles, grid, core))
         start = stop
-    rows = np.concatenate([np.zeros(0, dtype=np.int64), *seeds])
+    rows = np.concatenate(seeds)
     left, top = grid.corner(places.x[rows], places.y[rows])
     return places.zone[rows], left, top
+
+
+def _visit(entries: Ints, places: _Places, tiles: _Tiles, grid: TileGrid, core: float) -> Ints:
+    """Visit some photos; return the entries that seed a tile, in the order of the visit, and add their tiles.
+
+    Args:
+        entries: of these photos, one photo after another, each photo's own zone first.
+        places: of all photos.
+        tiles: those that were seeded before; more are added.
+        grid: shape of the tiles.
+        core: as of `make_plan`.
+    """
+    photo = np.cumsum(places.own[entries]) - 1  # its turn among these
+    cell = _cells(places.zone[entries], places.x[entries], places.y[entries], grid.side_m)
+    by_cell = np.argsort(cell, kind='stable')
+    entries, photo, cell = entries[by_cell], photo[by_cell], cell[by_cell]
+    x, y = places.x[entries], places.y[entries]
+    undecided = np.ones(photo.max(initial=-1) + 1, dtype=bool)
+    undecided[photo[tiles.holding(cell, x, y, grid, core).position]] = False
+    some = undecided[photo]
+    entries, photo, cell, x, y = entries[some], photo[some], cell[some], x[some], y[some]
+    own = np.flatnonzero(places.own[entries])
+    left, top = grid.corner(x[own], y[own])
+    corner = _cells(places.zone[entries[own]], left, top, grid.side_m)
+    by_corner = np.argsort(corner, kind='stable')
+    own, could = own[by_corner], _Tiles(corner[by_corner], left[by_corner], top[by_corner])
+    inside = could.holding(cell, x, y, grid, core)
+    earlier, later = photo[own[inside.tile]], photo[inside.position]
+    first = earlier < later
+    seeds = _first_among(earlier[first], later[first], undecided)[photo[own]]
+    tiles.add(_Tiles(could.corner[seeds], could.left[seeds], could.top[seeds]))
+    own = own[seeds]
+    return entries[own[np.argsort(photo[own])]]
 
 
 def _first_among(earlier: Ints, later: Ints, undecided: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -362,17 +385,13 @@ def _members(
     epsg: Ints, left: Floats, top: Floats, places: _Places, grid: TileGrid, reach: float
 ) -> tuple[Ints, Ints, Floats, Floats]:
     """Every photo within the reach of every tile: photo and tile numbers, row and column in pixels."""
-    side = grid.side_m
-    corner = _cells(epsg, left, top, side)
+    corner = _cells(epsg, left, top, grid.side_m)
     by_cell = np.argsort(corner, kind='stable')
-    corner = corner[by_cell]
-    found: list[tuple[npt.NDArray[np.generic], ...]] = []
+    tiles = _Tiles(corner[by_cell], left[by_cell], top[by_cell])
+    parts = [_Inside(*np.zeros((2, 0), dtype=np.int64), *np.zeros((2, 0)))]
     for start, stop in _runs(places.zone):  # zone by zone: the candidates of all zones together would fill the memory
-        photo, x, y = places.photo[start:stop], places.x[start:stop], places.y[start:stop]
-        at, tile = _meeting(corner, _cells(places.zone[start:stop], x, y, side))
-        tile = by_cell[tile]
-        row, col = grid.row_col(x[at], y[at], left[tile], top[tile])
-        inside = grid.holds(row, col, reach)
-        found.append((photo[at][inside], tile[inside], row[inside], col[inside]))
-    photo, tile, row, col = (np.concatenate(part) for part in zip(*found, strict=True))
+        x, y = places.x[start:stop], places.y[start:stop]
+        inside = tiles.holding(_cells(places.zone[start:stop], x, y, grid.side_m), x, y, grid, reach)
+        parts.append(inside._replace(position=places.photo[start:stop][inside.position], tile=by_cell[inside.tile]))
+    photo, tile, row, col = (np.concatenate(column) for column in zip(*parts, strict=True))
     return photo, tile, row, col

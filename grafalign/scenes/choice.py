@@ -227,9 +227,9 @@ def _together(
 
 def _mates(member: Ints, scene: Ints, own: Floats, rows: Ints) -> npt.NDArray[np.int32]:
     """For some (tile, scene) the others of the same tile and day, [rows, MATES], more coverage first."""
-    wanted = np.zeros(member.max(initial=-1) + 1, dtype=bool)
-    wanted[member[rows]] = True
-    of_day = np.flatnonzero(wanted[member])
+    has_row = np.zeros(member.max(initial=-1) + 1, dtype=bool)
+    has_row[member[rows]] = True
+    of_day = np.flatnonzero(has_row[member])
     order = of_day[np.lexsort((scene[of_day], -own[of_day], member[of_day]))]
     ranked = member[order]
     first, stop = (np.searchsorted(ranked, member[rows], side=side) for side in ('left', 'right'))

@@ -172,14 +172,14 @@ def _usable(
 ) -> Iterator[Scene]:
     """The scenes that pass all filters, each once; fills `rejected` and `counts`."""
     public_only = public_assets_only(source)
-    seen: set[bytes] = set()
+    names: set[bytes] = set()
     for item in raw:
         counts['items'] += 1
         name = _name_digest(item)
-        if name in seen:
+        if name in names:
             counts['duplicates'] += 1
             continue
-        seen.add(name)
+        names.add(name)
         try:
             scene = scene_of(item)
             out = _left_out(scene, source, near, conditions)

@@ -22,9 +22,9 @@ class PhotoTimes:
     """
 
     def __init__(self, photo_days: Floats, first_photo: Ints) -> None:
-        known = ~np.isnan(photo_days)
-        tile = np.repeat(np.arange(len(first_photo) - 1), np.diff(first_photo))[known]
-        ms = np.round(photo_days[known] * _MS_PER_DAY).astype(np.int64)
+        timed = ~np.isnan(photo_days)
+        tile = np.repeat(np.arange(len(first_photo) - 1), np.diff(first_photo))[timed]
+        ms = np.round(photo_days[timed] * _MS_PER_DAY).astype(np.int64)
         self._first = np.searchsorted(tile, np.arange(len(first_photo)))
         self._ms = ms[np.lexsort((ms, tile))]
 
