@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -75,6 +76,30 @@ def run(
                 ) from None
         case 'dask':
             yield from _with_dask(engine, function, units, workers)
+
+
+def in_order(function: Callable[[Unit], Result], units: Iterable[Unit], threads: int | None = None) -> Iterator[Result]:
+    """Apply `function` to every unit in threads and yield the results in the order of the units.
+
+    One more unit than threads is begun ahead, so few results wait at a time.
+
+    Args:
+        function: what to do.
+        units: the work.
+        threads: the number of cores by default.
+    """
+    threads = threads or default_workers()
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix='grafalign')
+    try:
+        for unit in units:
+            waiting.append(pool.submit(function, unit))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _end_with(parent: int) -> None:

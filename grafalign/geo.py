@@ -14,6 +14,9 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -158,16 +161,17 @@ class TileGrid:
         """Name of a place on this grid: the same place always gets the same id."""
         return f'{epsg}_{_plain(left)}_{_plain(top)}_{_plain(self.gsd_m)}m_{self.size_px}px'
 
-    def tile_ids(self, epsg: Ints, left: Floats, top: Floats) -> list[str]:
-        """Names of many places."""
+    def tile_ids(self, epsg: Ints, left: Floats, top: Floats) -> pd.Series:
+        """Names of many places, as a column of text."""
         tail = f'{_plain(self.gsd_m)}m_{self.size_px}px'
-        if all(
-            float(v).is_integer() for v in (self.gsd_m, *self.origin_m)
-        ):  # then corners are whole metres, and writing whole numbers is much faster
-            corners = zip(epsg.tolist(), left.astype(np.int64).tolist(), top.astype(np.int64).tolist(), strict=True)
-            return [f'{e}_{x}_{y}_{tail}' for e, x, y in corners]
-        corners_m = zip(epsg.tolist(), left.tolist(), top.tolist(), strict=True)
-        return [f'{e}_{_plain(x)}_{_plain(y)}_{tail}' for e, x, y in corners_m]
+        text = pa.large_string()
+        if all(float(v).is_integer() for v in (self.gsd_m, *self.origin_m)):  # then corners are whole metres
+            columns = [pa.array(column.astype(np.int64)).cast(text) for column in (epsg, left, top)]
+            ids = pc.binary_join_element_wise(*columns, pa.scalar(tail, text), pa.scalar('_', text))
+        else:
+            corners = zip(epsg.tolist(), left.tolist(), top.tolist(), strict=True)
+            ids = pa.array([f'{e}_{_plain(x)}_{_plain(y)}_{tail}' for e, x, y in corners], text)
+        return pd.Series(ids, dtype='str')
 
     def polygons(self, epsg: Ints, left: Floats, top: Floats) -> npt.NDArray[np.object_]:
         """Tile outlines in degrees, with the edges' middles so that they stay true in longitude and latitude.

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
 from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
-from grafalign.pairing import plan as planning
-from grafalign.pairing.plan import Plan, ahead, make_plan, split_of_blocks
+from grafalign.pairing import members, seeds
+from grafalign.pairing.plan import Plan, ahead, make_plan
+from grafalign.pairing.splits import split_of_blocks
 from grafalign.photos.ranks import ranks
 
 GRID = TileGrid(64, 5)
@@ -85,9 +86,9 @@ def test_the_rule_is_the_greedy_rule(centre: tuple[float, float]) -> None:
     """Tiles and members equal those of a naive loop over the photos in hash order."""
     table = cluster(centre, 60, 2, km=1.0)
     found = plan(table, max_photos=1000)
-    ids, members = naive(table, GRID)
+    ids, in_tiles = naive(table, GRID)
     assert ids == found.tiles['tile_id'].tolist()
-    assert members == set(zip(found.pairs['tile'], found.pairs['photo'], strict=True))
+    assert in_tiles == set(zip(found.pairs['tile'], found.pairs['photo'], strict=True))
 
 
 EDGES_LON = [*range(-180, 181, 6), 3, 9, 12, 21, 33, 42]
@@ -118,26 +119,36 @@ def places(draw: st.DrawFn) -> tuple[TileGrid, pd.DataFrame]:
 @given(
     places(),
     st.sampled_from([(1.0, 1.0), (0.5, 0.5), (0.5, 1.0), (0.25, 0.4)]),
-    st.sampled_from([(4096, 2_000_000), (1, 100), (3, 5), (1, 1)]),
+    st.sampled_from([1000, 2]),
+    st.sampled_from([(4096, 131_072), (1, 100), (3, 5), (1, 1)]),
 )
 @settings(max_examples=400, deadline=None)
 def test_the_rule_holds_all_over_the_globe(
-    drawn: tuple[TileGrid, pd.DataFrame], parts: tuple[float, float], portions: tuple[int, int]
+    drawn: tuple[TileGrid, pd.DataFrame], parts: tuple[float, float], most: int, portions: tuple[int, int]
 ) -> None:
     """At every kind of border, with photos on the edges of tiles or cores, it is the naive loop's, and none is lost.
 
-    However many photos are visited together.
+    However many photos are looked at together, and however many a tile keeps.
     """
     grid, table = drawn
     lon, lat = table['lon'].to_numpy(), table['lat'].to_numpy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, '_FIRST_TOGETHER', portions[0])
-        patch.setattr(planning, '_VISITED_TOGETHER', portions[1])
-        found = make_plan(table['photo_id'], lon, lat, grid, 1000, 0, 5000, {'train': 1.0}, 0, *parts)
-    ids, members = naive(table, grid, *parts)
+        patch.setattr(seeds, '_FIRST_TOGETHER', portions[0])
+        patch.setattr(seeds, '_VISITED_TOGETHER', portions[1])
+        patch.setattr(members, '_TOGETHER', portions[1])
+        found = make_plan(table['photo_id'], lon, lat, grid, most, 0, 5000, {'train': 1.0}, 0, *parts)
+    ids, in_tiles = naive(table, grid, *parts)
     assert found.tiles['tile_id'].tolist() == ids and len(set(ids)) == len(ids)
-    assert set(zip(found.pairs['tile'], found.pairs['photo'], strict=True)) == members
-    assert set(found.pairs['photo']) == set(range(len(table))) and not len(found.dropped)
+    rank = ranks(table['photo_id'].tolist(), 0)
+    kept = [
+        (tile, photo)
+        for tile in range(len(ids))
+        for photo in sorted((p for t, p in in_tiles if t == tile), key=rank.__getitem__)[:most]
+    ]
+    assert list(zip(found.pairs['tile'], found.pairs['photo'], strict=True)) == kept
+    assert set(found.pairs['photo']) | set(found.dropped['photo']) == set(range(len(table)))
+    assert len(found.dropped) == len(table) - found.pairs['photo'].nunique()
+    assert (found.dropped['reason'] == f'tile already has {most} photos').all()
 
 
 @given(places(), st.integers(0, 2**32 - 1))

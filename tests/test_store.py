@@ -18,7 +18,7 @@ from grafalign.errors import GrafalignError
 from grafalign.files import file_digest
 from grafalign.geo import TileGrid, blocks_touched
 from grafalign.pairing import Recipe, pair
-from grafalign.pairing.plan import split_of_blocks
+from grafalign.pairing.splits import split_of_blocks
 from grafalign.store import PairStore, ShardWriter
 
 

@@ -43,7 +43,7 @@ from grafalign.geo import blocks_touched, unproject
 from grafalign.labels import VOID
 from grafalign.maps import MapFiles, load_classes, write_map
 from grafalign.models import Model, load_model
-from grafalign.pairing.plan import split_of_blocks
+from grafalign.pairing.splits import split_of_blocks
 from grafalign.quickstart import quickstart_experiment
 from grafalign.sandbox.classes import CLASS_NAMES
 from grafalign.sandbox.world import make_sandbox

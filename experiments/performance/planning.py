@@ -25,7 +25,9 @@ import numpy as np
 import pandas as pd
 
 HERE = Path(__file__).parent
-COUNTS = (1_000_000, 3_000_000, 10_000_000)
+COUNTS = (1_000_000, 3_000_000, 10_000_000, 100_000_000)
+CHUNK = 1_000_000
+"""Pairs whose names are in memory at a time."""
 GRIDS = {'NAIP, 224 px of 1 m': (224, 1.0), 'Sentinel-2, 224 px of 10 m': (224, 10.0)}
 
 
@@ -60,9 +62,15 @@ def measure(table: Path, size_px: int, gsd_m: float, shuffled: bool) -> dict[str
     for name in ('tiles', 'pairs', 'dropped'):
         getattr(plan, name).to_parquet(out, index=False)
     written, peak = time.perf_counter(), _peak()
-    ids = photos['photo_id'].to_numpy()[plan.pairs['photo'].to_numpy()]
-    pairs = pd.DataFrame({'tile': plan.tiles['tile_id'].to_numpy()[plan.pairs['tile'].to_numpy()], 'photo': ids})
-    digest = hashlib.blake2b(pd.util.hash_pandas_object(pairs, index=False).sort_values().to_numpy().tobytes())
+    hashes = [np.zeros(0, dtype=np.uint64)]
+    for start in range(0, len(plan.pairs), CHUNK):
+        some = plan.pairs.iloc[start : start + CHUNK]
+        pairs = {
+            'tile': plan.tiles['tile_id'].iloc[some['tile']].to_numpy(),
+            'photo': photos['photo_id'].iloc[some['photo']].to_numpy(),
+        }
+        hashes.append(pd.util.hash_pandas_object(pd.DataFrame(pairs), index=False).to_numpy())
+    digest = hashlib.blake2b(np.sort(np.concatenate(hashes)).tobytes())
     return {
         'photos': len(photos),
         'tiles': len(plan.tiles),

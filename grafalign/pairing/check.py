@@ -21,8 +21,8 @@ from grafalign.errors import DamagedError
 from grafalign.files import file_digest
 from grafalign.foreign.files import below, open_plain
 from grafalign.geo import TileGrid, blocks_touched, project
-from grafalign.pairing.plan import split_of_blocks
 from grafalign.pairing.recipe import Recipe
+from grafalign.pairing.splits import split_of_blocks
 from grafalign.store import MARKER, PairStore
 
 _EXAMPLES = 3
@@ -219,7 +219,7 @@ def _places(store: PairStore) -> tuple[int, Iterator[str]]:
     left, top = _corners(tiles)
 
     def look() -> Iterator[str]:
-        ids = np.array(grid.tile_ids(tiles['epsg'].to_numpy(), left, top), dtype=object)
+        ids = grid.tile_ids(tiles['epsg'].to_numpy(), left, top).to_numpy()
         yield from _some(
             'a tile lies elsewhere than its id says:', tiles['tile_id'][ids != tiles['tile_id'].to_numpy()]
         )

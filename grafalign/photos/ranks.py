@@ -38,14 +38,23 @@ def keyed_hashes(photo_ids: Any, seed: int) -> npt.NDArray[np.uint64]:
     return found.astype(np.uint64)
 
 
-def ranks(photo_ids: Any, seed: int) -> npt.NDArray[np.int64]:
-    """The rank of every photo by `keyed_hashes`, ties by id; the lowest comes first."""
+def visiting_order(photo_ids: Any, seed: int) -> npt.NDArray[Any]:
+    """Row numbers of photos by `keyed_hashes`, ties by id: the order in which they are visited.
+
+    Numbers of 32 bits where they suffice: a hundred million photos take 0.4 GB.
+    """
     hashes = keyed_hashes(photo_ids, seed)
     order = np.argsort(hashes, kind='stable')
-    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-    if len(same):  # two of 10 million ids share a hash once in 100,000 tables
+    in_order = hashes[order]
+    if (in_order[1:] == in_order[:-1]).any():  # two of 10 million ids share a hash once in 100,000 tables
         ids = np.array([str(i) for i in photo_ids], dtype=object)
         order = np.lexsort((ids, hashes))
-    found = np.empty(len(hashes), dtype=np.int64)
-    found[order] = np.arange(len(hashes))
-    return found
+    return order.astype(np.min_scalar_type(-max(len(order), 2**30)))
+
+
+def ranks(photo_ids: Any, seed: int) -> npt.NDArray[np.int64]:
+    """The rank of every photo in the `visiting_order`; the lowest comes first."""
+    order = visiting_order(photo_ids, seed)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank

@@ -30,7 +30,7 @@ from grafalign.config import parse_settings
 from grafalign.errors import InputError
 from grafalign.geo import TileGrid, blocks_touched, project, unproject, utm_epsg
 from grafalign.pairing import Recipe
-from grafalign.pairing.plan import split_of_blocks
+from grafalign.pairing.splits import split_of_blocks
 from grafalign.scenes import RangeReader, SceneCutter, SceneTiles, Uncut, band_sources, load_scenes
 from grafalign.store import PairStore
 

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from grafalign import console
 from grafalign.errors import InputError
 from grafalign.geo import blocks_touched
-from grafalign.pairing.plan import split_of_blocks
+from grafalign.pairing.splits import split_of_blocks
 
 NAMES = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val', 'test': 'test'}
 BLOCK_KM = 20.0
