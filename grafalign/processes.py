@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -87,6 +87,23 @@ class Team:
                 f'Process {visible.index(False)} does not see what process 0 wrote to {folder}; give a folder that all '
                 'machines share.'
             )
+
+    def see(self, files: Iterable[Path]) -> None:
+        """Wait until files that other processes have written are seen here: shared folders may show them late.
+
+        Raises:
+            GrafalignError: one is not seen after a minute.
+        """
+        until = time.monotonic() + _SIGHT_S
+        for file in files if self.count > 1 else ():
+            while not file.exists():
+                if time.monotonic() > until:
+                    raise MachineError(
+                        f'Process {self.rank} does not see {file}, which another process has written; look at the '
+                        'shared folder, and run the same command again. What is finished is kept.'
+                    )
+                os.scandir(file.parent).close()  # a shared folder is read anew, and what it shows of names with it
+                time.sleep(_LOOK_S)
 
     def wait(self) -> None:
         """Wait until all processes have come here.

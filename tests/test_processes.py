@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,39 +15,11 @@ from grafalign.benchmarks import read_result
 from grafalign.encoders import PhotoBank
 from grafalign.sandbox import TINY_CLIP_DIR
 from grafalign.store import PairStore
-from tests.commands import REPOSITORY, contents
+from tests.commands import contents
+from tests.launched import ended, ranks, start, with_one_killed
 from tests.made_pairs import picture
 
 CLIP = ('--model', str(TINY_CLIP_DIR))
-
-
-def start(*args: object, **environment: object) -> subprocess.Popen[str]:
-    """A command in a process of its own, on one core and no GPU."""
-    return subprocess.Popen(
-        [sys.executable, '-m', 'grafalign', *map(str, args)],
-        cwd=REPOSITORY,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-        | {name: str(value) for name, value in environment.items()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its code and what it said to people."""
-    _, said = process.communicate(timeout=300)
-    return process.returncode, said
-
-
-def ranks(count: int, *args: object) -> list[subprocess.Popen[str]]:
-    """A command in several processes that meet by themselves, as on several machines: nobody looks after them."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    shared = {'WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
-    return [start(*args, **shared, RANK=rank, LOCAL_RANK=rank) for rank in range(count)]
 
 
 @pytest.fixture
@@ -79,15 +46,8 @@ def test_a_bank_that_lost_one_of_its_processes_is_the_same_bytes(
     count: int, store: PairStore, bank: PhotoBank, bare: Path, tmp_path: Path
 ) -> None:
     """The others say so and end; the same command again goes on with the parts that are there."""
-    team = ranks(count, 'embed', bare, '--out', tmp_path / 'killed', *CLIP)
-    while not list((tmp_path / 'killed').glob('parts-*/*.parquet')):
-        assert all(process.poll() is None for process in team), [ended(p) for p in team]
-        time.sleep(0.005)
-    team[-1].send_signal(signal.SIGKILL)
-    for process in team[:-1]:
-        code, said = ended(process)
-        assert code == 7 and 'Another process is gone' in said and 'Traceback' not in said, said
-    team[-1].communicate()
+    killed = tmp_path / 'killed'
+    with_one_killed(count, lambda: any(killed.glob('parts-*/*.parquet')), 'embed', bare, '--out', killed, *CLIP)
     assert all(ended(process)[0] == 0 for process in ranks(count, 'embed', bare, '--out', tmp_path / 'killed', *CLIP))
     assert contents(tmp_path / 'killed') == contents(Path(str(store.path)) / 'bank')
 
@@ -167,11 +127,15 @@ def test_a_training_starts_its_processes_itself(bare: Path, tmp_path: Path) -> N
     """`train --processes 2` is a training of two, which ends as one of one does."""
     assert ended(start('embed', bare, *CLIP))[0] == 0
     settings = {'store': str(bare), 'clip': {'model': str(TINY_CLIP_DIR)}, 'steps': 4, 'batch_tiles': 8, 'log_every': 1}
-    losses = []
+    settings |= {'validate_every': 2}
+    logs = []
     for processes in (1, 2):
         out = tmp_path / f'run{processes}'
         (tmp_path / 'train.yaml').write_text(yaml.safe_dump(settings | {'out': str(out)}))
         code, said = ended(start('train', tmp_path / 'train.yaml', '--processes', processes))
         assert code == 0, said
-        losses.append([json.loads(line)['loss'] for line in (out / 'log.jsonl').read_text().splitlines()])
+        logs.append([json.loads(line) for line in (out / 'log.jsonl').read_text().splitlines()])
+    losses = [[line['loss'] for line in log] for log in logs]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    recalls = [[{k: v for k, v in line.items() if '@' in k} for line in log] for log in logs]
+    assert recalls[1] == recalls[0] and [bool(r) for r in recalls[0]] == [False, True, False, True]

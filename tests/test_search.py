@@ -24,7 +24,7 @@ from grafalign.errors import BusyError, GrafalignError, InputError
 from grafalign.locks import exclusive
 from grafalign.models import load_model
 from grafalign.search import Catalog, Query, build_index, search
-from grafalign.search.signs import signed_vector, split_signs
+from grafalign.search.signs import signed_vectors, split_signs
 from grafalign.search.sources import box_of, open_source
 from grafalign.store import PairStore
 from tests.commands import Command, interrupted, refused
@@ -462,7 +462,7 @@ def test_signed_words_are_like_what_is_wanted_and_less_like_what_is_not() -> Non
     def embed(texts: Sequence[str]) -> np.ndarray:
         return np.stack([known[t] for t in texts]).astype(np.float32)
 
-    np.testing.assert_allclose(signed_vector('a', embed), known['a'], rtol=1e-6)
+    np.testing.assert_allclose(signed_vectors(['b', 'a'], embed), [known['b'], known['a']], rtol=1e-6)
     expected = (known['a'] + known['b']) / 2 - known['c'] / 2
-    np.testing.assert_allclose(signed_vector('a +b -c', embed), expected / np.linalg.norm(expected), rtol=1e-6)
-    assert signed_vector('a -c', embed) @ known['c'] < known['a'] @ known['c']
+    np.testing.assert_allclose(signed_vectors(['a +b -c'], embed)[0], expected / np.linalg.norm(expected), rtol=1e-6)
+    assert signed_vectors(['a -c'], embed)[0] @ known['c'] < known['a'] @ known['c']

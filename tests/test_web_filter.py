@@ -243,19 +243,21 @@ def test_unreadable_pictures_are_named_and_damage_is_one_sentence(model: Model, 
 
 
 def test_a_killed_pass_over_the_images_goes_on(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features are those of a pass without kills, and blocks that were done are not done again."""
+    """Features are those of a pass without kills, and parts that were done are not done again."""
     import_captions(folder(tmp_path / 'web', 60), tmp_path / 'set')
     import_captions(tmp_path / 'web' / 'captions.jsonl', tmp_path / 'whole')
-    monkeypatch.setattr('grafalign.curation.features._BLOCK', 8)
+    for module in ('parts', 'embedding'):
+        monkeypatch.setattr(f'grafalign.models.{module}.BATCH', 8)
     whole = image_features(CaptionSet(tmp_path / 'whole'), model)
     code = (
-        'import sys, grafalign.curation.features as f; f._BLOCK = 8\n'
+        'import sys; from grafalign.models import embedding, parts; embedding.BATCH = parts.BATCH = 8\n'
         'from grafalign.captions import CaptionSet; from grafalign.models import load_model\n'
-        'f.image_features(CaptionSet(sys.argv[1]), load_model(sys.argv[2]))'
+        'from grafalign.curation.features import image_features\n'
+        'image_features(CaptionSet(sys.argv[1]), load_model(sys.argv[2]))'
     )
     args = [sys.executable, '-c', code, str(tmp_path / 'set'), 'grafalign/sandbox/tiny_clip']
     process = subprocess.Popen(args, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / 'set').glob('features/*/progress.json')):
+    while process.poll() is None and not list((tmp_path / 'set').glob('features/*/parts-*/*.parquet')):
         time.sleep(0.005)
     if process.poll() is None:
         os.kill(process.pid, signal.SIGKILL)

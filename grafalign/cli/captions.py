@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from grafalign.cli.app import Json, Workers, app, show
+from grafalign.cli.app import Json, Processes, Workers, app, show
 from grafalign.errors import InputError
 
 captions_app = typer.Typer(
@@ -136,6 +136,7 @@ def filter_(
         str | None, typer.Option(help='Look only at images with a keyword: shipped, or a YAML list. For recall only.')
     ] = None,
     workers: Workers = None,
+    processes: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Keep the images of a set that are remote sensing; images stay where they are.
@@ -145,8 +146,10 @@ def filter_(
     from grafalign.captions import CaptionSet
     from grafalign.config import read_yaml
     from grafalign.curation import filter_set, load_filter
-    from grafalign.curation.apply import shipped_keywords
+    from grafalign.curation.apply import features_to_filter, shipped_keywords
+    from grafalign.launch import launch
     from grafalign.models import load_model
+    from grafalign.processes import this_team
 
     listed = None
     if keywords is not None:
@@ -156,10 +159,14 @@ def filter_(
             raise InputError(f'{keywords} cannot be read ({error}); give a YAML list of words, or shipped.') from None
         if not isinstance(listed, list) or not all(isinstance(word, str) for word in listed):
             raise InputError(f'{keywords} holds no list of words; write one a line: - aerial.')
-    loaded = load_model(model)
-    done = filter_set(
-        CaptionSet(captions), out, loaded, load_filter(web_filter, loaded), keywords=listed, workers=workers
-    )
+    launch(processes)
+    pictures, loaded, team = CaptionSet(captions), load_model(model), this_team()
+    web = load_filter(web_filter, loaded)
+    if team.count > 1:
+        features_to_filter(pictures, loaded, listed, workers, team=team)
+        if not team.first:
+            return
+    done = filter_set(pictures, out, loaded, web, keywords=listed, workers=workers)
     show({name.replace('_', ' '): value for name, value in asdict(done).items()}, str(out), as_json)
 
 
@@ -176,6 +183,7 @@ def leaks_(
     model: Annotated[str | None, typer.Option(help='Also compare embeddings of this model.')] = None,
     closer_than: Annotated[float, typer.Option(help='Cosine of near copies.', min=0, max=1)] = 0.97,
     workers: Workers = None,
+    processes: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Find copies inside a caption set and in sets that tests are made on, turned and mirrored ones too.
@@ -184,10 +192,20 @@ def leaks_(
     """
     from grafalign.captions import CaptionSet
     from grafalign.curation import find_copies
+    from grafalign.curation.copies import embed_sets
+    from grafalign.launch import launch
     from grafalign.models import load_model
+    from grafalign.processes import this_team
 
-    loaded = None if model is None else load_model(model)
-    done = find_copies(CaptionSet(captions), against or (), out, loaded, closer_than, workers)
+    loaded, pictures = None, CaptionSet(captions)
+    if model is not None:
+        launch(processes)
+        loaded, team = load_model(model), this_team()
+        if team.count > 1:
+            embed_sets(pictures, against or (), loaded, workers, team)
+            if not team.first:
+                return
+    done = find_copies(pictures, against or (), out, loaded, closer_than, workers)
     summary: dict[str, Any] = {'images': done.images, 'copies inside': done.inside}
     summary |= {'also in': done.leaks} if done.leaks else {}
     show(summary if done.kept is None else summary | {'kept': done.kept}, str(out or captions), as_json)

@@ -313,8 +313,11 @@ def filter_photos(
     from grafalign import console
     from grafalign.config import apply_change, load_settings, parse_settings
     from grafalign.encoders import ClipSettings, ContentFilters, filter_bank, load_clip
+    from grafalign.processes import this_team
     from grafalign.store import PairStore
 
+    if not this_team().first:
+        return  # what the bank holds is compared with a few words: seconds, whoever does it
     if filters is not None:
         settings = load_settings(filters, ContentFilters, changes or ())
     else:

@@ -149,6 +149,7 @@ def search(
     out: Annotated[list[Path] | None, typer.Option(help='Write .html, .geojson, .parquet or .csv.')] = None,
     model: Annotated[str | None, typer.Option(help='Where the model of the index is now, if it moved.')] = None,
     clip: Clip = None,
+    processes: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Find satellite images by words, a picture or a place. Several indexes of one model answer as one.
@@ -164,6 +165,8 @@ def search(
     import shapely
 
     from grafalign import console
+    from grafalign.launch import launch
+    from grafalign.processes import this_team
     from grafalign.search import Catalog, Query
     from grafalign.search import search as run
     from grafalign.search.page import check_format, plain, write_answers
@@ -196,6 +199,9 @@ def search(
     if region is not None:
         found = read_region(region)
         shape = found if shape is None else shapely.intersection(shape, found)
+    if processes is not None:  # a few queries are answered before several processes have begun
+        launch(processes)
+    team = this_team()
     answers = run(
         catalogs if further else catalog,
         query_list,
@@ -204,7 +210,10 @@ def search(
         region=shape,
         begin=_time(begin, '--from'),
         end=_time(end, '--to'),
+        team=team,
     )
+    if not team.first:
+        return
     for path in out or ():
         write_answers(answers, catalogs, path)
     if as_json:

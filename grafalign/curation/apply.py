@@ -25,6 +25,7 @@ from grafalign.errors import InputError
 from grafalign.files import parquet_batches, write_atomically
 from grafalign.models import Model
 from grafalign.photos.fetch import RemoteSettings
+from grafalign.processes import Team
 
 KEYWORDS = Path(__file__).with_name('keywords.yaml')
 _BLOCK = 1 << 16
@@ -75,7 +76,7 @@ def filter_set(
     if captions.marker.root is None:
         raise InputError(f'{captions.path} is a set of tiles, which are remote sensing; filter sets of pictures.')
     with_keyword = _with_keyword(captions, shipped_keywords() if keywords is None else keywords)
-    features = image_features(captions, model, workers, remote, None if keywords is None else with_keyword)
+    features = features_to_filter(captions, model, keywords, workers, remote)
     logits, accepted = _judge(web_filter, features)
     unreadable = np.zeros(len(captions), dtype=bool)
     unreadable[list(features.unreadable)] = True
@@ -113,6 +114,31 @@ def filter_set(
 def shipped_keywords() -> list[str]:
     """The words that ship with grafalign."""
     return [str(word) for word in read_yaml(KEYWORDS)]
+
+
+def features_to_filter(
+    captions: CaptionSet,
+    model: Model,
+    keywords: list[str] | None = None,
+    workers: int | None = None,
+    remote: RemoteSettings | None = None,
+    team: Team | None = None,
+) -> ImageFeatures:
+    """Embed the images that a filter looks at; several processes share them if all call this before the first filters.
+
+    Args:
+        captions: the set.
+        model: whose embeddings the filter judges.
+        keywords: look only at images of which a caption has one of these; all by default.
+        workers: threads that decode.
+        remote: how addresses are fetched.
+        team: the processes.
+
+    Raises:
+        GrafalignError: the images are gone, or no single one can be read.
+    """
+    some = None if keywords is None else _with_keyword(captions, keywords)
+    return image_features(captions, model, workers, remote, some, team)
 
 
 def _with_keyword(captions: CaptionSet, keywords: list[str]) -> npt.NDArray[np.bool_]:

@@ -41,6 +41,7 @@ from grafalign.locks import exclusive
 from grafalign.models import Model
 from grafalign.models.embedding import embed_pictures
 from grafalign.photos.exif import PhotoError
+from grafalign.processes import Team
 from grafalign.retrieval import nearest
 
 _THUMB_PX = 144
@@ -131,6 +132,21 @@ def find_copies(
     return Copies(len(captions), len(inside), {name: len(rows) for name, rows in leaks.items()}, kept)
 
 
+def embed_sets(captions: CaptionSet, against: Sequence[str], model: Model, workers: int | None, team: Team) -> None:
+    """Embed the caption sets that `find_copies` compares by all processes, before the first one compares them.
+
+    Args:
+        captions: as of `find_copies`.
+        against: as there; data sets are left to the first process.
+        model: as there.
+        workers: threads that decode.
+        team: the processes, all of which call this.
+    """
+    specs = [spec for _, spec in map(_named, against)]
+    for some in (captions, *(CaptionSet(spec) for spec in specs if is_caption_set(spec))):
+        image_features(some, model, workers, team=team)
+
+
 def _marker(captions: CaptionSet, others: Sequence[Other], model: Model | None, closer_than: float) -> LeaksMarker:
     return LeaksMarker(
         format=LeaksMarker.NEWEST,
@@ -140,10 +156,16 @@ def _marker(captions: CaptionSet, others: Sequence[Other], model: Model | None, 
     )
 
 
-def _other(text: str, workers: int | None) -> Other:
+def _named(text: str) -> tuple[str, str]:
+    """Name and specification of another set."""
     name, equals, spec = text.partition('=')
     if not equals or not name or '/' in name or ':' in name:
-        name, spec = Path(text.rpartition(':')[2]).name, text
+        return Path(text.rpartition(':')[2]).name, text
+    return name, spec
+
+
+def _other(text: str, workers: int | None) -> Other:
+    name, spec = _named(text)
     if is_caption_set(spec):
         return _of_captions(CaptionSet(spec), name, workers)
     return _of_data(open_set(spec, partial=True), name)

@@ -4,13 +4,16 @@
     SET/features/MODEL/unreadable.json   row to reason
     SET/features/MODEL/features.json     `FeaturesMarker`; written last
 
-MODEL is the begin of the model's digest. A killed pass goes on at its last block.
+MODEL is the begin of the model's digest. Until all are there, they are in parts, which a killed pass goes on from and
+several processes share (`models/parts.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,16 +25,18 @@ from grafalign.artefacts import Marker
 from grafalign.captions import CaptionSet
 from grafalign.captions.pictures import Pictures
 from grafalign.errors import DamagedError, InputError, naming_full_disk
-from grafalign.files import write_atomically
+from grafalign.files import replacing, write_atomically
 from grafalign.locks import exclusive
 from grafalign.models import Model
 from grafalign.models.embedding import embed_pictures
+from grafalign.models.model import Vectors
+from grafalign.models.parts import embed_in_parts, read_part
 from grafalign.photos.exif import PhotoError
 from grafalign.photos.fetch import RemoteSettings
+from grafalign.processes import Team
 
-_BLOCK = 1 << 13
 _BANDS = ('red', 'green', 'blue')
-_MARKER, _PROGRESS = 'features.json', 'progress.json'
+_MARKER = 'features.json'
 
 
 class FeaturesMarker(Marker):
@@ -63,6 +68,7 @@ def image_features(
     workers: int | None = None,
     remote: RemoteSettings | None = None,
     wanted: npt.NDArray[np.bool_] | None = None,
+    team: Team | None = None,
 ) -> ImageFeatures:
     """Embed all images of a set, or go on where an earlier pass stopped.
 
@@ -72,28 +78,38 @@ def image_features(
         workers: threads that decode.
         remote: how addresses are fetched.
         wanted: images to look at, [N]; all by default. The others have zeros.
+        team: processes that share the images, all of which call this.
 
     Raises:
         GrafalignError: the images are gone, or no single one can be read.
     """
     some = '' if wanted is None else hashlib.blake2b(np.packbits(wanted).tobytes(), digest_size=4).hexdigest()
     folder = captions.path / 'features' / f'{model.digest[:12]}{"-" if some else ""}{some}'
-    count = len(captions)
+    chosen = np.arange(len(captions)) if wanted is None else np.flatnonzero(wanted)
     marker = FeaturesMarker(
-        format=FeaturesMarker.NEWEST, model=model.digest, images=captions.marker.files['images.parquet'], rows=count
+        format=FeaturesMarker.NEWEST,
+        model=model.digest,
+        images=captions.marker.files['images.parquet'],
+        rows=len(captions),
     )
-    with naming_full_disk(folder), exclusive(folder):
-        if (folder / _MARKER).is_file() and FeaturesMarker.read(folder / _MARKER) == marker:
-            return _open(folder, count)
-        (folder / _MARKER).unlink(missing_ok=True)
-        _compute(captions, model, folder, marker, workers, remote, wanted)
-        found = _open(folder, count)
-        if found.unreadable and len(found.unreadable) == (count if wanted is None else int(wanted.sum())):
-            reason = next(iter(found.unreadable.values()))
+    team = team or Team()
+    with naming_full_disk(folder), exclusive(folder, team.first):
+        team.agree(folder, f'features {folder.name} of {marker.images}')
+        there = (folder / _MARKER).is_file() and FeaturesMarker.read(folder / _MARKER) == marker
+        if team.exchange(there)[0]:
+            return _open(folder, len(captions))
+        if team.first:
+            (folder / _MARKER).unlink(missing_ok=True)
+        _embed(captions, model, folder, workers, remote, chosen, team)
+        features = _open(folder, len(captions))
+        if len(features.unreadable) == len(chosen) > 0:
+            reason = next(iter(features.unreadable.values()))
             raise InputError(f'No image of {captions.path} can be read ({reason}); look at where they lie.')
-        marker.write(folder / _MARKER)
-        (folder / _PROGRESS).unlink(missing_ok=True)
-        return found
+        if team.first:
+            marker.write(folder / _MARKER)
+            for parts in folder.glob('parts-*'):
+                shutil.rmtree(parts)
+        return features
 
 
 def _open(folder: Path, count: int) -> ImageFeatures:
@@ -107,56 +123,46 @@ def _open(folder: Path, count: int) -> ImageFeatures:
     return ImageFeatures(vectors, {int(row): reason for row, reason in unreadable.items()})
 
 
-def _compute(
+def _embed(
     captions: CaptionSet,
     model: Model,
     folder: Path,
-    marker: FeaturesMarker,
     workers: int | None,
     remote: RemoteSettings | None,
-    wanted: npt.NDArray[np.bool_] | None,
+    chosen: npt.NDArray[np.int64],
+    team: Team,
 ) -> None:
-    count = len(captions)
-    noted: dict[str, Any] = {}
-    if (folder / _PROGRESS).is_file():
-        noted = json.loads((folder / _PROGRESS).read_text())
-    if noted.get('of') != marker.model_dump() or not (folder / 'vectors.npy').is_file():
-        noted = {'of': marker.model_dump(), 'done': 0, 'unreadable': {}}
-    vectors: Any = np.load(folder / 'vectors.npy', mmap_mode='r+') if noted['done'] else None
+    """Embed some images by all processes; the first one puts the vectors together."""
     pictures = Pictures(captions, remote)
     smallest = 2 * model.preprocessing.size_px
+    width = model.embed_texts(['a place']).shape[1]
+    images = captions.marker.files['images.parquet']
 
-    def read(row: int) -> npt.NDArray[np.uint8]:
+    def read(at: int) -> npt.NDArray[np.uint8]:
         try:
-            image = pictures.read(row, smallest)
+            image = pictures.read(int(chosen[at]), smallest)
         except PhotoError as error:
             raise InputError(str(error)) from None
         return np.asarray(image).transpose(2, 0, 1)
 
-    unreadable: dict[str, str] = noted['unreadable']
-    for first in range(noted['done'], count, _BLOCK):
-        rows = range(first, min(first + _BLOCK, count))
-        chosen = rows if wanted is None else [row for row in rows if wanted[row]]
-        for some, found in embed_pictures(
-            model,
-            read,
-            chosen,
-            _BANDS,
-            (0.0, 255.0),
-            label=f'embedding images {first:,} to {rows.stop:,} of {count:,}',
-            workers=workers,
-            reject=lambda row, reason: unreadable.__setitem__(str(row), reason),
-        ):
-            if vectors is None:
-                vectors = np.lib.format.open_memmap(
-                    folder / 'vectors.npy', mode='w+', dtype=np.float16, shape=(count, found.shape[1])
-                )
-            vectors[some] = found
-        if vectors is not None:
-            vectors.flush()
-            noted |= {'done': rows.stop, 'unreadable': unreadable}
-            write_atomically(folder / _PROGRESS, json.dumps(noted).encode())
+    def embed(some: range, reject: Callable[[int, str], None]) -> Iterator[tuple[list[int], Vectors]]:
+        return embed_pictures(
+            model, read, some, _BANDS, (0.0, 255.0), label='embedding images', workers=workers, reject=reject
+        )
+
+    parts = embed_in_parts(folder / f'parts-{images[:12]}', len(chosen), width, embed, team)
     pictures.close()
-    if vectors is None:
-        np.lib.format.open_memmap(folder / 'vectors.npy', mode='w+', dtype=np.float16, shape=(count, 1))
-    write_atomically(folder / 'unreadable.json', json.dumps(unreadable).encode())
+
+    def join() -> None:
+        unreadable: dict[int, str] = {}
+        with replacing(folder / 'vectors.npy', sync=False) as path:
+            shape = (len(captions), width)
+            vectors: Any = np.lib.format.open_memmap(path, mode='w+', dtype=np.float16, shape=shape)
+            for part in parts:
+                rows, embeddings, rejected = read_part(part)
+                vectors[chosen[rows]] = embeddings
+                unreadable |= {int(chosen[row]): reason for row, reason in rejected.items()}
+            vectors.flush()
+        write_atomically(folder / 'unreadable.json', json.dumps(unreadable).encode())
+
+    team.alone(join)

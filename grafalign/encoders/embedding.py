@@ -118,9 +118,13 @@ def _bring_up_to_date(
     parts = plan_parts(uris, todo)
     _make_parts(uris, parts, clip, folder, workers, remote, team)
     team.wait()
-    team.alone(
-        lambda: _put_together(store, clip, out, existing, kept, [part_file(folder, n) for n in range(len(parts))])
-    )
+    files = [part_file(folder, number) for number in range(len(parts))]
+
+    def put_together() -> None:
+        team.see(files)
+        _put_together(store, clip, out, existing, kept, files)
+
+    team.alone(put_together)
 
 
 def _put_together(

@@ -57,7 +57,7 @@ def bands_of(plan: FieldPlan) -> int:
 
 def is_complete(folder: Path, band: int) -> bool:
     """Whether all chunks of a band are there."""
-    return _stats_file(folder, band).is_file()
+    return stats_file(folder, band).is_file()
 
 
 def write_layout(folder: Path, plan: FieldPlan) -> None:
@@ -94,7 +94,7 @@ def read_stats(folder: Path, band: int) -> BandStats:
     Raises:
         DamagedError: its file cannot be read.
     """
-    path = _stats_file(folder, band)
+    path = stats_file(folder, band)
     try:
         with open_plain(path, _MOST_STATS) as file:
             return BandStats.model_validate_json(file.read())
@@ -176,7 +176,7 @@ def write_band(folder: Path, plan: FieldPlan, number: int, band: Band, windows: 
         saturated=band.saturated,
         failed=dict(sorted(failed.items())),
     )
-    path = _stats_file(folder, number)
+    path = stats_file(folder, number)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, (stats.model_dump_json() + '\n').encode())
 
@@ -260,7 +260,8 @@ def _overlaps(span: slice) -> list[tuple[int, slice, slice]]:
     return parts
 
 
-def _stats_file(folder: Path, band: int) -> Path:
+def stats_file(folder: Path, band: int) -> Path:
+    """File of a band that is written last, with what was counted in it."""
     return folder / 'bands' / f'{band}.json'
 
 

@@ -101,6 +101,7 @@ def make_field_by_team(job: FieldJob, team: Team) -> FieldMarker:
             with _bar_of_bands(out, plan):
                 make_job(mine)
                 team.wait()
+                team.see(arrays.stats_file(out, band) for band in range(arrays.bands_of(plan)))
             done = finished(out, plan, job.model)
     team.wait()
     return done

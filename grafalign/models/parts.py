@@ -61,6 +61,7 @@ def embed_in_parts(folder: Path, count: int, width: int, embed: Embed, team: Tea
     reason = next((r for r in reasons if r is not None), None)
     if reason is not None:
         raise InputError(reason)
+    team.see(files)
     return files
 
 

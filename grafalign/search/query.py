@@ -18,8 +18,9 @@ from grafalign.errors import GrafalignError, InputError
 from grafalign.foreign.vectors import read_vector
 from grafalign.models import Model, to_input
 from grafalign.models.pixels import band_places
+from grafalign.processes import Team
 from grafalign.search.catalog import Catalog
-from grafalign.search.signs import signed_vector
+from grafalign.search.signs import signed_vectors
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Query:
         return str(self.image) if self.image is not None else f'{self.lonlat[0]:g}, {self.lonlat[1]:g}'  # type: ignore[index]
 
 
+_TOGETHER = 256
+"""Queries that are embedded and searched together; several processes share these parts."""
 Index = Catalog | Path | str
 """An index or its folder."""
 
@@ -56,6 +59,7 @@ def search(
     region: shapely.Geometry | None = None,
     begin: datetime | None = None,
     end: datetime | None = None,
+    team: Team | None = None,
 ) -> gpd.GeoDataFrame:
     """The k items nearest to each query.
 
@@ -67,6 +71,7 @@ def search(
         region: only items that meet this geometry (EPSG:4326).
         begin: only items of this time or later; without a zone it is UTC.
         end: only items before this time.
+        team: processes that share the queries, all of which call this and get all answers.
 
     Returns:
         One row an answer, EPSG:4326: query (text), rank (from 1), score (cosine), row, item_id, datetime, source,
@@ -102,9 +107,18 @@ def search(
     if k < 1:
         raise InputError(f'-k {k} makes no sense; ask for at least one.')
     allowed = _allowed_of_each(catalogs, region, begin, end)
-    vectors = query_vectors(catalogs, query_list, model)
-    answers = [_answers(c, query_list, vectors, k, mask) for c, mask in allowed]
-    best = answers[0] if not several else _merged(answers, [c for c, _ in allowed], k)
+    if model is None and any(q.vector is None and q.lonlat is None for q in query_list):
+        model = _model_of(catalog)
+    team = team or Team()
+    starts = range(0, len(query_list), _TOGETHER)
+    mine = []
+    for part in team.share(len(starts)):
+        some = query_list[starts[part] : starts[part] + _TOGETHER]
+        vectors = query_vectors(catalogs, some, model)
+        answers = [_answers(c, some, vectors, k, mask) for c, mask in allowed]
+        best = answers[0] if not several else _merged(answers, [c for c, _ in allowed], k)
+        mine.append(best.assign(number=best['number'] + starts[part]))
+    best = pd.concat([answer for theirs in team.exchange(mine) for answer in theirs], ignore_index=True)
     return gpd.GeoDataFrame(best, geometry='geometry', crs='EPSG:4326')
 
 
@@ -209,15 +223,7 @@ def query_vectors(catalogs: Sequence[Catalog], query_list: Sequence[Query], mode
     texts = [i for i, q in enumerate(query_list) if q.text is not None and q.vector is None]
     images = [i for i, q in enumerate(query_list) if q.image is not None]
     if (texts or images) and model is None:
-        from grafalign.models import load_model
-
-        made = catalog.marker.model
-        try:
-            model = load_model(made.spec, made.clip)
-        except GrafalignError as error:
-            raise type(error)(
-                f'{error} The index {catalog.path} names that model; if it moved, give --model.'
-            ) from None
+        model = _model_of(catalog)
     if model is not None:
         catalog.check_model(model.digest, model.name)
     for i, query in enumerate(query_list):
@@ -225,14 +231,24 @@ def query_vectors(catalogs: Sequence[Catalog], query_list: Sequence[Query], mode
             out[i] = query.vector
         if query.lonlat is not None:
             out[i] = _vector_at(catalogs, *query.lonlat)
-    if model is not None:
-        for i in texts:
-            out[i] = signed_vector(query_list[i].text or '', model.embed_texts)
+    if texts and model is not None:
+        out[texts] = signed_vectors([query_list[i].text or '' for i in texts], model.embed_texts)
     for i in images:
         path = query_list[i].image
         if path is not None and model is not None:
             out[i] = embed_image(catalog, model, path)
     return out
+
+
+def _model_of(catalog: Catalog) -> Model:
+    """The model that an index says it was made by."""
+    from grafalign.models import load_model
+
+    made = catalog.marker.model
+    try:
+        return load_model(made.spec, made.clip)
+    except GrafalignError as error:
+        raise type(error)(f'{error} The index {catalog.path} names that model; if it moved, give --model.') from None
 
 
 def embed_image(catalog: Catalog, model: Model, path: Path) -> np.ndarray:

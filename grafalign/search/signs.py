@@ -35,16 +35,19 @@ def split_signs(text: str) -> tuple[list[str], list[str]]:
     return wanted, [words for sign, words in found if sign == '-']
 
 
-def signed_vector(text: str, embed: Callable[[Sequence[str]], Floats]) -> Floats:
-    """Unit vector of words with signs, [D].
+def signed_vectors(texts: Sequence[str], embed: Callable[[Sequence[str]], Floats]) -> Floats:
+    """Unit vectors of words with signs, [N, D].
 
     Args:
-        text: the query.
-        embed: texts to unit vectors [T, D].
+        texts: N queries.
+        embed: texts to unit vectors [T, D]; called once.
     """
-    wanted, unwanted = split_signs(text)
-    vectors = embed([*wanted, *unwanted])
-    vector = vectors[: len(wanted)].mean(0)
-    if unwanted:
-        vector = vector - _AWAY * vectors[len(wanted) :].mean(0)
-    return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+    split = [split_signs(text) for text in texts]
+    every = iter(embed([words for wanted, unwanted in split for words in (*wanted, *unwanted)]))
+    vectors = []
+    for wanted, unwanted in split:
+        vector = np.mean([next(every) for _ in wanted], axis=0)
+        if unwanted:
+            vector = vector - _AWAY * np.mean([next(every) for _ in unwanted], axis=0)
+        vectors.append(vector / np.linalg.norm(vector))
+    return np.asarray(vectors, dtype=np.float32)

@@ -25,6 +25,7 @@ from grafalign import console
 from grafalign.encoders import FrozenClip, SatelliteEncoder, TilePreprocessing
 from grafalign.encoders.smooth import SmoothAttention
 from grafalign.errors import GrafalignError
+from grafalign.processes import this_team
 from grafalign.training.sources import Source
 from grafalign.zeroshot import class_vectors
 
@@ -52,7 +53,7 @@ def label_images(
     words: list[str],
     share: float,
 ) -> SelfLabels:
-    """Ask a run's encoder for labels of all training images.
+    """Ask a run's encoder for labels of all training images, which the processes of the training share.
 
     Args:
         encoder: of the run.
@@ -69,23 +70,37 @@ def label_images(
     pool, count = SmoothAttention(encoder), sum(len(source.rows) for source in sources)
     best = np.full((count, encoder.side, encoder.side), NONE, np.int16)
     lead = np.zeros(best.shape, np.float32)
-    device, done = next(encoder.parameters()).device, 0
-    with console.progress('labelling images', count) as bar, torch.no_grad():
-        for source in sources:
-            for rows in np.array_split(source.rows, max(1, -(-len(source.rows) // _BATCH))):
-                pixels = [_read(source, int(row)) for row in rows]
-                good = [i for i, one in enumerate(pixels) if one is not None]
-                if good:
-                    scale, offset = source.pixels.radiometry(rows[good])
-                    stacked = np.stack([pixels[i] for i in good])  # type: ignore[misc]
-                    arrays = (torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in (stacked, scale, offset))
-                    scores = pool(preprocess(*arrays)).patches @ vectors.to(device).T
-                    two = scores.topk(2, dim=-1)
-                    at = done + np.array(good)
-                    best[at] = two.indices[..., 0].cpu().numpy()
-                    lead[at] = (two.values[..., 0] - two.values[..., 1]).cpu().numpy()
-                done += len(rows)
-                bar.advance(len(rows))
+    device, team = next(encoder.parameters()).device, this_team()
+    begins = np.cumsum([0, *(len(source.rows) for source in sources)])
+    batches = [
+        (source, slice(first, first + _BATCH), int(begin) + first)
+        for source, begin in zip(sources, begins[:-1], strict=True)
+        for first in range(0, len(source.rows), _BATCH)
+    ]
+    mine = team.share(len(batches))
+    labelled = []
+    with (
+        console.progress(
+            'labelling images', sum(len(s.rows[part]) for s, part, _ in batches[mine.start : mine.stop])
+        ) as bar,
+        torch.no_grad(),
+    ):
+        for source, part, begin in batches[mine.start : mine.stop]:
+            rows = source.rows[part]
+            pixels = [_read(source, int(row)) for row in rows]
+            good = [i for i, one in enumerate(pixels) if one is not None]
+            if good:
+                scale, offset = source.pixels.radiometry(rows[good])
+                stacked = np.stack([pixels[i] for i in good])  # type: ignore[misc]
+                arrays = (torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in (stacked, scale, offset))
+                scores = pool(preprocess(*arrays)).patches @ vectors.to(device).T
+                two = scores.topk(2, dim=-1)
+                first_word, ahead = two.indices[..., 0], two.values[..., 0] - two.values[..., 1]
+                labelled.append((begin + np.array(good), first_word.cpu().numpy(), ahead.cpu().numpy()))
+            bar.advance(len(rows))
+    for theirs in team.exchange(labelled):
+        for at, word, ahead in theirs:
+            best[at], lead[at] = word, ahead
     return SelfLabels(vectors, surest(best, lead, share))
 
 

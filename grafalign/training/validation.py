@@ -1,10 +1,15 @@
-"""Validation while a training goes on: do held-out images and their photos, or their texts, find each other?"""
+"""Validation while a training goes on: do held-out images and their photos, or their texts, find each other?
+
+The processes of a training share the batches of images and tell each other what came of them. What a batch holds does
+not depend on how many they are.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +32,7 @@ from grafalign.encoders.captioning import CaptionOptions, write_captions
 from grafalign.encoders.marked_tokens import MarkedTokenizer
 from grafalign.encoders.text_decoder import TextDecoder
 from grafalign.errors import GrafalignError, InputError
+from grafalign.processes import this_team
 from grafalign.store import PairStore
 from grafalign.training.gather_data import TrainingData
 from grafalign.training.order import shuffled
@@ -35,6 +41,7 @@ from grafalign.training.settings import TrainSettings
 from grafalign.training.sources import Source, caption_source
 
 _MOST = 2048
+Result = TypeVar('Result')
 Tokenizer = Callable[[list[str]], Tensor]
 """Makes token ids [n, L] of n texts."""
 
@@ -174,11 +181,12 @@ def caption_quality(
         for place in chosen:
             own = source.candidate[source.first[place] : source.last[place]]
             references[int(source.rows[place])] = which.bank.texts().take(pa.array(own)).to_pylist()
-        written: dict[int, str] = {}
-        for rows, embeddings in embedded(model, source.pixels, source.rows[chosen], batch):
+        mine = []
+        for number, rows, embeddings in embedded(model, source.pixels, source.rows[chosen], batch):
             tokens = encoder.tower.token_norm()(embeddings.tokens)
             texts = write_captions(decoder, tokenizer, tokens, CaptionOptions(most_tokens=_LONGEST_WRITTEN))
-            written |= dict(zip(rows.tolist(), texts, strict=True))
+            mine.append((number, dict(zip(rows.tolist(), texts, strict=True))))
+        written = {row: text for texts in _together(mine) for row, text in texts.items()}
         if not written:
             continue
         prefix = f'{which.name}: ' if len(sets) > 1 else ''
@@ -239,10 +247,16 @@ def photo_tile_recall(
 
 def embed_words(model: nn.Module, texts: list[str], tokenizer: Tokenizer, batch: int) -> npt.NDArray[np.float32]:
     """Unit vectors [n, D] of texts by the text tower that is being trained."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        parts = [model(tokenizer(texts[i : i + batch]).to(device)).cpu() for i in range(0, len(texts), batch)]
-    return np.asarray(torch.cat(parts).numpy(), dtype=np.float32)
+    device, team = next(model.parameters()).device, this_team()
+    batches = [texts[first : first + batch] for first in range(0, len(texts), batch)]
+    mine = []
+    for begin in range(0, len(batches), team.count):
+        number = begin + team.rank
+        with torch.no_grad():  # all go through the model equally often, as its processes may talk in it
+            vectors = model(tokenizer(batches[min(number, len(batches) - 1)]).to(device)).cpu()
+        if number < len(batches):
+            mine.append((number, vectors.numpy()))
+    return np.concatenate(_together(mine)).astype(np.float32)
 
 
 def embed_pixels(
@@ -260,30 +274,49 @@ def embed_pixels(
     Returns:
         The rows of those that could be read, [T], and their unit embeddings, [T, D].
     """
-    kept, vectors = [], []
-    for there, found in embedded(model, pixels, rows, batch):
+    mine = []
+    for number, there, found in embedded(model, pixels, rows, batch):
         mean = found.patches.mean((1, 2)) if level == 'patch' else found.image
-        kept.append(there)
-        vectors.append(nn.functional.normalize(mean.float(), dim=-1).cpu().numpy())
-    if not kept:
+        mine.append((number, (there, nn.functional.normalize(mean.float(), dim=-1).cpu().numpy())))
+    if not (every := _together(mine)):
         return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32)
+    kept, vectors = zip(*every, strict=True)
     return np.concatenate(kept), np.concatenate(vectors)
 
 
 def embedded(
     model: nn.Module, pixels: Pixels, rows: npt.NDArray[np.int64], batch: int
-) -> Iterator[tuple[npt.NDArray[np.int64], Embeddings]]:
-    """Stored images through the encoder: rows of those that could be read, and what it makes of them, by batches."""
-    device = next(model.parameters()).device
-    for part in np.array_split(rows, -(-len(rows) // batch)) if len(rows) else []:
+) -> Iterator[tuple[int, npt.NDArray[np.int64], Embeddings]]:
+    """This process's batches of stored images through the encoder.
+
+    All processes go through the model equally often, as a model that is spread over them talks in it: one that has no
+    image left shows it an empty one.
+
+    Yields:
+        The number of the batch, the rows that could be read, and what the encoder makes of them.
+    """
+    device, team = next(model.parameters()).device, this_team()
+    parts = np.array_split(rows, -(-len(rows) // batch)) if len(rows) else []
+    for begin in range(0, len(parts), team.count):
+        number = begin + team.rank
         read = {}
-        for row in part:
+        for row in parts[number] if number < len(parts) else ():
             with contextlib.suppress(GrafalignError):
                 read[int(row)] = pixels.read(int(row))
-        if not read:
+        there = np.array(list(read), dtype=np.int64)
+        inputs = (np.stack(list(read.values())), *pixels.radiometry(there)) if read else None
+        shapes = team.exchange(None if inputs is None else [(v.shape[1:], v.dtype) for v in inputs])
+        shape = next((s for s in shapes if s is not None), None)
+        if shape is None:
             continue
-        there = np.array(list(read))
-        inputs = (np.stack(list(read.values())), *pixels.radiometry(there))
         with torch.no_grad():
-            found: Embeddings = model(tuple(torch.from_numpy(v).to(device) for v in inputs))
-        yield there, found
+            shown = inputs or [np.ones((1, *size), dtype) for size, dtype in shape]
+            found: Embeddings = model(tuple(torch.from_numpy(v).to(device) for v in shown))
+        if read:
+            yield number, there, found
+
+
+def _together(mine: list[tuple[int, Result]]) -> list[Result]:
+    """What all processes made of their batches, in the order of the batches."""
+    every = [numbered for theirs in this_team().exchange(mine) for numbered in theirs]
+    return [result for _, result in sorted(every, key=lambda numbered: numbered[0])]
