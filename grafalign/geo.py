@@ -33,6 +33,8 @@ SHORTEST_DEGREE_M = 110_000.0
 EARTH_RADIUS_M = 6_371_000.0
 """Of the sphere with the Earth's mean radius."""
 EARTH_KM_PER_DEGREE = METRES_PER_DEGREE / 1000
+_NAMED_TOGETHER = 1 << 20
+"""Tiles whose names are written at once."""
 _TRUE_SCALE = 0.01
 """Projections that are off by less are taken for true."""
 
@@ -165,13 +167,15 @@ class TileGrid:
         """Names of many places, as a column of text."""
         tail = f'{_plain(self.gsd_m)}m_{self.size_px}px'
         text = pa.large_string()
-        if all(float(v).is_integer() for v in (self.gsd_m, *self.origin_m)):  # then corners are whole metres
-            columns = [pa.array(column.astype(np.int64)).cast(text) for column in (epsg, left, top)]
-            ids = pc.binary_join_element_wise(*columns, pa.scalar(tail, text), pa.scalar('_', text))
-        else:
+        if not all(float(v).is_integer() for v in (self.gsd_m, *self.origin_m)):
             corners = zip(epsg.tolist(), left.tolist(), top.tolist(), strict=True)
-            ids = pa.array([f'{e}_{_plain(x)}_{_plain(y)}_{tail}' for e, x, y in corners], text)
-        return pd.Series(ids, dtype='str')
+            return pd.Series([f'{e}_{_plain(x)}_{_plain(y)}_{tail}' for e, x, y in corners], dtype='str')
+        parts = []
+        for start in range(0, len(epsg), _NAMED_TOGETHER):  # corners are whole metres: many are written at once
+            some = [column[start : start + _NAMED_TOGETHER].astype(np.int64) for column in (epsg, left, top)]
+            columns = [pa.array(column).cast(text) for column in some]
+            parts.append(pc.binary_join_element_wise(*columns, pa.scalar(tail, text), pa.scalar('_', text)))
+        return pd.Series(pa.chunked_array(parts, text), dtype='str')
 
     def polygons(self, epsg: Ints, left: Floats, top: Floats) -> npt.NDArray[np.object_]:
         """Tile outlines in degrees, with the edges' middles so that they stay true in longitude and latitude.

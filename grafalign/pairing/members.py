@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -53,21 +54,10 @@ def members_of(
         reach: share of a tile's side within which photos belong to it.
         most: photos that a tile keeps.
     """
-    tiles, number = Tiles.of(grid, *seeds)
-
-    def look(start: int) -> tuple[Ints, Ints]:
-        """Photos and their tiles, sorted by tile and visit."""
-        rows = order[start : start + _TOGETHER]
-        places = positions(lon[rows], lat[rows], grid)
-        inside = tiles.holding(places, reach)
-        turn, tile = places.photo[inside.position], number[inside.tile]
-        by_tile = np.argsort(tile * len(rows) + turn)
-        return rows[turn[by_tile]], tile[by_tile]
-
     in_tile, in_near = np.zeros((2, len(order)), dtype=bool)
-    count = np.zeros(len(number), dtype=np.int64)
+    count = np.zeros(len(usable), dtype=np.int64)
     parts = [np.zeros((2, 0), dtype=order.dtype)]
-    for photo, tile in engine.in_order(look, range(0, len(order), _TOGETHER)):
+    for photo, tile in _by_tile(seeds, order, lon, lat, grid, reach):
         in_near[photo[near[tile]]] = True
         in_tile[photo[usable[tile]]] = True
         first = np.flatnonzero(np.diff(tile, prepend=-1))
@@ -77,8 +67,26 @@ def members_of(
         kept = usable[tile] & (nth < most)
         parts.append(np.stack([photo[kept], tile[kept]]).astype(order.dtype))
     photo, tile = np.concatenate(parts, axis=1)
+    parts.clear()
     by_tile = np.argsort(tile, kind='stable')
     return Members(tile[by_tile], photo[by_tile], in_tile, in_near)
+
+
+def _by_tile(
+    seeds: Seeds, order: Ints, lon: Floats, lat: Floats, grid: TileGrid, reach: float
+) -> Iterator[tuple[Ints, Ints]]:
+    """Photos and the tiles they lie in, sorted by tile and visit, for one portion of the visit after another."""
+    tiles, number = Tiles.of(grid, *seeds)
+
+    def look(start: int) -> tuple[Ints, Ints]:
+        rows = order[start : start + _TOGETHER]
+        places = positions(lon[rows], lat[rows], grid)
+        inside = tiles.holding(places, reach)
+        turn, tile = places.photo[inside.position], number[inside.tile]
+        by_tile = np.argsort(tile * len(rows) + turn)
+        return rows[turn[by_tile]], tile[by_tile]
+
+    yield from engine.in_order(look, range(0, len(order), _TOGETHER))
 
 
 def rows_and_columns(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pyproj import Geod
 
 from grafalign.geo import UTM_NORTH_LIMIT, UTM_SOUTH_LIMIT, TileGrid
@@ -72,6 +73,8 @@ def make_plan(
         viewed: degrees east and north at which photos count, [P] each, near where they were taken; there by default.
     """
     order = visiting_order(photo_ids, seed)
+    del photo_ids  # where the caller does not keep them, 2 GB of a hundred million photos
+    pa.default_memory_pool().release_unused()
     at = viewed or (lon, lat)
     seeds = seed_tiles(order, *at, grid, core)
     split = splits_of_tiles(*seeds, grid, block_km, shares, seed)
