@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyproj import Geod
 
 from grafalign.encoders import FrozenClip, PhotoBank
 from grafalign.errors import GrafalignError
+from grafalign.geo import EARTH_RADIUS_M
 from grafalign.store import PairStore
+from grafalign.training import objective
 from grafalign.training.data import Batch, PairSteps, Share
-from tests.training_world import settings
+from grafalign.training.gather_data import bank_rows
+from tests.training_world import gradient, settings, start
 
 WILD = {
     'augment': {'turn': True, 'zoom': 1.5, 'shift': 0.2, 'haze': 0.3, 'band_dropout': 0.3},
@@ -114,6 +118,58 @@ def test_photos_of_the_same_tile_are_listed(store: PairStore, bank: PhotoBank, c
         expected = set(photos[bank.valid[photos]])
         listed = batch['candidates'][batch['listed'][1][batch['listed'][0] == tile]].tolist()
         assert set(listed) == expected and len(listed) == len(expected)
+
+
+@pytest.mark.parametrize('photos_without_place', [0, 7])
+def test_candidates_near_a_photo_are_those_of_a_naive_loop(
+    photos_without_place: int, store: PairStore, bank: PhotoBank, clip: FrozenClip
+) -> None:
+    """By distances along the globe, which at these lengths are those through it; photos of unknown place are far."""
+    data = steps(store, bank, clip, negatives={'bank': 'all'}, masks={'within_m': 60})
+    assert data._places is not None
+    unknown = np.random.default_rng(0).choice(len(store.photos), photos_without_place, replace=False)
+    data._places[unknown] = np.nan
+    batch = data[1]
+    rows = batch['candidates'].numpy()
+    points = store.photos.geometry
+    lon, lat = points.x.to_numpy()[rows], points.y.to_numpy()[rows]
+    expected = set()
+    for pair, photo in enumerate(batch['photo'].tolist()):
+        _, _, metres = Geod(a=EARTH_RADIUS_M, b=EARTH_RADIUS_M).inv(
+            lon[photo] + 0 * lon, lat[photo] + 0 * lat, lon, lat
+        )
+        placed = ~np.isin(rows, unknown) & (rows[photo] not in unknown)
+        expected |= {(pair, int(k)) for k in np.flatnonzero((metres < 60) & placed)}
+    assert set(zip(*batch['near'].tolist(), strict=True)) == expected
+    assert len(expected) == batch['near'].shape[1] > len(batch['photo']) - photos_without_place
+
+
+def test_both_levels_and_all_micro_batches_look_candidates_up_once(
+    store: PairStore, bank: PhotoBank, clip: FrozenClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss and its gradient are those of looking them up block by block, to the last bit."""
+    counted = Lookups(bank_rows(bank, torch.device('cpu')))
+    wanted = settings(store, clip, level='both', negatives={'bank': 60}, masks={'within_m': 60, 'closer_than': 0.9})
+    task = start(store, bank, clip, wanted)
+    task._bank = [counted]  # type: ignore[list-item]
+    whole = gradient(task, store, bank, wanted, micro_batch=5)
+    assert counted.times == 1
+    monkeypatch.setattr(objective, '_LOOKED_UP', 0)
+    task._looked_up = None
+    blocks = gradient(task, store, bank, wanted, micro_batch=5)
+    assert counted.times > 6 and torch.equal(whole[0], blocks[0])
+    assert all(torch.equal(whole[1][name], blocks[1][name]) for name in blocks[1])
+
+
+class Lookups:
+    """A bank that counts how often it is asked."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows, self.device, self.times = rows, rows.device, 0
+
+    def __getitem__(self, which: torch.Tensor) -> torch.Tensor:
+        self.times += 1
+        return self.rows[which]
 
 
 def test_bands_come_in_the_order_asked_for(store: PairStore, bank: PhotoBank, clip: FrozenClip) -> None:

@@ -21,7 +21,6 @@ from grafalign.training import TrainSettings
 from grafalign.training.data import PairSteps, Share
 from grafalign.training.gather_data import bank_rows
 from grafalign.training.task import AlignmentTask
-from grafalign.training.trainer import earth_centred
 
 
 def settings(store: PairStore, clip: FrozenClip, out: Path = Path('no/run'), **changes: object) -> TrainSettings:
@@ -44,9 +43,7 @@ def settings(store: PairStore, clip: FrozenClip, out: Path = Path('no/run'), **c
 def start(store: PairStore, bank: PhotoBank, clip: FrozenClip, wanted: TrainSettings) -> AlignmentTask:
     """The task of a training, before its first step, on the CPU."""
     torch.manual_seed(0)
-    return AlignmentTask.start(
-        clip, store.sensor, wanted, bank_rows(bank, torch.device('cpu')), earth_centred(store)
-    ).train()
+    return AlignmentTask.start(clip, store.sensor, wanted, bank_rows(bank, torch.device('cpu'))).train()
 
 
 def gradient(

@@ -97,4 +97,4 @@ HEADER = ('scene', 'tiles', 'outside value_range', 'zero', 'not finite')
 
 
 def _percent(share: float) -> str:
-    return '0 %' if share == 0 else f'{100 * share:.2g} %'
+    return '0 %' if share == 0 else f'{100 * share:.2g} %' if share < 0.1 else f'{100 * share:.0f} %'

@@ -31,8 +31,9 @@ from grafalign.search.sources import Source, open_source
 REJECTED = 'rejected.parquet'
 PARTS = 'parts'
 """Below an index: embeddings that wait to be added."""
-COMMIT_ROWS = 1024
-"""At least so many rows are added at a time."""
+COMMIT_ROWS, _COMMIT_SHARE, _LARGEST_COMMIT = 1024, 16, 65_536
+"""So many rows are added at a time, or this part of those that are there, or at most: every commit is a file of items,
+and every later commit looks at all files."""
 _TUNING = 512
 _WORDS = (
     *('forest', 'lake', 'river', 'beach', 'mountain', 'desert', 'farmland', 'vineyard', 'greenhouse', 'orchard'),
@@ -222,7 +223,7 @@ def _add(catalog: Catalog, source: Source, new: npt.NDArray[np.int64], parts: li
         if len(batch):
             waiting.append(vectors)
             rows += batch
-        if len(rows) >= COMMIT_ROWS:
+        if len(rows) >= max(COMMIT_ROWS, min(catalog.total // _COMMIT_SHARE, _LARGEST_COMMIT)):
             commit()
     if rows:
         commit()

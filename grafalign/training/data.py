@@ -26,6 +26,7 @@ from grafalign.encoders import PhotoBank, select_bands
 from grafalign.errors import GrafalignError
 from grafalign.store import PairStore
 from grafalign.training.mixture import Mixture
+from grafalign.training.near import Neighbours, earth_centred
 from grafalign.training.order import shuffled
 from grafalign.training.self_labels import NONE
 from grafalign.training.settings import TrainSettings
@@ -82,6 +83,8 @@ class Batch(TypedDict):
     """Pixels of the view for each pixel of the tile, [n]."""
     listed: Tensor
     """Photos of the same tile: tile and candidate, int64 [2, M]; none where they are not masked."""
+    near: Tensor
+    """Pair and candidate that was taken near its photo, int64 [2, M]; none where they are not masked."""
     whole: Tensor
     """Tile (0 to B - 1) and candidate of all pairs of the batch, int64 [2, N]; none where an image's own are enough."""
     sizes: Tensor
@@ -121,6 +124,8 @@ class _Plan(NamedTuple):
     """How many of them are photos."""
     position: Integers
     """Of each pair's photo among the candidates, [N]."""
+    neighbours: Neighbours | None
+    """The candidates by place, where `masks.within_m` asks for it."""
 
 
 class PairSteps(Steps):
@@ -135,6 +140,7 @@ class PairSteps(Steps):
         size_px: pixels along each side of all images.
         mixture: deals the places of every batch among several sources; one source goes from epoch to epoch.
         labels: of the patches of all images, [N, side, side], where they have some (`self_labels`).
+        places: of all photos of the bank, as `near.earth_centred` gives them, for `masks.within_m`.
     """
 
     def __init__(
@@ -148,8 +154,9 @@ class PairSteps(Steps):
         size_px: int,
         mixture: Mixture | None = None,
         labels: npt.NDArray[np.int16] | None = None,
+        places: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        self._labels = labels
+        self._labels, self._places = labels, places
         self.settings, self.share, self.side, self.size_px = settings, share or Share(), side, size_px
         self._sources, self._mixture = sources, mixture
         self._divide(micro_batch)
@@ -191,7 +198,8 @@ class PairSteps(Steps):
         """
         bands = select_bands(store.sensor.bands, settings.bands or store.sensor.bands, store.sensor.name)
         source = store_source(store, bank, bands, settings.placement.unknown_accuracy_m, split)
-        return cls([source], settings, share, micro_batch, side, size_px=store.sensor.size_px)
+        places = None if settings.masks.within_m is None else earth_centred(store)
+        return cls([source], settings, share, micro_batch, side, size_px=store.sensor.size_px, places=places)
 
     def _divide(self, micro_batch: int | None) -> None:
         most = -(-self.settings.batch_tiles // self.share.world)
@@ -234,6 +242,9 @@ class PairSteps(Steps):
         matrix, zoom = plan.views.matrix[owner], zoom_of(plan.views.matrix[owner])
         scale, offset = self._radiometry(plan.tiles[shown])
         listed = self._same_tile(plan, mine) if self.settings.masks.same_tile else np.zeros((2, 0), dtype=np.int64)
+        near = np.zeros((2, 0), dtype=np.int64)
+        if plan.neighbours is not None and self.settings.masks.within_m is not None:
+            near = plan.neighbours.of(plan.position[own], self.settings.masks.within_m)
         whole = np.stack([plan.owner, plan.position]) if self.settings.needs_whole_batch else np.zeros((2, 0), np.int64)
         arrays = {
             'scale': scale,
@@ -257,6 +268,7 @@ class PairSteps(Steps):
             'field_of_view': self._field_of_view[pair],
             'zoom': zoom,
             'listed': listed,
+            'near': near,
             'whole': whole,
             'sizes': np.array(sizes),
             'bad': bad,
@@ -286,7 +298,8 @@ class PairSteps(Steps):
         seen = (row >= 0) & (row < size) & (col >= 0) & (col < size)
         pair, owner, row, col = pair[seen], owner[seen], row[seen], col[seen]
         candidates, photos, position = self._draw_candidates(step, self._photo[pair])
-        plan = _Plan(tiles, pair, owner, row, col, views, keep, candidates, photos, position)
+        neighbours = None if self._places is None else Neighbours(candidates, self._places)
+        plan = _Plan(tiles, pair, owner, row, col, views, keep, candidates, photos, position, neighbours)
         self._planned = step, plan
         return plan
 

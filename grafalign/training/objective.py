@@ -30,6 +30,8 @@ _BLOCK = {'cpu': 1 << 21}
 """Logits that exist at a time, by device: on a CPU 8 MB, which stay in its cache."""
 _LARGE_BLOCK = 1 << 26
 """The same elsewhere: 256 MB, enough to keep a GPU busy."""
+_LOOKED_UP = 1 << 28
+"""Bytes of candidates that are kept for all micro-batches of a step: 131,072 of 512 numbers."""
 _ROWS = 1024
 """Rows of a block where there are as many; the rest of its size are candidates."""
 
@@ -50,18 +52,14 @@ class Masks:
     """Which candidates are no negatives of a row, besides its own positives."""
 
     listed: tuple[Tensor, Tensor] | None = None
-    """Rows and candidates, int64 [M] each: photos of the same tile. Costs M writes."""
+    """Rows and candidates, int64 [M] each: photos of the same tile, or taken near one of the row's. Costs M writes."""
     closer_than: float | None = None
     """Candidates whose cosine with any of the row's positives is larger. Costs one more product, [N, D] x [D, K]."""
-    within: float | None = None
-    """Candidates nearer than this to any of the row's positives, in the unit of `places`. Costs [N, K] distances."""
-    places: Tensor | None = None
-    """Positions of the candidates in space, [K, 3]."""
 
     @property
     def any(self) -> bool:
         """Whether there is any mask, so that a row's other positives leave its denominator too."""
-        return self.listed is not None or self.closer_than is not None or self.within is not None
+        return self.listed is not None or self.closer_than is not None
 
 
 NO_MASKS = Masks()
@@ -84,18 +82,32 @@ class Candidates:
     Args:
         bank: embeddings of photos, or of texts, which the loss does not tell apart.
         rows: rows of the bank, int64 [K].
+        embeddings: of these rows, [K, D], where they are looked up already.
     """
 
-    def __init__(self, bank: Bank, rows: Tensor) -> None:
-        self.bank, self.rows = bank, rows
+    def __init__(self, bank: Bank, rows: Tensor, embeddings: Tensor | None = None) -> None:
+        self.bank, self.rows, self._embeddings = bank, rows, embeddings
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, which: Tensor | slice, like: Tensor) -> Tensor:
         """Embeddings of some candidates with device and type of `like`."""
+        if self._embeddings is not None:
+            return self._embeddings[which].to(like.device, like.dtype)
         rows = self.rows[which].to(self.bank.device)
         return self.bank[rows].to(like.device, like.dtype)
+
+    def looked_up(self, like: Tensor) -> Candidates:
+        """The same, all looked up at once where they are not too many: for several losses against the same photos."""
+        if len(self) * like.shape[-1] * like.element_size() > _LOOKED_UP:
+            return self
+        return Candidates(self.bank, self.rows, self.take(slice(None), like))
+
+    def part(self, first: int, last: int) -> Candidates:
+        """Those from one position to before another."""
+        some = slice(first, last)
+        return Candidates(self.bank, self.rows[some], None if self._embeddings is None else self._embeddings[some])
 
 
 def contrastive_loss(scaled: Tensor, candidates: Candidates, pairs: Pairs, masks: Masks = NO_MASKS) -> Tensor:
@@ -220,8 +232,8 @@ def _others(
             if bias is not None:
                 logits += bias.detach()
             hide(logits, hidden.get((top // height, first // step)), top, first)
-            if masks.closer_than is not None or masks.within is not None:
-                _hide_alike(logits, candidates, photos, pairs, masks, top, end, first, stop)
+            if masks.closer_than is not None:
+                _hide_alike(logits, candidates, photos, pairs, masks.closer_than, top, end)
             if bias is not None:
                 total[part] += functional.softplus(logits).sum(1)
                 share = torch.sigmoid_(logits)
@@ -269,29 +281,14 @@ def hide(logits: Tensor, cells: tuple[Tensor, Tensor] | None, top: int, first: i
 
 
 def _hide_alike(
-    logits: Tensor,
-    candidates: Candidates,
-    photos: Tensor,
-    pairs: Pairs,
-    masks: Masks,
-    top: int,
-    end: int,
-    first: int,
-    stop: int,
+    logits: Tensor, candidates: Candidates, photos: Tensor, pairs: Pairs, closer_than: float, top: int, end: int
 ) -> None:
-    """Take out of a block what is too like, or too near, any positive of a row; `pairs` are sorted by row."""
+    """Take out of a block what is too like any positive of a row; `pairs` are sorted by row."""
     bounds = torch.searchsorted(pairs.row, torch.tensor([top, end], device=pairs.row.device)).tolist()
     step = max(1, block_of(logits) // photos.shape[0])
     for begin in range(bounds[0], bounds[1], step):
         part = slice(begin, min(begin + step, bounds[1]))
-        alike = torch.zeros(part.stop - begin, stop - first, dtype=torch.bool, device=logits.device)
-        if masks.closer_than is not None:
-            alike |= candidates.take(pairs.candidate[part], photos) @ photos.T > masks.closer_than
-        if masks.within is not None and masks.places is not None:
-            here = masks.places[pairs.candidate[part]]
-            # differences, not the expanded square: metres matter at the distance of the Earth's radius
-            far = torch.cdist(here, masks.places[first:stop], compute_mode='donot_use_mm_for_euclid_dist')
-            alike |= far < masks.within
+        alike = candidates.take(pairs.candidate[part], photos) @ photos.T > closer_than
         where, column = alike.nonzero(as_tuple=True)
         logits[pairs.row[part][where] - top, column] = float('-inf')
 

@@ -55,14 +55,14 @@ class AlignmentTask(nn.Module):
         settings: TrainSettings,
         bank: Tensor | JoinedBank,
         gsd_m: float,
-        places: Tensor | None = None,
         label_vectors: Tensor | None = None,
         word_anchors: WordAnchors | None = None,
         teacher: SatelliteEncoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.preprocess, self.settings, self.gsd_m = encoder, preprocess, settings, gsd_m
-        self._bank, self._places = [bank], places  # in a list: neither moved nor broadcast with the module
+        self._bank = [bank]  # in a list: neither moved nor broadcast with the module
+        self._looked_up: Candidates | None = None
         self._label_vectors, self._word_anchors, self._teacher = label_vectors, word_anchors, [teacher]
         # of one element each, as FSDP shards no scalars
         self.log_scale = nn.Parameter(torch.tensor([-math.log(settings.tau)]), requires_grad=settings.learn_tau)
@@ -77,7 +77,6 @@ class AlignmentTask(nn.Module):
         sensor: Sensor,
         settings: TrainSettings,
         bank: Tensor | JoinedBank,
-        places: Tensor | None = None,
         start: tuple[SatelliteEncoder, Tensor] | None = None,
         word_anchors: WordAnchors | None = None,
         teacher: SatelliteEncoder | None = None,
@@ -94,7 +93,7 @@ class AlignmentTask(nn.Module):
         tune(encoder, settings.tune)
         vectors = None if start is None else start[1]
         preprocess = TilePreprocessing(sensor, clip)
-        task = cls(encoder, preprocess, settings, bank, sensor.gsd_m, places, vectors, word_anchors, teacher)
+        task = cls(encoder, preprocess, settings, bank, sensor.gsd_m, vectors, word_anchors, teacher)
         level = 'both' if settings.self_labels is not None else settings.level
         for parameter in {'image': encoder.patch_head, 'patch': encoder.image_head, 'both': []}[level]:
             parameter.requires_grad_(False)
@@ -142,10 +141,10 @@ class AlignmentTask(nn.Module):
     def _loss(self, found: Embeddings, teacher_patches: Tensor | None, batch: Batch) -> Tensor:
         settings = self.settings
         scale = self._bounded_scale().exp()
-        candidates = Candidates(self._bank[0], batch['candidates'])
+        candidates = self._candidates(batch['candidates'], found.image)
         losses = []
         if settings.level != 'patch':
-            of_photos, of_texts = self._whole(found.image * scale, batch)
+            of_photos, of_texts = self._whole(found.image * scale, candidates, batch)
             pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
             loss = self._with_words(of_photos, found.image, candidates, pairs, batch) + of_texts
             if settings.photo_to_tile:
@@ -157,13 +156,22 @@ class AlignmentTask(nn.Module):
             anchors = self._placed(found.patches, teacher_patches, candidates, batch)
             rows = torch.arange(len(anchors), device=anchors.device)
             pairs = Pairs(rows, batch['photo'], batch['weight'])
-            same = settings.masks.same_tile
-            listed = _by_pair(batch['listed'], batch['tile'], len(found.image)) if same else None
-            loss = self._contrast(anchors * scale, candidates, pairs, listed)
+            cells = []
+            if settings.masks.same_tile:
+                cells.append(_by_pair(batch['listed'], batch['tile'], len(found.image)))
+            if settings.masks.within_m is not None:
+                cells.append(batch['near'])
+            loss = self._contrast(anchors * scale, candidates, pairs, cells)
             losses.append(self._with_words(loss, anchors, candidates, pairs, batch))
         if len(losses) == 1:
             return losses[0]
         return (1 - settings.patch_share) * losses[0] + settings.patch_share * losses[1]
+
+    def _candidates(self, rows: Tensor, like: Tensor) -> Candidates:
+        """The candidates of a step: looked up in the bank once for all its micro-batches and both levels."""
+        if self._looked_up is None or not torch.equal(self._looked_up.rows, rows):
+            self._looked_up = Candidates(self._bank[0], rows).looked_up(like)
+        return self._looked_up
 
     def _of_labels(self, patches: Tensor, batch: Batch) -> Tensor:
         """The loss of labelled patches."""
@@ -177,16 +185,22 @@ class AlignmentTask(nn.Module):
         self.noted['label_loss'] = loss.detach()
         return loss
 
-    def _whole(self, scaled: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _whole(self, scaled: Tensor, candidates: Candidates, batch: Batch) -> tuple[Tensor, Tensor]:
         """The losses of whole images: photos are held against photos, and texts against texts.
 
         CLIP's photos and texts lie in two cones: to tell one from the other would teach nothing of their content, and
         a photo that shows what a text says is none of its negatives.
         """
-        count, photos = len(batch['candidates']), int(batch['photos'])
+        count, photos = len(candidates), int(batch['photos'])
+        masks, cells = self.settings.masks, []
+        if masks.same_tile:
+            cells.append(batch['listed'])
+        if masks.within_m is not None:
+            pair, near = batch['near']
+            cells.append(torch.stack([batch['tile'][pair], near]))
         if photos in (0, count):
             pairs = Pairs(batch['tile'], batch['photo'], batch['weight'])
-            loss = self._contrast(scaled, Candidates(self._bank[0], batch['candidates']), pairs, batch['listed'])
+            loss = self._contrast(scaled, candidates, pairs, cells)
             none = torch.zeros_like(loss)
             return (loss, none) if photos else (none, loss)
         losses = []
@@ -194,14 +208,15 @@ class AlignmentTask(nn.Module):
             mine = (batch['photo'] >= first) & (batch['photo'] < last)
             tiles, row = torch.unique(batch['tile'][mine], return_inverse=True)
             pairs = Pairs(row, batch['photo'][mine] - first, batch['weight'][mine])
-            tile, candidate = batch['listed']
             at = torch.full((len(scaled),), -1, dtype=torch.int64, device=scaled.device)
             at[tiles] = torch.arange(len(tiles), device=scaled.device)
-            listed = torch.stack([at[tile], candidate - first])[
-                :, (at[tile] >= 0) & (candidate >= first) & (candidate < last)
+            some = [
+                torch.stack([at[tile], candidate - first])[
+                    :, (at[tile] >= 0) & (candidate >= first) & (candidate < last)
+                ]
+                for tile, candidate in cells
             ]
-            candidates = Candidates(self._bank[0], batch['candidates'][first:last])
-            losses.append(self._contrast(scaled[tiles], candidates, pairs, listed))
+            losses.append(self._contrast(scaled[tiles], candidates.part(first, last), pairs, some))
         return losses[0], losses[1]
 
     def _with_words(self, loss: Tensor, anchors: Tensor, candidates: Candidates, pairs: Pairs, batch: Batch) -> Tensor:
@@ -214,17 +229,11 @@ class AlignmentTask(nn.Module):
         weight = self.settings.word_anchors.weight
         return (1 - weight) * loss + weight * of_words
 
-    def _contrast(self, scaled: Tensor, candidates: Candidates, pairs: Pairs, listed: Tensor | None) -> Tensor:
-        wanted = self.settings.masks
-        places = None
-        if wanted.within_m is not None and self._places is not None:
-            places = self._places[candidates.rows.to(self._places.device)].to(scaled.device)
-        masks = Masks(
-            (listed[0], listed[1]) if wanted.same_tile and listed is not None else None,
-            wanted.closer_than,
-            wanted.within_m,
-            places,
-        )
+    def _contrast(self, scaled: Tensor, candidates: Candidates, pairs: Pairs, cells: list[Tensor]) -> Tensor:
+        """The loss in the form that is wanted; `cells` are rows and candidates that a mask names, [2, M] each."""
+        row, candidate = torch.cat(cells, 1) if cells else (None, None)
+        listed = None if row is None or candidate is None else (row, candidate)
+        masks = Masks(listed, self.settings.masks.closer_than)
         if self.settings.form == 'sigmoid':
             return sigmoid_loss(scaled, self.bias[0], candidates, pairs, masks)
         return contrastive_loss(scaled, candidates, pairs, masks)

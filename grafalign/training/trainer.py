@@ -46,10 +46,8 @@ from grafalign.encoders.text_tower import TEXT_WEIGHTS, text_weights, with_text_
 from grafalign.encoders.weights_file import save_tensors
 from grafalign.errors import DamagedError, InputError, StaleError, naming_full_disk
 from grafalign.files import replacing, write_atomically
-from grafalign.geo import EARTH_RADIUS_M
 from grafalign.locks import exclusive
 from grafalign.processes import this_team
-from grafalign.store import PairStore
 from grafalign.store_marker import Sensor
 from grafalign.training.accelerator import make_accelerator
 from grafalign.training.checkpoint import (
@@ -63,6 +61,7 @@ from grafalign.training.gather_data import TrainingData, gather_data, mixture_of
 from grafalign.training.loop import Run, Validation, fit
 from grafalign.training.mammut import MammutTask
 from grafalign.training.memory import largest_micro_batch, naming_full_memory
+from grafalign.training.near import earth_centred
 from grafalign.training.processes import bytes_per_step, naming_lost_processes
 from grafalign.training.provenance import describe
 from grafalign.training.run_marker import RunMarker
@@ -149,7 +148,7 @@ def _train(settings: TrainSettings) -> RunMarker:
     sensor, places = data.sensor, None
     if settings.masks.within_m is not None and data.store is not None:
         places = earth_centred(data.store)
-        if not torch.isfinite(places).any():
+        if not np.isfinite(places).any():
             raise InputError(
                 f'`masks.within_m` needs to know where photos are, and those of {data.store.path} have no position; '
                 'leave it out.'
@@ -157,8 +156,6 @@ def _train(settings: TrainSettings) -> RunMarker:
     if main and data.store is not None and data.photo_bank is not None and data.photo_bank.left_out():
         console.log(f'{data.store.path}: {data.photo_bank.left_out()}')
     bank = data.bank(accelerator.device)
-    if places is not None and len(places) < len(bank):  # texts are nowhere: no distance to them is small
-        places = torch.cat([places, torch.full((len(bank) - len(places), 3), float('inf'))])
     task: AlignmentTask | TwoTowerTask
     tokenizer: Any = None
     labels = None
@@ -171,10 +168,17 @@ def _train(settings: TrainSettings) -> RunMarker:
         labels, start = _self_labels(clip, data, settings, accelerator.device)
         anchors = _word_anchors(clip, data, settings, accelerator.device)
         teacher = _teacher(clip, data, settings, accelerator.device)
-        task = AlignmentTask.start(clip, sensor, settings, bank, places, start, anchors, teacher)
+        task = AlignmentTask.start(clip, sensor, settings, bank, start, anchors, teacher)
     mixture = None if settings.steps is None else mixture_of(data, settings, settings.steps)
     pairs = PairSteps(
-        data.sources, settings, share, side=task.encoder.side, size_px=sensor.size_px, mixture=mixture, labels=labels
+        data.sources,
+        settings,
+        share,
+        side=task.encoder.side,
+        size_px=sensor.size_px,
+        mixture=mixture,
+        labels=labels,
+        places=places,
     )
     writing = settings.text_tower == 'decoder' and settings.caption_weight > 0
     steps = pairs if tokenizer is None else TokenSteps(pairs, data.texts(), tokenizer, captions=writing)
@@ -335,18 +339,6 @@ def _digest(settings: TrainSettings, clip: FrozenClip, rows_digest: str) -> str:
     if settings.word_anchors is not None:
         parts.append('\n'.join(read_words(settings.word_anchors.words or SHIPPED)))
     return hashlib.blake2b(' '.join(parts).encode(), digest_size=16).hexdigest()
-
-
-def earth_centred(store: PairStore) -> torch.Tensor:
-    """Places of a store's photos on a sphere, metres from the Earth's centre, float32 [P, 3]: good to half a metre.
-
-    Photos without a place are infinitely far from everything.
-    """
-    points = store.photos.geometry
-    lon, lat = np.deg2rad(points.x.to_numpy()), np.deg2rad(points.y.to_numpy())
-    unit = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], 1)
-    metres = np.where(np.isfinite(unit), unit * EARTH_RADIUS_M, np.inf)
-    return torch.from_numpy(metres.astype(np.float32))
 
 
 def _micro_batch(

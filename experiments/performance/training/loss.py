@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from experiments.performance.training.measuring import SEED, TAU, Spent, fresh, header, peak_beyond, timed, write_result
+from grafalign.training.near import Neighbours
 from grafalign.training.objective import Candidates, Masks, Pairs, contrastive_loss, sigmoid_loss
 
 DEPTH = 512
@@ -36,6 +38,8 @@ class Problem(NamedTuple):
     pairs: Any
     masks: Mapping[str, Any]
     """`Masks` by name."""
+    places: Tensor
+    """Of the candidates in metres, [K, 3], for the mask `within`: whom it names is part of what is measured."""
 
 
 def loss_problem(tiles: int, photos: int, bank: int, level: str) -> Problem:
@@ -66,10 +70,10 @@ def loss_problem(tiles: int, photos: int, bank: int, level: str) -> Problem:
         'none': Masks(),
         'listed': Masks(listed=(beside[0], beside[1])),
         'closer_than': Masks(closer_than=ALIKE),
-        'within': Masks(within=WITHIN_M, places=places),
+        'within': Masks(),
     }
     z = (functional.normalize(anchors + noise, dim=1) / TAU).requires_grad_()
-    return Problem(z, Candidates(embeddings, rows), Pairs(row, torch.arange(own), weight), masks)
+    return Problem(z, Candidates(embeddings, rows), Pairs(row, torch.arange(own), weight), masks, places)
 
 
 def loss_case(
@@ -83,12 +87,16 @@ def loss_case(
     value = {}
 
     def ours(problem: Problem) -> None:
-        z, candidates, pairs, masks = problem
-        z.grad = None
+        z, candidates, pairs, masks, places = problem
+        z.grad, named = None, masks[mask]
+        if mask == 'within':
+            neighbours = Neighbours(np.arange(len(places)), places.numpy().astype(np.float64))
+            pair, near = torch.from_numpy(neighbours.of(pairs.candidate.numpy(), WITHIN_M))
+            named = Masks(listed=(pairs.row[pair], near))
         if form == 'sigmoid':
-            loss = sigmoid_loss(z, bias, candidates, pairs, masks[mask])
+            loss = sigmoid_loss(z, bias, candidates, pairs, named)
         else:
-            loss = contrastive_loss(z, candidates, pairs, masks[mask])
+            loss = contrastive_loss(z, candidates, pairs, named)
         loss.backward()
         value['loss'] = float(loss.detach())
 
