@@ -152,6 +152,47 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.perf_counter() - started
 
 
+def write_page(content: dict[str, Any], path: Path) -> None:
+    """The result as a page."""
+    machine, settings = content['machine'], content['settings']
+    lines = [
+        '# An index that grows, and filters in a large one',
+        '',
+        f'`{content["command"]}`, on {machine["cores"]} cores, one thread (load {machine["load_at_start"]} before).',
+        '',
+        f'Random unit vectors of {settings["width"]} numbers, added in commits of {settings["commit"]:,} rows, the index '
+        'opened anew for each. A commit writes its own rows and looks at the sizes of all files; its cost grows with '
+        'their number until the next `grafalign index` puts files of items together, which reads them all. That command '
+        'itself adds larger and larger commits.',
+        '',
+        '| rows | commits since the line above | ms a commit | at the end | all, s | bytes written, of the vectors '
+        '| s to put files together |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in content.get('growth', ()):
+        lines.append(
+            f'| {row["rows"]:,} | {row["commits"]:,} | {row["ms_a_commit"]} | {row["ms_a_commit_at_the_end"]} '
+            f'| {row["seconds"]} | {row["written_times_the_vectors"]} | {row["seconds_merge"]} |'
+        )
+    large = content.get('filters')
+    if large:
+        lines += [
+            '',
+            f'{large["rows"]:,} rows of {large["width"]} numbers. Reading items and making their spatial index took '
+            f'{large["seconds_ready"]} s, once. Then ten nearest of one query, among those that a filter leaves; all '
+            'answers are exact, so recall is 1 (median of five).',
+            '',
+            '| filter | rows that it leaves | filter, ms | search, ms | both |',
+            '|---|---|---|---|---|',
+        ]
+        for row in large['cases']:
+            both = row['ms_filter'] + row['ms_search']
+            lines.append(
+                f'| {row["filter"]} | {row["allowed"]:,} | {row["ms_filter"]} | {row["ms_search"]} | **{both:.0f}** |'
+            )
+    path.write_text('\n'.join([*lines, '']))
+
+
 def main() -> None:
     """Measure and write the result and its page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,6 +214,7 @@ def main() -> None:
     if args.only != 'growth':
         content['filters'] = filters(args.data / f'large-{args.rows}', args.rows, 64)
     path.write_text(json.dumps(content, indent=2) + '\n')
+    write_page(content, HERE / 'index_growth.md')
 
 
 if __name__ == '__main__':

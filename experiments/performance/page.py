@@ -35,7 +35,7 @@ class Claim:
 def claims() -> list[Claim]:
     """All of them, in the order of the chain."""
     return [
-        Claim('planning', 'plan of ten million photos', 'one million', _plan, lambda d: 'linear is 10'),
+        Claim('planning', 'plan of a hundred million photos', 'one million', _plan, _plan_memory),
         Claim('candidates', 'choosing among 700 scenes a tile', 'a tenth of the tiles and scenes', _choice, _memory),
         Claim(
             'pairing',
@@ -46,6 +46,15 @@ def claims() -> list[Claim]:
                 f'{_pairing(d, "ours", "bytes") / _pairing(d, "fetch", "bytes"):.2f} of the least bytes, '
                 f'{_pairing(d, "ours") / max(_pairing(d, "fetch"), _pairing(d, "decode")):.2f} times decoding alone'
             ),
+        ),
+        Claim(
+            'bank',
+            'a photo bank with an encoder that takes no time, files and tars',
+            'decoding and resizing alone',
+            lambda d: (
+                ' and '.join(f'{d["rows"][0]["of_decoding"][k][0]:.2f}' for k in ('files', 'tars')) + ' of its speed'
+            ),
+            lambda d: '1',
         ),
         Claim('training_loss', 'the loss of 4,096 tiles and 106,496 candidates', 'the dense loss', _loss, _products),
         Claim(
@@ -102,6 +111,7 @@ def claims() -> list[Claim]:
             lambda d: 'no bound known',
             'index',
         ),
+        Claim('index_growth', 'a commit of 1,024 rows to a million', 'to a hundred thousand', _commits, _filters),
         Claim(
             'vector_databases',
             'searching 100,000 vectors one by one',
@@ -139,12 +149,35 @@ def claims() -> list[Claim]:
 _PEERS = ('odc-stac', 'rasterio')
 
 
-def _plan(data: dict[str, Any]) -> str:
-    by_grid: dict[str, dict[int, float]] = {}
-    for row in data['rows']:
-        if row['order'] == 'as drawn':
-            by_grid.setdefault(row['grid'], {})[row['photos']] = row['seconds']
-    return ' and '.join(f'{s[10_000_000] / s[1_000_000]:.1f} times the time' for s in by_grid.values())
+def _plan(content: Any) -> str:
+    seconds = {(r['grid'], r['photos']): r['seconds'] for r in content['rows'] if r['order'] == 'as drawn'}
+    grids = dict.fromkeys(grid for grid, _ in seconds)
+    return ' and '.join(f'{seconds[g, _HUNDRED] / seconds[g, _HUNDRED // 100]:.0f} times the time' for g in grids)
+
+
+def _plan_memory(content: Any) -> str:
+    rows = [r for r in content['rows'] if r['photos'] == _HUNDRED]
+    return 'linear is 100; ' + ' and '.join(f'{r["seconds"] / 60:.0f} minutes, {r["peak_gb"]:.1f} GB' for r in rows)
+
+
+_HUNDRED = 100_000_000
+
+
+def _commits(content: Any) -> str:
+    few, *_, many = content['growth']
+    return f'{many["ms_a_commit_at_the_end"] / few["ms_a_commit_at_the_end"]:.1f} times the time'
+
+
+def _filters(content: Any) -> str:
+    large = content['filters']
+    small = [c for c in large['cases'] if c['ms_filter'] + c['ms_search'] < _SOON_MS]
+    return (
+        f'1; of ten million, {len(small)} of {len(large["cases"])} filters are answered within {_SOON_MS} ms, exactly '
+        f'(up to {max((c["allowed"] for c in small), default=0):,} rows left)'
+    )
+
+
+_SOON_MS = 50
 
 
 def _choice(data: dict[str, Any]) -> str:

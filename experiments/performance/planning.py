@@ -149,8 +149,8 @@ def write_page(metadata: dict[str, Any], path: Path) -> None:
         '# Planning millions of photos',
         '',
         f'`{metadata["command"]}`, on {metadata["machine"]["cores"]} cores and {metadata["machine"]["memory_gb"]} GB. '
-        'One thread; every row is a fresh process that reads the photo table, plans and writes the plan. Positions are '
-        'drawn around 100,000 real ones, so they cluster as photos do.',
+        'Every row is a fresh process that reads the photo table, plans in two threads where that helps, and writes '
+        'the plan. Positions are drawn around 100,000 real ones, so they cluster as photos do.',
         '',
         '| grid | photos | tiles | pairs | read, s | plan, s | write, s | all, s | µs a photo | peak GB |',
         '|---|---|---|---|---|---|---|---|---|---|',

@@ -109,7 +109,7 @@ class MaskSettings(Settings):
     same_tile: bool = False
     """Photos of the anchor's own tile. Costs nothing worth measuring."""
     within_m: float | None = Field(default=None, gt=0)
-    """Photos nearer than this to any of the anchor's. Costs [positives, candidates] distances."""
+    """Photos nearer than this to any of the anchor's. The data workers look them up in a tree of the candidates."""
     closer_than: float | None = Field(default=None, gt=-1, lt=1)
     """Photos whose cosine with any of the anchor's is larger. Costs a product [positives, D] x [D, candidates]."""
 
