@@ -12,6 +12,7 @@ from pyproj import CRS, Transformer
 from pyproj.aoi import AreaOfInterest
 from pyproj.database import query_utm_crs_info
 
+from grafalign import geo
 from grafalign.geo import TileGrid, blocks_touched, project, unit_metres, unproject, utm_epsg
 
 LON = st.floats(-180, 179.999, allow_nan=False)
@@ -126,3 +127,18 @@ def test_units_are_measured_on_the_ground(code: int, lon: float, lat: float, exp
     """Web Mercator's shrink towards the poles, feet are feet, a degree is one along a meridian."""
     x, y = Transformer.from_crs('EPSG:4326', code, always_xy=True).transform(lon, lat)
     assert unit_metres(CRS.from_epsg(code).to_wkt(), x, y) == pytest.approx(expected, rel=0.005)
+
+
+@given(st.lists(st.tuples(LON, LAT), max_size=5), st.one_of(GRIDS, st.just(TileGrid(64, 30, (15, 15)))))
+@settings(max_examples=60)
+def test_names_of_many_tiles_are_those_of_each(places: list[tuple[float, float]], grid: TileGrid) -> None:
+    """However many are named together, and whether corners are whole metres or not."""
+    lon, lat = np.array(places).reshape(-1, 2).T
+    epsg = utm_epsg(lon, lat)
+    at = [project(x, y, int(zone)) for x, y, zone in zip(lon, lat, epsg, strict=True)]
+    left, top = grid.corner(*np.array(at, dtype=float).reshape(-1, 2).T)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geo, '_NAMED_TOGETHER', 2)
+        names = grid.tile_ids(epsg, left, top)
+    assert names.dtype == 'str'
+    assert names.tolist() == [grid.tile_id(*tile) for tile in zip(epsg.tolist(), left, top, strict=True)]

@@ -160,10 +160,10 @@ def write_page(content: dict[str, Any], path: Path) -> None:
         '',
         f'`{content["command"]}`, on {machine["cores"]} cores, one thread (load {machine["load_at_start"]} before).',
         '',
-        f'Random unit vectors of {settings["width"]} numbers, added in commits of {settings["commit"]:,} rows, the index '
-        'opened anew for each. A commit writes its own rows and looks at the sizes of all files; its cost grows with '
-        'their number until the next `grafalign index` puts files of items together, which reads them all. That command '
-        'itself adds larger and larger commits.',
+        f'Random unit vectors of {settings["width"]} numbers, added in commits of {settings["commit"]:,} rows; the '
+        'index is opened anew for each. A commit writes its own rows and looks at the sizes of all files; its cost '
+        'grows with their number until the next `grafalign index` puts the files together, which reads them all. That '
+        'command itself adds larger and larger commits.',
         '',
         '| rows | commits since the line above | ms a commit | at the end | all, s | bytes written, of the vectors '
         '| s to put files together |',
