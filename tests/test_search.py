@@ -15,6 +15,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +26,7 @@ from grafalign.errors import BusyError, GrafalignError, InputError
 from grafalign.locks import exclusive
 from grafalign.models import load_model
 from grafalign.search import Catalog, Query, build_index, search
+from grafalign.search.query import meeting
 from grafalign.search.signs import signed_vectors, split_signs
 from grafalign.search.sources import box_of, open_source
 from grafalign.store import PairStore
@@ -466,3 +469,23 @@ def test_signed_words_are_like_what_is_wanted_and_less_like_what_is_not() -> Non
     expected = (known['a'] + known['b']) / 2 - known['c'] / 2
     np.testing.assert_allclose(signed_vectors(['a +b -c'], embed)[0], expected / np.linalg.norm(expected), rtol=1e-6)
     assert signed_vectors(['a -c'], embed)[0] @ known['c'] < known['a'] @ known['c']
+
+
+@given(
+    st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5), st.sampled_from([0.0, 1.0, 2.5])), max_size=12),
+    st.tuples(st.integers(-5, 5), st.integers(-5, 5), st.integers(1, 4), st.integers(1, 4)),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_items_that_meet_a_region_are_those_that_shapely_says(
+    places: list[tuple[int, int, float]], box: tuple[int, int, int, int], second: bool
+) -> None:
+    """Points and shapes, on edges and corners of a box, in a region of two parts, without a place."""
+    shapes = [shapely.Point(x, y).buffer(size, quad_segs=2) if size else shapely.Point(x, y) for x, y, size in places]
+    items = gpd.GeoDataFrame(geometry=[*shapes, None, shapely.Polygon()], crs='EPSG:4326')
+    region = shapely.box(box[0], box[1], box[0] + box[2], box[1] + box[3])
+    if second:
+        region = shapely.union_all([region, shapely.Point(4, 4).buffer(1.5)])
+    expected = {row for row, shape in enumerate(shapes) if shape.intersects(region)}
+    rows = meeting(items, region)
+    assert set(rows.tolist()) == expected and len(rows) == len(expected)

@@ -188,15 +188,15 @@ def allowed_rows(
     mask = catalog.alive.copy()
     items = catalog.items
     if region is not None:
-        hits = items.sindex.query(region, predicate='intersects')
         inside = np.zeros(len(items), dtype=bool)
-        inside[hits] = True
+        inside[meeting(items, region)] = True
         mask &= inside
     when = items['datetime']
-    if begin is not None:
-        mask &= (when >= pd.Timestamp(_utc(begin))).to_numpy()
-    if end is not None:
-        mask &= (when < pd.Timestamp(_utc(end))).to_numpy()
+    moments = when.to_numpy('datetime64[us]') if begin is not None or end is not None else None  # NaT fails both
+    if moments is not None and begin is not None:
+        mask &= moments >= np.datetime64(_utc(begin).replace(tzinfo=None), 'us')
+    if moments is not None and end is not None:
+        mask &= moments < np.datetime64(_utc(end).replace(tzinfo=None), 'us')
     if not mask.any():
         placed = int(items.geometry.notna().sum())
         timed = int(when.notna().sum())
@@ -205,6 +205,18 @@ def allowed_rows(
             f'{timed:,} a time); widen the filter.'
         )
     return mask
+
+
+def meeting(items: gpd.GeoDataFrame, region: shapely.Geometry) -> npt.NDArray[np.int64]:
+    """Rows of items that meet a region. In a box most are told by their own boxes, many times faster."""
+    if not shapely.equals(region, shapely.box(*region.bounds)):
+        return np.asarray(items.sindex.query(region, predicate='intersects'))
+    rows = items.sindex.query(region)
+    west, south, east, north = shapely.bounds(items.geometry.array[rows]).T
+    low_x, low_y, high_x, high_y = region.bounds
+    within = (west >= low_x) & (south >= low_y) & (east <= high_x) & (north <= high_y)
+    unsure = rows[~within]
+    return np.concatenate([rows[within], unsure[shapely.intersects(region, items.geometry.array[unsure])]])
 
 
 def _utc(when: datetime) -> datetime:
