@@ -78,19 +78,29 @@ def run(
             yield from _with_dask(engine, function, units, workers)
 
 
-def in_order(function: Callable[[Unit], Result], units: Iterable[Unit], threads: int | None = None) -> Iterator[Result]:
+def in_order(
+    function: Callable[[Unit], Result],
+    units: Iterable[Unit],
+    threads: int | None = None,
+    begin: Callable[[], object] | None = None,
+) -> Iterator[Result]:
     """Apply `function` to every unit in threads and yield the results in the order of the units.
 
     One more unit than threads is begun ahead, so few results wait at a time.
 
     Args:
         function: what to do.
-        units: the work.
+        units: the work, taken as it is needed.
         threads: the number of cores by default.
+        begin: what each thread does first.
+
+    Example:
+        >>> list(in_order(lambda x: 2 * x, [1, 2, 3]))
+        [2, 4, 6]
     """
     threads = threads or default_workers()
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix='grafalign')
+    pool = ThreadPoolExecutor(threads, 'grafalign', begin)
     try:
         for unit in units:
             waiting.append(pool.submit(function, unit))

@@ -16,6 +16,7 @@ from grafalign.store import PairStore
 from grafalign.training import objective
 from grafalign.training.data import Batch, PairSteps, Share
 from grafalign.training.gather_data import bank_rows
+from grafalign.training.near import Neighbours
 from tests.training_world import gradient, settings, start
 
 WILD = {
@@ -142,6 +143,14 @@ def test_candidates_near_a_photo_are_those_of_a_naive_loop(
         expected |= {(pair, int(k)) for k in np.flatnonzero((metres < 60) & placed)}
     assert set(zip(*batch['near'].tolist(), strict=True)) == expected
     assert len(expected) == batch['near'].shape[1] > len(batch['photo']) - photos_without_place
+
+
+@pytest.mark.parametrize(('candidates', 'photos'), [([5, 6], [0]), ([0, 1, 5], [2]), ([0, 1, 5], []), ([2, 5], [0, 1])])
+def test_texts_and_photos_of_unknown_place_are_near_nothing(candidates: list[int], photos: list[int]) -> None:
+    """Rows 0 and 1 are photos 3 m apart, 2 a photo of unknown place, 5 and 6 texts."""
+    places = np.array([[0.0, 0, 0], [3, 0, 0], [np.nan] * 3])
+    near = Neighbours(np.array(candidates), places).of(np.array(photos, dtype=np.int64), 5)
+    assert near.shape == (2, 0) and near.dtype == np.int64
 
 
 def test_both_levels_and_all_micro_batches_look_candidates_up_once(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -21,6 +22,7 @@ from grafalign.store import PairStore
 from grafalign.training import TrainSettings, load_satellite, train
 from grafalign.training.self_labels import NONE, label_loss, surest
 from grafalign.zeroshot import class_vectors
+from tests.launched import ended, start
 
 WORDS = ['forest', 'water', 'cropland', 'suburb', 'beach']
 
@@ -109,6 +111,20 @@ def test_micro_batches_take_the_steps_of_the_whole_batch(store: PairStore, run: 
         train(settings_of(store, out, steps=3, micro_batch=micro, **labels_of(run)))
         losses.append([json.loads(line)['loss'] for line in (out / 'log.jsonl').read_text().splitlines()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_labelling_take_the_steps_of_one(store: PairStore, run: Path, tmp_path: Path) -> None:
+    """Each labels its share of the images, and all train on the labels of all."""
+    losses = []
+    for processes in (1, 2):
+        wanted = settings_of(store, tmp_path / f'of{processes}', steps=3, **labels_of(run))
+        (tmp_path / 'train.yaml').write_text(yaml.safe_dump(wanted.model_dump(mode='json')))
+        code, said = ended(start('train', tmp_path / 'train.yaml', '--processes', processes))
+        assert code == 0, said
+        log = (tmp_path / f'of{processes}' / 'log.jsonl').read_text().splitlines()
+        losses.append([json.loads(line)['loss'] for line in log])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_labels_turn_with_their_tiles(store: PairStore, run: Path, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ own wait for nobody, and an input's numbers do not depend on how many cores ther
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
+
+from grafalign import engine
 
 Input = TypeVar('Input')
 Output = TypeVar('Output')
@@ -37,15 +38,7 @@ def on_cores(
     if threads == 1:
         yield from map(network, inputs)
         return
-    pool = ThreadPoolExecutor(threads, 'network', torch.set_num_threads, (1,))
-    waiting: deque[Future[Output]] = deque()
     try:
-        for one in inputs:
-            waiting.append(pool.submit(network, one))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from engine.in_order(network, inputs, threads, partial(torch.set_num_threads, 1))
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)  # or threads that begin later would have one

@@ -109,9 +109,9 @@ def rows_and_columns(
         by_zone = np.argsort(seeds.epsg[tiles], kind='stable')
         zones = seeds.epsg[tiles[by_zone]]
         for first, last in runs(zones):
-            here = start + by_zone[first:last]
-            x, y = project(lon[photo[here]], lat[photo[here]], int(zones[first]))
-            row[here], col[here] = grid.row_col(x, y, seeds.left[tile[here]], seeds.top[tile[here]])
+            some = start + by_zone[first:last]
+            x, y = project(lon[photo[some]], lat[photo[some]], int(zones[first]))
+            row[some], col[some] = grid.row_col(x, y, seeds.left[tile[some]], seeds.top[tile[some]])
 
     for _ in engine.run(fill, range(0, len(tile), _TOGETHER)):
         pass

@@ -57,16 +57,16 @@ def splits_of_tiles(
     order = np.argsort(epsg)
 
     def decide(zone: slice) -> None:
-        here = order[zone]
-        code = int(epsg[here[0]])
-        blocks = blocks_touched(*grid.box_around(code, left[here], top[here], margin_m), block_km, points)
+        tiles = order[zone]
+        code = int(epsg[tiles[0]])
+        blocks = blocks_touched(*grid.box_around(code, left[tiles], top[tiles], margin_m), block_km, points)
         doubtful = (blocks != blocks[:, :1]).any(axis=1)  # only near a block's edge the exact outline matters
         if doubtful.any():
-            exact = grid.bounds_lonlat(code, left[here[doubtful]], top[here[doubtful]], margin_m)
+            exact = grid.bounds_lonlat(code, left[tiles[doubtful]], top[tiles[doubtful]], margin_m)
             blocks[doubtful] = blocks_touched(*exact, block_km, points)
         names = split_of_blocks(blocks, shares, seed)
         agree = (names == names[:, :1]).all(axis=1)
-        split[here[agree]] = names[agree, 0]
+        split[tiles[agree]] = names[agree, 0]
 
     for _ in engine.run(decide, (slice(*run) for run in runs(epsg[order]))):
         pass

@@ -142,13 +142,13 @@ class Tiles:
             places: the positions.
             part: share of the tile's side, as of `TileGrid.holds`.
         """
-        found, tiles = [], []
+        near, tiles = [], []
         for up in (0, _SPAN):
             low = np.searchsorted(self.corner, places.cell + (up - 1), side='left')
             count = np.searchsorted(self.corner, places.cell + up, side='right') - low
-            found.append(np.repeat(np.arange(len(low)), count))
-            tiles.append(np.arange(len(found[-1])) + np.repeat(low - (np.cumsum(count) - count), count))
-        position, tile = np.concatenate(found), np.concatenate(tiles)
+            near.append(np.repeat(np.arange(len(low)), count))
+            tiles.append(np.arange(len(near[-1])) + np.repeat(low - (np.cumsum(count) - count), count))
+        position, tile = np.concatenate(near), np.concatenate(tiles)
         row, col = self.grid.row_col(places.x[position], places.y[position], self.left[tile], self.top[tile])
         inside = self.grid.holds(row, col, part)
         return Inside(position[inside], tile[inside], row[inside], col[inside])

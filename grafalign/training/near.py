@@ -49,8 +49,8 @@ class Neighbours:
                    [0, 1]])
         """
         rows = self.candidates[photos]
-        known = np.flatnonzero(rows < len(self._places))
-        known = known[np.isfinite(self._places[rows[known], 0])]
-        near = cKDTree(self._places[rows[known]]).sparse_distance_matrix(self._tree, metres, output_type='ndarray')
+        placed = np.flatnonzero(rows < len(self._places))
+        placed = placed[np.isfinite(self._places[rows[placed], 0])]
+        near = cKDTree(self._places[rows[placed]]).sparse_distance_matrix(self._tree, metres, output_type='ndarray')
         near = np.sort(near[near['v'] < metres], order=('i', 'j'))
-        return np.stack([known[near['i']], self._placed[near['j']]])
+        return np.stack([placed[near['i']], self._placed[near['j']]])
